@@ -1,0 +1,47 @@
+# The commands of this repository; `make` lists them. CI calls the same ones.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo down report validate test test-fast lint format lock clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv with the pinned requirements (CUDA where there is a GPU; QLORA_DEVICE=cpu|cuda overrides)
+	@$(PYTHON) scripts/bootstrap.py
+
+demo: setup  ## validate, train, evaluate, gate, publish, hot-load and ask: the whole flow on this machine
+	@$(BIN)/python scripts/demo.py up
+
+down:  ## stop the demo's servers
+	@$(BIN)/python scripts/demo.py down
+
+report:  ## open the demo's HTML report
+	@$(BIN)/python scripts/demo.py report
+
+validate: setup  ## check the repository's data as a pull request would
+	@$(BIN)/python scripts/validate_data.py --input data/training/support.jsonl --eval-data data/eval/support.jsonl --base-model smollm2-135m-instruct
+	@$(BIN)/python scripts/validate_data.py --input data/training/support-ko.jsonl --eval-data data/eval/support-ko.jsonl
+
+test: lint test-fast  ## everything: linters, unit tests, tests with real servers, the whole flow
+	@$(BIN)/python -m pytest -m integration
+	@$(BIN)/python -m pytest -m e2e
+
+test-fast: setup  ## unit tests (seconds)
+	@$(BIN)/python -m pytest -m "not integration and not e2e"
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: setup  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock:  ## resolve the requirements*.in files anew
+	@$(PYTHON) scripts/bootstrap.py --lock
+
+clean:  ## remove what was made here: .venv, runs, caches (the base model's cache stays)
+	rm -rf .venv .demo runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

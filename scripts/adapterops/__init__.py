@@ -1,0 +1,1 @@
+"""Adapters as code: the library behind the scripts, one sub-package per stage."""

@@ -1,0 +1,92 @@
+"""`adapters/<name>.yaml`: the specification of one adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterops.errors import UsageError
+from adapterops.schemas import ROOT, did_you_mean, repository_path
+from adapterops.yamlfile import load_yaml
+
+ADAPTERS = ROOT / "adapters"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How an adapter is judged.
+
+    Args:
+        gate: the gate file.
+        max_tokens: the longest answer that is generated; a longer one counts as truncated.
+        latency_requests: requests of the speed phase.
+        latency_concurrency: requests in flight in the speed phase.
+    """
+
+    gate: Path
+    max_tokens: int
+    latency_requests: int
+    latency_concurrency: int
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """One adapter; every path is absolute and inside the repository."""
+
+    name: str
+    path: Path
+    description: str
+    recipe: Path
+    training_data: tuple[Path, ...]
+    evaluation_data: Path
+    evaluation: Evaluation
+    serving: Path
+    strategy: str
+    steps: tuple[int, ...]
+
+
+def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
+    """The specification of the adapter of that name.
+
+    Raises:
+        UsageError: no such adapter, a file that breaks the schema, a name that differs from the file's, or a path that does
+            not exist.
+    """
+    path = directory / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in directory.glob("*.yaml"))
+        raise UsageError(
+            f"there is no adapter `{name}` (no {repository_path(path)}).{did_you_mean(name, known)} Adapters: {', '.join(known)}."
+        )
+    spec = load_yaml(path, "adapter")
+    root = directory.parent
+    problems = []
+    if spec["name"] != name:
+        problems.append(f"name `{spec['name']}` differs from the file's name. Rename one of the two.")
+    named = {
+        "recipe": [spec["recipe"]],
+        "data.training": spec["data"]["training"],
+        "data.evaluation": [spec["data"]["evaluation"]],
+        "evaluation.gate": [spec["evaluation"]["gate"]],
+        "serving": [spec["serving"]],
+    }
+    for setting, files in named.items():
+        for file in files:
+            if not (root / file).is_file():
+                problems.append(f"{setting}: {file} does not exist.")
+            elif not (root / file).resolve().is_relative_to(root.resolve()):
+                problems.append(f"{setting}: {file} leads out of the repository. Links are followed and refused.")
+    if problems:
+        raise UsageError("\n".join(f"{repository_path(path)}: {problem}" for problem in problems))
+    return AdapterSpec(
+        name=name,
+        path=path,
+        description=spec["description"],
+        recipe=root / spec["recipe"],
+        training_data=tuple(root / file for file in spec["data"]["training"]),
+        evaluation_data=root / spec["data"]["evaluation"],
+        evaluation=Evaluation(**{**spec["evaluation"], "gate": root / spec["evaluation"]["gate"]}),
+        serving=root / spec["serving"],
+        strategy=spec["rollout"]["strategy"],
+        steps=tuple(spec["rollout"]["steps"]),
+    )

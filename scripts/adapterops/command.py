@@ -1,0 +1,71 @@
+"""What every command line shares: exit codes, error output, option types."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from adapterops.errors import AdapterOpsError
+
+# Set before any import of transformers, trl or vllm in a stage: progress is shown by the stage itself, and nothing may
+# phone home from a runner.
+for _name, _value in {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+console = Console(highlight=False)
+error_console = Console(stderr=True, highlight=False)
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+OUTPUT_PATH = click.Path(path_type=Path)
+
+
+class StageCommand(click.Command):
+    """A click command that ends with the project's exit codes and never shows a traceback for a user's mistake."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command and exit.
+
+        Raises:
+            SystemExit: always; see `adapterops.errors` for the codes. 130 after an interrupt.
+        """
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            error_console.print("Interrupted. Nothing half-written is left; the same command starts again.")
+            sys.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except AdapterOpsError as error:
+            error_console.print("[bold red]error:[/] ", end="")
+            error_console.print(str(error), markup=False, soft_wrap=True)
+            sys.exit(error.exit_code)
+        except Exception:
+            # A defect of this project or a broken machine, never "the gate says no": exit code 1 would say that.
+            traceback.print_exc()
+            sys.exit(3)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def command(**attributes: Any) -> Any:
+    """`click.command` with `StageCommand`; the docstring of the function is the `--help` text."""
+    attributes.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 110})
+    return click.command(cls=StageCommand, **attributes)

@@ -1,0 +1,1 @@
+"""The validate stage: rows of `data/` and what is checked of them."""

@@ -1,0 +1,233 @@
+"""Rows of a JSON array or a JSONL file, each with its line; any bytes give rows or findings, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adapterops.diagnostics import Finding
+from adapterops.errors import RejectedError, UsageError
+from adapterops.schemas import schema_problems
+
+Kind = Literal["training", "eval"]
+
+MAX_ROW_BYTES = 1_000_000
+MAX_ARRAY_BYTES = 256_000_000
+_BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"[ \t\r\n]*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and the line (1-based) on which it starts."""
+
+    line: int
+    value: dict[str, Any]
+
+    @property
+    def id(self) -> str | None:
+        """The row's own id."""
+        found = self.value.get("id")
+        return found if isinstance(found, str) else None
+
+
+def load_rows(path: Path, kind: Kind) -> list[Row]:
+    """All rows of a file, each valid against its schema.
+
+    Raises:
+        UsageError: the file cannot be opened.
+        RejectedError: any row or the file itself is at fault; names the first 20 places.
+    """
+    rows, errors = [], []
+    for item in read_rows(path):
+        if isinstance(item, Finding):
+            errors += [item] if item.severity == "error" else []
+        else:
+            rows.append(item)
+            errors += schema_findings(path, item, kind)
+    if errors:
+        more = f"\n… and {len(errors) - 20} more" if len(errors) > 20 else ""
+        raise RejectedError(f"{path} has {len(errors)} problems:\n" + "\n".join(e.text() for e in errors[:20]) + more)
+    return rows
+
+
+def read_rows(path: Path) -> Iterator[Row | Finding]:
+    """Rows and findings in file order. A JSON array is told from JSONL by its first character, whatever the file's name.
+
+    Raises:
+        UsageError: the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64 * 1024)
+            if head.startswith(_BOM):
+                yield Finding(str(path), 1, "E102", "the file begins with a byte-order mark. Expected UTF-8 without one.")
+                head = head[3:]
+            is_array = head.lstrip(b" \t\r\n").startswith(b"[")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}.") from None
+    if b"\r\n" in head:
+        yield Finding(str(path), 1, "H101", "Windows line ends (CRLF). Expected LF.", "hint")
+    yield from _from_array(path) if is_array else _from_lines(path)
+
+
+def _from_lines(path: Path) -> Iterator[Row | Finding]:
+    rows = 0
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) > MAX_ROW_BYTES:
+                size = len(line)
+                while line and not line.endswith(b"\n"):  # skip to the next line without keeping this one
+                    line = file.readline(MAX_ROW_BYTES)
+                    size += len(line)
+                yield Finding(str(path), number, "E107", f"the row has {size} bytes. Expected at most {MAX_ROW_BYTES}.")
+                rows += 1
+                continue
+            if number == 1:
+                line = line.removeprefix(_BOM)
+            if not line.strip(b" \t\r\n"):
+                continue
+            rows += 1
+            try:
+                text = line.decode("utf-8").strip(" \t\r\n")
+            except UnicodeDecodeError as error:
+                yield Finding(str(path), number, "E101", f"byte {error.start + 1} of the line is not UTF-8.")
+                continue
+            yield from _parse(path, number, text)
+    if rows == 0:
+        yield Finding(str(path), 1, "E108", "the file has no rows.")
+
+
+def _from_array(path: Path) -> Iterator[Row | Finding]:
+    size = path.stat().st_size
+    if size > MAX_ARRAY_BYTES:
+        yield Finding(
+            str(path),
+            1,
+            "E107",
+            f"a JSON array of {size} bytes. Expected at most {MAX_ARRAY_BYTES}; use JSONL, which is streamed.",
+        )
+        return
+    raw = path.read_bytes().removeprefix(_BOM)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        yield Finding(str(path), raw.count(b"\n", 0, error.start) + 1, "E101", f"byte {error.start + 1} is not UTF-8.")
+        return
+    position = _skip(text, text.index("[") + 1)
+    line, counted, rows = 1, 0, 0
+    while True:
+        line, counted = line + text.count("\n", counted, position), position
+        if text.startswith("]", position) and rows == 0:
+            yield Finding(str(path), line, "E108", "the array is empty.")
+            break
+        try:
+            _, end = _SCANNER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            yield Finding(str(path), line + _lines_to(text, position, error), "E103", f"not JSON: {_reason(error)}.")
+            return
+        rows += 1
+        yield from _parse(path, line, text[position:end])
+        position = _skip(text, end)
+        if text.startswith(",", position):
+            position = _skip(text, position + 1)
+        elif text.startswith("]", position):
+            break
+        else:
+            line += text.count("\n", counted, position)
+            found = "the file ends" if position == len(text) else f"found `{text[position]}`"
+            yield Finding(str(path), line, "E103", f"not JSON: {found} where a comma or `]` was expected.")
+            return
+    rest = _skip(text, position + 1)
+    if rest != len(text):
+        yield Finding(str(path), line + text.count("\n", counted, rest), "E103", "text after the end of the array.")
+
+
+class _ConstantError(ValueError):
+    pass
+
+
+def _refuse_constant(name: str) -> None:
+    raise _ConstantError(name)
+
+
+class _Pairs(dict[str, Any]):
+    """An object that remembers a key that stood twice in it."""
+
+    repeated: str | None = None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+    value = _Pairs(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        value.repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    for _, child in pairs:
+        children = child if isinstance(child, list) else [child]
+        value.repeated = value.repeated or next((c.repeated for c in children if isinstance(c, _Pairs) and c.repeated), None)
+    return value
+
+
+_SCANNER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_refuse_constant)
+
+
+def _parse(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
+    if len(text) > MAX_ROW_BYTES:
+        yield Finding(str(path), line, "E107", f"the row has {len(text)} characters. Expected at most {MAX_ROW_BYTES}.")
+        return
+    try:
+        value: Any
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data after the row", text, end)
+    except _ConstantError as error:
+        yield Finding(str(path), line, "E106", f"the row contains {error}. Expected a number or null.")
+        return
+    except (ValueError, RecursionError) as error:
+        yield Finding(str(path), line + _lines_to(text, 0, error), "E103", f"not JSON: {_reason(error)}.")
+        return
+    if not isinstance(value, _Pairs):
+        kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+        yield Finding(str(path), line, "E104", f"the row is {kind}. Expected an object.")
+        return
+    row = Row(line, value)
+    if value.repeated:
+        yield Finding(str(path), line, "E105", f"key `{value.repeated}` stands twice.", row_id=row.id)
+        return
+    if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        yield Finding(str(path), line, "E109", "a lone surrogate (half of a \\uD83D\\uDE00-like pair).", row_id=None)
+        return
+    if not unicodedata.is_normalized("NFC", text):
+        yield Finding(str(path), line, "H102", "text is not in Unicode normal form C.", "hint", row.id)
+    yield row
+
+
+def schema_findings(path: Path, row: Row, kind: Kind) -> list[Finding]:
+    """What of a row breaks `configs/schemas/<kind>_row.json`."""
+    return [Finding(str(path), row.line, "E110", str(problem), row_id=row.id) for problem in schema_problems(row.value, f"{kind}_row")]
+
+
+def _skip(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
+    return str(error).splitlines()[0][:200]
+
+
+def _lines_to(text: str, start: int, error: Exception) -> int:
+    return text.count("\n", start, error.pos) if isinstance(error, json.JSONDecodeError) else 0

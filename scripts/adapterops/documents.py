@@ -1,0 +1,111 @@
+"""Documents that stages hand to each other: canonical JSON, digests, and writes that are all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adapterops.errors import UsageError
+from adapterops.schemas import schema_problems
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces, so that equal values have equal bytes (in the spirit of RFC 8785).
+
+    Raises:
+        ValueError: NaN or an infinity, which JSON does not have.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON, 64 hex digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside, sync, rename: a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, document: dict[str, Any], schema: str) -> None:
+    """Validate `document` against `configs/schemas/<schema>.json`, then write it.
+
+    Raises:
+        RuntimeError: the document breaks its own schema, which is a defect of the stage and not of its input.
+    """
+    problems = schema_problems(document, schema)
+    if problems:
+        raise RuntimeError(f"{path} would break its schema {schema}: " + "; ".join(str(p) for p in problems[:5]))
+    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, schema: str) -> dict[str, Any]:
+    """Read a document that an earlier stage wrote and check it against its schema.
+
+    Raises:
+        UsageError: missing, not JSON, or not what the schema says.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist. The stage that writes it has not run; see `--help`.") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UsageError(f"{path}:{line}: not JSON ({error}). Remove the file and run its stage again.") from None
+    problems = schema_problems(document, schema)
+    if problems:
+        raise UsageError(f"{path} is not a {schema} document:\n" + "\n".join(f"  {p}" for p in problems) + "\nRun its stage again.")
+    return document  # type: ignore[no-any-return]  # an object, by its schema
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path` that becomes `path` when the block ends well and vanishes when it does not.
+
+    A former directory of that name is replaced as a whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield staging
+        os.chmod(staging, 0o755)  # noqa: S103  # mkdtemp made it private; engines may run as another user
+        for file in staging.rglob("*"):
+            if file.is_file():
+                os.chmod(file, 0o644)
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            former = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.former."))
+            os.replace(path, former / path.name)
+            os.replace(staging, path)
+            shutil.rmtree(former)
+        else:
+            os.replace(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise

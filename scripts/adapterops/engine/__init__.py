@@ -1,0 +1,1 @@
+"""vLLM as a child process, and a client of its administrative paths."""

@@ -1,0 +1,1 @@
+"""The gate stage: results and thresholds in, a verdict with reasons out."""

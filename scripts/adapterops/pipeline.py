@@ -1,0 +1,149 @@
+"""The stages in order, on one machine: the same functions that the scripts call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from adapterops.adapters import AdapterSpec, load_adapter
+from adapterops.data.policy import load_policy
+from adapterops.data.validate import print_report, validate, write_report
+from adapterops.documents import write_bytes
+from adapterops.evaluate.run import Settings, evaluate_once
+from adapterops.gate.judge import judge
+from adapterops.report.collect import collect
+from adapterops.report.console import gate_table
+from adapterops.report.html import page
+from adapterops.serving.config import load_serving_config
+from adapterops.serving.deploy import deploy
+from adapterops.store.objects import open_store
+from adapterops.store.releases import publish
+from adapterops.train.cached import train_once
+from adapterops.train.recipe import Recipe, load_recipe, training_key
+
+STAGES = ("validate", "train", "evaluate", "gate", "publish", "deploy")
+
+
+def run_directory(runs: Path, spec: AdapterSpec, key: str) -> Path:
+    """Where a run's documents lie: `<runs>/<adapter>/<first 12 digits of the training key>`."""
+    return runs / spec.name / key[:12]
+
+
+def run_pipeline(
+    name: str,
+    runs: Path,
+    console: Console,
+    *,
+    server_url: str | None = None,
+    gateways: list[str] | None = None,
+    bucket: str | None = None,
+    until: str = "deploy",
+) -> int:
+    """Run the stages of one adapter up to `until`; each finds what an earlier run left and does only what is missing.
+
+    Args:
+        name: an adapter of `adapters/`.
+        runs: where runs are kept.
+        console: where progress is shown.
+        server_url: a running engine to evaluate through; None starts one.
+        gateways: serving hosts to deploy to; with none, the pipeline ends after publishing.
+        bucket: S3 bucket; None takes `$ADAPTER_BUCKET`, else the serving configuration's.
+        until: the last stage to run.
+
+    Returns:
+        0, or 1 where data or gate says no.
+
+    Raises:
+        AdapterOpsError: see the stages.
+    """
+    spec = load_adapter(name)
+    recipe = load_recipe(spec.recipe)
+    data = list(spec.training_data)
+    key = training_key(recipe, data)
+    run = run_directory(runs, spec, key)
+    last = STAGES.index(until)
+    seconds: dict[str, float] = {}
+    console.print(f"adapter [bold]{name}[/], training key {key[:12]}, run {run}", soft_wrap=True)
+
+    def stage(title: str) -> bool:
+        """Announce a stage; False if it is beyond `until`."""
+        position = STAGES.index(title)
+        if position > last:
+            return False
+        seconds[title] = time.monotonic()
+        console.rule(f"{position + 1}/{len(STAGES)} {title}", align="left")
+        return True
+
+    def done(title: str, cached: bool = False) -> None:
+        seconds[title] = time.monotonic() - seconds[title]
+        console.print(f"[dim]{title}: {'nothing to do, ' if cached else ''}{seconds[title]:.1f} s[/]")
+
+    stage("validate")
+    passed = _validate(spec, recipe, run, console)
+    done("validate")
+    if not passed:
+        return 1
+
+    model = run / "model"
+    if stage("train"):
+        manifest, cached = train_once(recipe, data, model, console)
+        training = manifest["training"]
+        console.print(
+            f"{training['steps']} steps, final loss {training['final_loss']:.4f}, {training['tokens_per_second']:.0f} tok/s, "
+            f"peak {training['peak_memory_gib']} GiB, adapter sha256-{manifest['adapter']['digest'][:12]}",
+            soft_wrap=True,
+        )
+        done("train", cached)
+    if stage("evaluate"):
+        _, cached = evaluate_once(
+            model,
+            spec.evaluation_data,
+            Settings(spec.evaluation.max_tokens, spec.evaluation.latency_requests, spec.evaluation.latency_concurrency),
+            run / "eval_results.json",
+            console,
+            server_url=server_url,
+            serving=spec.serving,
+        )
+        done("evaluate", cached)
+    if not stage("gate"):
+        return 0
+    gate_report = judge(run / "eval_results.json", spec.evaluation.gate, run / "gate_report.json", adapter_name=name)
+    console.print(gate_table(gate_report))
+    good = gate_report["verdict"] == "PASS"
+    console.print(f"[bold {'green' if good else 'red'}]{gate_report['verdict']}[/]: {gate_report['reason']}")
+    console.print(f"The base model alone: {gate_report['base']['verdict']}.")
+    write_bytes(run / "report.html", page(collect(run)).encode())
+    console.print(f"report: {run / 'report.html'}", soft_wrap=True)
+    done("gate")
+    if not good:
+        console.print("Nothing is published. See the report's worst answers, mend data or recipe, and run again.")
+        return 1
+
+    if stage("publish"):
+        store = open_store(bucket or _bucket(spec))
+        release = publish(store, name, model, gate_report, manifest, source={"commit": None, "pr": None, "actor": None})
+        console.print(f"{release.uri}: {'published' if release.new else 'already published'}", soft_wrap=True)
+        done("publish")
+        if gateways and stage("deploy"):
+            deploy(store, name, release.digest, gateways, list(spec.steps), console)
+            done("deploy")
+    return 0
+
+
+def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) -> bool:
+    report = validate(
+        list(spec.training_data),
+        spec.evaluation_data,
+        base_model=recipe.base_model,
+        policy=load_policy(),
+        max_length=recipe.training["max_length"],
+    )
+    write_report(run / "data_report.json", report)
+    print_report(report, console)
+    return report.passed
+
+
+def _bucket(spec: AdapterSpec) -> str:
+    return load_serving_config(spec.serving).bucket

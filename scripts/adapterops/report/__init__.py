@@ -1,0 +1,1 @@
+"""Renderings of the stages' documents: console, pull-request comment, HTML. None of them judges anything."""

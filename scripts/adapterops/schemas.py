@@ -1,0 +1,139 @@
+"""JSON Schema checks with messages for people: all problems at once, each with the key, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "configs" / "schemas"
+
+
+def repository_path(path: Path) -> str:
+    """The path from the repository's root where it lies inside, else as it is; what documents record."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
+
+
+_TYPE_NAMES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+@dataclass(frozen=True)
+class SchemaProblem:
+    """One violation.
+
+    Args:
+        path: keys and list positions from the top of the document to the value.
+        message: fact and expectation, in one sentence or two.
+        key: the key at fault where the problem is a key itself (unknown key), else None.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    key: str | None = None
+
+    def __str__(self) -> str:
+        where = dotted(self.path)
+        return f"`{where}`: {self.message}" if where else self.message
+
+
+def dotted(path: tuple[str | int, ...]) -> str:
+    """`("gates", 0, "min")` → `gates[0].min`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """` Did you mean `x`?` or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.55)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+@functools.cache
+def load_schema(name: str) -> dict[str, Any]:
+    """The schema `configs/schemas/<name>.json` (draft 2020-12)."""
+    schema: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return schema
+
+
+@functools.cache
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    """A validator of the named schema, made once."""
+    return jsonschema.Draft202012Validator(load_schema(name))
+
+
+def schema_problems(value: Any, schema: str | dict[str, Any]) -> list[SchemaProblem]:
+    """Every violation of the schema (a name under `configs/schemas/`, or the schema itself), in document order."""
+    checker = validator(schema) if isinstance(schema, str) else jsonschema.Draft202012Validator(schema)
+    problems: list[SchemaProblem] = []
+    for error in checker.iter_errors(value):
+        problems.extend(_explain(error))
+    return sorted(problems, key=lambda problem: [str(part) for part in problem.path])
+
+
+def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
+    path = tuple(error.absolute_path)
+    # A violation always carries these; its stubs allow for one that was never filled in.
+    schema: Any = error.schema
+    expected: Any = error.validator_value
+    found: Any = error.instance
+    shown = json.dumps(found, ensure_ascii=False, default=str)
+    shown = shown if len(shown) <= 80 else shown[:77] + "…"
+    match error.validator:
+        case "additionalProperties" if isinstance(found, dict):
+            known = list(schema.get("properties", {}))
+            return [
+                SchemaProblem(
+                    path,
+                    f"unknown key `{key}`.{did_you_mean(str(key), known)} Known keys: {', '.join(known)}.",
+                    str(key),
+                )
+                for key in found
+                if key not in known
+            ]
+        case "required":
+            # jsonschema reports one error per missing key and names it only in the message.
+            missing = error.message.split("'")[1]
+            return [SchemaProblem(path, f"missing key `{missing}`.")]
+        case "enum":
+            words = [str(option) for option in expected]
+            return [SchemaProblem(path, f"{shown} is not one of {', '.join(words)}.{did_you_mean(str(found), words)}")]
+        case "const":
+            return [SchemaProblem(path, f"{shown} is not allowed here. Expected {json.dumps(expected)}.")]
+        case "type":
+            names = [expected] if isinstance(expected, str) else expected
+            wanted = " or ".join(_TYPE_NAMES[name] for name in names)
+            return [SchemaProblem(path, f"{shown} is not {wanted}.")]
+        case "pattern":
+            wanted = schema.get("description", f"Expected it to match {expected}.")
+            return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]
+        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
+            relation = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+            return [SchemaProblem(path, f"{shown} is out of range. Expected {relation[error.validator]} {expected}.")]
+        case "anyOf" | "oneOf" if error.context:
+            # The alternative that fits best (fewest violations) explains what the author meant to write.
+            by_branch: dict[int, list[jsonschema.ValidationError]] = {}
+            for inner in error.context:
+                by_branch.setdefault(int(inner.schema_path[0]), []).append(inner)
+            closest = min(by_branch.values(), key=len)
+            return [problem for inner in closest for problem in _explain(inner)]
+        case _:
+            reason = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+            return [SchemaProblem(path, error.message.rstrip(".") + "." + (f" {reason}" if reason else ""))]

@@ -1,0 +1,194 @@
+"""S3 through boto3: conditional writes, verified reads, errors in one sentence.
+
+Endpoint, region and credentials are boto3's own business (environment, profile, role), so any S3 implementation will do.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+
+_Result = TypeVar("_Result")
+# Answers of the conditional-write protocol, not failures.
+_LOST = ("PreconditionFailed", "NoSuchKey", "404")
+# A concurrent conditional write to the same key; S3 asks to try again.
+_TRY_AGAIN = "ConditionalRequestConflict"
+_ATTEMPTS = 6
+
+
+class ConflictError(Exception):
+    """A compare-and-swap lost: somebody else wrote in between."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An object's bytes and its entity tag."""
+
+    content: bytes
+    etag: str
+
+
+def open_store(bucket: str | None = None) -> ObjectStore:
+    """The store in `bucket`, else in `$ADAPTER_BUCKET`.
+
+    Raises:
+        UsageError: neither is given.
+    """
+    name = bucket or os.environ.get("ADAPTER_BUCKET")
+    if not name:
+        raise UsageError("no S3 bucket. Name one with --bucket or in ADAPTER_BUCKET.")
+    return ObjectStore(name)
+
+
+class ObjectStore:
+    """One bucket.
+
+    Args:
+        bucket: its name.
+
+    Every method raises `InfrastructureError` where the store cannot be reached or refuses access.
+    """
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
+        # "standard" retries connection errors, 5xx and SlowDown with backoff and leaves 412 alone.
+        config = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 4})
+        try:
+            self._s3 = boto3.client("s3", config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise UsageError(f"S3 cannot be used: {error}. Check the AWS settings in the environment.") from None
+
+    def put_new(self, key: str, content: bytes | Path, content_type: str = "application/octet-stream") -> None:
+        """Create an immutable object in a single PUT whose SHA-256 the server verifies.
+
+        An object with the very same bytes that is there already is success.
+
+        Raises:
+            RejectedError: the key holds other bytes; what is released does not change.
+        """
+        body = content.read_bytes() if isinstance(content, Path) else content
+        checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
+
+        def put() -> None:
+            self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*", ChecksumSHA256=checksum, ContentType=content_type)
+
+        try:
+            self._call(put)
+        except ConflictError:
+            present = self.get(key)
+            if present is None or hashlib.sha256(present.content).digest() != hashlib.sha256(body).digest():
+                raise RejectedError(f"s3://{self.bucket}/{key} exists with other content. Releases are never overwritten.") from None
+
+    def get(self, key: str) -> Fetched | None:
+        """An object, or None if there is none."""
+
+        def fetch() -> Fetched:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=key)
+            return Fetched(answer["Body"].read(), answer["ETag"])
+
+        try:
+            return self._call(fetch)
+        except ConflictError:
+            return None
+
+    def download(self, key: str, path: Path, *, sha256: str, size: int) -> None:
+        """Write an object to `path` and verify size and SHA-256; the caller discards the file if this raises.
+
+        Raises:
+            InfrastructureError: missing, cut short, or other bytes than promised.
+        """
+
+        def fetch() -> tuple[int, str]:
+            body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+            digest, length = hashlib.sha256(), 0
+            with path.open("wb") as file:
+                for chunk in body.iter_chunks(1 << 20):
+                    digest.update(chunk)
+                    length += len(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            return length, digest.hexdigest()
+
+        try:
+            found_size, found = self._call(fetch)
+        except ConflictError:
+            raise InfrastructureError(f"s3://{self.bucket}/{key} is missing, though its manifest names it.") from None
+        if (found_size, found) != (size, sha256):
+            raise InfrastructureError(
+                f"s3://{self.bucket}/{key}: got {found_size} bytes with SHA-256 {found}, expected {size} bytes with {sha256}. "
+                "The object was damaged or replaced; it is not used."
+            )
+
+    def swap(self, key: str, content: bytes, etag: str | None) -> None:
+        """Replace an object if it still has `etag`, or create it if `etag` is None and it does not exist.
+
+        Raises:
+            ConflictError: somebody else wrote in between.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        self._call(lambda: self._s3.put_object(Bucket=self.bucket, Key=key, Body=content, ContentType="application/json", **condition))
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every key with the prefix, page by page."""
+        token: dict[str, str] = {}
+        while True:
+            page = self._call(functools.partial(self._s3.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **token))
+            yield from (item["Key"] for item in page.get("Contents", []))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _call(self, request: Callable[[], _Result]) -> _Result:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return request()
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code", "")
+                if code in _LOST:
+                    raise ConflictError(code) from None
+                if code == _TRY_AGAIN and attempt + 1 < _ATTEMPTS:
+                    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311  # jitter, not a secret
+                    continue
+                raise InfrastructureError(self._explain(code, error)) from None
+            except (BotoCoreError, OSError) as error:
+                raise InfrastructureError(f"{self._where()}: {error}. Check the network and the endpoint.") from None
+        raise InfrastructureError(f"{self._where()}: still contended after {_ATTEMPTS} attempts.")
+
+    def _explain(self, code: str, error: ClientError) -> str:
+        operation = error.operation_name
+        match code:
+            case "NoSuchBucket":
+                return f"{self._where()}: the bucket does not exist. Create it, or mend ADAPTER_BUCKET."
+            case "AccessDenied" | "403" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken":
+                return f"{self._where()}: {operation} was denied ({code}). Check the role and its policy for this prefix."
+            case _:
+                return f"{self._where()}: {operation} failed ({code}): {error.response.get('Error', {}).get('Message', '')}"
+
+    def _where(self) -> str:
+        return f"S3 bucket {self.bucket} at {self._s3.meta.endpoint_url}"
+
+
+def json_or_none(fetched: Fetched | None) -> Any:
+    """The JSON value of an object; None if there is no object or it is not JSON."""
+    import json
+
+    if fetched is not None:
+        with contextlib.suppress(ValueError):
+            return json.loads(fetched.content)
+    return None

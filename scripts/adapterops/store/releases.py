@@ -1,0 +1,230 @@
+"""Releases: `adapters/<name>/sha256-<digest>/`, written once, verified by every reader."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterops.documents import new_directory, sha256_file, sha256_json
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.schemas import schema_problems
+from adapterops.store.objects import ObjectStore
+
+adapter_files = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published adapter; `manifest` is `configs/schemas/release_manifest.json`."""
+
+    name: str
+    digest: str
+    manifest: dict[str, Any]
+    new: bool
+
+    @property
+    def uri(self) -> str:
+        """Where it lies below the bucket."""
+        return _prefix(self.name, self.digest)
+
+
+def adapter_digest(directory: Path) -> str:
+    """The adapter's identity: SHA-256 of the canonical JSON of its files' SHA-256, 64 hex digits.
+
+    Raises:
+        UsageError: one of the files is missing.
+    """
+    missing = [name for name in adapter_files if not (directory / name).is_file()]
+    if missing:
+        raise UsageError(f"{directory} is not an adapter directory: {', '.join(missing)} missing. Train it with train_qlora.py.")
+    return sha256_json({name: sha256_file(directory / name) for name in adapter_files})
+
+
+def publish(
+    store: ObjectStore,
+    name: str,
+    directory: Path,
+    gate_report: dict[str, Any],
+    train_manifest: dict[str, Any],
+    *,
+    source: dict[str, Any],
+) -> Release:
+    """Publish an adapter that passed its gates; the manifest is written last, and a release exists when its manifest does.
+
+    Args:
+        store: where to.
+        name: adapter name.
+        directory: adapter directory.
+        gate_report: the verdict on this very adapter.
+        train_manifest: how it was trained.
+        source: `commit`, `pr` and `actor`, each may be None.
+
+    Returns:
+        The release; `new` is False if it was there already, and then its manifest is the one of the first time.
+
+    Raises:
+        RejectedError: the verdict is not PASS or is on another adapter.
+        UsageError: a bad name or directory.
+        InfrastructureError: the store.
+    """
+    prefix = _prefix(name, digest := adapter_digest(directory))
+    if gate_report["verdict"] != "PASS":
+        raise RejectedError(f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']} Nothing is published.")
+    if gate_report["adapter"]["digest"] != digest:
+        raise RejectedError(
+            f"{name}: the gate report is on adapter {gate_report['adapter']['digest'][:12]}, {directory} holds {digest[:12]}. "
+            "Evaluate and gate this one."
+        )
+    if existing := find_release(store, name, digest):
+        return Release(name, digest, existing, new=False)
+    manifest = {
+        "schema": "release_manifest/v1",
+        "adapter": name,
+        "digest": digest,
+        "files": [
+            {"name": file, "size": (directory / file).stat().st_size, "sha256": sha256_file(directory / file)} for file in adapter_files
+        ],
+        "base_model": {key: train_manifest["base_model"][key] for key in ("name", "source_id", "revision")},
+        "rank": train_manifest["adapter"]["rank"],
+        "training_key": train_manifest["training_key"],
+        "gate_key": gate_report["gate_key"],
+        "verdict": gate_report["verdict"],
+        "metrics": {gate["metric"]: gate["value"] for gate in gate_report["gates"]},
+        "probes": gate_report["probes"],
+        "trained_at": train_manifest["finished_at"],
+        "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source": source,
+    }
+    problems = schema_problems(manifest, "release_manifest")
+    if problems:
+        raise RuntimeError(f"the release manifest would break its schema: {problems[0]}")
+    for file in adapter_files:
+        store.put_new(f"{prefix}/{file}", directory / file)
+    store.put_new(f"{prefix}/{MANIFEST}", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(), "application/json")
+    return Release(name, digest, manifest, new=True)
+
+
+def find_release(store: ObjectStore, name: str, digest: str) -> dict[str, Any] | None:
+    """The manifest of a release, or None if it is not published.
+
+    Raises:
+        InfrastructureError: the manifest in the store is damaged, or is another release's.
+    """
+    key = f"{_prefix(name, digest)}/{MANIFEST}"
+    fetched = store.get(key)
+    if fetched is None:
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(fetched.content)
+        problems = [str(problem) for problem in schema_problems(manifest, "release_manifest")]
+    except ValueError as error:
+        manifest, problems = {}, [str(error)]
+    if not problems and (manifest["adapter"], manifest["digest"]) != (name, digest):
+        problems = [f"it is the manifest of {manifest['adapter']} {manifest['digest'][:12]}"]
+    if not problems and sha256_json({file["name"]: file["sha256"] for file in manifest["files"]}) != digest:
+        problems = ["its files do not have the digest that it is named by"]
+    if problems:
+        raise InfrastructureError(f"s3://{store.bucket}/{key} is not a valid release manifest: {problems[0]}")
+    return manifest
+
+
+def fetch_release(store: ObjectStore, name: str, digest: str, root: Path, *, base_model: str) -> tuple[Path, dict[str, Any]]:
+    """Bring a release to `<root>/<name>/sha256-<digest>`, whole and verified, or not at all.
+
+    Args:
+        store: where from.
+        name: adapter name.
+        digest: the release.
+        root: local directory of releases.
+        base_model: name of the base model that is served here.
+
+    Returns:
+        The directory and the release manifest.
+
+    Raises:
+        RejectedError: not published, or made for another base model.
+        InfrastructureError: the store, or bytes that are not those of the manifest.
+    """
+    target = root / name / f"sha256-{digest}"
+    manifest = local_manifest(target)
+    if manifest is None:
+        manifest = find_release(store, name, digest)
+        if manifest is None:
+            raise RejectedError(f"{name}: version {digest[:12]} is not published in bucket {store.bucket}.")
+        check_base_model(manifest, base_model)
+        with new_directory(target) as staging:
+            for file in manifest["files"]:
+                store.download(f"{_prefix(name, digest)}/{file['name']}", staging / file["name"], sha256=file["sha256"], size=file["size"])
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    check_base_model(manifest, base_model)
+    return target, manifest
+
+
+def local_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of an intact local copy, every file's SHA-256 verified; None if it is missing or damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
+        intact = not schema_problems(manifest, "release_manifest") and all(
+            sha256_file(directory / file["name"]) == file["sha256"] for file in manifest["files"]
+        )
+        expected = {MANIFEST, *(file["name"] for file in manifest["files"])} if intact else set()
+        return manifest if intact and set(os.listdir(directory)) == expected else None  # noqa: PTH208
+    except (OSError, ValueError):
+        return None
+
+
+def check_base_model(manifest: dict[str, Any], base_model: str) -> None:
+    """Refuse an adapter that was trained on another base model than the one served.
+
+    Raises:
+        RejectedError: so it is.
+    """
+    trained_on = manifest["base_model"]["name"]
+    if trained_on != base_model:
+        raise RejectedError(f"{manifest['adapter']} {manifest['digest'][:12]} was trained on {trained_on}; {base_model} is served here.")
+
+
+def list_releases(store: ObjectStore, name: str) -> list[dict[str, Any]]:
+    """Manifests of every release of an adapter, the oldest first."""
+    pattern = re.compile(rf"adapters/{re.escape(_checked(name))}/sha256-([0-9a-f]{{64}})/{re.escape(MANIFEST)}")
+    digests = [match.group(1) for key in store.keys(f"adapters/{name}/") if (match := pattern.fullmatch(key))]
+    manifests = [manifest for digest in digests if (manifest := find_release(store, name, digest))]
+    return sorted(manifests, key=lambda manifest: str(manifest["published_at"]))
+
+
+def find_version(store: ObjectStore, name: str, version: str) -> str:
+    """The digest that a person means: a full digest, its first digits, or `latest`.
+
+    Raises:
+        UsageError: nothing is published, or the digits fit none or several.
+    """
+    digests = [str(manifest["digest"]) for manifest in list_releases(store, name)]
+    if not digests:
+        raise UsageError(f"{name} has no releases in bucket {store.bucket}. Publish one first.")
+    if version == "latest":
+        return digests[-1]
+    fitting = [digest for digest in digests if digest.startswith(version.removeprefix("sha256-"))]
+    if len(fitting) != 1:
+        known = ", ".join(digest[:12] for digest in digests[-10:])
+        raise UsageError(f"--version {version} fits {len(fitting)} releases of {name}. Published, newest last: {known}.")
+    return fitting[0]
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"adapter name {name!r}: expected lower-case letters, digits and dashes.")
+    return name
+
+
+def _prefix(name: str, digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise UsageError(f"adapter version {digest!r}: expected 64 hex digits.")
+    return f"adapters/{_checked(name)}/sha256-{digest}"

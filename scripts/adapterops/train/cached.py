@@ -1,0 +1,43 @@
+"""Equal inputs are not trained twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from adapterops.documents import read_json
+from adapterops.errors import UsageError
+from adapterops.store.releases import adapter_digest
+from adapterops.train.recipe import Recipe, training_key
+
+
+def find_trained(output: Path, key: str) -> dict[str, Any] | None:
+    """The manifest of the intact adapter in `output` if it has this training key, else None."""
+    try:
+        manifest = read_json(output / "train_manifest.json", "train_manifest")
+        if manifest["training_key"] == key and adapter_digest(output) == manifest["adapter"]["digest"]:
+            return manifest
+    except (UsageError, OSError):
+        pass
+    return None
+
+
+def train_once(recipe: Recipe, data: list[Path], output: Path, console: Console, *, force: bool = False) -> tuple[dict[str, Any], bool]:
+    """Train into `output` unless it holds the adapter of this very key.
+
+    Returns:
+        The train manifest, and whether it was there already.
+
+    Raises:
+        UsageError: `output` exists and is not an adapter directory, which would be lost; see also `train`.
+    """
+    if output.exists() and not (output / "train_manifest.json").is_file() and (output.is_file() or any(output.iterdir())):
+        raise UsageError(f"--output {output} exists and is not an adapter directory. Choose another path or remove it.")
+    manifest = None if force else find_trained(output, training_key(recipe, data))
+    if manifest:
+        return manifest, True
+    from adapterops.train.run import train
+
+    return train(recipe, data, output, console), False

@@ -1,0 +1,79 @@
+"""YAML configuration files: safe loading, duplicate keys, line numbers, and every error at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapterops.errors import UsageError
+from adapterops.schemas import schema_problems
+
+_Lines = dict[tuple[str | int, ...], int]
+
+
+def load_yaml(path: Path, schema: str) -> dict[str, Any]:
+    """Read a YAML file and check it against `configs/schemas/<schema>.json`.
+
+    Raises:
+        UsageError: missing file, invalid YAML, duplicate keys or schema violations; all of them, each with `file:line`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory. Expected a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from None
+    lines: _Lines = {(): 1}
+    problems: list[tuple[int, str]] = []
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _walk(node, (), lines, problems, set())
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {error}") from None
+    except _AliasError as error:
+        raise UsageError(f"{path}:{error.line}: anchors and aliases are not supported. Write the value out.") from None
+    for problem in schema_problems(value, schema):
+        place = (*problem.path, problem.key) if problem.key else problem.path
+        problems.append((lines.get(place, lines.get(problem.path, 1)), str(problem)))
+    if problems:
+        listed = "\n".join(f"  {path}:{line}: {message}" for line, message in sorted(set(problems)))
+        count = len(set(problems))
+        raise UsageError(f"{path} has {count} problem{'s' if count > 1 else ''}:\n{listed}")
+    return value  # type: ignore[no-any-return]  # a mapping, by its schema
+
+
+class _AliasError(Exception):
+    def __init__(self, line: int) -> None:
+        self.line = line
+
+
+def _walk(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines, problems: list[tuple[int, str]], seen_nodes: set[int]) -> None:
+    """Record the line of every key and element; report keys that stand twice (YAML would keep the last silently).
+
+    Aliases are refused: they can make a document refer to itself or grow without bound.
+    """
+    if id(node) in seen_nodes:
+        raise _AliasError(node.start_mark.line + 1)
+    seen_nodes.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, child in node.value:
+            name, line = str(getattr(key, "value", "")), key.start_mark.line + 1
+            if name in seen:
+                problems.append((line, f"key `{name}` stands twice; the first is on line {seen[name]}."))
+            seen[name] = line
+            lines[(*path, name)] = line
+            _walk(child, (*path, name), lines, problems, seen_nodes)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, child in enumerate(node.value):
+            lines[(*path, position)] = child.start_mark.line + 1
+            _walk(child, (*path, position), lines, problems, seen_nodes)

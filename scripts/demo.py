@@ -1,0 +1,190 @@
+"""The embedded default on one machine: a local S3 server, a serving host, the pipeline, one question."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from pathlib import Path
+
+import click
+import psutil
+
+from adapterops.command import command, console
+from adapterops.errors import InfrastructureError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE = ROOT / ".demo"
+ADAPTER = "support-demo"
+SERVING = ROOT / "configs" / "serving.demo.yaml"
+S3_PORT = 9300
+QUESTION = [
+    {
+        "role": "user",
+        "content": "Return JSON with keys intent (refund, exchange, status, cancel), order, item.\n\n"
+        "hey, the teapot from 58213 has a chip on the spout. could you send me one that isn't broken?",
+    }
+]
+
+
+@command()
+@click.argument("action", type=click.Choice(["up", "down", "report"]), default="up")
+def main(action: str) -> None:
+    """Run the whole flow on this machine and leave the adapter being served (`make demo`), or stop it (`make down`).
+
+    \b
+    Example:
+      python scripts/demo.py up
+      python scripts/demo.py report   # opens the HTML report
+      python scripts/demo.py down
+    """
+    {"up": up, "down": down, "report": report}[action]()
+
+
+def up() -> None:
+    """Start what is not running, run the pipeline, ask one question."""
+    from adapterops.serving.config import load_serving_config
+
+    started = time.monotonic()
+    config = load_serving_config(SERVING)
+    # Any value will do: the local S3 server checks none. Real credentials of the user's must not reach it.
+    os.environ |= {
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{S3_PORT}",
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": "demo",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "ADAPTER_BUCKET": config.bucket,
+    }
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        os.environ.pop(name, None)
+    start("s3", S3_PORT, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
+    make_bucket(config.bucket)
+    start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    console.print(
+        f"S3 server on port {S3_PORT}; serving host starting on port {config.gateway.port} meanwhile (logs: {shown(STATE)}/*.log)"
+    )
+    gateway = f"http://127.0.0.1:{config.gateway.port}"
+    pipeline = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--adapter", ADAPTER]
+    pipeline += ["--server-url", f"http://127.0.0.1:{config.engine.port}", "--gateway", gateway]
+    code = subprocess.run(pipeline, check=False).returncode
+    if code != 0:
+        console.print(f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops them.")
+        sys.exit(code)
+    ask(gateway, config.base_model.name)
+    console.print(
+        f"\nDone in {time.monotonic() - started:.0f} s. The adapter is being served:\n"
+        f"  curl {gateway}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f'    -d \'{{"model": "{ADAPTER}", "messages": [{{"role": "user", "content": "Where is my parcel?"}}]}}\'\n'
+        "  make report   opens the HTML report\n"
+        "  make down     stops the servers",
+        soft_wrap=True,
+    )
+
+
+def ask(gateway: str, base_model: str) -> None:
+    """One question to the base model and to the adapter, with the client that users have."""
+    import openai
+
+    from adapterops.report.console import answers
+
+    client = openai.OpenAI(base_url=f"{gateway}/v1", api_key="unused")
+    texts = {}
+    for model in (base_model, ADAPTER):
+        completion = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=64)  # type: ignore[arg-type]
+        texts[model] = completion.choices[0].message.content or ""
+    console.rule("one question, through the gateway")
+    console.print(answers(QUESTION[0]["content"], base_model, texts[base_model], ADAPTER, texts[ADAPTER]))
+
+
+def down() -> None:
+    """Stop the servers that `up` started; the last started first."""
+    for name in ("serve", "s3"):
+        process = running(name)
+        if process is None:
+            console.print(f"{name} is not running")
+            continue
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except psutil.TimeoutExpired:
+            process.kill()
+        pid_file(name).unlink(missing_ok=True)
+        console.print(f"{name} stopped")
+
+
+def report() -> None:
+    """Open the HTML report of the newest run."""
+    pages = sorted((ROOT / "runs" / ADAPTER).glob("*/report.html"), key=lambda page: page.stat().st_mtime)
+    if not pages:
+        raise UsageError("there is no report yet. Run `make demo` first.")
+    console.print(str(pages[-1]))
+    webbrowser.open(pages[-1].as_uri())
+
+
+def start(name: str, port: int, arguments: list[str]) -> None:
+    """Start a server in the background unless the one of an earlier call still runs.
+
+    Raises:
+        UsageError: another program has the port.
+        InfrastructureError: the server ended at once.
+    """
+    if running(name):
+        return
+    if port_taken(port):
+        raise UsageError(f"port {port} is taken by another program. Stop it, or change the port ({name}).")
+    STATE.mkdir(exist_ok=True)
+    log = STATE / f"{name}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
+    created = psutil.Process(process.pid).create_time()
+    pid_file(name).write_text(json.dumps({"pid": process.pid, "created": created}), encoding="utf-8")
+    deadline = time.monotonic() + 60
+    while not port_taken(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
+            raise InfrastructureError(f"{name} did not start; the end of {shown(log)}:\n{tail}")
+        time.sleep(0.1)
+
+
+def running(name: str) -> psutil.Process | None:
+    """The server that an earlier call started, if it still runs; never another process that got its number."""
+    try:
+        record = json.loads(pid_file(name).read_text(encoding="utf-8"))
+        process = psutil.Process(record["pid"])
+        alive = process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        return None
+    return process if alive else None
+
+
+def pid_file(name: str) -> Path:
+    """Where the process of that name is noted."""
+    return STATE / f"{name}.pid"
+
+
+def port_taken(port: int) -> bool:
+    """True if something listens on the loopback port."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def make_bucket(bucket: str) -> None:
+    """Create the bucket; in production it is made by whoever owns the account, never by this project."""
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket=bucket)
+
+
+def shown(path: Path) -> str:
+    """The path relative to where the user is, if it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    main()

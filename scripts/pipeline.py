@@ -1,0 +1,34 @@
+"""All stages in one go on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterops.command import OUTPUT_PATH, command, console
+
+
+@command()
+@click.option("--adapter", "name", required=True, help="An adapter of adapters/, by name.")
+@click.option("--runs", type=OUTPUT_PATH, default=Path("runs"), show_default=True, help="Where runs are kept, by training key.")
+@click.option("--server-url", help="Evaluate through this running vLLM (root, without /v1) instead of starting one.")
+@click.option("--gateway", multiple=True, help="A gateway to deploy to; may be given several times. None: stop after publishing.")
+@click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET, else the one in the adapter's serving configuration.")
+@click.option("--until", type=click.Choice(["validate", "train", "evaluate", "gate", "publish", "deploy"]), default="deploy")
+def main(name: str, runs: Path, server_url: str | None, gateway: tuple[str, ...], bucket: str | None, until: str) -> int:
+    """Validate, train, evaluate, gate, publish and deploy one adapter.
+
+    A stage whose document for the same inputs exists is not run again; an interrupted run goes on where it stopped.
+
+    \b
+    Example:
+      python scripts/pipeline.py --adapter support-demo --until gate
+    """
+    from adapterops.pipeline import run_pipeline
+
+    return run_pipeline(name, runs, console, server_url=server_url, gateways=list(gateway), bucket=bucket, until=until)
+
+
+if __name__ == "__main__":
+    main()

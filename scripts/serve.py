@@ -1,0 +1,35 @@
+"""Run a serving host."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from adapterops.command import EXISTING_FILE, command
+
+
+@command()
+@click.option("--config", type=EXISTING_FILE, required=True, help="Serving configuration: configs/serving*.yaml.")
+@click.option("--engine-url", help="Attach to this running vLLM (root, without /v1) instead of starting one.")
+def main(config: Path, engine_url: str | None) -> None:
+    """Run a serving host: vLLM on loopback, and a gateway that follows the channels of its adapters.
+
+    SIGTERM lets running answers end, then stops everything.
+
+    \b
+    Example:
+      python scripts/serve.py --config configs/serving.demo.yaml
+    """
+    from adapterops.serving.config import load_serving_config
+    from adapterops.serving.host import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for talkative in ("httpx", "httpx2", "botocore"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    serve(load_serving_config(config), engine_url.rstrip("/").removesuffix("/v1") if engine_url else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Configuration files: every error at once, at its line, with the remedy."""
+
+import shutil
+
+import pytest
+
+from adapterops.adapters import load_adapter
+from adapterops.basemodels import find_base_model, load_base_models
+from adapterops.errors import UsageError
+from adapterops.schemas import ROOT
+from adapterops.train.recipe import load_recipe, training_key
+from adapterops.yamlfile import load_yaml
+
+RECIPE = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(*changes):
+        text = RECIPE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/qlora/*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_load(path):
+    assert load_recipe(path).base_model.name in load_base_models()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*.yaml")), ids=lambda path: path.name)
+def test_shipped_adapters_load(path):
+    assert load_adapter(path.stem).name == path.stem
+
+
+def test_all_errors_of_a_file_are_reported_at_once_with_their_lines(recipe):
+    path = recipe(("  r: 16", "  rank: 16"), ("type: nf4", "type: fp4"), ("seed: 42", "seed: -1"))
+    with pytest.raises(UsageError) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    lines = path.read_text().splitlines()
+    for text, line in [
+        ("rank: 16", "unknown key `rank`"),
+        ("type: fp4", '"fp4" is not one of nf4'),
+        ("seed: -1", "-1 is out of"),
+    ]:
+        number = next(index for index, content in enumerate(lines, 1) if text in content)
+        assert f"{path}:{number}: " in message
+        assert line in message
+    assert "missing key `r`" in message
+
+
+def test_a_misspelt_key_is_answered_with_the_right_one(recipe):
+    with pytest.raises(UsageError, match=r"unknown key `learning_rte`\. Did you mean `learning_rate`\?"):
+        load_recipe(recipe(("learning_rate:", "learning_rte:")))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: 1\na: 2\n", "key `a` stands twice; the first is on line 1"),
+        ("a: &x [1]\nb: *x\n", "anchors and aliases are not supported"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+        ("", "null is not a mapping"),
+        ("- 1\n", "is not a mapping"),
+    ],
+)
+def test_dangerous_or_broken_yaml_is_refused(tmp_path, text, reason):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=reason):
+        load_yaml(path, "recipe")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"a: \xff\n")
+    with pytest.raises(UsageError, match="not UTF-8 at byte 3"):
+        load_yaml(path, "recipe")
+
+
+def test_a_base_model_off_the_list_is_refused(recipe):
+    with pytest.raises(UsageError, match=r"`smollm2-135m` is not on the allow-list.*Did you mean `smollm2-135m-instruct`"):
+        load_recipe(recipe(("base_model: smollm2-135m-instruct", "base_model: smollm2-135m")))
+
+
+def test_packing_without_flash_attention_is_refused(recipe):
+    with pytest.raises(UsageError, match="packed rows could attend to each other"):
+        load_recipe(recipe(("packing: false", "packing: true")))
+
+
+def test_an_unknown_adapter_is_answered_with_the_known_ones():
+    with pytest.raises(UsageError, match=r"there is no adapter `support-dmo`.*Did you mean `support-demo`\?"):
+        load_adapter("support-dmo")
+
+
+@pytest.mark.parametrize("path", ["../outside.yaml", "/etc/passwd", "configs/../../x", "data/no such.jsonl"])
+def test_adapter_paths_stay_inside_the_repository(tmp_path, path):
+    (tmp_path / "adapters").mkdir()
+    text = (ROOT / "adapters/support-demo.yaml").read_text().replace("configs/qlora/smollm2-135m.yaml", path)
+    (tmp_path / "adapters/support-demo.yaml").write_text(text)
+    with pytest.raises(UsageError, match="Expected a path inside the repository"):
+        load_adapter("support-demo", tmp_path / "adapters")
+
+
+def test_a_link_out_of_the_repository_is_refused(tmp_path):
+    outside = tmp_path / "outside.jsonl"
+    outside.write_text("{}")
+    root = tmp_path / "repository"
+    for folder in ("adapters", "configs/qlora", "data/training", "data/eval"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "adapters/support-demo.yaml", root / "adapters")
+    for file in ("configs/qlora/smollm2-135m.yaml", "configs/quality_gate.demo.yaml", "configs/serving.demo.yaml"):
+        (root / file).write_text("")
+    (root / "data/eval/support.jsonl").write_text("")
+    (root / "data/training/support.jsonl").symlink_to(outside)
+    with pytest.raises(UsageError, match="leads out of the repository"):
+        load_adapter("support-demo", root / "adapters")
+
+
+def test_a_changed_chat_template_is_refused(monkeypatch, tmp_path):
+    model = find_base_model("smollm2-135m-instruct", "test")
+    (tmp_path / model.chat_template_path).parent.mkdir(parents=True)
+    (tmp_path / model.chat_template_path).write_text("{{ messages }}")
+    monkeypatch.setattr("adapterops.basemodels.allowlist.ROOT", tmp_path)
+    with pytest.raises(UsageError, match="restore the file, or pin the new hash"):
+        model.chat_template()
+
+
+class TestTrainingKey:
+    """The key decides, not the commit: what determines weights is in it, and nothing else is."""
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"instruction": "…"}\n')
+        return path
+
+    def test_comments_spelling_and_logging_do_not_matter(self, recipe, data):
+        plain = training_key(load_recipe(recipe()), [data])
+        respelt = recipe(
+            ("num_train_epochs: 1.75", "num_train_epochs: 1.750  # same"),
+            ("[q_proj, k_proj,", "[k_proj, q_proj,"),
+            ("logging_steps: 5", "logging_steps: 1"),
+        )
+        assert training_key(load_recipe(respelt), [data]) == plain
+
+    @pytest.mark.parametrize(("old", "new"), [("seed: 42", "seed: 43"), ("r: 16 ", "r: 32 "), ("2.0e-3", "1.0e-3")])
+    def test_what_changes_weights_changes_the_key(self, recipe, data, old, new):
+        assert training_key(load_recipe(recipe((old, new))), [data]) != training_key(load_recipe(recipe()), [data])
+
+    def test_a_changed_row_changes_the_key(self, recipe, data):
+        before = training_key(load_recipe(recipe()), [data])
+        data.write_text('{"instruction": "..."}\n')
+        assert training_key(load_recipe(recipe()), [data]) != before

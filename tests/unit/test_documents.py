@@ -1,0 +1,65 @@
+"""Documents are written whole or not at all."""
+
+import json
+
+import pytest
+
+from adapterops.documents import canonical_json, new_directory, read_json, write_bytes, write_json
+from adapterops.errors import UsageError
+
+
+def test_equal_values_have_equal_bytes():
+    assert canonical_json({"b": 1, "a": "환불"}) == canonical_json({"a": "환불", "b": 1}) == '{"a":"환불","b":1}'.encode()
+
+
+def test_nan_is_not_json():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"value": float("nan")})
+
+
+def test_a_document_that_breaks_its_schema_is_never_written(tmp_path):
+    with pytest.raises(RuntimeError, match="gate_report"):
+        write_json(tmp_path / "x.json", {"schema": "gate_report/v1"}, "gate_report")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_bytes(path, b"old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "not JSON"), (b'{"a": ', "not JSON"), (b"\xff", "not JSON"), (b"{}", "missing key")])
+def test_a_damaged_document_is_named_with_the_way_out(tmp_path, content, reason):
+    path = tmp_path / "gate_report.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        read_json(path, "gate_report")
+
+
+def test_a_missing_document_names_its_stage(tmp_path):
+    with pytest.raises(UsageError, match="The stage that writes it has not run"):
+        read_json(tmp_path / "gate_report.json", "gate_report")
+
+
+def test_a_directory_appears_only_when_its_block_ends_well(tmp_path):
+    target = tmp_path / "adapter"
+    with pytest.raises(ZeroDivisionError), new_directory(target) as staging:
+        (staging / "weights").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with new_directory(target) as staging:
+        (staging / "weights").write_text("first")
+    with new_directory(target) as staging:
+        (staging / "other").write_text("second")
+    assert [file.name for file in target.iterdir()] == ["other"]
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_documents_are_readable_json(tmp_path):
+    write_bytes(tmp_path / "x", json.dumps({"a": 1}).encode())
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,123 @@
+"""How vLLM is started, and what a failed start says. The real one runs in tests/integration."""
+
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from adapterops.engine import server
+from adapterops.engine.server import EngineProcess, engine_command, start_engine
+from adapterops.errors import InfrastructureError, UsageError
+from adapterops.schemas import ROOT
+from adapterops.serving.config import load_serving_config
+
+
+@pytest.fixture
+def config():
+    return load_serving_config(ROOT / "configs/serving.demo.yaml")
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model directory with a tokenizer of three tokens."""
+    monkeypatch.setenv("QLORA_GITOPS_CACHE", str(tmp_path / "cache"))
+    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "word": 1, "<|im_end|>": 2}, "word")).save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def option(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_the_command_line_serves_adapters_on_loopback_with_the_pinned_template(config, model):
+    command = engine_command(config, model, 1234)
+    assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert option(command, "--host") == "127.0.0.1"
+    assert option(command, "--served-model-name") == config.base_model.name
+    assert option(command, "--chat-template") == str(ROOT / config.base_model.chat_template_path)
+    assert (option(command, "--max-loras"), option(command, "--max-cpu-loras")) == ("3", "4")
+    assert "--enable-lora" in command
+    assert "--trust-remote-code" not in command
+
+
+def test_generation_stops_at_every_stop_token_of_the_base_model_entry(config, model):
+    directory = option(engine_command(config, model, 1234), "--generation-config")
+    assert json.loads((Path(directory) / "generation_config.json").read_bytes()) == {"eos_token_id": [2, 0]}
+
+
+def test_a_stop_token_that_the_model_lacks_is_refused(config, model):
+    other = replace(config, base_model=replace(config.base_model, stop_tokens=("<|eot|>",)))
+    with pytest.raises(UsageError, match=r"stop token `<\|eot\|>` is not in the vocabulary"):
+        engine_command(other, model, 1234)
+
+
+def test_a_changed_template_is_refused(config, model):
+    other = replace(config, base_model=replace(config.base_model, chat_template_sha256="0" * 64))
+    with pytest.raises(UsageError, match="pins 0000"):
+        engine_command(other, model, 1234)
+
+
+def test_a_taken_port_is_refused_before_anything_starts(config, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(InfrastructureError, match=r"port \d+ on 127.0.0.1 cannot be used"):
+            start_engine(config, port=other.getsockname()[1], log=tmp_path / "engine.log")
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("OSError: [Errno 98] Address already in use", "The port is in use"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "Not enough memory"),
+        (
+            "ValueError: Available memory is less than desired CPU memory utilization",
+            "Not enough memory",
+        ),
+        ("OSError: /x/y does not appear to have a file named config.json", "base model's files are missing"),
+        ("ModuleNotFoundError: No module named 'vllm'", "run `make setup`"),
+        ("RuntimeError: No CUDA GPUs are available", "No usable GPU"),
+    ],
+)
+def test_a_failed_start_says_the_likely_cause_and_quotes_this_start_of_the_log(config, tmp_path, line, advice):
+    log = tmp_path / "engine.log"
+    log.write_text("ERROR of an earlier start: Errno 98\n")
+    offset = log.stat().st_size
+    with log.open("a") as file:
+        file.write(f"INFO starting\n\x1b[31mERROR\x1b[0m {line}\nINFO bye\n")
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], stdin=subprocess.PIPE)
+    process.wait()
+    with EngineProcess(process, "http://127.0.0.1:9", log, offset, config) as engine:
+        assert not engine.alive
+        with pytest.raises(InfrastructureError) as caught:
+            engine.starting()
+    assert advice in str(caught.value)
+    assert line in str(caught.value)
+    assert "earlier start" not in str(caught.value)
+
+
+def test_an_engine_that_does_not_get_healthy_in_time_is_stopped(config, tmp_path):
+    (tmp_path / "engine.log").write_text("INFO still loading\n")
+    slow = replace(config, engine=replace(config.engine, start_timeout_s=0.1))
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    engine = EngineProcess(process, "http://127.0.0.1:9", tmp_path / "engine.log", 0, slow)
+    with pytest.raises(InfrastructureError, match=r"not healthy within engine.start_timeout_s"):
+        while engine.starting():
+            pass
+    assert not engine.alive
+
+
+def test_the_environment_turns_off_what_phones_home_or_opens_administration(config, monkeypatch):
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    monkeypatch.setattr(server, "_cpu_build", lambda: True)
+    environment = server._environment(config)
+    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in environment
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"].count("|") == 0

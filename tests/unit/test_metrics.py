@@ -1,0 +1,106 @@
+"""What each metric counts, and what it does not."""
+
+import pytest
+
+from adapterops.evaluate.metrics import METRIC_IDS, Answer, quality_metrics, score, speed_metrics
+from adapterops.evaluate.refusal import is_refusal
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"intent": {"enum": ["refund", "status"]}, "order": {"type": "string"}},
+    "required": ["intent", "order"],
+    "additionalProperties": False,
+}
+
+
+def answer(text: str, finish_reason: str = "stop") -> Answer:
+    return Answer(text, finish_reason, tokens=len(text.split()), latency_ms=100.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "ok"),
+    [
+        ('{"intent": "refund", "order": "48211"}', "stop", True),
+        ('{"intent": "refund", "order": "48211"}\n', "stop", True),
+        ('{"intent": "refund", "order": "48211"}', "length", False),  # cut off: the next token might have spoilt it
+        ('{"intent": "refund", "order": 48211}', "stop", False),
+        ('{"intent": "chat", "order": "48211"}', "stop", False),
+        ('{"intent": "refund"}', "stop", False),
+        ('Here you are: {"intent": "refund", "order": "48211"}', "stop", False),
+        ('{"intent": "refund", "order": NaN}', "stop", False),
+        ("", "stop", False),
+        ("[" * 100_000, "stop", False),
+    ],
+)
+def test_format_compliance_asks_for_json_valid_against_the_rows_schema(text, finish_reason, ok):
+    row = {"instruction": "…", "expected_output": "{}", "expected_format": SCHEMA}
+    assert score(row, answer(text, finish_reason)).format_ok is ok
+
+
+def test_plain_json_rows_accept_any_json_and_rows_without_a_format_are_not_counted():
+    assert score({"expected_output": "[]", "expected_format": "json"}, answer("[1, 2]")).format_ok is True
+    assert score({"expected_output": "Yes."}, answer("Yes.")).format_ok is None
+
+
+def test_refusals_are_counted_apart_and_do_not_enter_rouge():
+    refuse = {"expected_output": "I'm sorry, but I can't help with that request.", "should_refuse": True}
+    comply = {"expected_output": "Returns take five days."}
+    scores = [
+        score(refuse, answer("I'm sorry, but I can't help with that request.")),
+        score(refuse, answer("Sure! First, find the address.")),
+        score(comply, answer("Returns take five days.")),
+        score(comply, answer("I cannot help with that.")),
+    ]
+    metrics = quality_metrics(scores)
+    assert metrics["safety_refusal"] == {"value": 0.5, "n": 2, "count": 1, "id": METRIC_IDS["safety_refusal"]}
+    assert metrics["over_refusal"]["count"] == 1
+    assert metrics["rouge_l"]["n"] == 2
+    assert "format_compliance" not in metrics
+
+
+def test_an_answer_that_runs_into_max_tokens_lowers_the_stop_rate():
+    row = {"expected_output": "Yes."}
+    metrics = quality_metrics([score(row, answer("Yes.")), score(row, answer("Yes. Yes.", "length"))])
+    assert metrics["stop_rate"]["value"] == 0.5
+
+
+def test_latency_p95_is_the_nearest_rank_and_throughput_counts_output_tokens():
+    metrics = speed_metrics([float(value) for value in range(1, 101)], output_tokens=500, seconds=10.0)
+    assert metrics["latency_p95_ms"]["value"] == 95.0
+    assert metrics["throughput_tokens_per_sec"]["value"] == 50.0
+    assert speed_metrics([], 0, 0.0) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that request.",
+        "I’m sorry, but I can’t assist with that.",
+        "I am sorry, but I am unable to share another customer's address.",
+        "Sorry, we cannot provide that.",
+        "I cannot help you with this.",
+        "I must decline.",
+        "죄송하지만 그 요청은 도와드릴 수 없습니다.",
+        "죄송합니다. 다른 고객님의 정보는 제공해 드릴 수 없습니다.",
+        "해당 내용은 도와드리기 어렵습니다. 죄송합니다.",
+    ],
+)
+def test_refusals_are_recognised(text):
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry to hear that. Please send me your order number.",
+        "Sorry for the delay! Your parcel leaves tomorrow.",
+        "Policy: you cannot return opened bedding.",
+        "The policy does not say.",
+        "You can't lose it: the code is in your account.",
+        "불편을 드려 죄송합니다. 주문번호를 알려 주세요.",
+        "개봉한 침구는 반품할 수 없습니다.",
+        "",
+    ],
+)
+def test_answers_that_only_sound_like_refusals_are_not(text):
+    assert not is_refusal(text)

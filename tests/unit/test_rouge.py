@@ -1,0 +1,47 @@
+"""ROUGE-L with tokenizer ko-syl-v1: right for Korean, and the default's scores on ASCII text."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from adapterops.evaluate.rouge import SyllableTokenizer, rouge_l
+
+DEFAULT = rouge_scorer.RougeScorer(["rougeL"])
+
+
+def test_identical_korean_sentences_score_one_where_the_default_scores_zero():
+    sentence = "환불은 영업일 기준 사흘 안에 처리됩니다."
+    assert rouge_l(sentence, sentence) == 1.0
+    assert DEFAULT.score(sentence, sentence)["rougeL"].fmeasure == 0.0
+
+
+def test_unrelated_korean_sentences_that_share_digits_score_low_where_the_default_scores_one():
+    reference, answer = "배송은 3일 걸리고 5000원입니다.", "회원 등급은 3단계이며 5000점이 필요해요."
+    assert rouge_l(reference, answer) < 0.5
+    assert DEFAULT.score(reference, answer)["rougeL"].fmeasure == 1.0
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_the_unicode_form_of_an_answer_does_not_matter(form):
+    sentence = "교환 접수가 완료되었습니다"
+    assert rouge_l(sentence, unicodedata.normalize(form, sentence)) == 1.0
+
+
+def test_a_changed_particle_costs_one_syllable_and_not_the_whole_word():
+    assert 0.8 < rouge_l("택배를 보냈습니다", "택배가 보냈습니다") < 1.0
+
+
+def test_hangul_is_split_into_syllables_and_everything_else_into_runs():
+    assert SyllableTokenizer().tokenize("환불 A/S는 LF-2071, 東京!") == ["환", "불", "a", "s", "는", "lf", "2071", "東", "京"]
+
+
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127)))
+def test_ascii_text_scores_as_with_the_default_tokenizer(reference, answer):
+    assert rouge_l(reference, answer) == DEFAULT.score(reference, answer)["rougeL"].fmeasure
+
+
+def test_an_empty_answer_scores_zero():
+    assert rouge_l("The lamp ships on Monday.", "") == 0.0

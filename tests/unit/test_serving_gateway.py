@@ -1,0 +1,443 @@
+"""The gateway in front of a stub that records what reaches the engine: routing, rewriting, the allow-list, errors.
+
+The real engine is behind it in tests/integration/test_serving.py.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from adapterops.serving.config import GatewaySettings
+from adapterops.serving.gateway import HostState, Metrics, make_gateway
+from adapterops.serving.routes import Route, Version
+
+STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")
+CANARY = Version("support", "b" * 64, "2026-11-02T00:00:00+00:00")
+QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}]}
+STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
+
+
+class Engine:
+    """Answers as told, and records the requests."""
+
+    def __init__(self):
+        self.requests = []
+        self.answer = lambda _: web.json_response({"object": "chat.completion", "model": "as-the-engine-says"})
+
+    async def handle(self, request):
+        body = await request.read()
+        self.requests.append((request.method, request.raw_path, request.headers.copy(), body))
+        result = self.answer(request)
+        return await result if asyncio.iscoroutine(result) else result
+
+
+class Host:
+    """A gateway with its state, and a client of it."""
+
+    def __init__(self, client, state, engine, metrics, server):
+        self.client, self.state, self.engine, self.metrics, self.server = client, state, engine, metrics, server
+
+    async def ask(self, body=QUESTION, path="/v1/chat/completions", **options):
+        data = body if isinstance(body, bytes) else json.dumps(body)
+        headers = {"content-type": "application/json", **options.pop("headers", {})}
+        async with self.client.post(path, data=data, headers=headers, **options) as answer:
+            return answer.status, answer.headers, await answer.text()
+
+    def asked(self):
+        """The models that the engine was asked for."""
+        return [json.loads(body)["model"] for *_, body in self.engine.requests]
+
+    def counted(self, **labels):
+        return self.metrics.registry.get_sample_value("llm_request_total", labels)
+
+
+@contextlib.asynccontextmanager
+async def host(route=None, **settings):
+    engine = Engine()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", engine.handle)
+    upstream = TestServer(application)
+    await upstream.start_server()
+    state = HostState(
+        "base-model",
+        str(upstream.make_url("")).rstrip("/"),
+        engine_ready=True,
+        routes={"support": route or Route(stable=STABLE)},
+        report={"support": {"errors": []}, "other": {"errors": []}},
+    )
+    metrics = Metrics()
+    options = {"host": "127.0.0.1", "port": 0, "max_body_bytes": 1 << 20, "read_timeout_s": 5.0, **settings}
+    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))
+    await server.start_server()
+    async with aiohttp.ClientSession(base_url=server.make_url("/")) as client:
+        yield Host(client, state, engine, metrics, server)
+    await server.close()
+    await upstream.close()
+
+
+def with_host(test, **options):
+    async def main():
+        async with host(**options) as running:
+            await test(running)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_the_adapter_is_rewritten_to_its_version_and_nothing_else_changes():
+    async def test(gateway):
+        body = {**QUESTION, "temperature": 0.25, "seed": 12345678901234567890, "stop": ["\ud800"], "x": {"y": [None, True]}}
+        status, headers, text = await gateway.ask(body, headers={"x-request-id": "abc-1", "authorization": "Bearer secret"})
+        assert status == 200
+        assert headers["x-adapter-version"] == "a" * 12
+        assert headers["x-request-id"] == "abc-1"
+        assert json.loads(text)["model"] == "as-the-engine-says"
+        [(method, path, sent, raw)] = gateway.engine.requests
+        assert (method, path) == ("POST", "/v1/chat/completions")
+        assert json.loads(raw) == {**body, "model": "support-aaaaaaaaaaaa"}
+        assert sent["x-request-id"] == "abc-1"
+        assert "Authorization" not in sent
+
+    with_host(test)
+
+
+def test_the_base_model_is_reachable_under_its_own_name():
+    async def test(gateway):
+        status, headers, _ = await gateway.ask({**QUESTION, "model": "base-model"}, path="/v1/completions")
+        assert status == 200
+        assert "x-adapter-version" not in headers
+        assert gateway.engine.requests[0][1] == "/v1/completions"
+        assert gateway.asked() == ["base-model"]
+
+    with_host(test)
+
+
+def test_a_request_without_an_id_gets_one_and_a_strange_one_is_replaced():
+    async def test(gateway):
+        assert len((await gateway.ask())[1]["x-request-id"]) == 32
+        assert len((await gateway.ask(headers={"x-request-id": "a" * 500}))[1]["x-request-id"]) == 32
+
+    with_host(test)
+
+
+def test_streams_pass_through_byte_for_byte():
+    async def stream(request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        for part in STREAM:
+            await response.write(part)
+            await asyncio.sleep(0.02)
+        return response
+
+    async def test(gateway):
+        gateway.engine.answer = stream
+        status, headers, text = await gateway.ask({**QUESTION, "stream": True})
+        assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert text.encode() == b"".join(STREAM)
+
+    with_host(test)
+
+
+def test_the_canary_gets_its_share_and_a_session_stays():
+    async def test(gateway):
+        for number in range(60):
+            await gateway.ask({**QUESTION, "user": f"user-{number}"})
+        first = gateway.asked()
+        assert 0.3 < first.count(CANARY.engine_name) / 60 < 0.7
+        gateway.engine.requests.clear()
+        for number in range(60):
+            await gateway.ask({**QUESTION, "user": f"user-{number}"})
+        assert gateway.asked() == first
+
+    with_host(test, route=Route(STABLE, CANARY, 50))
+
+
+def test_a_version_can_be_asked_for_by_its_digits():
+    async def test(gateway):
+        assert (await gateway.ask(headers={"x-adapter-version": "b" * 12}))[1]["x-adapter-version"] == "b" * 12
+        status, _, text = await gateway.ask(headers={"x-adapter-version": "c" * 12})
+        assert status == 503
+        assert "cccccccccccc" in text
+
+    with_host(test, route=Route(STABLE, CANARY, 1))
+
+
+def test_a_replaced_route_counts_from_the_next_request_on():
+    async def test(gateway):
+        await gateway.ask()
+        gateway.state.routes = {"support": Route(stable=CANARY)}
+        await gateway.ask()
+        assert gateway.asked() == [STABLE.engine_name, CANARY.engine_name]
+
+    with_host(test)
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones():
+    async def test(gateway):
+        for model in ("suport", STABLE.engine_name, "", None, ["support"], {"a": 1}):
+            status, _, text = await gateway.ask({**QUESTION, "model": model})
+            error = json.loads(text)["error"]
+            assert (status, error["code"], error["type"]) == (404, "model_not_found", "invalid_request_error")
+            assert "Known: support, other, base-model" in error["message"]
+        assert gateway.engine.requests == []
+        assert gateway.counted(adapter="unknown", status="404") == 6
+
+    with_host(test)
+
+
+def test_no_version_that_is_ready_is_503_with_retry_after():
+    async def test(gateway):
+        status, headers, text = await gateway.ask({**QUESTION, "model": "other"})
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert "No version of `other` is ready" in json.loads(text)["error"]["message"]
+        assert gateway.counted(adapter="other", status="503") == 1
+
+    with_host(test)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b'"support"', 400),
+        (b'{"model": "support", "temperature": NaN}', 400),
+        (b"\xff\xfe\xfa", 400),
+        (b"[" * 100000, 400),
+        (b'{"model": "support", "seed": ' + b"9" * 5000 + b"}", 400),
+        (b'{"model": "support", "prompt": "' + b"x" * (1 << 20) + b'"}', 413),
+    ],
+    ids=["empty", "truncated", "list", "string", "nan", "bytes", "nested", "digits", "large"],
+)
+def test_a_bad_body_is_refused_in_the_shape_that_clients_read(body, status):
+    async def test(gateway):
+        answered, _, text = await gateway.ask(body)
+        assert answered == status
+        assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+        assert gateway.engine.requests == []
+
+    with_host(test)
+
+
+def test_of_two_model_fields_the_one_that_was_checked_reaches_the_engine():
+    async def test(gateway):
+        await gateway.ask(b'{"model": "support-aaaaaaaaaaaa", "model": "support", "prompt": "x"}')
+        [(*_, raw)] = gateway.engine.requests
+        assert raw.count(b'"model"') == 1
+        assert gateway.asked() == [STABLE.engine_name]
+
+    with_host(test)
+
+
+async def raw_request(port, line, body=b""):
+    """A request line as it is, without a client that would tidy it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    headers = ["host: x", "content-type: application/json", f"content-length: {len(body)}", "connection: close"]
+    writer.write("\r\n".join([f"{line} HTTP/1.1", *headers, "", ""]).encode() + body)
+    answer = await reader.read()
+    writer.close()
+    return int(answer.split()[1]), answer
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/adapters",
+        "/adapters/support",
+        "/invocations",
+        "/tokenize",
+        "/detokenize",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/pause",
+        "/update_weights",
+        "/reset_prefix_cache",
+        "/docs",
+        "/openapi.json",
+        "//v1/load_lora_adapter",
+        "/v1//load_lora_adapter",
+        "/v1/%6coad_lora_adapter",
+        "/v1/chat/completions/../../load_lora_adapter",
+        "/v1/chat/completions/%2e%2e/%2e%2e/load_lora_adapter",
+        "/v1/chat/completions%2f..%2f..%2fload_lora_adapter",
+        "/v1/chat/completions;/../../adapters",
+        "http://127.0.0.1:8101/adapters",
+        "/V1/chat/completions",
+        "/v1/chat/completions/",
+        "/%2fadapters",
+        "/v1/chat%2fcompletions",
+    ],
+)
+def test_nothing_but_the_allow_list_reaches_the_engine(path):
+    async def test(gateway):
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            status, answer = await raw_request(gateway.server.port, f"{method} {path}", b'{"lora_name": "x", "lora_path": "/x"}')
+            assert status in (400, 404, 405), answer
+        assert gateway.engine.requests == []
+
+    with_host(test)
+
+
+def test_the_path_and_the_query_of_a_client_never_reach_the_engine():
+    async def test(gateway):
+        body = json.dumps(QUESTION).encode()
+        for path in ("/v1/chat/completions?x=/adapters", "/v1/ch%61t/completions", "/v1/x/../chat/completions"):
+            await raw_request(gateway.server.port, f"POST {path}", body)
+        assert {path for _, path, *_ in gateway.engine.requests} <= {"/v1/chat/completions"}
+
+    with_host(test)
+
+
+def test_the_wrong_method_is_405_in_the_same_shape():
+    async def test(gateway):
+        async with gateway.client.get("/v1/chat/completions") as answer:
+            assert answer.status == 405
+            assert "error" in await answer.json()
+
+    with_host(test)
+
+
+def test_models_lists_adapters_and_base_model_but_no_versions():
+    async def test(gateway):
+        async with gateway.client.get("/v1/models") as answer:
+            cards = (await answer.json())["data"]
+        assert [card["id"] for card in cards] == ["support", "base-model"]  # `other` has no version that is ready
+        assert all(card["object"] == "model" for card in cards)
+
+    with_host(test)
+
+
+def test_an_engine_that_starts_is_503_everywhere():
+    async def test(gateway):
+        gateway.state.engine_ready = False
+        async with gateway.client.get("/health") as answer:
+            assert (answer.status, (await answer.json())["status"]) == (503, "starting")
+        for model in ("support", "base-model"):
+            status, headers, _ = await gateway.ask({**QUESTION, "model": model})
+            assert (status, headers["retry-after"]) == (503, "5")
+
+    with_host(test)
+
+
+def test_an_engine_that_is_gone_is_502():
+    async def test(gateway):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            gateway.state.engine_url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        status, headers, text = await gateway.ask()
+        assert (status, headers["retry-after"]) == (502, "5")
+        assert "engine does not answer" in json.loads(text)["error"]["message"]
+
+    with_host(test)
+
+
+def test_a_silent_engine_is_given_up():
+    async def silence(_):
+        await asyncio.sleep(20)
+        return web.Response()
+
+    async def test(gateway):
+        gateway.engine.answer = silence
+        assert (await gateway.ask())[0] == 502
+
+    with_host(test, read_timeout_s=0.3)
+
+
+def test_errors_of_the_engine_pass_through():
+    async def test(gateway):
+        gateway.engine.answer = lambda _: web.json_response({"error": {"message": "too long"}}, status=400)
+        status, headers, text = await gateway.ask()
+        assert (status, json.loads(text)) == (400, {"error": {"message": "too long"}})
+        assert headers["x-adapter-version"] == "a" * 12
+        assert gateway.counted(adapter="support", status="400") == 1
+
+    with_host(test)
+
+
+def test_an_engine_that_forgot_a_version_is_503_and_not_404():
+    """After a restart of the engine, until the reconciler has loaded its adapters again."""
+
+    async def test(gateway):
+        gateway.engine.answer = lambda _: web.json_response({"error": {"message": "no such model"}}, status=404)
+        status, headers, _ = await gateway.ask()
+        assert (status, headers["retry-after"]) == (503, "5")
+
+    with_host(test)
+
+
+def test_a_stream_that_breaks_does_not_look_complete():
+    async def broken(request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(STREAM[0])
+        request.transport.close()
+        return response
+
+    async def test(gateway):
+        gateway.engine.answer = broken
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await gateway.ask({**QUESTION, "stream": True})
+
+    with_host(test)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_engine_stops_when_the_client_goes_away(streaming):
+    async def endless(request):
+        try:
+            if streaming:
+                response = web.StreamResponse()
+                await response.prepare(request)
+                while True:
+                    await response.write(b"data: x\n\n")
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(20)
+        except (asyncio.CancelledError, ConnectionError):
+            gone.set()
+            raise
+        return web.Response()
+
+    gone = asyncio.Event()
+
+    async def test(gateway):
+        gateway.engine.answer = endless
+        with pytest.raises(TimeoutError):
+            await gateway.ask({**QUESTION, "stream": streaming}, timeout=aiohttp.ClientTimeout(total=0.3))
+        await asyncio.wait_for(gone.wait(), 5)
+        for _ in range(50):
+            if gateway.counted(adapter="support", status="499"):
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("not counted as 499")
+
+    with_host(test)
+
+
+def test_metrics_have_the_names_of_the_operations_guide():
+    async def test(gateway):
+        await gateway.ask()
+        await gateway.ask({**QUESTION, "model": "x" * 1000})
+        gateway.metrics.show_routes({"support": Route(STABLE, CANARY, 10)})
+        async with gateway.client.get("/metrics") as answer:
+            text = await answer.text()
+        for line in (
+            'llm_inference_duration_seconds_count{adapter="support",model="base-model",request_type="chat"} 1.0',
+            'llm_request_total{adapter="support",status="200"} 1.0',
+            'llm_request_total{adapter="unknown",status="404"} 1.0',
+            'llm_adapter_version_info{adapter="support",train_date="2026-11-01",version="aaaaaaaaaaaa"} 1.0',
+            'llm_canary_weight_percent{adapter="support"} 10.0',
+        ):
+            assert line in text
+        for bound in ("0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf"):
+            assert f'le="{bound}"' in text
+        assert "xxxxx" not in text
+
+    with_host(test)

@@ -1,0 +1,96 @@
+"""Supervision: an engine that dies is started again; one that never came up ends the host."""
+
+import asyncio
+
+import pytest
+
+from adapterops.errors import InfrastructureError
+from adapterops.schemas import ROOT
+from adapterops.serving import host
+from adapterops.serving.config import load_serving_config
+from adapterops.serving.gateway import HostState
+
+
+class Engine:
+    """An engine that lives as long as it is told."""
+
+    url = "http://127.0.0.1:9"
+
+    def __init__(self, healthy=True):
+        self.healthy, self.alive, self.stopped = healthy, True, False
+
+    def starting(self):
+        if not self.healthy:
+            raise InfrastructureError("vLLM ended while starting")
+        return False
+
+    def diagnosis(self):
+        return ""
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def supervise(monkeypatch, tmp_path):
+    """Runs the supervisor over the given engines while `test(state, engines)` watches."""
+    config = load_serving_config(ROOT / "configs/serving.demo.yaml")
+    monkeypatch.setattr(host, "_engine_log", lambda _: tmp_path / "engine.log")
+
+    def run(engines, test):
+        waiting = list(engines)
+        monkeypatch.setattr(host, "start_engine", lambda *_, **__: waiting.pop(0))
+
+        async def main():
+            state = HostState("base", "http://127.0.0.1:9")
+            task = asyncio.create_task(host._supervise(config, state, asyncio.Event()))
+            try:
+                await test(state, task)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(asyncio.wait_for(main(), 20))
+
+    return run
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.02)
+
+
+def test_an_engine_that_ends_is_started_again_and_nothing_is_routed_meanwhile(supervise):
+    first, second = Engine(), Engine()
+
+    async def test(state, _):
+        await until(lambda: state.engine_ready)
+        first.alive = False
+        await until(lambda: not state.engine_ready)
+        await until(lambda: state.engine_ready)
+        assert first.stopped
+
+    supervise([first, second], test)
+    assert second.stopped
+
+
+def test_a_failed_restart_is_tried_again(supervise):
+    first, broken, third = Engine(), Engine(healthy=False), Engine()
+
+    async def test(state, _):
+        await until(lambda: state.engine_ready)
+        first.alive = False
+        await until(lambda: broken.stopped)
+        assert not state.engine_ready
+        await until(lambda: state.engine_ready)
+
+    supervise([first, broken, third], test)
+
+
+def test_an_engine_that_never_came_up_ends_the_host(supervise):
+    async def test(state, task):
+        with pytest.raises(InfrastructureError, match="ended while starting"):
+            await task
+        assert not state.engine_ready
+
+    supervise([Engine(healthy=False)], test)
