@@ -96,12 +96,12 @@ def test_every_assistant_turn_of_a_conversation_is_trained(tokenizer, base_model
 
 
 def test_a_row_over_max_length_is_an_error_unless_the_recipe_allows_the_loss(tokenizer, base_model, data):
-    with pytest.raises(RejectedError, match=r"rows\.jsonl:1: \d+ tokens\. Expected at most max_length 45"):
-        encode_files([data], tokenizer, base_model, 45, "error")
-    encoded = encode_files([data], tokenizer, base_model, 60, "allow")
-    assert max(map(len, encoded.input_ids)) <= 60
+    with pytest.raises(RejectedError, match=r"rows\.jsonl:1: \d+ tokens\. Expected at most max_length 33"):
+        encode_files([data], tokenizer, base_model, 33, "error")
+    encoded = encode_files([data], tokenizer, base_model, 32, "allow")
+    assert max(map(len, encoded.input_ids)) <= 32
     with pytest.raises(RejectedError, match="Nothing of its answer would be left"):
-        encode_files([data], tokenizer, base_model, 30, "allow")
+        encode_files([data], tokenizer, base_model, 20, "allow")
 
 
 def test_the_base_model_is_verified_on_every_use(base_model, tmp_path, monkeypatch):
