@@ -34,7 +34,8 @@ def main(config: Path, data: tuple[Path, ...], output: Path, force: bool) -> Non
     console.print(
         f"{output}: {how}; {training['steps']} steps, final loss {training['final_loss']:.4f}, "
         f"{training['tokens_per_second']:.0f} tok/s, peak {training['peak_memory_gib']} GiB\n"
-        f"training key {manifest['training_key']}\nadapter digest {manifest['adapter']['digest']}"
+        f"training key {manifest['training_key']}\nadapter digest {manifest['adapter']['digest']}",
+        soft_wrap=True,
     )
 
 
