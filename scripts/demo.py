@@ -62,9 +62,11 @@ def up() -> None:
     }
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
-    start("s3", S3_PORT, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
+    s3 = start("s3", S3_PORT, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
+    serve = start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    await_port("s3", S3_PORT, s3)
     make_bucket(config.bucket)
-    start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    await_port("serve", config.gateway.port, serve)
     console.print(
         f"S3 server on port {S3_PORT}; serving host starting on port {config.gateway.port} meanwhile (logs: {shown(STATE)}/*.log)"
     )
@@ -126,15 +128,14 @@ def report() -> None:
     webbrowser.open(pages[-1].as_uri())
 
 
-def start(name: str, port: int, arguments: list[str]) -> None:
-    """Start a server in the background unless the one of an earlier call still runs.
+def start(name: str, port: int, arguments: list[str]) -> subprocess.Popen[bytes] | None:
+    """Start a server in the background; None if the one of an earlier call still runs.
 
     Raises:
         UsageError: another program has the port.
-        InfrastructureError: the server ended at once.
     """
     if running(name):
-        return
+        return None
     if port_taken(port):
         raise UsageError(f"port {port} is taken by another program. Stop it, or change the port ({name}).")
     STATE.mkdir(exist_ok=True)
@@ -143,9 +144,19 @@ def start(name: str, port: int, arguments: list[str]) -> None:
         process = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
     created = psutil.Process(process.pid).create_time()
     pid_file(name).write_text(json.dumps({"pid": process.pid, "created": created}), encoding="utf-8")
+    return process
+
+
+def await_port(name: str, port: int, process: subprocess.Popen[bytes] | None) -> None:
+    """Return once the server listens.
+
+    Raises:
+        InfrastructureError: it ended, or does not listen within a minute; quotes the end of its log.
+    """
+    log = STATE / f"{name}.log"
     deadline = time.monotonic() + 60
     while not port_taken(port):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if (process is not None and process.poll() is not None) or time.monotonic() > deadline:
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
             raise InfrastructureError(f"{name} did not start; the end of {shown(log)}:\n{tail}")
         time.sleep(0.1)

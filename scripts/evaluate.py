@@ -14,6 +14,7 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, c
 @click.option("--eval-data", type=EXISTING_FILE, required=True, help="Evaluation rows, JSON array or JSONL.")
 @click.option("--output", type=OUTPUT_PATH, required=True, help="Results document to write; samples go beside it.")
 @click.option("--server-url", help="Use this running vLLM (root, without /v1) instead of starting one.")
+@click.option("--server-wait", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds that it may take to answer.")
 @click.option("--serving", type=EXISTING_FILE, help="Serving configuration to start vLLM with. Default: by base model.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer in tokens.")
 @click.option("--latency-requests", type=click.IntRange(1), default=200, show_default=True, help="Requests of the speed phase.")
@@ -24,6 +25,7 @@ def main(
     eval_data: Path,
     output: Path,
     server_url: str | None,
+    server_wait: float,
     serving: Path | None,
     max_tokens: int,
     latency_requests: int,
@@ -43,7 +45,9 @@ def main(
     from adapterops.report.console import metrics_table
 
     settings = Settings(max_tokens, latency_requests, latency_concurrency)
-    results, cached = evaluate_once(model, eval_data, settings, output, console, server_url=server_url, serving=serving, force=force)
+    results, cached = evaluate_once(
+        model, eval_data, settings, output, console, server_url=server_url, server_wait_s=server_wait, serving=serving, force=force
+    )
     console.print(metrics_table(results))
     console.print(f"{output}: {'already evaluated, nothing to do' if cached else 'written'}")
 

@@ -104,6 +104,7 @@ def run_pipeline(
             run / "eval_results.json",
             console,
             server_url=server_url,
+            server_wait_s=load_serving_config(spec.serving).engine.start_timeout_s,
             serving=spec.serving,
         )
         done("evaluate", cached)

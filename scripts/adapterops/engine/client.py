@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -36,6 +37,19 @@ def is_healthy(url: str, timeout: float = 5) -> bool:
         return _request(url, "/health", timeout=timeout)[0] == 200
     except InfrastructureError:
         return False
+
+
+def await_engine(url: str, timeout_s: float) -> None:
+    """Return once the engine answers; one that is still starting takes from 15 s (GPU, warm) to minutes.
+
+    Raises:
+        InfrastructureError: it does not answer within `timeout_s` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not is_healthy(url):
+        if time.monotonic() >= deadline:
+            raise InfrastructureError(f"the engine at {url} did not answer within {timeout_s:.0f} s. Is it running? Mend --server-url.")
+        time.sleep(0.3)
 
 
 def served_models(url: str, timeout: float = 30) -> dict[str, str]:

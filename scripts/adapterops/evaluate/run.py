@@ -20,7 +20,7 @@ from adapterops.basemodels import find_base_model
 from adapterops.data.reader import Row, load_rows
 from adapterops.data.rows import prompt_messages
 from adapterops.documents import read_json, sha256_file, sha256_json, write_bytes, write_json
-from adapterops.engine.client import load_adapter, unload_adapter
+from adapterops.engine.client import await_engine, load_adapter, unload_adapter
 from adapterops.engine.server import start_engine
 from adapterops.errors import UsageError
 from adapterops.evaluate.generate import Messages, generate
@@ -56,6 +56,7 @@ def evaluate_once(
     console: Console,
     *,
     server_url: str | None = None,
+    server_wait_s: float = 30,
     serving: Path | None = None,
     force: bool = False,
 ) -> tuple[dict[str, Any], bool]:
@@ -68,6 +69,7 @@ def evaluate_once(
         output: results document; the samples go beside it.
         console: where progress is shown.
         server_url: a running engine with runtime LoRA loading, root without `/v1`; None starts one.
+        server_wait_s: how long that engine may take to answer at all, for one that is starting.
         serving: the serving configuration to start the engine with; None finds the one for the base model.
         force: evaluate although the results are there.
 
@@ -112,7 +114,7 @@ def evaluate_once(
             if results["eval_key"] == key:
                 return results, True
 
-    with _engine(config, server_url, output, console) as url:
+    with _engine(config, server_url, server_wait_s, output, console) as url:
         phases = _Phases(url, rows, settings, console)
         name = f"eval-{digest[:12]}"
         load_adapter(url, name, model.resolve())
@@ -220,9 +222,12 @@ class _Phases:
 
 
 @contextlib.contextmanager
-def _engine(config: ServingConfig, server_url: str | None, output: Path, console: Console) -> Iterator[str]:
+def _engine(config: ServingConfig, server_url: str | None, server_wait_s: float, output: Path, console: Console) -> Iterator[str]:
     if server_url:
-        yield server_url.rstrip("/").removesuffix("/v1")
+        url = server_url.rstrip("/").removesuffix("/v1")
+        with console.status(f"waiting for {url}"):
+            await_engine(url, server_wait_s)
+        yield url
         return
     log = output.with_name("engine.log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -254,10 +259,10 @@ def _slices(rows: list[Row]) -> dict[str, list[int]]:
 
 
 def _probes(rows: list[Row], candidate: list[Answer], base: list[Answer], speed: list[Answer]) -> list[dict[str, Any]]:
-    """Short prompts whose greedy answer is the same alone and in a batch, and differs from the base model's.
+    """Short prompts whose greedy answer is stable, and differs from the base model's.
 
-    A server under another load batches differently, which can flip a near-tie of greedy decoding; such prompts would
-    accuse a healthy adapter.
+    Stable: the same in the small batches of the speed phase and in the large ones of the quality phase. A server under another
+    load batches differently again, which can flip a near-tie of greedy decoding; such prompts would accuse a healthy adapter.
     """
     alone = {answer.text for answer in speed}
     stable = [
