@@ -1,0 +1,1129 @@
+"""The release store against a real S3 server (moto): nothing half-published, nothing overwritten, nothing unverified served."""
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import boto3
+import numpy
+import pytest
+from safetensors.numpy import save_file
+
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.schemas import ROOT
+from adapterops.store import channels, releases
+from adapterops.store.channels import abort_canary, change_channel, history, promote, read_channel, roll_back, start_canary
+from adapterops.store.objects import ConflictError, ObjectStore, open_store
+from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
+
+pytestmark = pytest.mark.integration
+
+NAME = "support-demo"
+BASE = "smollm2-135m-instruct"
+SOURCE = {"commit": "c" * 40, "pr": 7, "actor": "test"}
+BASE_ENTRY = {"name": BASE, "source_id": "test/base", "revision": "main", "license": "apache-2.0"}
+SECRET = "do-not-print-5b1c"
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+# A test of what the code should do and does not do yet: it turns red on the day it does, and then loses this mark.
+defect = partial(pytest.mark.xfail, strict=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- servers -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """An S3 server process; boto3's environment points to it for this module. Yields its port."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    with (tmp_path_factory.mktemp("s3") / "moto.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(endpoint, timeout=5).close()
+                    break
+                except urllib.error.HTTPError:
+                    break
+                except OSError:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+                patch.setenv("AWS_ACCESS_KEY_ID", "test")
+                patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+                patch.setenv("AWS_REGION", "us-east-1")
+                patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+                for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET", "GITHUB_ACTOR", "GITHUB_SHA"):
+                    patch.delenv(name, raising=False)
+                yield port
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+class Front(ThreadingHTTPServer):
+    """Stands before the S3 server: lets one write through at a time, as S3 does and moto does not, and loses what it is told to.
+
+    `faults` is a list of (method, end of the path, what goes wrong), each used once.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port):
+        super().__init__(("127.0.0.1", 0), FrontHandler)
+        self.port, self.writing, self.faults, self.checksums = port, threading.Lock(), [], []
+
+    def fault(self, method, path):
+        for fault in self.faults:
+            if fault[0] == method and path.partition("?")[0].endswith(fault[1]):
+                self.faults.remove(fault)
+                return fault[2]
+        return None
+
+
+class FrontHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def handle_any(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.checksums.append(self.headers.get("x-amz-checksum-sha256"))
+        fault = self.server.fault(self.command, self.path)
+        if fault == "conflict":
+            return self.answer(409, {}, b"<Error><Code>ConditionalRequestConflict</Code><Message>try again</Message></Error>")
+        if fault == "denied":
+            return self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+        with self.server.writing if self.command == "PUT" else contextlib.nullcontext():
+            upstream = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+            upstream.request(self.command, self.path, body, {**self.headers, "Connection": "close"})
+            answer = upstream.getresponse()
+            content = answer.read()
+            upstream.close()
+        self.close_connection = fault is not None
+        if fault == "answer lost":
+            return None
+        return self.answer(answer.status, dict(answer.getheaders()), content, cut=len(content) // 2 if fault == "cut" else None)
+
+    def answer(self, status, headers, content, cut=None):
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("connection", "content-length", "transfer-encoding", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:cut])
+
+    do_GET = do_PUT = do_HEAD = do_POST = handle_any  # noqa: N815  # http.server's names
+
+
+@contextlib.contextmanager
+def served(server):
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def front(s3, monkeypatch):
+    """The server with a front before it, for stores that are opened from now on."""
+    with served(Front(s3)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+        yield server
+
+
+@pytest.fixture
+def client(s3):
+    """S3 without the project's code: to look, and to damage."""
+    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3}", region_name="us-east-1")
+
+
+@pytest.fixture
+def bucket(client):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def store(bucket):
+    return ObjectStore(bucket)
+
+
+def content(client, bucket, key):
+    return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+def keys(client, bucket):
+    return [item["Key"] for item in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def flip(client, bucket, key):
+    """Change one bit in the middle of an object; its size stays."""
+    body = bytearray(content(client, bucket, key))
+    body[len(body) // 2] ^= 1
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(body))
+
+
+def truncate(client, bucket, key):
+    client.put_object(Bucket=bucket, Key=key, Body=content(client, bucket, key)[:-1])
+
+
+def lengthen(client, bucket, key):
+    client.put_object(Bucket=bucket, Key=key, Body=content(client, bucket, key) + b"\0")
+
+
+def remove(client, bucket, key):
+    client.delete_object(Bucket=bucket, Key=key)
+
+
+def at_once(function, arguments):
+    """Call it with each of the arguments in a thread of its own, all at the same moment; exceptions are results."""
+    barrier = threading.Barrier(len(arguments))
+
+    def call(argument):
+        barrier.wait(30)
+        try:
+            return function(argument)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(call, arguments))
+
+
+# --- adapters and their documents --------------------------------------------------------------------------------------------
+
+
+def make_adapter(directory, value=1.0, base=BASE):
+    """What train_qlora.py leaves: three files and how they were made."""
+    directory.mkdir(parents=True)
+    (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}\n')
+    save_file({"layer.lora_A": numpy.full((2, 4), value, dtype=numpy.float32)}, directory / "adapter_model.safetensors")
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}\n")
+    (directory / "train_manifest.json").write_text(json.dumps(train_manifest(directory, base)))
+    return directory
+
+
+def train_manifest(directory, base=BASE):
+    files = [
+        {"name": name, "size": (directory / name).stat().st_size, "sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()}
+        for name in adapter_files
+    ]
+    return {
+        "schema": "train_manifest/v1",
+        "training_key": "1" * 64,
+        "key_inputs": {},
+        "recipe": "configs/qlora/smollm2-135m.yaml",
+        "base_model": {**BASE_ENTRY, "name": base},
+        "data": [{"path": "data/training/support.jsonl", "sha256": "2" * 64}],
+        "tokens": {"rows": 1, "total": 1, "supervised": 1, "longest_row": 1, "truncated_rows": 0, "truncated_tokens": 0},
+        "training": {
+            "steps": 1,
+            "final_loss": 1.0,
+            "loss_history": [],
+            "seconds": 1.0,
+            "tokens_per_second": 1.0,
+            "peak_memory_gib": 0.0,
+            "lora_step0_sha256": "3" * 64,
+        },
+        "adapter": {"digest": adapter_digest(directory), "rank": 2, "dtype": "bfloat16", "files": files},
+        "environment": {"device": "cpu", "python": "3.11", "packages": {}},
+        "total_seconds": 1.0,
+        "finished_at": "2026-01-01T00:00:00+00:00",
+    }
+
+
+def gate_report(directory, verdict="PASS", **changes):
+    gate = {"metric": "rouge_l", "relation": "min", "threshold": 0.65, "value": 0.7, "n": 50, "description": "d"}
+    return {
+        "schema": "gate_report/v1",
+        "gate_key": "4" * 64,
+        "verdict": verdict,
+        "reason": "rouge_l 0.7 against 0.65.",
+        "adapter": {"name": NAME, "digest": adapter_digest(directory), "training_key": "1" * 64, "base_model": BASE},
+        "gate_config": {"path": "configs/quality_gate.demo.yaml", "sha256": "5" * 64},
+        "gates": [{**gate, "verdict": verdict, "reason": "measured"}],
+        "base": {"verdict": "FAIL", "gates": []},
+        "probes": [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Hi."}],
+        "evaluation": {"eval_key": "6" * 64, "path": "data/eval/support.jsonl", "sha256": "7" * 64, "rows": 50},
+        **changes,
+    }
+
+
+def published(store, directory, name=NAME):
+    trained = json.loads((directory / "train_manifest.json").read_bytes())
+    return publish(store, name, directory, gate_report(directory), trained, source=SOURCE)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    return make_adapter(tmp_path / "adapter")
+
+
+@pytest.fixture
+def release(store, adapter):
+    return published(store, adapter)
+
+
+def edit_manifest(client, bucket, release, **changes):
+    key = f"{release.uri}/manifest.json"
+    manifest = json.loads(content(client, bucket, key)) | changes
+    client.put_object(Bucket=bucket, Key=key, Body=json.dumps(manifest).encode())
+
+
+def dies_writing(bucket, end_of_key, code):
+    """Run Python that is killed in the moment in which it would create an object whose key ends so."""
+    program = (
+        "import os, sys\n"
+        "from adapterops.store.objects import ObjectStore\n"
+        "put_new = ObjectStore.put_new\n"
+        f"ObjectStore.put_new = lambda self, key, *rest: os._exit(9) if key.endswith({end_of_key!r}) else put_new(self, key, *rest)\n"
+        f"store = ObjectStore({bucket!r})\n"
+    )
+    paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests" / "integration")])
+    done = subprocess.run([sys.executable, "-c", program + code], env={**os.environ, "PYTHONPATH": paths}, check=False, timeout=120)
+    assert done.returncode == 9
+
+
+# --- objects -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_may_be_put_twice(store, client, bucket, tmp_path):
+    (tmp_path / "file").write_bytes(b"first")
+    store.put_new("k", b"first")
+    store.put_new("k", b"first")
+    store.put_new("k", tmp_path / "file")
+    assert content(client, bucket, "k") == b"first"
+
+
+def test_other_bytes_under_a_taken_key_are_refused_and_the_first_stay(store, client, bucket):
+    store.put_new("k", b"first")
+    with pytest.raises(RejectedError, match=rf"s3://{bucket}/k exists with other content"):
+        store.put_new("k", b"other")
+    assert content(client, bucket, "k") == b"first"
+
+
+def test_ten_writers_of_one_new_key_leave_the_bytes_of_the_only_one_that_succeeded(front, client, bucket):
+    stores = [ObjectStore(bucket) for _ in range(10)]
+    results = at_once(lambda number: stores[number].put_new("k", b"%d" % number), range(10))
+    winners = [number for number, result in enumerate(results) if result is None]
+    assert [b"%d" % number for number in winners] == [content(client, bucket, "k")]
+    assert [type(result) for result in results].count(RejectedError) == 9
+
+
+def test_a_put_tells_the_server_the_sha256_of_its_bytes(front, bucket):
+    ObjectStore(bucket).put_new("k", b"bytes")
+    assert front.checksums == [base64.b64encode(hashlib.sha256(b"bytes").digest()).decode()]
+
+
+def test_a_put_whose_answer_is_lost_on_the_way_succeeds(front, client, bucket):
+    front.faults.append(("PUT", "/k", "answer lost"))
+    ObjectStore(bucket).put_new("k", b"bytes")
+    assert front.faults == []
+    assert content(client, bucket, "k") == b"bytes"
+
+
+def test_s3s_request_to_try_again_is_followed(front, client, bucket):
+    front.faults += [("PUT", "/k", "conflict")] * 2
+    ObjectStore(bucket).put_new("k", b"bytes")
+    assert front.faults == []
+    assert content(client, bucket, "k") == b"bytes"
+
+
+def test_a_missing_object_is_none_and_an_object_is_its_bytes_and_tag(store, client, bucket):
+    assert store.get("k") is None
+    client.put_object(Bucket=bucket, Key="k", Body=b"bytes")
+    fetched = store.get("k")
+    assert (fetched.content, fetched.etag) == (b"bytes", client.head_object(Bucket=bucket, Key="k")["ETag"])
+
+
+def test_an_intact_object_is_downloaded(store, tmp_path):
+    store.put_new("k", b"bytes")
+    store.download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    assert (tmp_path / "file").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(flip, "got 5 bytes"), (truncate, "got 4 bytes"), (lengthen, "got 6 bytes"), (remove, "is missing")],
+)
+def test_a_damaged_object_is_not_downloaded(store, client, bucket, tmp_path, damage, reason):
+    store.put_new("k", b"bytes")
+    damage(client, bucket, "k")
+    with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/k.*{reason}"):
+        store.download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+
+
+def test_a_download_that_is_cut_off_on_the_way_is_an_error(front, store, bucket, tmp_path):
+    store.put_new("k", b"bytes")
+    front.faults.append(("GET", "/k", "cut"))
+    with pytest.raises(InfrastructureError, match=bucket):
+        ObjectStore(bucket).download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    assert front.faults == []
+
+
+def test_swap_creates_what_is_absent_and_replaces_what_is_as_read(store):
+    store.swap("k", b"1", None)
+    store.swap("k", b"2", store.get("k").etag)
+    assert store.get("k").content == b"2"
+
+
+@pytest.mark.parametrize("present", ["written again", "created", "deleted"])
+def test_a_lost_swap_changes_nothing(store, client, bucket, present):
+    store.swap("k", b"1", None)
+    etag = None if present == "created" else store.get("k").etag
+    if present == "written again":
+        store.swap("k", b"2", etag)
+    elif present == "deleted":
+        remove(client, bucket, "k")
+    before = store.get("k")
+    with pytest.raises(ConflictError):
+        store.swap("k", b"3", etag)
+    assert store.get("k") == before
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_of_ten_concurrent_swaps_exactly_one_wins(front, client, bucket, exists):
+    stores = [ObjectStore(bucket) for _ in range(10)]
+    if exists:
+        stores[0].swap("k", b"read by all", None)
+    etags = [fetched.etag if (fetched := store.get("k")) else None for store in stores]
+    results = at_once(lambda number: stores[number].swap("k", b"%d" % number, etags[number]), range(10))
+    winners = [number for number, result in enumerate(results) if result is None]
+    assert [b"%d" % number for number in winners] == [content(client, bucket, "k")]
+    assert [type(result) for result in results].count(ConflictError) == 9
+
+
+def test_keys_go_on_after_a_thousand(store, client, bucket):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: client.put_object(Bucket=bucket, Key=f"many/{number:04d}", Body=b""), range(1005)))
+    client.put_object(Bucket=bucket, Key="other", Body=b"")
+    assert list(store.keys("many/")) == [f"many/{number:04d}" for number in range(1005)]
+    assert list(store.keys("none/")) == []
+
+
+def test_the_bucket_is_named_by_argument_or_environment(s3, monkeypatch):
+    with pytest.raises(UsageError, match="--bucket or in ADAPTER_BUCKET"):
+        open_store()
+    monkeypatch.setenv("ADAPTER_BUCKET", "from-environment")
+    assert open_store().bucket == "from-environment"
+    assert open_store("named").bucket == "named"
+
+
+def test_a_wrong_bucket_and_a_denied_access_say_what_to_mend(front, bucket):
+    with pytest.raises(InfrastructureError, match=r"S3 bucket no-such-bucket at http://127.0.0.1:\d+: the bucket does not exist"):
+        ObjectStore("no-such-bucket").get("k")
+    front.faults.append(("GET", "/k", "denied"))
+    with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*GetObject was denied \(AccessDenied\). Check the role"):
+        ObjectStore(bucket).get("k")
+
+
+# --- publishing --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_published_whole_and_only_once(store, client, bucket, adapter):
+    first = published(store, adapter)
+    assert (first.name, first.digest, first.new) == (NAME, adapter_digest(adapter), True)
+    assert keys(client, bucket) == sorted(f"adapters/{NAME}/sha256-{first.digest}/{name}" for name in (*adapter_files, "manifest.json"))
+    for name in adapter_files:
+        assert content(client, bucket, f"{first.uri}/{name}") == (adapter / name).read_bytes()
+    again = published(store, adapter)
+    assert again == replace(first, new=False)
+    assert find_release(store, NAME, first.digest) == first.manifest
+
+
+def test_the_manifest_says_what_was_published_from_what_and_on_which_verdict(release, adapter):
+    report, trained = gate_report(adapter), train_manifest(adapter)
+    assert release.manifest["base_model"] == {"name": BASE, "source_id": "test/base", "revision": "main"}
+    assert release.manifest["files"] == trained["adapter"]["files"]
+    assert (release.manifest["training_key"], release.manifest["gate_key"]) == (trained["training_key"], report["gate_key"])
+    assert (release.manifest["metrics"], release.manifest["probes"]) == ({"rouge_l": 0.7}, report["probes"])
+    assert release.manifest["source"] == SOURCE
+
+
+@pytest.mark.parametrize("killed_at", [adapter_files[1], "manifest.json"])
+def test_a_killed_upload_is_no_release_and_the_next_one_completes_it(store, client, bucket, adapter, tmp_path, killed_at):
+    dies_writing(bucket, killed_at, f"import pathlib, test_store\ntest_store.published(store, pathlib.Path({str(adapter)!r}))\n")
+    digest = adapter_digest(adapter)
+    assert 0 < len(keys(client, bucket)) < 4
+    assert find_release(store, NAME, digest) is None
+    assert list_releases(store, NAME) == []
+    with pytest.raises(UsageError, match="has no releases"):
+        find_version(store, NAME, "latest")
+    with pytest.raises(RejectedError, match="is not published"):
+        fetch_release(store, NAME, digest, tmp_path / "local", base_model=BASE)
+    assert published(store, adapter).new
+    assert find_version(store, NAME, "latest") == digest
+    fetch_release(store, NAME, digest, tmp_path / "local", base_model=BASE)
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE", "ERROR"])
+def test_without_a_pass_nothing_reaches_the_bucket(store, client, bucket, adapter, verdict):
+    with pytest.raises(RejectedError, match=rf"{NAME}: the gate's verdict is {verdict}: rouge_l 0.7 against 0.65. Nothing is published"):
+        publish(store, NAME, adapter, gate_report(adapter, verdict), train_manifest(adapter), source=SOURCE)
+    assert keys(client, bucket) == []
+
+
+def test_a_verdict_on_another_adapter_is_refused(store, client, bucket, adapter, tmp_path):
+    other = make_adapter(tmp_path / "other", 2.0)
+    with pytest.raises(
+        RejectedError, match=rf"the gate report is on adapter {adapter_digest(other)[:12]}.*holds {adapter_digest(adapter)[:12]}"
+    ):
+        publish(store, NAME, adapter, gate_report(other), train_manifest(adapter), source=SOURCE)
+    assert keys(client, bucket) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "x/../y", "/x", "", ".", "X", "a b", "a\n", "x" * 64])
+def test_names_that_are_no_names_are_refused(store, client, bucket, adapter, name):
+    with pytest.raises(UsageError, match="expected lower-case letters, digits and dashes"):
+        published(store, adapter, name)
+    with pytest.raises(UsageError, match="expected lower-case letters, digits and dashes"):
+        find_version(store, name, "latest")
+    assert keys(client, bucket) == []
+
+
+@pytest.mark.parametrize("file", adapter_files)
+def test_an_incomplete_adapter_directory_is_refused(store, client, bucket, adapter, file):
+    report, trained = gate_report(adapter), train_manifest(adapter)
+    (adapter / file).unlink()
+    with pytest.raises(UsageError, match=f"{file} missing"):
+        publish(store, NAME, adapter, report, trained, source=SOURCE)
+    assert keys(client, bucket) == []
+
+
+def test_a_released_file_that_differs_in_the_store_stops_the_publication(store, client, bucket, adapter):
+    digest = adapter_digest(adapter)
+    client.put_object(Bucket=bucket, Key=f"adapters/{NAME}/sha256-{digest}/adapter_config.json", Body=b"{}")
+    with pytest.raises(RejectedError, match="never overwritten"):
+        published(store, adapter)
+    assert find_release(store, NAME, digest) is None
+
+
+@defect(reason="the loser's manifest differs, so publish() fails with 1 though the release is there", raises=RejectedError)
+def test_a_publication_that_is_overtaken_by_the_same_one_finds_the_release_there(store, bucket, adapter):
+    class Overtaken(ObjectStore):
+        def put_new(self, key, *rest):
+            if key.endswith("manifest.json"):
+                publish(store, NAME, adapter, gate_report(adapter), train_manifest(adapter), source={**SOURCE, "pr": 8})
+            super().put_new(key, *rest)
+
+    assert not published(Overtaken(bucket), adapter).new
+
+
+@defect(reason="publish() takes base model and training key from any train manifest", raises=pytest.fail.Exception)
+@pytest.mark.parametrize("differs", [{"training_key": "9" * 64}, {"base_model": {**BASE_ENTRY, "name": "llama"}}])
+def test_a_train_manifest_that_is_not_of_the_judged_adapter_is_refused(store, adapter, differs):
+    with pytest.raises(RejectedError):
+        publish(store, NAME, adapter, gate_report(adapter), train_manifest(adapter) | differs, source=SOURCE)
+
+
+# --- fetching ----------------------------------------------------------------------------------------------------------------
+
+
+def fetched(store, release, root, base_model=BASE):
+    return fetch_release(store, NAME, release.digest, root, base_model=base_model)
+
+
+def test_a_release_is_fetched_whole(store, release, adapter, tmp_path):
+    directory, manifest = fetched(store, release, tmp_path / "local")
+    assert manifest == release.manifest
+    assert directory == tmp_path / "local" / NAME / f"sha256-{release.digest}"
+    assert sorted(file.name for file in directory.iterdir()) == sorted([*adapter_files, "manifest.json"])
+    assert all((directory / name).read_bytes() == (adapter / name).read_bytes() for name in adapter_files)
+    assert releases.local_manifest(directory) == manifest
+
+
+def test_an_intact_local_copy_needs_no_store(store, release, client, bucket, tmp_path):
+    fetched(store, release, tmp_path)
+    for key in keys(client, bucket):
+        remove(client, bucket, key)
+    assert fetched(store, release, tmp_path)[1] == release.manifest
+
+
+@pytest.mark.parametrize("file", adapter_files)
+@pytest.mark.parametrize("damage", [flip, truncate, remove])
+def test_a_release_that_was_damaged_in_the_store_leaves_nothing_local(store, release, client, bucket, tmp_path, file, damage):
+    damage(client, bucket, f"{release.uri}/{file}")
+    with pytest.raises(InfrastructureError, match=file):
+        fetched(store, release, tmp_path / "local")
+    assert [path for path in (tmp_path / "local").rglob("*") if path.is_file()] == []
+    assert list((tmp_path / "local" / NAME).iterdir()) == []
+
+
+def change(directory):
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+
+
+def lose(directory):
+    (directory / "chat_template.jinja").unlink()
+
+
+def add(directory):
+    (directory / "adapter_model.bin").write_bytes(b"not ours")
+
+
+def add_directory(directory):
+    (directory / "checkpoint").mkdir()
+
+
+def spoil_manifest(directory):
+    (directory / "manifest.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [change, lose, add, add_directory, spoil_manifest])
+def test_a_local_copy_that_is_not_as_published_is_fetched_anew(store, release, adapter, tmp_path, damage):
+    directory, _ = fetched(store, release, tmp_path / "local")
+    damage(directory)
+    assert releases.local_manifest(directory) is None
+    fetched(store, release, tmp_path / "local")
+    assert sorted(file.name for file in directory.iterdir()) == sorted([*adapter_files, "manifest.json"])
+    assert all((directory / name).read_bytes() == (adapter / name).read_bytes() for name in adapter_files)
+    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_release_for_another_base_model_is_refused_and_not_fetched(store, release, tmp_path):
+    with pytest.raises(RejectedError, match=f"was trained on {BASE}; llama is served here"):
+        fetched(store, release, tmp_path / "local", "llama")
+    assert not (tmp_path / "local").exists()
+    fetched(store, release, tmp_path / "local")
+    with pytest.raises(RejectedError, match="llama is served here"):
+        fetched(store, release, tmp_path / "local", "llama")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"digest": A}, f"it is the manifest of {NAME} aaaaaaaaaaaa"),
+        ({"adapter": "other"}, "it is the manifest of other"),
+        ({"verdict": "FAIL"}, "verdict"),
+        ({"files": []}, "files"),
+        ({"files": [{"name": name, "size": 1, "sha256": A} for name in adapter_files]}, "do not have the digest that it is named by"),
+        ({"files": [{"name": "adapter_config.json", "size": 1, "sha256": A}] * 3}, "do not have the digest"),
+        ({"files": [{"name": "../../escape", "size": 1, "sha256": A}] * 3}, "is not one of adapter_config.json"),
+        ({"surprise": 1}, "unknown key `surprise`"),
+    ],
+)
+def test_a_manifest_that_was_changed_by_hand_is_not_believed(store, release, client, bucket, tmp_path, changes, reason):
+    edit_manifest(client, bucket, release, **changes)
+    with pytest.raises(
+        InfrastructureError, match=rf"s3://{bucket}/{release.uri}/manifest.json is not a valid release manifest: .*{reason}"
+    ):
+        find_release(store, NAME, release.digest)
+    with pytest.raises(InfrastructureError, match="is not a valid release manifest"):
+        fetched(store, release, tmp_path / "local")
+    assert not (tmp_path / "local").exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"not JSON", b"\xff\xfe", b"null", b"[]", b'"text"'])
+def test_a_manifest_that_is_no_document_is_not_believed(store, release, client, bucket, tmp_path, body):
+    client.put_object(Bucket=bucket, Key=f"{release.uri}/manifest.json", Body=body)
+    with pytest.raises(InfrastructureError, match=r"is not a valid release manifest: \S+"):
+        fetched(store, release, tmp_path / "local")
+    assert not (tmp_path / "local").exists()
+
+
+def test_a_size_that_the_manifest_gets_wrong_is_noticed(store, release, client, bucket, tmp_path):
+    files = [{**file, "size": file["size"] + 1} for file in release.manifest["files"]]
+    edit_manifest(client, bucket, release, files=files)
+    with pytest.raises(InfrastructureError, match="expected"):
+        fetched(store, release, tmp_path / "local")
+
+
+@defect(
+    reason="local_manifest() holds the copy against the manifest beside it alone, not against the digest asked for", raises=AssertionError
+)
+def test_a_local_copy_of_another_release_is_not_taken_for_this_one(store, release, tmp_path):
+    other = published(store, make_adapter(tmp_path / "other", 2.0))
+    directory, _ = fetched(store, release, tmp_path / "local")
+    shutil.rmtree(directory)
+    shutil.copytree(fetched(store, other, tmp_path / "local")[0], directory)
+    assert fetched(store, release, tmp_path / "local")[1]["digest"] == release.digest
+
+
+@defect(reason="RecursionError is no ValueError", raises=RecursionError)
+def test_a_manifest_of_endless_brackets_is_not_believed(store, release, client, bucket):
+    client.put_object(Bucket=bucket, Key=f"{release.uri}/manifest.json", Body=b"[" * 100_000)
+    with pytest.raises(InfrastructureError, match="is not a valid release manifest"):
+        find_release(store, NAME, release.digest)
+
+
+# --- versions ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(store, client, bucket, tmp_path):
+    """Releases of three days, the newest the one with the smallest digest."""
+    made = sorted(
+        (published(store, make_adapter(tmp_path / f"{value}", value)) for value in range(3)), key=lambda r: r.digest, reverse=True
+    )
+    for day, release in enumerate(made, 1):
+        edit_manifest(client, bucket, release, published_at=f"2026-01-0{day}T00:00:00+00:00")
+    return [release.digest for release in made]
+
+
+def test_releases_are_listed_the_oldest_first_and_latest_is_the_newest(store, three):
+    assert [manifest["digest"] for manifest in list_releases(store, NAME)] == three
+    assert find_version(store, NAME, "latest") == three[-1]
+
+
+def test_a_version_is_named_by_its_digest_or_its_first_digits(store, three):
+    for digest in three:
+        assert find_version(store, NAME, digest) == digest
+        assert find_version(store, NAME, digest[:12]) == digest
+        assert find_version(store, NAME, f"sha256-{digest[:12]}") == digest
+
+
+@pytest.mark.parametrize(("version", "fits"), [("", 3), ("ffffffffffff0", 0), ("../x", 0), ("Latest", 0)])
+def test_digits_that_fit_none_or_several_list_what_is_published(store, three, version, fits):
+    with pytest.raises(UsageError) as error:
+        find_version(store, NAME, version)
+    assert f"--version {version} fits {fits} releases of {NAME}" in str(error.value)
+    assert str(error.value).endswith("newest last: " + ", ".join(digest[:12] for digest in three) + ".")
+
+
+def test_other_adapters_and_stray_objects_are_no_releases(store, client, bucket, release):
+    for key in (
+        f"adapters/{NAME}-2/sha256-{A}/manifest.json",
+        f"adapters/{NAME}/manifest.json",
+        f"adapters/{NAME}/sha256-{A}/x/manifest.json",
+    ):
+        client.put_object(Bucket=bucket, Key=key, Body=b"{}")
+    assert [manifest["digest"] for manifest in list_releases(store, NAME)] == [release.digest]
+
+
+@defect(reason="published_at has whole seconds; within one the digest decides what `latest` is", raises=AssertionError)
+def test_releases_of_one_second_are_in_the_order_of_their_publication(store, tmp_path):
+    made = sorted((make_adapter(tmp_path / f"{value}", value) for value in range(6)), key=adapter_digest, reverse=True)
+    digests = [published(store, adapter).digest for adapter in made]
+    assert [manifest["digest"] for manifest in list_releases(store, NAME)] == digests
+
+
+# --- channels ----------------------------------------------------------------------------------------------------------------
+
+
+def changed(store, change, reason="test", actor="tester"):
+    return change_channel(store, NAME, change, reason=reason, actor=actor)
+
+
+def canary(digest, weight):
+    return partial(start_canary, digest=digest, weight=weight)
+
+
+def stable(digest):
+    return partial(promote, digest=digest)
+
+
+def roles(channel):
+    return (channel.stable, channel.canary, channel.weight, channel.previous)
+
+
+def test_a_version_goes_from_canary_to_stable_and_back(store):
+    assert read_channel(store, NAME) is None
+    assert roles(changed(store, canary(A, 10))) == (None, A, 10, None)
+    assert roles(changed(store, stable(A))) == (A, None, 0, None)
+    assert roles(changed(store, canary(B, 10))) == (A, B, 10, None)
+    assert roles(changed(store, canary(B, 50))) == (A, B, 50, None)
+    assert roles(changed(store, stable(B))) == (B, None, 0, A)
+    assert roles(changed(store, canary(C, 10))) == (B, C, 10, A)
+    assert roles(changed(store, abort_canary)) == (B, None, 0, A)
+    assert roles(changed(store, roll_back)) == (A, None, 0, B)
+    assert read_channel(store, NAME)[0].versions == (A, B)
+    assert [channel.generation for channel in history(store, NAME)] == list(range(1, 9))
+
+
+def test_a_rollback_ends_the_canary_too(store):
+    for change in (stable(A), stable(B), canary(C, 10)):
+        changed(store, change)
+    assert roles(changed(store, roll_back)) == (A, None, 0, B)
+
+
+def test_promoting_the_stable_version_again_keeps_the_previous_one(store):
+    for change in (stable(A), stable(B), canary(B, 10)):
+        changed(store, change)
+    assert roles(changed(store, stable(B))) == (B, None, 0, A)
+
+
+def test_a_second_canary_and_a_rollback_to_nothing_are_refused_and_change_nothing(store, client, bucket):
+    changed(store, canary(A, 10))
+    before = {key: content(client, bucket, key) for key in keys(client, bucket)}
+    with pytest.raises(RejectedError, match=f"canary {A[:12]} is under way"):
+        changed(store, canary(B, 10))
+    with pytest.raises(RejectedError, match="no previous version"):
+        changed(store, roll_back)
+    assert {key: content(client, bucket, key) for key in keys(client, bucket)} == before
+
+
+def test_a_change_that_alters_nothing_writes_nothing(store, client, bucket):
+    assert changed(store, abort_canary).generation == 0
+    assert keys(client, bucket) == []
+    first = changed(store, canary(A, 10))
+    assert changed(store, canary(A, 10), reason="again") == first
+    assert keys(client, bucket) == [f"audit/{NAME}/000000001.json", f"channels/{NAME}.json"]
+
+
+def test_each_generation_is_kept_in_the_audit_log_with_who_and_why(store, client, bucket):
+    for change, reason, actor in ((canary(A, 10), "try", "kim"), (stable(A), "works", "lee")):
+        changed(store, change, reason, actor)
+        document = content(client, bucket, f"channels/{NAME}.json")
+        assert content(client, bucket, f"audit/{NAME}/{json.loads(document)['generation']:09d}.json") == document
+    assert [(channel.generation, channel.reason, channel.updated_by) for channel in history(store, NAME)] == [
+        (1, "try", "kim"),
+        (2, "works", "lee"),
+    ]
+
+
+def test_who_changed_a_channel_is_the_github_actor_else_the_user(store, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTOR", "octocat")
+    assert changed(store, canary(A, 10), actor=None).updated_by == "octocat"
+    monkeypatch.delenv("GITHUB_ACTOR")
+    monkeypatch.setenv("LOGNAME", "kim")
+    assert changed(store, canary(A, 20), actor=None).updated_by == "kim"
+
+
+def test_an_audit_entry_that_a_killed_process_left_unwritten_is_written_by_the_next_change(store, client, bucket):
+    changed(store, canary(A, 10))
+    dies_writing(
+        bucket,
+        f"{NAME}/000000002.json",
+        "from adapterops.store.channels import change_channel, promote\n"
+        f"change_channel(store, {NAME!r}, lambda channel: promote(channel, {A!r}), reason='killed', actor='ghost')\n",
+    )
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+    lost = content(client, bucket, f"channels/{NAME}.json")
+    assert [channel.generation for channel in history(store, NAME)] == [1]
+    changed(store, canary(B, 10))
+    assert [(channel.generation, channel.updated_by) for channel in history(store, NAME)] == [(1, "tester"), (2, "ghost"), (3, "tester")]
+    assert content(client, bucket, f"audit/{NAME}/000000002.json") == lost
+
+
+def test_an_audit_entry_is_never_overwritten(store, client, bucket):
+    changed(store, canary(A, 10))
+    client.put_object(Bucket=bucket, Key=f"audit/{NAME}/000000001.json", Body=b"{}")
+    with pytest.raises(RejectedError, match=r"audit/.*/000000001\.json exists with other content"):
+        changed(store, stable(A))
+    assert read_channel(store, NAME)[0].generation == 1
+
+
+def test_ten_concurrent_changes_all_happen_one_after_the_other(front, bucket):
+    stores = [ObjectStore(bucket) for _ in range(10)]
+    step = lambda channel: replace(channel, stable=A, weight=channel.weight + 1)  # noqa: E731
+    results = at_once(lambda number: change_channel(stores[number], NAME, step, reason="step", actor=f"{number}"), range(10))
+    assert sorted((channel.generation, channel.weight) for channel in results) == [(n, n) for n in range(1, 11)]
+    kept = list(history(stores[0], NAME))
+    assert [(channel.generation, channel.weight) for channel in kept] == [(n, n) for n in range(1, 11)]
+    assert kept == sorted(results, key=lambda channel: channel.generation)
+    assert read_channel(stores[0], NAME)[0] == kept[-1]
+
+
+def test_a_race_that_is_lost_again_and_again_ends(store, bucket):
+    other, weights = ObjectStore(bucket), iter(range(1, 100))
+
+    def overtaken(channel):
+        change_channel(other, NAME, canary(B, next(weights)), reason="overtakes", actor="other")
+        return replace(channel, canary=A, weight=1)
+
+    with pytest.raises(InfrastructureError, match=f"channel {NAME}: lost the race for the write 20 times"):
+        changed(store, overtaken)
+    assert (read_channel(store, NAME)[0].updated_by, read_channel(store, NAME)[0].generation) == ("other", 20)
+    assert [channel.generation for channel in history(store, NAME)] == list(range(1, 21))
+
+
+def test_a_change_whose_answer_is_lost_on_the_way_happens_once(front, bucket):
+    store = ObjectStore(bucket)
+    changed(store, canary(A, 10))
+    front.faults.append(("PUT", f"channels/{NAME}.json", "answer lost"))
+    assert (changed(store, stable(A)).generation, front.faults) == (2, [])
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+@defect(reason="boto3 repeats the request, loses against itself, and change_channel() rolls back a second time", raises=AssertionError)
+def test_a_rollback_whose_answer_is_lost_on_the_way_happens_once(front, bucket):
+    store = ObjectStore(bucket)
+    for change in (stable(A), stable(B)):
+        changed(store, change)
+    front.faults.append(("PUT", f"channels/{NAME}.json", "answer lost"))
+    assert roles(changed(store, roll_back)) == (A, None, 0, B)
+
+
+@defect(reason="the channel is changed, the command fails with 3, and doing it again undoes it", raises=AssertionError)
+def test_a_rollback_that_failed_in_its_audit_entry_can_be_repeated(front, bucket):
+    store = ObjectStore(bucket)
+    for change in (stable(A), stable(B)):
+        changed(store, change)
+    front.faults.append(("PUT", f"{NAME}/000000003.json", "denied"))
+    with pytest.raises(InfrastructureError):
+        changed(store, roll_back)
+    assert roles(changed(store, roll_back)) == (A, None, 0, B)
+
+
+@defect(reason="the loser of the race rolls back what the winner rolled back", raises=AssertionError)
+def test_two_people_that_roll_back_at_once_roll_back_once(store, bucket):
+    for change in (stable(A), stable(B)):
+        changed(store, change)
+    other, rollbacks = ObjectStore(bucket), iter([roll_back])
+
+    def overtaken(channel):
+        for change in rollbacks:
+            changed(other, change)
+        return roll_back(channel)
+
+    changed(store, overtaken)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, B)
+
+
+@defect(reason="change_channel() writes what read_channel() refuses, and then nothing can be changed any more", raises=InfrastructureError)
+def test_an_invalid_channel_is_not_written(store):
+    with contextlib.suppress(Exception):
+        changed(store, canary(A, 150))
+    read_channel(store, NAME)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"not JSON", "null is not a mapping"),
+        (b"{}", "missing key"),
+        (json.dumps({**channels.channel_document(channels.Channel("other")), "generation": 1}).encode(), "it is of another adapter"),
+        (json.dumps({**channels.channel_document(channels.Channel(NAME)), "generation": 1, "weight": 101}).encode(), "weight"),
+    ],
+)
+def test_a_channel_that_was_damaged_is_not_believed_and_not_changed(store, client, bucket, body, reason):
+    client.put_object(Bucket=bucket, Key=f"channels/{NAME}.json", Body=body)
+    for use in (lambda: read_channel(store, NAME), lambda: changed(store, stable(A))):
+        with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/channels/{NAME}.json is not a valid channel: .*{reason}"):
+            use()
+    assert content(client, bucket, f"channels/{NAME}.json") == body
+
+
+# --- commands ----------------------------------------------------------------------------------------------------------------
+
+
+def run(script, *arguments, **environment):
+    """Run a script as CI does. Whatever happens, it shows no traceback and no secret."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *arguments],
+        env={**os.environ, "AWS_SECRET_ACCESS_KEY": SECRET, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert SECRET not in said
+    return done.returncode, said
+
+
+def publish_command(adapter, report, *options, **environment):
+    path = adapter.parent / "gate_report.json"
+    path.write_text(json.dumps(report))
+    return run("publish_adapter.py", "--adapter", NAME, "--model", str(adapter), "--gate-report", str(path), *options, **environment)
+
+
+def test_publishing_by_command_is_repeatable(store, bucket, adapter):
+    code, said = publish_command(
+        adapter, gate_report(adapter), "--bucket", bucket, "--pr", "7", GITHUB_SHA="d" * 40, GITHUB_ACTOR="octocat"
+    )
+    assert (code, ": published" in said) == (0, True)
+    assert list_releases(store, NAME)[0]["source"] == {"commit": "d" * 40, "pr": "7", "actor": "octocat"}
+    code, said = publish_command(adapter, gate_report(adapter), ADAPTER_BUCKET=bucket)
+    assert (code, "already published" in said) == (0, True)
+
+
+def test_a_wrong_bucket_ends_with_3_and_names_bucket_and_endpoint(s3, adapter):
+    code, said = publish_command(adapter, gate_report(adapter), "--bucket", "no-such-bucket")
+    assert code == 3
+    assert f"S3 bucket no-such-bucket at http://127.0.0.1:{s3}: the bucket does not exist" in said
+
+
+def test_a_failed_gate_ends_with_1(client, bucket, adapter):
+    code, said = publish_command(adapter, gate_report(adapter, "FAIL"), "--bucket", bucket)
+    assert (code, "the gate's verdict is FAIL" in said) == (1, True)
+    assert keys(client, bucket) == []
+
+
+def test_no_bucket_ends_with_2(s3, adapter):
+    code, said = publish_command(adapter, gate_report(adapter))
+    assert (code, "--bucket or in ADAPTER_BUCKET" in said) == (2, True)
+
+
+def test_an_endpoint_that_nobody_listens_on_ends_with_3_within_a_minute(s3, adapter):
+    endpoint, started = f"http://127.0.0.1:{free_port()}", time.monotonic()
+    code, said = publish_command(adapter, gate_report(adapter), "--bucket", "any", AWS_ENDPOINT_URL_S3=endpoint)
+    assert (code, f"S3 bucket any at {endpoint}" in said) == (3, True)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("options", [[], ["--version", "latest", "--rollback"], ["--rollback", "--abort"]])
+def test_deploying_says_that_it_needs_exactly_one_thing_to_do(bucket, options):
+    code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, *options)
+    assert (code, "one of --version, --rollback and --abort" in said) == (2, True)
+
+
+def test_deploying_an_unpublished_version_lists_the_published_ones(store, release, bucket):
+    code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--version", A)
+    assert code == 2
+    assert f"fits 0 releases of {NAME}. Published, newest last: {release.digest[:12]}." in said
+    assert read_channel(store, NAME) is None
+
+
+def test_deploying_without_any_release_says_to_publish_first(store, bucket):
+    code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--version", "latest")
+    assert (code, f"{NAME} has no releases in bucket {bucket}. Publish one first" in said) == (2, True)
+
+
+def test_rolling_back_without_a_previous_version_ends_with_1(store, bucket):
+    changed(store, stable(A))
+    code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--rollback")
+    assert (code, "no previous version" in said) == (1, True)
+    assert read_channel(store, NAME)[0].generation == 1
+
+
+@defect(reason="rich breaks lines at 80 columns where the output is no terminal", raises=AssertionError)
+def test_the_address_of_a_release_is_printed_in_one_piece(bucket, adapter):
+    _, said = publish_command(adapter, gate_report(adapter), "--bucket", bucket)
+    assert f"adapters/{NAME}/sha256-{adapter_digest(adapter)}" in said
+
+
+@defect(reason="the gate report's schema lets any probes through, the release manifest's does not: RuntimeError", raises=AssertionError)
+def test_a_gate_report_with_probes_that_are_none_ends_without_a_traceback(bucket, adapter):
+    publish_command(adapter, gate_report(adapter, probes=[{"x": 1}]), "--bucket", bucket)
+
+
+# --- deploying ---------------------------------------------------------------------------------------------------------------
+
+
+class Host(ThreadingHTTPServer):
+    """A serving host that follows its channel at once. `unfit` are versions that it cannot load; `asked` is called at a question."""
+
+    daemon_threads = True
+
+    def __init__(self, store):
+        super().__init__(("127.0.0.1", 0), HostHandler)
+        self.store, self.unfit, self.asked = store, {}, lambda: None
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class HostHandler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        channel, unfit = read_channel(self.server.store, NAME)[0], self.server.unfit
+        ready = {f"{role}_ready": version not in unfit for role, version in (("stable", channel.stable), ("canary", channel.canary))}
+        self.answer({"adapters": {NAME: {"stable": channel.stable, "canary": channel.canary, "unfit": unfit, **ready}}})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked()
+        self.answer({}, {"x-adapter-version": self.headers["x-adapter-version"][:12]})
+
+    def answer(self, document, headers=None):
+        self.send_response(200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+
+@pytest.fixture
+def host(store):
+    with served(Host(store)) as server:
+        yield server
+
+
+def deploy_command(bucket, host, *options):
+    return run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--gateway", host.url, "--timeout", "5", *options)
+
+
+def test_a_version_is_deployed_by_command_as_canary_and_then_as_stable_and_rolled_back(store, bucket, release, host, tmp_path):
+    newer = published(store, make_adapter(tmp_path / "newer", 2.0))
+    assert deploy_command(bucket, host, "--version", release.digest[:12])[0] == 0
+    code, said = deploy_command(bucket, host, "--version", newer.digest)
+    assert (code, f"generation 4: {newer.digest[:12]} is stable on 1 host" in said) == (0, True)
+    code, said = deploy_command(bucket, host, "--version", newer.digest)
+    assert (code, "is the stable version already (generation 4)" in said) == (0, True)
+    assert deploy_command(bucket, host, "--rollback")[0] == 0
+    first, second = release.digest, newer.digest
+    assert [roles(channel) for channel in history(store, NAME)] == [
+        (None, first, 100, None),
+        (first, None, 0, None),
+        (first, second, 100, None),
+        (second, None, 0, first),
+        (first, None, 0, second),
+    ]
+
+
+def test_a_version_that_a_host_finds_unfit_ends_with_1_and_leaves_the_stable_one(store, bucket, release, host):
+    changed(store, stable(A))
+    host.unfit[release.digest] = "rank 2 is too much"
+    code, said = deploy_command(bucket, host, "--version", "latest")
+    assert (code, "rank 2 is too much" in said, "canary aborted, stable is aaaaaaaaaaaa" in said) == (1, True, True)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+def test_a_host_that_does_not_answer_ends_with_3_and_leaves_the_stable_one(store, bucket, release):
+    changed(store, stable(A))
+    gateway = f"http://127.0.0.1:{free_port()}"
+    options = ("--version", "latest", "--gateway", gateway, "--timeout", "1")
+    code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, *options)
+    assert (code, gateway in said) == (3, True)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+def test_a_canary_under_way_is_not_disturbed_by_another_deployment_until_it_is_aborted(store, bucket, release, host):
+    changed(store, canary(B, 10))
+    code, said = deploy_command(bucket, host, "--version", "latest")
+    assert (code, f"canary {B[:12]} is under way" in said) == (1, True)
+    assert roles(read_channel(store, NAME)[0]) == (None, B, 10, None)
+    assert deploy_command(bucket, host, "--abort")[0] == 0
+    assert deploy_command(bucket, host, "--version", "latest")[0] == 0
+
+
+@defect(reason="deploy() says `canary aborted` whether it aborted one or not", raises=AssertionError)
+def test_a_deployment_that_did_not_begin_does_not_say_that_it_aborted_the_canary(store, bucket, release, host):
+    changed(store, canary(B, 10))
+    assert "canary aborted" not in deploy_command(bucket, host, "--version", "latest")[1]
+
+
+@defect(reason="deploy() promotes whatever became of the canary meanwhile", raises=AssertionError)
+def test_a_canary_that_was_aborted_by_hand_does_not_become_stable(store, bucket, release, host):
+    changed(store, stable(A))
+    host.asked = lambda: changed(store, abort_canary, reason="aborted by hand")
+    deploy_command(bucket, host, "--version", "latest")
+    assert read_channel(store, NAME)[0].stable == A
