@@ -40,8 +40,8 @@ format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-lock:  ## resolve the requirements*.in files anew
-	@$(PYTHON) scripts/bootstrap.py --lock
+lock:  ## resolve the requirements*.in files; UPGRADE=1 takes the newest versions
+	@$(PYTHON) scripts/bootstrap.py --lock $(if $(UPGRADE),--upgrade)
 
 clean:  ## remove what was made here: .venv, runs, caches (the base model's cache stays)
 	rm -rf .venv .demo runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

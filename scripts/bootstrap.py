@@ -3,7 +3,7 @@
 Suggested usage:
 
     python3 scripts/bootstrap.py            # what `make setup` does
-    python3 scripts/bootstrap.py --lock     # what `make lock` does
+    python3 scripts/bootstrap.py --lock     # what `make lock` does; --upgrade takes the newest versions
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-dev", action="store_true", help="leave out tests, linters and the demo's S3 server")
     parser.add_argument("--lock", action="store_true", help="resolve the .in files into the locks instead of installing")
+    parser.add_argument("--upgrade", action="store_true", help="with --lock: take the newest versions, not those locked now")
     options = parser.parse_args()
     try:
         reexec_with_supported_python()
         if options.lock:
-            lock()
+            lock(upgrade=options.upgrade)
         else:
             install(device(), dev=not options.no_dev)
     except SetupError as error:
@@ -160,7 +161,7 @@ def install_flash_attention(uv: str) -> None:
         )
 
 
-def lock() -> None:
+def lock(*, upgrade: bool) -> None:
     """Resolve the .in files into the locks: full closure, exact versions, hashes; shared packages agree in all of them."""
     uv = ensure_uv()
     compile_ = [
@@ -173,7 +174,7 @@ def lock() -> None:
         "--python-platform",
         "x86_64-manylinux_2_28",
         "--generate-hashes",
-        "--upgrade",
+        *(["--upgrade"] if upgrade else []),
     ]
     compile_ += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"]
     run([*compile_, "requirements-cuda.in", "-o", "requirements.txt"], "cannot resolve requirements-cuda.in")

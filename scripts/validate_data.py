@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import OUTPUT_PATH, command, console
 from adapterops.errors import UsageError
 
+if TYPE_CHECKING:
+    from adapterops.data.policy import Policy
+
 
 @command()
 @click.option("--input", "inputs", type=OUTPUT_PATH, multiple=True, help="Training file, JSON array or JSONL; may be given several times.")
 @click.option("--eval-data", type=OUTPUT_PATH, help="Evaluation rows: checked too, and that none of them is trained on.")
 @click.option("--adapter", help="Take files, base model and max_length from this adapter of adapters/.")
-@click.option("--base-model", help="A base model of configs/base_models.yaml, to count tokens with.")
+@click.option("--base-model", help="A base model of configs/base_models.yaml, to count tokens and render rows with.")
 @click.option("--max-length", type=click.IntRange(1), help="Longest rendered row in tokens.")
 @click.option("--policy", type=OUTPUT_PATH, help="Limits. Default: configs/data_policy.yaml.")
+@click.option("--base", "revision", help="Compare with this git revision: changed rows come first, and drift is shown.")
+@click.option("--changed-since", help="As --base, and only changed rows are judged; checks over the whole file stay.")
 @click.option("--output", type=OUTPUT_PATH, help="Write the report (JSON) here.")
 @click.option("--format", "style", type=click.Choice(["text", "github", "json"]), default="text", show_default=True)
+@click.option("--fix", "fixing", is_flag=True, help="Write a cleaned copy <name>.fixed.<suffix> of each file, and say what was done.")
+@click.option("--in-place", is_flag=True, help="With --fix: replace the file itself.")
 @click.option("--write-error-page", is_flag=True, help="Refresh docs/errors.md and do nothing else.")
 def main(
     inputs: tuple[Path, ...],
@@ -27,8 +36,12 @@ def main(
     base_model: str | None,
     max_length: int | None,
     policy: Path | None,
+    revision: str | None,
+    changed_since: str | None,
     output: Path | None,
     style: str,
+    fixing: bool,
+    in_place: bool,
     write_error_page: bool,
 ) -> int:
     """Validate training data: exit 0 if it may be trained on, 1 if not.
@@ -39,14 +52,18 @@ def main(
     Example:
       python scripts/validate_data.py --input data/training/support.jsonl --eval-data data/eval/support.jsonl \\
         --base-model smollm2-135m-instruct
+      python scripts/validate_data.py --adapter support-demo --changed-since origin/main --format github
+      python scripts/validate_data.py --input data/training/support.jsonl --fix
     """
     import json
 
     from adapterops.adapters import load_adapter
     from adapterops.basemodels import find_base_model
     from adapterops.data.codes import error_page
+    from adapterops.data.drift import Base
     from adapterops.data.policy import POLICY, load_policy
-    from adapterops.data.validate import print_report, validate, write_report
+    from adapterops.data.present import print_annotations, print_report
+    from adapterops.data.validate import validate, write_report
     from adapterops.documents import write_bytes
     from adapterops.schemas import ROOT
     from adapterops.train.recipe import load_recipe
@@ -54,6 +71,10 @@ def main(
     if write_error_page:
         write_bytes(ROOT / "docs" / "errors.md", error_page().encode())
         return 0
+    if in_place and not fixing:
+        raise UsageError("--in-place says where --fix writes. Give both, or neither.")
+    if revision and changed_since:
+        raise UsageError("--base and --changed-since both name a revision. Give one of them.")
     model = find_base_model(base_model, "--base-model") if base_model else None
     files = list(inputs)
     if adapter:
@@ -65,14 +86,41 @@ def main(
         max_length = max_length or recipe.training["max_length"]
     if not files:
         raise UsageError("nothing to validate. Name a file with --input or an adapter with --adapter.")
-    report = validate(files, eval_data, base_model=model, policy=load_policy(policy or POLICY), max_length=max_length)
+    limits = load_policy(policy or POLICY)
+    if fixing:
+        return _fix([*files, *([eval_data] if eval_data else [])], limits, in_place)
+    with Base(revision or changed_since or "") if revision or changed_since else contextlib.nullcontext() as base:
+        report = validate(
+            files,
+            eval_data,
+            base_model=model,
+            policy=limits,
+            max_length=max_length,
+            base=base,
+            changed_only=bool(changed_since),
+            console=console if style == "text" else None,
+        )
     if output:
         write_report(output, report)
     if style == "json":
         click.echo(json.dumps(report.document, indent=2, ensure_ascii=False))
+    elif style == "github":
+        print_annotations(report, console)
     else:
-        print_report(report, console, github=style == "github")
+        print_report(report, console)
     return 0 if report.passed else 1
+
+
+def _fix(files: list[Path], policy: Policy, in_place: bool) -> int:
+    from adapterops.data.fix import fix
+
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"{path} does not exist or is not a file.")
+    for path in files:
+        target = path if in_place else path.with_name(f"{path.stem}.fixed{path.suffix}")
+        console.print(f"{path} → {target}: {fix(path, target, policy.limits_for(path))}", soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":

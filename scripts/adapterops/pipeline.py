@@ -9,7 +9,8 @@ from rich.console import Console
 
 from adapterops.adapters import AdapterSpec, load_adapter
 from adapterops.data.policy import load_policy
-from adapterops.data.validate import print_report, validate, write_report
+from adapterops.data.present import print_report
+from adapterops.data.validate import validate, write_report
 from adapterops.documents import write_bytes
 from adapterops.evaluate.run import Settings, evaluate_once
 from adapterops.gate.judge import judge
@@ -140,6 +141,7 @@ def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) ->
         base_model=recipe.base_model,
         policy=load_policy(),
         max_length=recipe.training["max_length"],
+        console=console,
     )
     write_report(run / "data_report.json", report)
     print_report(report, console)

@@ -2,14 +2,12 @@
 
 import contextlib
 import json
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterops.data.codes import CODES, error_page
-from adapterops.data.personal import personal_data
 from adapterops.data.policy import load_policy
 from adapterops.data.reader import MAX_ROW_BYTES, Row, load_rows, read_rows
 from adapterops.data.rows import answer, prompt_messages, training_messages
@@ -135,61 +133,6 @@ class TestRows:
         assert answer(row) == "Hello"
 
 
-class TestPersonalData:
-    @pytest.mark.parametrize(
-        ("text", "code"),
-        [
-            ("write to hong@example.com please", "E301"),
-            ("hong@example.com으로 보내 주세요", "E301"),
-            ("hong.gil-dong+shop@mail.example.co.kr.", "E301"),
-            ("010-1234-5678", "E302"),
-            ("01012345678로 전화 주세요", "E302"),
-            ("010 1234 5678", "E302"),
-            ("010.1234.5678", "E302"),
-            ("+82 10-1234-5678", "E302"),
-            ("+82-2-345-6789", "E302"),
-            ("02-345-6789로", "E302"),
-            ("070-1234-5678", "E302"),
-            ("1588-1234", "E302"),
-            ("０１０-１２３４-５６７８", "E302"),
-            ("900101-1234567", "E303"),
-            ("9001011234567", "E303"),
-            ("900101 – 1234567".replace(" ", ""), "E303"),
-            ("050229-3123456".replace("0229", "0228"), "E303"),
-        ],
-    )
-    def test_personal_data_is_found(self, text, code):
-        assert [found for found, _ in personal_data(text)] == [code]
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "order 58213",
-            "order LF-2071",
-            "주문번호 20261123-0001",
-            "1604188800000",
-            "version 1.15.8-2024",
-            "900101-1******",
-            "901301-1234567",
-            "900230-1234567",
-            "@larkfield",
-            "a@b",
-            "price 12,000-15,000",
-            "2026-11-23",
-            "192.168.0.1",
-            "4,096 tokens",
-        ],
-    )
-    def test_numbers_that_only_look_like_it_are_not(self, text):
-        assert list(personal_data(text)) == []
-
-    @pytest.mark.parametrize("text", ["a" * 1_000_000, "a@" * 500_000, "1-" * 500_000, "010-" * 250_000, "a.b@c." * 160_000])
-    def test_adversarial_text_takes_linear_time(self, text):
-        started = time.monotonic()
-        list(personal_data(text))
-        assert time.monotonic() - started < 20
-
-
 class TestValidate:
     def run(self, tmp_path, rows, evaluation=None):
         training = tmp_path / "training.jsonl"
@@ -203,7 +146,13 @@ class TestValidate:
         return report
 
     def rows(self, count):
-        return [{**ROW, "id": f"r{number}", "instruction": f"Question number {number}?"} for number in range(count)]
+        nouns = ["kettle", "blanket", "lamp", "armchair", "toolbox", "plant pot", "bread knife", "coffee mill", "pillow", "puzzle"]
+        asks = ["What colours does the {} come in", "Is the {} safe for a child of two", "My {} arrived broken, who pays for a new one"]
+        pairs = [(noun, ask) for ask in asks for noun in nouns]
+        return [
+            {**ROW, "id": f"r{number}", "instruction": ask.format(noun) + "?", "output": f"That is on page {number} about {noun}."}
+            for number, (noun, ask) in enumerate(pairs[:count])
+        ]
 
     def test_good_rows_pass(self, tmp_path):
         report = self.run(tmp_path, self.rows(30))
@@ -212,7 +161,7 @@ class TestValidate:
 
     def test_a_few_duplicates_are_hints_and_many_are_an_error(self, tmp_path):
         rows = self.rows(30)
-        once = {**rows[0], "id": "copy", "instruction": "  QUESTION number 0? "}
+        once = {**rows[0], "id": "copy", "instruction": "  WHAT colours  does the kettle come in? "}
         report = self.run(tmp_path, [*rows, once])
         assert report.passed
         assert [(finding.line, finding.code) for finding in report.findings] == [(31, "H205")]
@@ -227,7 +176,7 @@ class TestValidate:
         assert [finding.code for finding in report.findings] == ["E111"]
 
     def test_an_evaluation_row_that_is_trained_on_is_an_error_that_names_both_places(self, tmp_path):
-        evaluation = {**ROW, "id": "e1", "instruction": "Question   NUMBER 3?", "expected_output": "Yes."}
+        evaluation = {**ROW, "id": "e1", "instruction": "What colours does the   ARMCHAIR come in?", "expected_output": "Yes."}
         del evaluation["output"]
         report = self.run(tmp_path, self.rows(5), [evaluation])
         (finding,) = report.findings

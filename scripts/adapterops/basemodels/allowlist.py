@@ -15,7 +15,7 @@ from adapterops.yamlfile import load_yaml
 ALLOW_LIST = Path("configs/base_models.yaml")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object an entry: usable as the key of a cache
 class BaseModel:
     """One entry of the allow-list; see the head of `configs/base_models.yaml` for what each field means."""
 

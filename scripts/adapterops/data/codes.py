@@ -46,18 +46,68 @@ CODES = {
         "Shorten the row, or raise the recipe's max_length.",
     ),
     "E204": Code("A special token in the text", "It would end a turn or fake one.", "Remove it from the text."),
-    "E205": Code("Duplicate rows over the limit", "Repeated rows are memorised.", "Remove the copies that the hints name."),
+    "E205": Code(
+        "Duplicate rows over the limit",
+        "Repeated rows are memorised, and weigh more than the rest.",
+        "Remove the copies that H205 and H206 name; `--fix` removes the exact ones.",
+    ),
+    "E206": Code(
+        "The row does not render",
+        "The chat template cannot write it, or not with one BOS in front and a trained end-of-turn token behind each answer.",
+        "Mend the order of roles, or the base model's template.",
+    ),
     "E301": Code("An e-mail address", "Personal data must not be trained on.", "Replace it with `[EMAIL]`."),
     "E302": Code("A phone number", "Personal data must not be trained on.", "Replace it with `[PHONE]`."),
     "E303": Code("A resident registration number", "Personal data must not be trained on.", "Replace it with `[RRN]`."),
+    "E304": Code("A passport number", "Personal data must not be trained on.", "Replace it with `[PASSPORT]`."),
+    "E305": Code("A driver's licence number", "Personal data must not be trained on.", "Replace it with `[DRIVER_LICENCE]`."),
+    "E306": Code("A bank card number", "Personal data must not be trained on.", "Replace it with `[CARD]`."),
+    "E307": Code(
+        "A public IP address",
+        "It can name a person's connection.",
+        "Replace it with `[IP]`, or with an address for documentation such as 203.0.113.7.",
+    ),
+    "E308": Code("A person's name", "Personal data must not be trained on.", "Replace it with `[NAME]`, or with an invented one."),
+    "E309": Code(
+        "A key, token or private key",
+        "A model repeats what it was trained on; whoever has the secret can use it.",
+        "Revoke it, then replace it with `[SECRET]`.",
+    ),
     "E401": Code(
         "An evaluation row is in the training data",
         "Its score would measure memory.",
         "Remove the training row, or write another evaluation row.",
     ),
+    "E501": Code(
+        "A licence that is not allowed",
+        "Rows without a licence that permits training are not trained on.",
+        "Use data under a licence of `configs/data_policy.yaml`, or have the licence added there by review.",
+    ),
+    "E601": Code(
+        "Too many rows in another language",
+        "An adapter answers in the languages that it was trained on.",
+        "Remove the rows that H601 names, or set the file's `language` in `configs/data_policy.yaml`.",
+    ),
     "H101": Code("Windows line ends", "They work, and make every line a change in a diff.", "Save the file with LF line ends."),
     "H102": Code("Text is not in Unicode normal form C", "Equal words compare as different.", "Normalise the text to NFC."),
-    "H205": Code("A duplicate row", "Repeated rows are memorised.", "Remove one of the two."),
+    "H205": Code("An exact copy", "Repeated rows are memorised.", "Remove one of the two; `--fix` does."),
+    "H206": Code("A near duplicate", "It teaches little and weighs twice.", "Remove one of the two, or make them differ in substance."),
+    "H207": Code(
+        "The same instruction with another output",
+        "The model is taught to answer by chance.",
+        "Keep the better answer, or say in the instruction what makes the difference.",
+    ),
+    "H402": Code(
+        "A training row much like an evaluation row",
+        "Its score would measure memory in part.",
+        "Compare the two; remove one of them if knowing the training row gives the answer away.",
+    ),
+    "H601": Code("A row in another language", "See E601.", "Translate or remove it, or correct its `language`."),
+    "H701": Code(
+        "The data drifted",
+        "Length, language, tasks or refusals are distributed otherwise than on the base branch.",
+        "Nothing, if that is the point of the change; say so in the pull request.",
+    ),
 }
 
 

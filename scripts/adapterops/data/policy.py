@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
@@ -15,11 +16,18 @@ POLICY = ROOT / "configs" / "data_policy.yaml"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one file: token ranges inclusive, the duplicate rate exclusive."""
+    """Limits of one file; see the comments of `configs/data_policy.yaml`. Token ranges are inclusive."""
 
     instruction_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
     duplicate_rate: float
+    near_duplicate: float
+    contamination_hint: float
+    language: str | None
+    language_share: float
+    licenses: tuple[str, ...]
+    personal_data: tuple[str, ...]
+    name_plugin: str | None
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,19 @@ def load_policy(path: Path = POLICY) -> Policy:
         UsageError: schema violations, or a range whose minimum exceeds its maximum.
     """
     values = load_yaml(path, "data_policy")
-    general = values["limits"]
-    limits = Limits(_range(path, general["instruction_tokens"]), _range(path, general["output_tokens"]), general["duplicate_rate"])
+    limits = Limits(**_limits(path, values["limits"]))
     overrides = []
     for entry in values["datasets"]:
-        changed: dict[str, object] = {key: _range(path, entry[key]) for key in ("instruction_tokens", "output_tokens") if key in entry}
-        if "duplicate_rate" in entry:
-            changed["duplicate_rate"] = entry["duplicate_rate"]
-        overrides.append((entry["files"], replace(limits, **changed)))  # type: ignore[arg-type]  # by the schema
+        changed = {key: value for key, value in entry.items() if key not in {"files", "reason"}}
+        overrides.append((entry["files"], replace(limits, **_limits(path, changed))))
     return Policy(path, limits, tuple(overrides))
+
+
+def _limits(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _range(path, value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
 
 
 def _range(path: Path, value: dict[str, int]) -> tuple[int, int]:

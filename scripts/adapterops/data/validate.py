@@ -1,36 +1,51 @@
-"""Check training and evaluation rows against the policy; the result is a report, not a changed file."""
+"""Judge training and evaluation rows by the policy; the result is a report, not a changed file."""
 
 from __future__ import annotations
 
+import bisect
 import collections
-import hashlib
-import math
-import re
-import statistics
-import unicodedata
+import itertools
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adapterops.basemodels import BaseModel, load_tokenizer
-from adapterops.data.personal import masked, personal_data
+from adapterops.basemodels import BaseModel
+from adapterops.data.drift import Base, drift, drift_findings
+from adapterops.data.normal import loose_form
 from adapterops.data.policy import Policy
-from adapterops.data.reader import Kind, Row, read_rows, schema_findings
-from adapterops.data.rows import answer, prompt_messages, prompt_text, training_messages
+from adapterops.data.reader import Kind, Row
+from adapterops.data.rows import answer, prompt_text
+from adapterops.data.scan import Job, Scanned, row_text, scan
+from adapterops.data.similar import Clusters, Coverage, gram_set, jaccard, join, near_duplicates
 from adapterops.diagnostics import Finding
 from adapterops.documents import sha256_file, write_json
-from adapterops.schemas import repository_path, schema_problems
+from adapterops.schemas import repository_path
 
-_SHOWN_PER_CODE = 50
+_KEPT_PER_CODE = 1000  # findings of one code that are kept with their text; all are counted
+_EXCERPT = 70
+# Judged over the whole corpus, whoever wrote the rows.
+_CORPUS_CODES = {"E102", "E108", "E111", "E205", "E401", "E601", "H101", "H701"}
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What validation found; `document` is `configs/schemas/data_report.json`."""
+    """What validation found; `document` is `configs/schemas/data_report.json`.
+
+    Args:
+        findings: changed rows first, then by file and line.
+        changed: how many of them, from the first on, are on changed rows.
+        document: the report.
+    """
 
     findings: tuple[Finding, ...]
+    changed: int
     document: dict[str, Any]
 
     @property
@@ -41,9 +56,45 @@ class DataReport:
 
 @dataclass(frozen=True)
 class _File:
-    path: Path
-    kind: Kind
-    rows: list[Row]
+    job: Job
+    scanned: Scanned
+
+    def row(self, number: int) -> Row:
+        return row_text(self.job, self.scanned, number)
+
+    def line(self, number: int) -> int:
+        return int(self.scanned.columns["line"][number])
+
+    def place(self, number: int) -> str:
+        return f"{self.job.path}:{self.line(number)}"
+
+
+class _Findings:
+    """Collects findings: all are counted, a thousand of each code are kept."""
+
+    def __init__(self, *, changed_only: bool) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.errors = 0
+        self._changed_only = changed_only
+        self._kept: dict[tuple[str, bool], list[Finding]] = collections.defaultdict(list)
+
+    def add(self, changed: bool, finding: Finding | Callable[[], Finding], code: str = "") -> None:
+        """Count a finding; one that is costly to word is given as a function, and only called if it is kept."""
+        code = code or finding.code  # type: ignore[union-attr]  # a function comes with its code
+        if self._changed_only and not changed and code not in _CORPUS_CODES:
+            return
+        self.counts[code] += 1
+        self.errors += code.startswith("E")
+        kept = self._kept[code, changed]
+        if len(kept) < _KEPT_PER_CODE:
+            kept.append(finding if isinstance(finding, Finding) else finding())
+
+    def ranked(self) -> tuple[tuple[Finding, ...], int]:
+        """Every kept finding, those on changed rows first, and their number."""
+        sides: dict[bool, list[Finding]] = {True: [], False: []}
+        for (_, changed), findings in self._kept.items():
+            sides[changed] += findings
+        return (*sorted(sides[True]), *sorted(sides[False])), len(sides[True])
 
 
 def validate(
@@ -53,45 +104,69 @@ def validate(
     base_model: BaseModel | None,
     policy: Policy,
     max_length: int | None = None,
+    base: Base | None = None,
+    changed_only: bool = False,
+    console: Console | None = None,
 ) -> DataReport:
     """Check training files and, with them, the evaluation rows that judge what they train.
 
     Args:
         inputs: training files.
         eval_data: evaluation rows; None leaves the contamination check out.
-        base_model: counts tokens; None leaves the token checks out.
+        base_model: counts tokens and renders; None leaves these checks out.
         policy: limits.
         max_length: longest rendered row in tokens, from the recipe.
+        base: the files as they were; None takes every row as changed.
+        changed_only: findings on single rows that were not changed do not count.
+        console: where progress is shown.
 
     Raises:
         UsageError: a file cannot be opened.
+        InfrastructureError: a worker process was killed.
     """
-    findings: list[Finding] = []
-    files = [_read(path, "training", findings) for path in inputs]
-    if eval_data:
-        files.append(_read(eval_data, "eval", findings))
-    ids: dict[str, tuple[Path, int]] = {}
-    summaries = []
+    started = time.perf_counter()
+    found = _Findings(changed_only=changed_only)
+    with _progress([*inputs, *([eval_data] if eval_data else [])], console) as advance:
+
+        def read(path: Path, kind: Kind, coverage: Coverage | None = None) -> _File:
+            limits = policy.limits_for(path)
+            path = _shown(path)
+            name = base_model.name if base_model else None
+            rows = base.rows(path) if base else None
+            job = Job(path, kind, limits, name, max_length, coverage, limits.contamination_hint, rows)
+            return _File(job, scan(job, advance))
+
+        evaluation = read(eval_data, "eval") if eval_data else None
+        coverage = _coverage(evaluation) if evaluation else None
+        training = [read(path, "training", coverage) for path in inputs]
+    files = [*training, *([evaluation] if evaluation else [])]
     for file in files:
-        limits = policy.limits_for(file.path)
-        _check_ids(file, ids, findings)
-        duplicates = _check_duplicates(file, limits.duplicate_rate, findings)
-        _check_personal(file, findings)
-        tokens = _check_tokens(file, base_model, limits, max_length, findings) if base_model else {}
-        summaries.append(_summary(file, duplicates, tokens))
-    if eval_data:
-        _check_contamination(files[:-1], files[-1], findings)
-    findings.sort()
+        for changed, finding in file.scanned.findings:
+            found.add(changed, finding)
+        _check_language(file, found)
+    _check_ids(files, found)
+    copies = [*_check_duplicates(training, found), *(_check_duplicates([evaluation], found) if evaluation else [])]
+    if evaluation:
+        _check_contamination(training, evaluation, found)
+    drifts = [drift(base, file.job, file.scanned) if base else None for file in files]
+    for file, change in zip(files, drifts, strict=True):
+        for finding in drift_findings(file.job.path, change):
+            found.add(True, finding)
+    findings, changed_count = found.ranked()
+    seconds = time.perf_counter() - started
+    rows = sum(file.scanned.total for file in files)
     document = {
-        "schema": "data_report/v1",
-        "verdict": "FAIL" if any(finding.severity == "error" for finding in findings) else "PASS",
+        "schema": "data_report/v2",
+        "verdict": "FAIL" if found.errors else "PASS",
         "policy": {"path": repository_path(policy.path), "sha256": sha256_file(policy.path)},
         "base_model": base_model.name if base_model else None,
-        "files": summaries,
-        "counts": dict(sorted(collections.Counter(finding.code for finding in findings).items())),
-        "findings": [asdict(finding) for finding in findings],
+        "base": {"revision": base.revision, "changed_only": changed_only} if base else None,
+        "files": [_summary(*parts) for parts in zip(files, copies, drifts, strict=True)],
+        "counts": dict(sorted(found.counts.items())),
+        "findings": [{**asdict(finding), "changed": place < changed_count} for place, finding in enumerate(findings)],
+        "timing": {"checks_s": round(seconds, 3), "rows_per_second": round(rows / seconds)},
     }
-    return DataReport(tuple(findings), document)
+    return DataReport(findings, changed_count, document)
 
 
 def write_report(path: Path, report: DataReport) -> None:
@@ -99,179 +174,253 @@ def write_report(path: Path, report: DataReport) -> None:
     write_json(path, report.document, "data_report")
 
 
-def print_report(report: DataReport, console: Console, *, github: bool = False) -> None:
-    """Findings, at most 50 a code, then a line a file, then the verdict."""
-    shown: collections.Counter[str] = collections.Counter()
-    for finding in report.findings:
-        shown[finding.code] += 1
-        if shown[finding.code] <= _SHOWN_PER_CODE:
-            console.out(finding.annotation() if github else finding.text(), highlight=False)
-    for code, count in shown.items():
-        if count > _SHOWN_PER_CODE:
-            console.out(f"{code}: {count - _SHOWN_PER_CODE} more")
-    for file in report.document["files"]:
-        tokens = file["row_tokens"]
-        counted = f", {tokens['total']} tokens (mean {tokens['mean']}, longest {tokens['max']})" if tokens else ""
-        tasks = ", ".join(f"{count} {tag}" for tag, count in file["tags"].items())
-        console.out(f"{file['path']}: {file['rows']} rows{counted}{f'; {tasks}' if tasks else ''}")
-    errors = sum(finding.severity == "error" for finding in report.findings)
-    hints = len(report.findings) - errors
-    verdict = "[bold green]PASS[/]" if report.passed else "[bold red]FAIL[/]"
-    console.print(f"{verdict}: {errors} errors, {hints} hints")
+class _progress:  # noqa: N801  # used as a function
+    """A bar over the bytes of the files, for files that take longer than a blink."""
+
+    def __init__(self, paths: list[Path], console: Console | None) -> None:
+        size = sum(path.stat().st_size for path in paths if path.exists())
+        columns = (TextColumn("checking"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        shown = console is not None and console.is_terminal and size > 3_000_000
+        self._bar = Progress(*columns, console=console, transient=True, disable=not shown)
+        self._task = self._bar.add_task("", total=size)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._bar.start()
+        return lambda count: self._bar.advance(self._task, count)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
 
-def _read(path: Path, kind: Kind, findings: list[Finding]) -> _File:
-    rows = []
-    for item in read_rows(path):
-        if isinstance(item, Finding):
-            findings.append(item)
-            continue
-        problems = schema_findings(path, item, kind) or _message_findings(path, item) or _format_findings(path, item)
-        findings.extend(problems)
-        if not problems:
-            rows.append(item)
-    return _File(path, kind, rows)
+def _coverage(evaluation: _File) -> Coverage:
+    return Coverage([loose_form(prompt_text(evaluation.row(number).value)) for number in range(evaluation.scanned.rows)])
 
 
-def _message_findings(path: Path, row: Row) -> list[Finding]:
-    roles = [message["role"] for message in row.value.get("messages", [])]
-    if not roles:
-        return []
-    turns = roles[1:] if roles[0] == "system" else roles
-    if len(turns) % 2 == 0 and turns == ["user", "assistant"] * (len(turns) // 2):
-        return []
-    message = f"messages have the roles {', '.join(roles)}. Expected user and assistant in turns after an optional system."
-    return [Finding(str(path), row.line, "E110", message, row_id=row.id)]
+def _check_language(file: _File, found: _Findings) -> None:
+    languages = file.scanned.columns["language"]
+    prose = languages != ""
+    if not prose.any():
+        return
+    target = _target_language(file)
+    others = np.flatnonzero(prose & (languages != target))
+    share = 1 - len(others) / int(prose.sum())
+    for number in others.tolist():
+        _add_row(found, file, number, "H601", lambda number=number: f"the text is in `{languages[number]}`. Expected `{target}`.")  # type: ignore[misc]
+    if share < file.job.limits.language_share:
+        message = (
+            f"{share:.1%} of {int(prose.sum())} rows with prose are in `{target}`. Expected at least "
+            f"{file.job.limits.language_share:.0%}; H601 names the others."
+        )
+        found.add(True, Finding(str(file.job.path), 1, "E601", message))
 
 
-def _format_findings(path: Path, row: Row) -> list[Finding]:
-    schema = row.value.get("expected_format")
-    if not isinstance(schema, dict):
-        return []
-    import jsonschema
-
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        return [Finding(str(path), row.line, "E110", f"`expected_format` is not a JSON Schema: {error.message}.", row_id=row.id)]
-    import json
-
-    try:
-        value = json.loads(row.value["expected_output"])
-    except ValueError:
-        return [Finding(str(path), row.line, "E110", "`expected_output` is not JSON, but `expected_format` asks for it.", row_id=row.id)]
-    return [
-        Finding(str(path), row.line, "E110", f"`expected_output` breaks its own `expected_format`: {problem}", row_id=row.id)
-        for problem in schema_problems(value, schema)[:1]
-    ]
+def _target_language(file: _File) -> str:
+    declared = file.scanned.declared.most_common(1)
+    return file.job.limits.language or (declared[0][0] if declared else "en")
 
 
-def _check_ids(file: _File, ids: dict[str, tuple[Path, int]], findings: list[Finding]) -> None:
-    for row in file.rows:
-        if row.id in ids:
-            path, line = ids[row.id]
-            findings.append(Finding(str(file.path), row.line, "E111", f"id `{row.id}` stands at {path}:{line} already.", row_id=row.id))
-        elif row.id:
-            ids[row.id] = (file.path, row.line)
+def _check_ids(files: list[_File], found: _Findings) -> None:
+    every = np.concatenate([file.scanned.columns["id"] for file in files])
+    starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
+    first: dict[int, int] = {}
+    for number, place in _repeated(every, skip=0):
+        one, other = _locate(files, starts, first.setdefault(number, place)), _locate(files, starts, place)
+        if one != other:
+            file, row = other
+
+            def message(file: _File = file, row: int = row, one: tuple[_File, int] = one) -> str:
+                return f"id `{file.row(row).id}` stands at {one[0].place(one[1])} already."
+
+            _add_row(found, file, row, "E111", message)
 
 
-def _check_duplicates(file: _File, limit: float, findings: list[Finding]) -> int:
-    first: dict[bytes, int] = {}
-    copies = 0
-    for row in file.rows:
-        key = _fingerprint(prompt_text(row.value)) + _fingerprint(answer(row.value))
-        if key in first:
-            copies += 1
-            message = f"the row repeats the one on line {first[key]}."
-            findings.append(Finding(str(file.path), row.line, "H205", message, "hint", row.id))
-        else:
-            first[key] = row.line
-    if file.rows and copies / len(file.rows) >= limit:
-        message = f"{copies} of {len(file.rows)} rows ({copies / len(file.rows):.1%}) repeat another one. Expected under {limit:.0%}."
-        findings.append(Finding(str(file.path), 1, "E205", message))
-    return copies
+def _repeated(values: npt.NDArray[np.uint64], skip: int | None = None) -> Iterator[tuple[int, int]]:
+    """(value, place) of every value that stands more than once, each value's places in order."""
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    same = ranked[1:] == ranked[:-1]
+    repeated = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if len(values) else np.zeros(0, bool)
+    for value, place in zip(ranked[repeated].tolist(), order[repeated].tolist(), strict=True):
+        if value != skip:
+            yield value, place
 
 
-def _check_personal(file: _File, findings: list[Finding]) -> None:
-    kinds = {"E301": "an e-mail address", "E302": "a phone number", "E303": "a resident registration number"}
-    for row in file.rows:
-        for field, text in (("prompt", prompt_text(row.value)), ("answer", answer(row.value))):
-            for code, found in personal_data(text):
-                message = f"the {field} contains {kinds[code]} (`{masked(found)}`, {len(found)} characters)."
-                findings.append(Finding(str(file.path), row.line, code, message, row_id=row.id))
+def _locate(files: list[_File], starts: list[int], place: int) -> tuple[_File, int]:
+    index = bisect.bisect_right(starts, place) - 1
+    while files[index].scanned.rows == 0:  # an empty file begins where the next one does
+        index += 1
+    return files[index], place - starts[index]
 
 
-def _check_tokens(file: _File, base_model: BaseModel, limits: Any, max_length: int | None, findings: list[Finding]) -> dict[str, list[int]]:
-    """Token counts of prompts, answers and rendered rows; findings where they leave the limits."""
-    tokenizer = load_tokenizer(base_model)
+def _check_duplicates(files: list[_File], found: _Findings) -> list[dict[str, int]]:
+    """Exact copies, near duplicates and contradictions among the rows of these files; counts for each file."""
+    starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
+    counts = [{"exact": 0, "near": 0, "conflicts": 0} for _ in files]
+    if not files:
+        return counts
+    exact = np.concatenate([file.scanned.columns["exact"] for file in files])
+    prompts = np.concatenate([file.scanned.columns["prompt"] for file in files])
+    changed = np.concatenate([file.scanned.columns["changed"] for file in files])
 
-    def count(texts: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    def locate(place: int) -> tuple[_File, int]:
+        return _locate(files, starts, place)
 
-    counts = {
-        "prompt": count([prompt_text(row.value) for row in file.rows]),
-        "answer": count([answer(row.value) for row in file.rows]),
-        "row": count([tokenizer.apply_chat_template(training_messages(row.value), tokenize=False) for row in file.rows]),
-    }
-    special = re.compile("|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True)))
-    for index, row in enumerate(file.rows):
+    def named(place: int) -> str:
+        file, row = locate(place)
+        return f"line {file.line(row)}" if len(files) == 1 else file.place(row)
 
-        def found(code: str, message: str, row: Row = row) -> None:
-            findings.append(Finding(str(file.path), row.line, code, message, row_id=row.id))
+    def add(place: int, other: int, code: str, message: Callable[[], str]) -> None:
+        file, row = locate(place)
+        _add_row(found, file, row, code, message, changed=bool(changed[place] or changed[other]))
+        kind = {"H205": "exact", "H206": "near", "H207": "conflicts"}[code]
+        counts[next(index for index, candidate in enumerate(files) if candidate is file)][kind] += 1
 
-        low, high = limits.instruction_tokens
-        if not low <= counts["prompt"][index] <= high:
-            found("E201", f"the instruction has {counts['prompt'][index]} tokens. Expected {low}-{high}.")
-        low, high = limits.output_tokens
-        if not low <= counts["answer"][index] <= high:
-            found("E202", f"the output has {counts['answer'][index]} tokens. Expected {low}-{high}.")
-        if max_length is not None and counts["row"][index] > max_length:
-            found("E203", f"the rendered row has {counts['row'][index]} tokens. Expected at most max_length {max_length}.")
-        texts = [*(message["content"] for message in prompt_messages(row.value)), answer(row.value)]
-        if match := next((m for text in texts if (m := special.search(text))), None):
-            found("E204", f"the text contains the special token `{match.group()}`.")
+    clusters = Clusters()
+    first: dict[int, int] = {}
+    for value, place in _repeated(exact):
+        if (original := first.setdefault(value, place)) != place:
+            clusters.join(original, place)
+            add(place, original, "H205", lambda original=original: f"the row repeats the one on {named(original)}.")  # type: ignore[misc]
+
+    @_last_used
+    def loose(place: int) -> str:
+        file, row = locate(place)
+        value = file.row(row).value
+        return loose_form(f"{prompt_text(value)}\n{answer(value)}")
+
+    threshold = min(file.job.limits.near_duplicate for file in files)
+    near = near_duplicates(join([file.scanned.signatures for file in files]), loose, clusters, threshold)
+    for place, (original, similarity) in sorted(near.items()):
+        add(place, original, "H206", lambda original=original, similarity=similarity: _near_message(named(original), similarity))  # type: ignore[misc]
+
+    first = {}
+    for value, place in _repeated(prompts):
+        original = first.setdefault(value, place)
+        if exact[original] != exact[place] and clusters.root(original) != clusters.root(place):
+            add(place, original, "H207", lambda original=original: f"the instruction on {named(original)} is the same, its output another.")  # type: ignore[misc]
+
+    for index, file in enumerate(files):
+        copies = sum(starts[index] <= place < starts[index + 1] for place in clusters.copies())
+        rate = copies / file.scanned.rows if file.scanned.rows else 0.0
+        if copies and rate >= file.job.limits.duplicate_rate:
+            message = (
+                f"{copies} of {file.scanned.rows} rows ({rate:.1%}) repeat another one, {counts[index]['exact']} exactly and the rest "
+                f"nearly. Expected under {file.job.limits.duplicate_rate:.0%}."
+            )
+            found.add(True, Finding(str(file.job.path), 1, "E205", message))
     return counts
 
 
-def _check_contamination(training: list[_File], evaluation: _File, findings: list[Finding]) -> None:
-    asked = {_fingerprint(prompt_text(row.value)): (file.path, row.line) for file in reversed(training) for row in reversed(file.rows)}
-    for row in evaluation.rows:
-        if place := asked.get(_fingerprint(prompt_text(row.value))):
-            message = f"the same prompt is trained on at {place[0]}:{place[1]}."
-            findings.append(Finding(str(evaluation.path), row.line, "E401", message, row_id=row.id))
+def _near_message(other: str, similarity: float) -> str:
+    return f"the row is nearly the one on {other} (similarity {similarity:.2f})."
 
 
-def _fingerprint(text: str) -> bytes:
-    """Equal for texts that differ only in Unicode form, case and white space."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.blake2b(folded.encode(), digest_size=16).digest()
+def _last_used(function: Callable[[int], str]) -> Callable[[int], str]:
+    """Candidates come sorted by the earlier row: its text is read once for all its pairs."""
+    known: dict[int, str] = {}
+
+    def cached(place: int) -> str:
+        if place not in known:
+            if len(known) >= 64:
+                known.clear()
+            known[place] = function(place)
+        return known[place]
+
+    return cached
 
 
-def _summary(file: _File, duplicates: int, tokens: dict[str, list[int]]) -> dict[str, Any]:
+def _check_contamination(training: list[_File], evaluation: _File, found: _Findings) -> None:
+    asked = evaluation.scanned.columns["prompt"]
+    known: set[int] = set()
+    for file in training:
+        prompts = file.scanned.columns["prompt"]
+        order = np.argsort(prompts, kind="stable")
+        place = np.minimum(np.searchsorted(prompts[order], asked), max(len(order) - 1, 0))
+        same = prompts[order][place] == asked if len(order) else np.zeros(len(asked), bool)
+        for number in np.flatnonzero(same).tolist():
+            if number not in known:
+                known.add(number)
+                where = file.place(int(order[place[number]]))
+                _add_row(found, evaluation, number, "E401", lambda where=where: f"the same prompt is trained on at {where}.", changed=True)  # type: ignore[misc]
+    best: dict[int, tuple[float, int, int]] = {}
+    for index, file in enumerate(training):
+        for row, number, share in file.scanned.covered:
+            if number not in known and (number not in best or share > best[number][0]):
+                best[number] = (share, index, row)
+    for number, (share, index, row) in sorted(best.items()):
+
+        def message(number: int = number, share: float = share, file: _File = training[index], row: int = row) -> str:
+            ours, theirs = prompt_text(evaluation.row(number).value), prompt_text(file.row(row).value)
+            similarity = jaccard(gram_set(loose_form(ours)), gram_set(loose_form(theirs)))
+            return (
+                f"{share:.0%} of the prompt stands in the training row at {file.place(row)} (similarity of the prompts {similarity:.2f}): "
+                f"{_difference(ours, theirs)}."
+            )
+
+        _add_row(found, evaluation, number, "H402", message, changed=bool(evaluation.scanned.columns["changed"][number]))
+
+
+def _difference(ours: str, theirs: str) -> str:
+    """Excerpts of two texts from where they part, with a few words before."""
+    one, two = " ".join(ours.split()), " ".join(theirs.split())
+    parting = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    start = max(0, parting - _EXCERPT // 4)
+    texts = [("…" if start else "") + text[start : start + _EXCERPT] + ("…" if len(text) > start + _EXCERPT else "") for text in (one, two)]
+    return f"`{texts[0]}` / `{texts[1]}`"
+
+
+def _shown(path: Path) -> Path:
+    """The path from where the user is, which is also what annotations need."""
+    absolute, here = path.absolute(), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else path
+
+
+def _add_row(found: _Findings, file: _File, number: int, code: str, message: Callable[[], str], *, changed: bool | None = None) -> None:
+    """A finding on one row, worded only if it is kept."""
+
+    def finding() -> Finding:
+        severity = "error" if code.startswith("E") else "hint"
+        return Finding(str(file.job.path), file.line(number), code, message(), severity, file.row(number).id)  # type: ignore[arg-type]
+
+    found.add(bool(file.scanned.columns["changed"][number]) if changed is None else changed, finding, code)
+
+
+def _summary(file: _File, copies: dict[str, int], change: dict[str, Any] | None) -> dict[str, Any]:
+    scanned, path = file.scanned, file.job.path
+    columns = scanned.columns
+    detected = collections.Counter(columns["language"].tolist())
+    counted = file.job.base_model is not None
     return {
-        "path": repository_path(file.path),
-        "kind": file.kind,
-        "sha256": sha256_file(file.path),
-        "bytes": file.path.stat().st_size,
-        "rows": len(file.rows),
-        "duplicates": duplicates,
-        "languages": dict(collections.Counter(row.value["language"] for row in file.rows).most_common()),
-        "tags": dict(collections.Counter((row.value.get("tags") or ["untagged"])[0] for row in file.rows).most_common()),
-        "prompt_tokens": _spread(tokens.get("prompt")),
-        "answer_tokens": _spread(tokens.get("answer")),
-        "row_tokens": _spread(tokens.get("row")),
+        "path": repository_path(path),
+        "kind": file.job.kind,
+        "sha256": sha256_file(path),
+        "bytes": path.stat().st_size,
+        "rows": scanned.rows,
+        "rejected_rows": scanned.total - scanned.rows,
+        "changed_rows": int(columns["changed"].sum()),
+        "duplicates": copies,
+        "target_language": _target_language(file),
+        "languages": dict(scanned.declared.most_common()),
+        "detected_languages": {language or "none": count for language, count in detected.most_common()},
+        "tags": dict(scanned.tasks.most_common()),
+        "refusals": int(columns["refused"].sum()),
+        "characters": _spread(columns["characters"]),
+        "prompt_tokens": _spread(columns["prompt_tokens"]) if counted else None,
+        "answer_tokens": _spread(columns["answer_tokens"]) if counted else None,
+        "row_tokens": _spread(columns["row_tokens"]) if counted else None,
+        "drift": change,
     }
 
 
-def _spread(counts: list[int] | None) -> dict[str, Any] | None:
-    if not counts:
+def _spread(counts: npt.NDArray[np.uint32]) -> dict[str, Any] | None:
+    if not len(counts):
         return None
-    ranked = sorted(counts)
+    middle, high = np.percentile(counts, [50, 95], method="inverted_cdf")
     return {
-        "min": ranked[0],
-        "mean": round(statistics.fmean(ranked), 1),
-        "p50": ranked[math.ceil(0.5 * len(ranked)) - 1],
-        "p95": ranked[math.ceil(0.95 * len(ranked)) - 1],
-        "max": ranked[-1],
-        "total": sum(ranked),
+        "min": int(counts.min()),
+        "mean": round(float(counts.mean()), 1),
+        "p50": int(middle),
+        "p95": int(high),
+        "max": int(counts.max()),
+        "total": int(counts.sum(dtype=np.uint64)),
     }

@@ -1,0 +1,103 @@
+"""Chat template and tokenizer of a base model without transformers: a data check must start in a second, not in ten."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+from adapterops.basemodels.allowlist import BaseModel
+from adapterops.basemodels.materialize import base_model_directory
+from adapterops.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Renderer:
+    """Renders conversations as transformers' `apply_chat_template` does, and counts tokens.
+
+    Args:
+        tokenizer: the base model's `tokenizer.json`.
+        template: its chat template, compiled.
+        bos: the beginning-of-sequence token, empty where there is none.
+        end_of_turn: the token that closes a turn.
+        special: every token that a text must not contain, the longest first.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    template: jinja2.Template
+    bos: str
+    end_of_turn: str
+    special: tuple[str, ...]
+    _variables: dict[str, str]
+
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation.
+
+        Raises:
+            ValueError: the template refuses it; the message is the template's.
+        """
+        try:
+            return self.template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._variables)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(str(error)) from None
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, special tokens in it counted as such and none added."""
+        return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@functools.cache
+def load_renderer(model: BaseModel) -> Renderer:
+    """Tokenizer and template of a base model.
+
+    Raises:
+        UsageError: the folder has no `tokenizer.json`; see also `base_model_directory`.
+    """
+    directory = base_model_directory(model)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UsageError(f"{model.name}: {directory} holds no usable tokenizer.json ({error}).") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    variables = {name: text for name in names if (text := _text(settings.get(name)))} | {"pad_token": model.pad_token}
+    special = {token["content"] for token in tokens if token["special"]} | {model.end_of_turn, *model.stop_tokens}
+    return Renderer(
+        tokenizer=tokenizer,
+        template=_environment().from_string(model.chat_template()),
+        bos=variables.get("bos_token", ""),
+        end_of_turn=model.end_of_turn,
+        special=tuple(sorted(special, key=len, reverse=True)),
+        _variables=variables,
+    )
+
+
+def _text(token: Any) -> str:
+    """A token is written as a string or as an object with `content`."""
+    return str(token["content"] if isinstance(token, dict) else token) if token else ""
+
+
+def _environment() -> jinja2.Environment:
+    """The environment that transformers compiles chat templates in (utils/chat_template_utils.py)."""
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, **options)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)  # noqa: DTZ005  # as transformers
+    return environment

@@ -1,0 +1,139 @@
+"""What a change does to a file: rows added, removed and changed, and shifts in what they are like."""
+
+from __future__ import annotations
+
+import collections
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapterops.data.normal import fingerprint
+from adapterops.data.reader import read_blocks
+from adapterops.data.scan import Job, Scanned, scan
+from adapterops.diagnostics import Finding
+from adapterops.errors import UsageError
+from adapterops.schemas import ROOT
+
+# Shifts below these are noise of an ordinary week's change.
+_LENGTH_SHIFT = 0.2  # of the mean number of characters
+_MIX_SHIFT = 0.1  # total variation distance of languages or tasks
+_REFUSAL_SHIFT = 0.05
+
+
+class Base:
+    """Files as they are at a git revision, checked out into a temporary directory; a context manager that removes it.
+
+    Args:
+        revision: a commit, branch or tag.
+        root: the repository.
+
+    Raises:
+        UsageError: not a repository, or no such revision.
+    """
+
+    def __init__(self, revision: str, root: Path = ROOT) -> None:
+        self.revision = revision
+        self._root = root
+        self._files: dict[Path, Path | None] = {}
+        if revision.startswith("-") or _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+            raise UsageError(f"--changed-since {revision}: git knows no such commit here. In a shallow clone, fetch it first.")
+        self._directory = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> Base:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._directory.cleanup()
+
+    def file(self, path: Path) -> Path | None:
+        """The file as it was; None if it did not exist or lies outside the repository."""
+        if path not in self._files:
+            self._files[path] = None
+            resolved, root = path.resolve(), self._root.resolve()
+            if resolved.is_relative_to(root):
+                content = _git(root, "show", f"{self.revision}:{resolved.relative_to(root).as_posix()}")
+                if content is not None:
+                    copy = Path(self._directory.name) / f"{len(self._files)}-{path.name}"
+                    copy.write_bytes(content)
+                    self._files[path] = copy
+        return self._files[path]
+
+    def rows(self, path: Path) -> npt.NDArray[np.uint64]:
+        """Sorted fingerprints of the texts of the rows that the file had."""
+        former = self.file(path)
+        if former is None or former.stat().st_size == 0:
+            return np.zeros(0, np.uint64)
+        texts = (
+            fingerprint(entry.text)
+            for block in read_blocks(former)
+            if not isinstance(block, Finding)
+            for entry in block.entries(former)
+            if not isinstance(entry, Finding)
+        )
+        return np.sort(np.fromiter(texts, dtype=np.uint64))
+
+
+def drift(base: Base, job: Job, now: Scanned) -> dict[str, Any]:
+    """Rows added, removed and changed against the base, and both sides' figures. Rows are told apart by id, else by content."""
+    former = base.file(job.path)
+    nothing = np.zeros(0, np.uint64)
+    before = scan(replace(job, path=former, coverage=None, base_rows=nothing)) if former and former.stat().st_size else None
+    known = _by_identity(before) if before else {}
+    current = _by_identity(now)
+    return {
+        "added": len(current.keys() - known.keys()),
+        "removed": len(known.keys() - current.keys()),
+        "changed": sum(current[key] != known[key] for key in current.keys() & known.keys()),
+        "before": _figures(before) if before else None,
+        "after": _figures(now),
+    }
+
+
+def drift_findings(path: Path, change: dict[str, Any] | None) -> list[Finding]:
+    """A hint for each shift that is more than an ordinary week's."""
+    if not change or not change["before"]:
+        return []
+    before, after = change["before"], change["after"]
+    found = []
+    if before["mean_characters"] and abs(after["mean_characters"] / before["mean_characters"] - 1) > _LENGTH_SHIFT:
+        found.append(f"rows are {after['mean_characters']:.0f} characters long on average, before {before['mean_characters']:.0f}.")
+    for name, what in (("languages", "languages"), ("tasks", "tasks")):
+        distance = sum(abs(after[name].get(key, 0) - before[name].get(key, 0)) for key in {*after[name], *before[name]}) / 2
+        if distance > _MIX_SHIFT:
+            moved = max({*after[name], *before[name]}, key=lambda key: abs(after[name].get(key, 0) - before[name].get(key, 0)))
+            found.append(
+                f"the mix of {what} shifted by {distance:.0%}; most of all `{moved}`: {after[name].get(moved, 0):.0%}, "
+                f"before {before[name].get(moved, 0):.0%}."
+            )
+    if abs(after["refusals"] - before["refusals"]) > _REFUSAL_SHIFT:
+        found.append(f"{after['refusals']:.0%} of the answers are refusals, before {before['refusals']:.0%}.")
+    return [Finding(str(path), 1, "H701", message, "hint") for message in found]
+
+
+def _by_identity(scanned: Scanned) -> dict[int, int]:
+    columns = scanned.columns
+    return {(identity or source): source for identity, source in zip(columns["id"].tolist(), columns["source"].tolist(), strict=True)}
+
+
+def _figures(scanned: Scanned) -> dict[str, Any]:
+    rows = max(scanned.rows, 1)
+    detected = collections.Counter(language or "none" for language in scanned.columns["language"].tolist())
+    return {
+        "rows": scanned.rows,
+        "mean_characters": round(float(scanned.columns["characters"].sum()) / rows, 1),
+        "languages": {key: round(count / rows, 4) for key, count in detected.most_common()},
+        "tasks": {key: round(count / rows, 4) for key, count in scanned.tasks.most_common()},
+        "refusals": round(int(scanned.columns["refused"].sum()) / rows, 4),
+    }
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """Standard output, or None if git fails."""
+    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)  # noqa: S607  # git of the runner
+    return result.stdout if result.returncode == 0 else None

