@@ -11,7 +11,7 @@ from adapterops.errors import UsageError
 @command()
 @click.option("--adapter", required=True, help="An adapter of adapters/, by name.")
 @click.option("--version", help="Digest of a release, its first digits, or `latest`.")
-@click.option("--rollback", "roll_back", is_flag=True, help="Serve the previous version again.")
+@click.option("--rollback", "roll_back", is_flag=True, help="Serve the previous version again. Asked for twice, it is done once.")
 @click.option("--abort", "abort_canary", is_flag=True, help="End the canary that is under way.")
 @click.option("--gateway", multiple=True, default=["http://127.0.0.1:8080"], show_default=True, help="Root of a serving host's gateway.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")

@@ -37,7 +37,8 @@ def main(adapter: str, model: Path, gate_report: Path, bucket: str | None, commi
         read_json(model / "train_manifest.json", "train_manifest"),
         source={"commit": commit or os.environ.get("GITHUB_SHA"), "pr": pr, "actor": os.environ.get("GITHUB_ACTOR")},
     )
-    console.print(f"{release.uri}: {'published' if release.new else 'already published, nothing to do'}")
+    said = "published" if release.new else "already published, nothing to do"
+    console.print(f"{release.uri}: {said}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import datetime
 import getpass
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
-from adapterops.store.objects import ConflictError, ObjectStore, json_or_none
+from adapterops.store.objects import ConflictError, ObjectStore, parse
 
 _ATTEMPTS = 20
 
@@ -74,15 +75,41 @@ def abort_canary(channel: Channel) -> Channel:
     return replace(channel, canary=None, weight=0)
 
 
-def roll_back(channel: Channel) -> Channel:
+def roll_back(store: ObjectStore, name: str, *, actor: str | None = None) -> Channel:
     """Serve the previous version again; the one that was stable becomes `previous`.
 
+    What is rolled back to what is decided once, at the first look: a rollback that somebody else did meanwhile, or that is asked
+    for again (a repeated command, a CI job run anew), is done already and does not lead back to the version that was left.
+
+    Returns:
+        The channel, as it is where there was nothing left to do.
+
     Raises:
-        RejectedError: there is no previous version.
+        RejectedError: there is no previous version, or another version became stable meanwhile.
+        InfrastructureError: as `change_channel`.
     """
-    if channel.previous is None:
-        raise RejectedError(f"{channel.adapter}: there is no previous version to roll back to.")
-    return replace(channel, stable=channel.previous, previous=channel.stable, canary=None, weight=0)
+    found = read_channel(store, name)
+    if found is None or found[0].stable is None or found[0].previous is None:
+        raise RejectedError(f"{name}: there is no previous version to roll back to.")
+    left, target = found[0].stable, found[0].previous
+    if found[0].reason == _rollback_reason(target, left):
+        left, target = target, left  # the present state is that of a rollback: the same one is meant
+
+    def change(channel: Channel) -> Channel:
+        if channel.stable == target:
+            return channel
+        if channel.stable != left:
+            raise RejectedError(
+                f"{name}: not rolled back from {left[:12]} to {target[:12]}, for {str(channel.stable)[:12]} became stable meanwhile "
+                f"(generation {channel.generation}, by {channel.updated_by}: {channel.reason})."
+            )
+        return replace(channel, stable=target, previous=left, canary=None, weight=0)
+
+    return change_channel(store, name, change, reason=_rollback_reason(left, target), actor=actor)
+
+
+def _rollback_reason(left: str, target: str) -> str:
+    return f"rollback from {left[:12]} to {target[:12]}"
 
 
 def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
@@ -94,12 +121,11 @@ def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
     fetched = store.get(f"channels/{name}.json")
     if fetched is None:
         return None
-    document = json_or_none(fetched)
-    problems = schema_problems(document, "channel")
-    if problems or document["adapter"] != name:
-        raise InfrastructureError(
-            f"s3://{store.bucket}/channels/{name}.json is not a valid channel: {problems[0] if problems else 'it is of another adapter'}"
-        )
+    document, problems = parse(fetched.content, "channel")
+    if not problems and document["adapter"] != name:
+        problems = ["it is of another adapter"]
+    if problems:
+        raise InfrastructureError(f"s3://{store.bucket}/channels/{name}.json is not a valid channel: {problems[0]}")
     return channel_from(document), fetched.etag
 
 
@@ -119,7 +145,7 @@ def change_channel(
     """Read, change, compare-and-swap; after a lost race read and change again.
 
     A change that alters nothing writes nothing. Each generation gets an audit entry; one that a process left unwritten when it
-    died is written by the next change.
+    died is written by the next change. Where the channel was deleted, generations go on after the last one in the audit log.
 
     Args:
         store: where the channel lies.
@@ -129,11 +155,13 @@ def change_channel(
         actor: who; None takes the GitHub actor or the user.
 
     Raises:
+        UsageError: the wanted channel breaks its schema; nothing is written.
+        RejectedError: an audit entry holds something else already; or from `change`.
         InfrastructureError: the store, or a race lost 20 times.
     """
     for _ in range(_ATTEMPTS):
         found = read_channel(store, name)
-        present, etag = found if found else (Channel(name), None)
+        present, etag = found if found else (Channel(name, generation=_last_generation(store, name)), None)
         wanted = change(present)
         if wanted == present:
             return present
@@ -142,14 +170,18 @@ def change_channel(
         new = replace(
             wanted,
             generation=present.generation + 1,
-            updated_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            updated_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
             updated_by=actor or os.environ.get("GITHUB_ACTOR") or getpass.getuser(),
             reason=reason,
         )
+        problems = schema_problems(channel_document(new), "channel")
+        if problems:
+            raise UsageError(f"channel {name}: {problems[0]} Nothing is written.")
         try:
             store.swap(f"channels/{name}.json", _content(new), etag)
         except ConflictError:
-            continue
+            if not _happened(store, new):
+                continue
         _audit(store, new)
         return new
     raise InfrastructureError(f"channel {name}: lost the race for the write {_ATTEMPTS} times. Is another deployment running?")
@@ -158,14 +190,33 @@ def change_channel(
 def history(store: ObjectStore, name: str) -> Iterator[Channel]:
     """Every generation, the oldest first."""
     for key in sorted(store.keys(f"audit/{name}/")):
-        document = json_or_none(store.get(key))
-        if not schema_problems(document, "channel"):
-            yield channel_from(document)
+        if fetched := store.get(key):
+            document, problems = parse(fetched.content, "channel")
+            if not problems:
+                yield channel_from(document)
 
 
 def _audit(store: ObjectStore, channel: Channel) -> None:
     # The channel document carries who, when and why, so that its entry can be written by anyone, and is the same each time.
-    store.put_new(f"audit/{channel.adapter}/{channel.generation:09d}.json", _content(channel), "application/json")
+    store.put_new(_audit_key(channel), _content(channel), "application/json")
+
+
+def _audit_key(channel: Channel) -> str:
+    return f"audit/{channel.adapter}/{channel.generation:09d}.json"
+
+
+def _last_generation(store: ObjectStore, name: str) -> int:
+    entry = re.compile(rf"audit/{re.escape(name)}/([0-9]+)\.json")
+    return max((int(match.group(1)) for key in store.keys(f"audit/{name}/") if (match := entry.fullmatch(key))), default=0)
+
+
+def _happened(store: ObjectStore, channel: Channel) -> bool:
+    """Whether a write that lost did happen: a PUT that is repeated after its answer got lost loses against itself.
+
+    Who wrote since then has first put what was there into the audit log.
+    """
+    keys = (f"channels/{channel.adapter}.json", _audit_key(channel))
+    return any(fetched.content == _content(channel) for key in keys if (fetched := store.get(key)))
 
 
 def _content(channel: Channel) -> bytes:

@@ -9,19 +9,30 @@ import base64
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from urllib3.exceptions import HTTPError
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.schemas import schema_problems
 
 _Result = TypeVar("_Result")
 # Answers of the conditional-write protocol, not failures.
@@ -29,6 +40,11 @@ _LOST = ("PreconditionFailed", "NoSuchKey", "404")
 # A concurrent conditional write to the same key; S3 asks to try again.
 _TRY_AGAIN = "ConditionalRequestConflict"
 _ATTEMPTS = 6
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; an access point's ARN may stand for a bucket.
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:[^/]+[/:].+")
+# A server that takes connections and never answers ends a call after about a minute: three attempts of 20 s, and pauses of 3 s.
+_TIMEOUT_S = 20.0
+_TRIES = 3
 
 
 class ConflictError(Exception):
@@ -47,7 +63,7 @@ def open_store(bucket: str | None = None) -> ObjectStore:
     """The store in `bucket`, else in `$ADAPTER_BUCKET`.
 
     Raises:
-        UsageError: neither is given.
+        UsageError: neither is given, or it cannot be a bucket's name.
     """
     name = bucket or os.environ.get("ADAPTER_BUCKET")
     if not name:
@@ -60,14 +76,25 @@ class ObjectStore:
 
     Args:
         bucket: its name.
+        timeout_s: how long the server may be silent, in each of three attempts.
+
+    Raises:
+        UsageError: that is no bucket's name, or the AWS settings are wrong.
 
     Every method raises `InfrastructureError` where the store cannot be reached or refuses access.
     """
 
-    def __init__(self, bucket: str) -> None:
+    def __init__(self, bucket: str, timeout_s: float = _TIMEOUT_S) -> None:
+        if not _BUCKET.fullmatch(bucket):
+            raise UsageError(
+                f"S3 bucket {bucket!r}: expected 3 to 63 lower-case letters, digits, dashes and dots, with a letter or digit at both ends "
+                "and no s3:// before it. Mend --bucket or ADAPTER_BUCKET."
+            )
         self.bucket = bucket
         # "standard" retries connection errors, 5xx and SlowDown with backoff and leaves 412 alone.
-        config = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 4})
+        config = Config(
+            connect_timeout=min(5.0, timeout_s), read_timeout=timeout_s, retries={"mode": "standard", "total_max_attempts": _TRIES}
+        )
         try:
             self._s3 = boto3.client("s3", config=config)
         except (BotoCoreError, ValueError) as error:
@@ -110,19 +137,23 @@ class ObjectStore:
         """Write an object to `path` and verify size and SHA-256; the caller discards the file if this raises.
 
         Raises:
-            InfrastructureError: missing, cut short, or other bytes than promised.
+            InfrastructureError: missing, cut short, or other bytes than promised; or `path` cannot be written.
         """
 
         def fetch() -> tuple[int, str]:
             body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"]
             digest, length = hashlib.sha256(), 0
-            with path.open("wb") as file:
+            # Unbuffered, so that a full disk shows in write() and closing has nothing left to fail with.
+            with _writing(path):
+                file = path.open("wb", buffering=0)
+            with file:
                 for chunk in body.iter_chunks(1 << 20):
                     digest.update(chunk)
                     length += len(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
+                    with _writing(path):
+                        _write_all(file, chunk)
+                with _writing(path):
+                    os.fsync(file.fileno())
             return length, digest.hexdigest()
 
         try:
@@ -166,7 +197,13 @@ class ObjectStore:
                     time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311  # jitter, not a secret
                     continue
                 raise InfrastructureError(self._explain(code, error)) from None
-            except (BotoCoreError, OSError) as error:
+            except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+                raise InfrastructureError(
+                    f"{self._where()}: {error}. Give credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role."
+                ) from None
+            except ParamValidationError as error:
+                raise UsageError(f"{self._where()}: {error}") from None
+            except (BotoCoreError, HTTPError, OSError) as error:
                 raise InfrastructureError(f"{self._where()}: {error}. Check the network and the endpoint.") from None
         raise InfrastructureError(f"{self._where()}: still contended after {_ATTEMPTS} attempts.")
 
@@ -184,11 +221,24 @@ class ObjectStore:
         return f"S3 bucket {self.bucket} at {self._s3.meta.endpoint_url}"
 
 
-def json_or_none(fetched: Fetched | None) -> Any:
-    """The JSON value of an object; None if there is no object or it is not JSON."""
-    import json
+def parse(content: bytes, schema: str) -> tuple[Any, list[str]]:
+    """A document, and what is wrong with it: that it is not JSON, or each way in which it is not what its schema says."""
+    try:
+        document = json.loads(content)
+        return document, [str(problem) for problem in schema_problems(document, schema)]
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested a thousand deep
+        return None, [f"it is not JSON ({error})"]
 
-    if fetched is not None:
-        with contextlib.suppress(ValueError):
-            return json.loads(fetched.content)
-    return None
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InfrastructureError(f"{path} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
+
+
+def _write_all(file: IO[bytes], chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]

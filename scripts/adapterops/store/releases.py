@@ -13,7 +13,7 @@ from typing import Any
 from adapterops.documents import new_directory, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
-from adapterops.store.objects import ObjectStore
+from adapterops.store.objects import ObjectStore, parse
 
 adapter_files = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
 MANIFEST = "manifest.json"
@@ -71,18 +71,14 @@ def publish(
         The release; `new` is False if it was there already, and then its manifest is the one of the first time.
 
     Raises:
-        RejectedError: the verdict is not PASS or is on another adapter.
+        RejectedError: the verdict is not PASS, verdict or train manifest is on another adapter, or a file differs in the store.
         UsageError: a bad name or directory.
         InfrastructureError: the store.
     """
     prefix = _prefix(name, digest := adapter_digest(directory))
     if gate_report["verdict"] != "PASS":
         raise RejectedError(f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']} Nothing is published.")
-    if gate_report["adapter"]["digest"] != digest:
-        raise RejectedError(
-            f"{name}: the gate report is on adapter {gate_report['adapter']['digest'][:12]}, {directory} holds {digest[:12]}. "
-            "Evaluate and gate this one."
-        )
+    _check_provenance(name, digest, directory, gate_report, train_manifest)
     if existing := find_release(store, name, digest):
         return Release(name, digest, existing, new=False)
     manifest = {
@@ -100,7 +96,7 @@ def publish(
         "metrics": {gate["metric"]: gate["value"] for gate in gate_report["gates"]},
         "probes": gate_report["probes"],
         "trained_at": train_manifest["finished_at"],
-        "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         "source": source,
     }
     problems = schema_problems(manifest, "release_manifest")
@@ -108,8 +104,37 @@ def publish(
         raise RuntimeError(f"the release manifest would break its schema: {problems[0]}")
     for file in adapter_files:
         store.put_new(f"{prefix}/{file}", directory / file)
-    store.put_new(f"{prefix}/{MANIFEST}", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(), "application/json")
+    try:
+        store.put_new(f"{prefix}/{MANIFEST}", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(), "application/json")
+    except RejectedError:
+        # Somebody published the same adapter since we looked: as if we had come later.
+        if existing := find_release(store, name, digest):
+            return Release(name, digest, existing, new=False)
+        raise
     return Release(name, digest, manifest, new=True)
+
+
+def _check_provenance(name: str, digest: str, directory: Path, gate_report: dict[str, Any], train_manifest: dict[str, Any]) -> None:
+    """Directory, verdict and train manifest must be of one adapter, as far as each of them says."""
+    judged = gate_report["adapter"]
+    if judged["digest"] != digest:
+        raise RejectedError(
+            f"{name}: the gate report is on adapter {judged['digest'][:12]}, {directory} holds {digest[:12]}. Evaluate and gate this one."
+        )
+    # Without quality_gate.py --adapter a report names no adapter; the digest says which one it is on.
+    if judged.get("name") not in (None, name):
+        raise RejectedError(f"{name}: the gate report is on adapter {judged['name']}. Publish under that name, or gate it as {name}.")
+    for fact, trained, expected in (
+        ("adapter", train_manifest["adapter"]["digest"], digest),
+        ("training key", train_manifest["training_key"], judged.get("training_key")),
+        ("base model", train_manifest["base_model"]["name"], judged.get("base_model")),
+    ):
+        if expected is not None and trained != expected:
+            short = [str(value)[:12] if _DIGEST.fullmatch(str(value)) else str(value) for value in (trained, expected)]
+            raise RejectedError(
+                f"{name}: the train manifest is of {fact} {short[0]}, the gate report of {short[1]}. "
+                "Use the train_manifest.json that train_qlora.py wrote beside this adapter, and evaluate and gate it again."
+            )
 
 
 def find_release(store: ObjectStore, name: str, digest: str) -> dict[str, Any] | None:
@@ -118,22 +143,31 @@ def find_release(store: ObjectStore, name: str, digest: str) -> dict[str, Any] |
     Raises:
         InfrastructureError: the manifest in the store is damaged, or is another release's.
     """
+    manifest, problem = _read_manifest(store, name, digest)
+    if problem:
+        raise InfrastructureError(problem)
+    return manifest
+
+
+def _read_manifest(store: ObjectStore, name: str, digest: str) -> tuple[dict[str, Any] | None, str]:
+    """A release's manifest, None if there is none; and what is wrong with it, empty if nothing is."""
     key = f"{_prefix(name, digest)}/{MANIFEST}"
     fetched = store.get(key)
     if fetched is None:
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads(fetched.content)
-        problems = [str(problem) for problem in schema_problems(manifest, "release_manifest")]
-    except ValueError as error:
-        manifest, problems = {}, [str(error)]
-    if not problems and (manifest["adapter"], manifest["digest"]) != (name, digest):
-        problems = [f"it is the manifest of {manifest['adapter']} {manifest['digest'][:12]}"]
-    if not problems and sha256_json({file["name"]: file["sha256"] for file in manifest["files"]}) != digest:
-        problems = ["its files do not have the digest that it is named by"]
+        return None, ""
+    manifest, problem = _parse_manifest(fetched.content, name, digest)
+    return manifest, f"s3://{store.bucket}/{key} is not a valid release manifest: {problem}" if problem else ""
+
+
+def _parse_manifest(content: bytes, name: str, digest: str) -> tuple[dict[str, Any], str]:
+    manifest, problems = parse(content, "release_manifest")
     if problems:
-        raise InfrastructureError(f"s3://{store.bucket}/{key} is not a valid release manifest: {problems[0]}")
-    return manifest
+        return {}, problems[0]
+    if (manifest["adapter"], manifest["digest"]) != (name, digest):
+        return {}, f"it is the manifest of {manifest['adapter']} {manifest['digest'][:12]}"
+    if sha256_json({file["name"]: file["sha256"] for file in manifest["files"]}) != digest:
+        return {}, "its files do not have the digest that it is named by"
+    return manifest, ""
 
 
 def fetch_release(store: ObjectStore, name: str, digest: str, root: Path, *, base_model: str) -> tuple[Path, dict[str, Any]]:
@@ -151,33 +185,38 @@ def fetch_release(store: ObjectStore, name: str, digest: str, root: Path, *, bas
 
     Raises:
         RejectedError: not published, or made for another base model.
-        InfrastructureError: the store, or bytes that are not those of the manifest.
+        InfrastructureError: the store, bytes that are not those of the manifest, or a directory that cannot be written.
     """
     target = root / name / f"sha256-{digest}"
-    manifest = local_manifest(target)
+    manifest = local_manifest(target, name, digest)
     if manifest is None:
         manifest = find_release(store, name, digest)
         if manifest is None:
             raise RejectedError(f"{name}: version {digest[:12]} is not published in bucket {store.bucket}.")
         check_base_model(manifest, base_model)
-        with new_directory(target) as staging:
-            for file in manifest["files"]:
-                store.download(f"{_prefix(name, digest)}/{file['name']}", staging / file["name"], sha256=file["sha256"], size=file["size"])
-            (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            with new_directory(target) as staging:
+                for file in manifest["files"]:
+                    key = f"{_prefix(name, digest)}/{file['name']}"
+                    store.download(key, staging / file["name"], sha256=file["sha256"], size=file["size"])
+                (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InfrastructureError(f"{target} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
     check_base_model(manifest, base_model)
     return target, manifest
 
 
-def local_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of an intact local copy, every file's SHA-256 verified; None if it is missing or damaged."""
+def local_manifest(directory: Path, name: str, digest: str) -> dict[str, Any] | None:
+    """The manifest of an intact local copy of this release, every file's SHA-256 verified; None if it is missing, damaged or another."""
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
-        intact = not schema_problems(manifest, "release_manifest") and all(
-            sha256_file(directory / file["name"]) == file["sha256"] for file in manifest["files"]
+        manifest, problem = _parse_manifest((directory / MANIFEST).read_bytes(), name, digest)
+        intact = (
+            not problem
+            and set(os.listdir(directory)) == {MANIFEST, *(file["name"] for file in manifest["files"])}  # noqa: PTH208
+            and all(sha256_file(directory / file["name"]) == file["sha256"] for file in manifest["files"])
         )
-        expected = {MANIFEST, *(file["name"] for file in manifest["files"])} if intact else set()
-        return manifest if intact and set(os.listdir(directory)) == expected else None  # noqa: PTH208
-    except (OSError, ValueError):
+        return manifest if intact else None
+    except OSError:
         return None
 
 
@@ -193,28 +232,55 @@ def check_base_model(manifest: dict[str, Any], base_model: str) -> None:
 
 
 def list_releases(store: ObjectStore, name: str) -> list[dict[str, Any]]:
-    """Manifests of every release of an adapter, the oldest first."""
+    """Manifests of every release of an adapter, the oldest first.
+
+    Raises:
+        InfrastructureError: the store, or a manifest in it that is damaged.
+    """
+    manifests, damaged = _read_manifests(store, name)
+    if damaged:
+        raise InfrastructureError(next(iter(damaged.values())))
+    return manifests
+
+
+def _read_manifests(store: ObjectStore, name: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Good manifests, the oldest first, and what is wrong with each of the others, by digest."""
     pattern = re.compile(rf"adapters/{re.escape(_checked(name))}/sha256-([0-9a-f]{{64}})/{re.escape(MANIFEST)}")
-    digests = [match.group(1) for key in store.keys(f"adapters/{name}/") if (match := pattern.fullmatch(key))]
-    manifests = [manifest for digest in digests if (manifest := find_release(store, name, digest))]
-    return sorted(manifests, key=lambda manifest: str(manifest["published_at"]))
+    manifests, damaged = [], {}
+    for key in store.keys(f"adapters/{name}/"):
+        if match := pattern.fullmatch(key):
+            manifest, problem = _read_manifest(store, name, match.group(1))
+            if problem:
+                damaged[match.group(1)] = problem
+            elif manifest:
+                manifests.append(manifest)
+    return sorted(manifests, key=lambda manifest: str(manifest["published_at"])), damaged
 
 
 def find_version(store: ObjectStore, name: str, version: str) -> str:
     """The digest that a person means: a full digest, its first digits, or `latest`.
 
     Raises:
-        UsageError: nothing is published, or the digits fit none or several.
+        UsageError: nothing is published, the digits fit none, several or a damaged release, or a damaged one may be the latest.
+        InfrastructureError: the store.
     """
-    digests = [str(manifest["digest"]) for manifest in list_releases(store, name)]
-    if not digests:
+    manifests, damaged = _read_manifests(store, name)
+    digests = [str(manifest["digest"]) for manifest in manifests]
+    if not digests and not damaged:
         raise UsageError(f"{name} has no releases in bucket {store.bucket}. Publish one first.")
+    known = f"Published, newest last: {', '.join(digest[:12] for digest in digests[-10:]) or 'none that is intact'}."
     if version == "latest":
+        if damaged:
+            problem = next(iter(damaged.values())).rstrip(".")
+            raise UsageError(f"--version latest: a damaged release may be the newest. {problem}. Name a version. {known}")
         return digests[-1]
-    fitting = [digest for digest in digests if digest.startswith(version.removeprefix("sha256-"))]
-    if len(fitting) != 1:
-        known = ", ".join(digest[:12] for digest in digests[-10:])
-        raise UsageError(f"--version {version} fits {len(fitting)} releases of {name}. Published, newest last: {known}.")
+    digits = version.removeprefix("sha256-")
+    fitting = [digest for digest in (*digests, *damaged) if digest.startswith(digits)]
+    if not digits or len(fitting) != 1:
+        why = "" if digits else ", for it has no digits"
+        raise UsageError(f"--version {version} fits {len(fitting)} releases of {name}{why}. {known}")
+    if fitting[0] in damaged:
+        raise UsageError(f"--version {version}: {damaged[fitting[0]].rstrip('.')}. {known}")
     return fitting[0]
 
 
