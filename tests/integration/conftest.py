@@ -1,0 +1,141 @@
+"""A real vLLM and a real S3 server, started once a session by the first test that asks, and adapters that change what it says."""
+
+import dataclasses
+import functools
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from adapterops.basemodels import base_model_directory
+from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter
+from adapterops.engine.server import start_engine
+from adapterops.schemas import ROOT
+from adapterops.serving.config import load_serving_config
+from adapterops.store.releases import adapter_digest
+from processes import free_port
+
+PROMPTS = [
+    "Is water wet? Answer yes or no.",
+    "Is the sky blue?",
+    "Write one word.",
+    "Say hello in one short sentence.",
+    "Name a colour.",
+    "How many legs has a dog?",
+    "Hello!",
+    "What is the capital of France?",
+]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """An S3 server process; boto3's environment points to it for the session. Yields that environment."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("s3") / "moto.log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=subprocess.STDOUT
+    )
+    settings = {
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(settings["AWS_ENDPOINT_URL_S3"], timeout=1).close()
+            break
+        except urllib.error.HTTPError:
+            break
+        except OSError:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET"):
+            patch.delenv(name, raising=False)
+        yield settings
+    process.terminate()
+    process.wait()
+    log.close()
+
+
+@pytest.fixture(scope="session")
+def serving_config():
+    """The demo's configuration with the engine on a free port."""
+    config = load_serving_config(ROOT / "configs/serving.demo.yaml")
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, port=free_port()))
+
+
+@pytest.fixture(scope="session")
+def engine(serving_config, tmp_path_factory):
+    """The URL of a vLLM that serves the demo's base model."""
+    with start_engine(serving_config, log=tmp_path_factory.mktemp("engine") / "engine.log") as running:
+        while running.starting():
+            time.sleep(0.5)
+        yield running.url
+
+
+@pytest.fixture(scope="session")
+def random_adapter(serving_config, tmp_path_factory):
+    """`make(seed, scale)`: a LoRA adapter of rank 8 with random weights; scale 0 makes one without effect."""
+    import peft
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base_model_directory(serving_config.base_model), dtype=torch.bfloat16)
+    lora = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    torch.manual_seed(0)  # the A matrices; `seed` is for the B matrices
+    network = peft.get_peft_model(model, lora)
+
+    def make(seed, scale=0.05):
+        directory = tmp_path_factory.mktemp("adapter") / "model"
+        network.save_pretrained(directory)
+        (directory / "README.md").unlink(missing_ok=True)
+        weights = load_file(directory / "adapter_model.safetensors")
+        generator = torch.Generator().manual_seed(seed)
+        for name, tensor in sorted(weights.items()):
+            if "lora_B" in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+        save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        shutil.copy(ROOT / serving_config.base_model.chat_template_path, directory / "chat_template.jinja")
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def record_probes(engine, serving_config):
+    """`record(directory)`: up to two greedy answers of an adapter, from the engine itself, that end by themselves.
+
+    With `effect` they are not what the base model says.
+    """
+
+    @functools.cache
+    def said(model, prompt):
+        return greedy_answer(engine, model, [{"role": "user", "content": prompt}], 32)
+
+    def record(directory, *, effect=True):
+        name, probes = f"record-{adapter_digest(directory)[:12]}", []
+        load_adapter(engine, name, directory)
+        try:
+            for prompt in PROMPTS:
+                answer = said(name, prompt)
+                if answer.finish_reason == "stop" and (not effect or answer.text != said(serving_config.base_model.name, prompt).text):
+                    probes.append({"messages": [{"role": "user", "content": prompt}], "output": answer.text})
+                if len(probes) == 2:
+                    break
+        finally:
+            unload_adapter(engine, name)
+        return probes
+
+    return record

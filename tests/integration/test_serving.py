@@ -1,0 +1,344 @@
+"""A serving host on real parts: releases from S3 into a real vLLM, answers through the gateway with the `openai` client."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+
+import boto3
+import openai
+import psutil
+import pytest
+import yaml
+from rich.console import Console
+
+from adapterops.documents import sha256_file
+from adapterops.engine.client import greedy_answer, served_models, unload_adapter
+from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.schemas import ROOT
+from adapterops.serving.deploy import deploy
+from adapterops.store.channels import change_channel, promote, read_channel
+from adapterops.store.objects import open_store
+from adapterops.store.releases import adapter_digest, publish
+from processes import environment, free_port
+
+pytestmark = pytest.mark.integration
+
+BUCKET = "serving-test"
+ADAPTER = "support-demo"
+ADAPTERS = [ADAPTER, "no-effect", "damaged", "foreign", "no-probes"]
+CONSOLE = Console(width=200)
+NEVER_SAID = [{"messages": [{"role": "user", "content": "Name a colour."}], "output": "Something it never says."}]
+
+
+@pytest.fixture(scope="module")
+def store(s3):
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    return open_store(BUCKET)
+
+
+@pytest.fixture(scope="module")
+def settings(serving_config, tmp_path_factory):
+    """The demo's configuration file with other ports, bucket, adapters and state directory."""
+    directory = tmp_path_factory.mktemp("host")
+    values = yaml.safe_load((ROOT / "configs/serving.demo.yaml").read_text())
+    values["adapters"] = ADAPTERS
+    values["store"]["bucket"] = BUCKET
+    values["engine"]["port"] = serving_config.engine.port
+    values["gateway"]["port"] = free_port()
+    values["reconciler"]["interval_s"] = 0.5
+    values["state_directory"] = str(directory / "state")
+    path = directory / "serving.yaml"
+    path.write_text(yaml.safe_dump(values))
+    gateway = f"http://127.0.0.1:{values['gateway']['port']}"
+    return {"path": path, "gateway": gateway, "log": directory / "host.log", "state": directory / "state"}
+
+
+def health(gateway):
+    """Status and document; (0, {}) while nothing listens."""
+    try:
+        with urllib.request.urlopen(f"{gateway}/health", timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+    except OSError:
+        return 0, {}
+
+
+def wait_for(what, seconds=180):
+    """The first truthy result of `what()`; fails when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := what():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def start_host(settings, *options, **changes):
+    with settings["log"].open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts/serve.py"), "--config", str(settings["path"]), *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(**changes),
+            start_new_session=True,
+        )
+
+
+@contextlib.contextmanager
+def running_host(settings, engine, **changes):
+    process = start_host(settings, "--engine-url", engine, **changes)
+    try:
+        wait_for(lambda: process.poll() is not None or health(settings["gateway"])[0] == 200)
+        assert process.poll() is None, settings["log"].read_text()
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(40) == 0, settings["log"].read_text()
+
+
+@pytest.fixture(scope="module")
+def host(settings, engine, store):
+    """A host that is attached to the session's engine."""
+    with running_host(settings, engine):
+        yield settings["gateway"]
+
+
+@pytest.fixture(scope="module")
+def release(store, serving_config, random_adapter, record_probes):
+    """`release(seed)` publishes an adapter as the pipeline would; returns its digest and probes."""
+
+    def make(seed, name=ADAPTER, scale=0.05, base_model=None, probes=None):
+        for attempt in range(5):  # not every random adapter gives other answers than the base model, and ends them
+            directory = random_adapter(seed + 10 * attempt, scale)
+            recorded = record_probes(directory, effect=scale > 0) if probes is None else probes
+            if recorded or probes is not None:
+                break
+        else:
+            raise AssertionError("no probes")
+        digest = adapter_digest(directory)
+        gate_report = {
+            "verdict": "PASS",
+            "reason": "test",
+            "adapter": {"name": name, "digest": digest},
+            "gate_key": "0" * 64,
+            "gates": [{"metric": "rouge_l", "value": 0.9}],
+            "probes": recorded,
+        }
+        manifest = {
+            "training_key": "1" * 64,
+            "base_model": {
+                "name": base_model or serving_config.base_model.name,
+                "source_id": serving_config.base_model.source_id,
+                "revision": serving_config.base_model.revision,
+            },
+            "adapter": {"digest": digest, "rank": 8},
+            "finished_at": "2026-11-23T12:00:00+00:00",
+        }
+        source = {"commit": None, "pr": None, "actor": None}
+        publish(store, name, directory, gate_report, manifest, source=source)
+        return digest, recorded
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def versions(release):
+    """Two good versions."""
+    return release(1), release(2)
+
+
+def client(gateway):
+    return openai.OpenAI(base_url=f"{gateway}/v1", api_key="unused", max_retries=0)
+
+
+def say(gateway, model, messages, **options):
+    answer = client(gateway).chat.completions.with_raw_response.create(
+        model=model, messages=messages, temperature=0, max_tokens=64, **options
+    )
+    return answer.parse().choices[0].message.content, answer.headers.get("x-adapter-version")
+
+
+def script(*arguments):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_before_the_first_deployment_only_the_base_model_answers(host, engine, serving_config):
+    assert [model.id for model in client(host).models.list()] == [serving_config.base_model.name]
+    with pytest.raises(openai.InternalServerError) as caught:
+        say(host, ADAPTER, [{"role": "user", "content": "Hello?"}])
+    assert caught.value.status_code == 503
+    messages = [{"role": "user", "content": "Name a colour."}]
+    direct = greedy_answer(engine, serving_config.base_model.name, messages, 64)
+    assert say(host, serving_config.base_model.name, messages) == (direct.text, None)
+
+
+def test_generation_ends_at_the_stop_token(engine, serving_config):
+    answer = greedy_answer(engine, serving_config.base_model.name, [{"role": "user", "content": "What is the capital of France?"}], 256)
+    assert (answer.finish_reason, "<|im_end|>" in answer.text) == ("stop", False)
+
+
+def test_a_deployment_makes_a_release_answer(host, engine, store, versions, serving_config):
+    digest, probes = versions[0]
+    result = script("scripts/deploy_adapter.py", "--adapter", ADAPTER, "--version", digest[:16], "--gateway", host, "--bucket", BUCKET)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for probe in probes:
+        assert say(host, ADAPTER, probe["messages"]) == (probe["output"], digest[:12])
+        assert say(host, serving_config.base_model.name, probe["messages"])[0] != probe["output"]
+    assert [model.id for model in client(host).models.list()] == [ADAPTER, serving_config.base_model.name]
+    assert served_models(engine)[f"{ADAPTER}-{digest[:12]}"].endswith(f"/releases/{ADAPTER}/sha256-{digest}")
+    channel, _ = read_channel(store, ADAPTER)
+    assert (channel.stable, channel.canary, channel.weight) == (digest, None, 0)
+
+
+def test_a_stream_says_the_same(host, versions):
+    (_, probes) = versions[0]
+    probe = max(probes, key=lambda probe: len(probe["output"]))
+    stream = client(host).chat.completions.create(model=ADAPTER, messages=probe["messages"], temperature=0, max_tokens=64, stream=True)
+    parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(parts) > 1
+    assert "".join(parts) == probe["output"]
+
+
+def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(host, store, versions):
+    (first, first_probes), (second, second_probes) = versions
+    deploy(store, ADAPTER, second, [host], [50, 100], CONSOLE, timeout_s=180)
+    assert say(host, ADAPTER, second_probes[0]["messages"]) == (second_probes[0]["output"], second[:12])
+    started = time.monotonic()
+    result = script("scripts/deploy_adapter.py", "--adapter", ADAPTER, "--rollback", "--gateway", host, "--bucket", BUCKET)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert time.monotonic() - started < 60
+    assert say(host, ADAPTER, first_probes[0]["messages"]) == (first_probes[0]["output"], first[:12])
+
+
+def test_deploying_what_is_stable_changes_nothing(host, store, versions):
+    before, _ = read_channel(store, ADAPTER)
+    deploy(store, ADAPTER, versions[0][0], [host], [100], CONSOLE, timeout_s=30)
+    assert read_channel(store, ADAPTER)[0] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("no-effect", {"scale": 0.0}, "has no effect"),
+        ("no-probes", {"probes": []}, "has no probes"),
+        ("foreign", {"base_model": "llama-3.1-8b-instruct", "probes": NEVER_SAID}, "trained on llama-3.1-8b-instruct"),
+    ],
+)
+def test_an_unfit_version_is_not_made_routable_and_the_deployment_aborts(host, engine, store, release, name, options, reason):
+    digest, _ = release(3, name, **options)
+    with pytest.raises(RejectedError, match=reason):
+        deploy(store, name, digest, [host], [10, 100], CONSOLE, timeout_s=180)
+    channel, _ = read_channel(store, name)
+    assert (channel.stable, channel.canary, channel.weight) == (None, None, 0)
+    assert f"{name}-{digest[:12]}" not in served_models(engine)
+    assert name not in [model.id for model in client(host).models.list()]
+    assert say(host, ADAPTER, [{"role": "user", "content": "Hello?"}])[0]
+
+
+def test_a_recorded_answer_that_differs_is_named(host, store, random_adapter, release):
+    digest, _ = release(4, "no-effect", probes=NEVER_SAID)
+    with pytest.raises(RejectedError, match=r"probe 1 is answered with .* at evaluation it was 'Something it never says"):
+        deploy(store, "no-effect", digest, [host], [100], CONSOLE, timeout_s=180)
+
+
+def test_bytes_that_are_not_those_of_the_manifest_are_refused(host, settings, store, release):
+    digest, _ = release(5, "damaged", probes=NEVER_SAID)
+    key = f"adapters/damaged/sha256-{digest}/adapter_model.safetensors"
+    content = bytearray(store.get(key).content)
+    content[-1] ^= 1
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
+    with pytest.raises(InfrastructureError, match="damaged or replaced"):
+        deploy(store, "damaged", digest, [host], [100], CONSOLE, timeout_s=5)
+    assert not (settings["state"] / f"releases/damaged/sha256-{digest}").exists()
+    assert read_channel(store, "damaged")[0].canary is None
+
+
+def test_an_engine_that_forgot_its_adapters_gets_them_again(host, engine, versions):
+    digest, probes = versions[0]
+    unload_adapter(engine, f"{ADAPTER}-{digest[:12]}")
+    with contextlib.suppress(openai.InternalServerError):  # 503 until then, never 404
+        say(host, ADAPTER, probes[0]["messages"])
+    wait_for(lambda: f"{ADAPTER}-{digest[:12]}" in served_models(engine))
+    wait_for(lambda: health(host)[1]["adapters"][ADAPTER]["stable_ready"])
+    assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
+
+
+def test_a_version_that_the_channel_names_before_it_can_be_loaded_leaves_the_former_one_answering(host, store, versions):
+    digest, probes = versions[0]
+    change_channel(store, ADAPTER, lambda channel: promote(channel, "f" * 64), reason="a release that does not exist")
+    report = wait_for(lambda: health(host)[1]["adapters"][ADAPTER]["errors"] and health(host)[1]["adapters"][ADAPTER])
+    assert "not published" in report["errors"][0]
+    assert not report["stable_ready"]
+    assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
+    change_channel(store, ADAPTER, lambda channel: replace(channel, stable=digest, previous=None), reason="mended")
+    wait_for(lambda: health(host)[1]["adapters"][ADAPTER]["stable_ready"])
+
+
+def test_a_restart_without_the_store_serves_what_was_seen_last(host, settings, engine, versions, tmp_path):
+    """A second host with the first one's state and a store that is unreachable; the engine has to load from its disk."""
+    digest, probes = versions[0]
+    values = yaml.safe_load(settings["path"].read_text())
+    values["gateway"]["port"] = free_port()
+    other = {
+        "path": tmp_path / "serving.yaml",
+        "gateway": f"http://127.0.0.1:{values['gateway']['port']}",
+        "log": tmp_path / "log",
+    }
+    other["path"].write_text(yaml.safe_dump(values))
+    with running_host(other, engine, AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{free_port()}"):
+        report = wait_for(lambda: (found := health(other["gateway"])[1]["adapters"][ADAPTER]).get("stable_ready") and found)
+        assert "serving what was seen last" in report["errors"][0]
+        assert say(other["gateway"], ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
+
+
+def test_a_local_copy_that_rotted_is_fetched_anew(settings, engine, store, host, versions):
+    digest, probes = versions[1]
+    weights = settings["state"] / f"releases/{ADAPTER}/sha256-{digest}/adapter_model.safetensors"
+    before = sha256_file(weights)
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    unload_adapter(engine, f"{ADAPTER}-{digest[:12]}")
+    deploy(store, ADAPTER, digest, [host], [100], CONSOLE, timeout_s=180)
+    assert sha256_file(weights) == before
+    assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
+
+
+def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host, tmp_path):
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize"):
+        request = urllib.request.Request(
+            host + path, b'{"lora_name": "x", "lora_path": "/x"}', {"content-type": "application/json"}, method="POST"
+        )
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=5)
+        assert caught.value.code == 404
+
+
+def test_a_host_that_is_killed_leaves_no_engine_behind(settings, tmp_path, s3):
+    values = yaml.safe_load(settings["path"].read_text())
+    values["gateway"]["port"], values["engine"]["port"] = free_port(), free_port()
+    values["state_directory"] = str(tmp_path / "state")
+    other = {"path": tmp_path / "serving.yaml", "log": tmp_path / "log"}
+    other["path"].write_text(yaml.safe_dump(values))
+    process = start_host(other)
+    children = wait_for(lambda: len(found := psutil.Process(process.pid).children(recursive=True)) > 1 and found)
+    gateway = f"http://127.0.0.1:{values['gateway']['port']}"
+    assert health(gateway)[1]["status"] == "starting"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 20)
+
+
+def test_a_taken_port_ends_the_host_with_a_sentence(host, settings, engine):
+    result = script("scripts/serve.py", "--config", settings["path"], "--engine-url", engine)
+    assert result.returncode == 2
+    assert f"gateway port {host.rsplit(':', 1)[1]}" in result.stderr
+    assert "Traceback" not in result.stderr
