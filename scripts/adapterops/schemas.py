@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import jsonschema_rs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "configs" / "schemas"
@@ -79,11 +80,26 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(load_schema(name))
 
 
-def schema_problems(value: Any, schema: str | dict[str, Any]) -> list[SchemaProblem]:
-    """Every violation of the schema (a name under `configs/schemas/`, or the schema itself), in document order."""
-    checker = validator(schema) if isinstance(schema, str) else jsonschema.Draft202012Validator(schema)
+def data_schema_validator(schema: dict[str, Any]) -> jsonschema_rs.Validator:
+    """A validator of a schema that comes from a data row: it fetches nothing, and its patterns cannot run away.
+
+    Raises:
+        ValueError: not a JSON Schema (draft 2020-12), or it refers to something outside itself.
+    """
+
+    def refuse(uri: str) -> None:
+        raise ValueError(f"{uri} is outside the schema")
+
+    try:
+        return jsonschema_rs.Draft202012Validator(schema, retriever=refuse)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
+
+
+def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
+    """Every violation of the schema `configs/schemas/<schema>.json`, in document order."""
     problems: list[SchemaProblem] = []
-    for error in checker.iter_errors(value):
+    for error in validator(schema).iter_errors(value):
         problems.extend(_explain(error))
     return sorted(problems, key=lambda problem: [str(part) for part in problem.path])
 

@@ -194,7 +194,7 @@ class TestValidate:
         evaluation["instruction"] = "Something else entirely?"
         del evaluation["output"]
         report = self.run(tmp_path, [ROW], [evaluation])
-        assert "breaks its own `expected_format`: missing key `b`" in report.findings[0].message
+        assert 'breaks its own `expected_format`: "b" is a required property' in report.findings[0].message
 
     def test_roles_of_a_conversation_take_turns(self, tmp_path):
         row = {key: value for key, value in ROW.items() if key not in ("instruction", "output")}

@@ -34,7 +34,7 @@ from adapterops.data.similar import Coverage, Signatures, join, no_signatures, s
 from adapterops.diagnostics import Finding
 from adapterops.errors import InfrastructureError
 from adapterops.evaluate.refusal import is_refusal
-from adapterops.schemas import did_you_mean, schema_problems
+from adapterops.schemas import data_schema_validator, did_you_mean
 
 # Starting the workers takes a second or two; below this size one process is done sooner.
 _PARALLEL_BYTES = 6_000_000
@@ -410,17 +410,17 @@ def _format_findings(path: Path, row: Row) -> list[Finding]:
     schema = row.value.get("expected_format")
     if not isinstance(schema, dict):
         return []
-    import jsonschema
+
+    def finding(message: str) -> list[Finding]:
+        return [Finding(str(path), row.line, "E110", message, row_id=row.id)]
 
     try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        return [Finding(str(path), row.line, "E110", f"`expected_format` is not a JSON Schema: {error.message}.", row_id=row.id)]
+        validator = data_schema_validator(schema)
+    except ValueError as error:
+        return finding(f"`expected_format` is not a JSON Schema: {error}.")
     try:
         value = json.loads(row.value["expected_output"])
-    except ValueError:
-        return [Finding(str(path), row.line, "E110", "`expected_output` is not JSON, but `expected_format` asks for it.", row_id=row.id)]
-    return [
-        Finding(str(path), row.line, "E110", f"`expected_output` breaks its own `expected_format`: {problem}", row_id=row.id)
-        for problem in schema_problems(value, schema)[:1]
-    ]
+    except (ValueError, RecursionError):
+        return finding("`expected_output` is not JSON, but `expected_format` asks for it.")
+    problem = next(validator.iter_errors(value), None)
+    return finding(f"`expected_output` breaks its own `expected_format`: {problem.message[:200]}.") if problem else []

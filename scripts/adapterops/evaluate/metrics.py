@@ -9,10 +9,11 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 
 from adapterops.evaluate.refusal import DETECTOR_ID, is_refusal
 from adapterops.evaluate.rouge import TOKENIZER_ID, rouge_l
+from adapterops.schemas import data_schema_validator
 
 METRIC_IDS = {
     "rouge_l": f"rouge-l-f1/{TOKENIZER_ID}/mean/not-refuse",
@@ -109,5 +110,5 @@ def _no_constant(name: str) -> None:
 
 
 @functools.cache
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(json.loads(schema))
+def _validator(schema: str) -> jsonschema_rs.Validator:
+    return data_schema_validator(json.loads(schema))
