@@ -44,9 +44,12 @@ class Renderer:
             ValueError: the template refuses it; the message is the template's.
         """
         try:
-            return self.template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._variables)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ValueError(str(error)) from None
+            # transformers passes `tools` and `documents` too, and templates ask whether they are None.
+            return self.template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._variables
+            )
+        except Exception as error:  # a template is a program: it can fail in any way
+            raise ValueError(str(error).rstrip(".") or type(error).__name__) from None
 
     def count(self, texts: list[str]) -> list[int]:
         """Tokens of each text, special tokens in it counted as such and none added."""
@@ -58,7 +61,7 @@ def load_renderer(model: BaseModel) -> Renderer:
     """Tokenizer and template of a base model.
 
     Raises:
-        UsageError: the folder has no `tokenizer.json`; see also `base_model_directory`.
+        UsageError: the folder has no `tokenizer.json`, or the template is not one; see also `base_model_directory`.
     """
     directory = base_model_directory(model)
     try:
@@ -72,9 +75,13 @@ def load_renderer(model: BaseModel) -> Renderer:
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     variables = {name: text for name in names if (text := _text(settings.get(name)))} | {"pad_token": model.pad_token}
     special = {token["content"] for token in tokens if token["special"]} | {model.end_of_turn, *model.stop_tokens}
+    try:
+        template = _environment().from_string(model.chat_template())
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"{model.name}: {model.chat_template_path}:{error.lineno}: not a chat template: {error}") from None
     return Renderer(
         tokenizer=tokenizer,
-        template=_environment().from_string(model.chat_template()),
+        template=template,
         bos=variables.get("bos_token", ""),
         end_of_turn=model.end_of_turn,
         special=tuple(sorted(special, key=len, reverse=True)),

@@ -42,7 +42,7 @@ class Base:
         self._root = root
         self._files: dict[Path, Path | None] = {}
         if revision.startswith("-") or _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
-            raise UsageError(f"--changed-since {revision}: git knows no such commit here. In a shallow clone, fetch it first.")
+            raise UsageError(f"--base or --changed-since `{revision}`: git knows no such commit here. In a shallow clone, fetch it first.")
         self._directory = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Base:
@@ -97,7 +97,7 @@ def drift(base: Base, job: Job, now: Scanned) -> dict[str, Any]:
 
 def drift_findings(path: Path, change: dict[str, Any] | None) -> list[Finding]:
     """A hint for each shift that is more than an ordinary week's."""
-    if not change or not change["before"]:
+    if not change or not change["before"] or not change["before"]["rows"] or not change["after"]["rows"]:
         return []
     before, after = change["before"], change["after"]
     found = []

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapterops.data.normal import exact_form, fingerprint
-from adapterops.data.personal import detect, mask
+from adapterops.data.normal import exact_form, fingerprint, nfc
+from adapterops.data.personal import Detected, detect, mask
+from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
-from adapterops.data.reader import Entry, Row, parse_row, read_blocks
+from adapterops.data.reader import Block, Entry, Row, parse_row, read_blocks
 from adapterops.data.rows import answer, prompt_text
 from adapterops.diagnostics import Finding
 from adapterops.documents import write_bytes
+from adapterops.errors import RejectedError
 
-_TEXTS = ("instruction", "input", "system", "output", "expected_output")
+_BOM = b"\xef\xbb\xbf"
+_ROUNDS = 5  # a mask can bring to light what stood beside it; so many times is more than was ever seen
+
+_Finder = Callable[[str], list[Detected]]
+_Part = tuple[dict[str, Any], str]  # an object and the key of a text in it
 
 
 @dataclass
@@ -43,37 +48,63 @@ def fix(source: Path, target: Path, limits: Limits) -> Fixed:
 
     Raises:
         UsageError: `source` cannot be opened.
+        RejectedError: `source` is a JSON array that cannot be read to its end; what follows the fault would be lost.
     """
     done = Fixed()
-    with source.open("rb") as file:
-        array = file.read(64 * 1024).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").startswith(b"[")
     seen: set[int] = set()
-    lines = [text for entry in _entries(source, done) if (text := _mended(source, entry, limits, seen, done)) is not None]
+    find = _finder(limits)
+    array = _is_array(source)
+    lines: list[bytes] = []
+    for item in _array_entries(source) if array else _line_entries(source, done):
+        text = _mended(source, item, find, seen, done) if isinstance(item, Entry) else item
+        if text is not None:
+            lines.append(text)
     done.kept = len(lines)
-    body = "[\n" + ",\n".join(lines) + "\n]\n" if array else "".join(f"{line}\n" for line in lines)
-    write_bytes(target, body.encode())
+    body = b"".join(line + b"\n" for line in lines) if not array else b"[\n" + b",\n".join(lines) + b"\n]\n" if lines else b"[]\n"
+    write_bytes(target.resolve(), body)
     return done
 
 
-def _entries(source: Path, done: Fixed) -> Iterator[Entry]:
-    for block in read_blocks(source):
-        for item in [block] if isinstance(block, Finding) else block.entries(source):
-            if isinstance(item, Entry):
-                yield item
-            elif item.code not in {"E102", "H101"}:
-                done.left.append(item.line)
+def _is_array(source: Path) -> bool:
+    for item in read_blocks(source):  # says what is wrong with a file that cannot be opened
+        if not isinstance(item, Finding) or item.code not in {"E102", "H101"}:
+            break
+    with source.open("rb") as file:
+        return file.read(64 * 1024).removeprefix(_BOM).lstrip(b" \t\r\n").startswith(b"[")
 
 
-def _mended(source: Path, entry: Entry, limits: Limits, seen: set[int], done: Fixed) -> str | None:
+def _array_entries(source: Path) -> Iterator[Entry]:
+    for item in read_blocks(source):
+        if isinstance(item, Block):
+            yield from item.rows
+        elif item.code not in {"E102", "E108", "H101"}:
+            raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} What follows it would be lost. Mend this place first.")
+
+
+def _line_entries(source: Path, done: Fixed) -> Iterator[Entry | bytes]:
+    """The rows of a JSONL file, and the bytes of those that cannot be read."""
+    with source.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            for item in Block(number, 0, line).entries(source):
+                if isinstance(item, Entry):
+                    yield item
+                else:
+                    done.left.append(number)
+                    yield (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+
+
+def _mended(source: Path, entry: Entry, find: _Finder, seen: set[int], done: Fixed) -> bytes | None:
+    """The row's new bytes; None for an exact copy of an earlier one."""
     row = next((item for item in parse_row(source, entry.line, entry.text) if isinstance(item, Row)), None)
     if row is None or not _has_texts(row.value):
         done.left.append(entry.line)
-        return entry.text
-    value = json.loads(entry.text)
-    original = json.dumps(value, ensure_ascii=False)
-    _each_text(value, lambda text: unicodedata.normalize("NFC", text))
+        return entry.text.encode()
+    original = json.dumps(row.value, ensure_ascii=False)
+    value = _normalised(row.value)
     normal = json.dumps(value, ensure_ascii=False)
-    _each_text(value, lambda text: mask(text, detect(text, frozenset(limits.personal_data))))
+    prompt, said = _parts(value)
+    _mask(prompt, find)
+    _mask(said, find)
     mended = json.dumps(value, ensure_ascii=False)
     done.normalised += normal != original
     done.masked += mended != normal
@@ -82,21 +113,67 @@ def _mended(source: Path, entry: Entry, limits: Limits, seen: set[int], done: Fi
         done.dropped += 1
         return None
     seen.add(key)
-    return mended if mended != original else entry.text
+    return (mended if mended != original else entry.text).encode()
 
 
 def _has_texts(value: dict[str, Any]) -> bool:
     """True if the row has the parts that make a prompt and an answer, whatever else is wrong with it."""
-    messages = value.get("messages")
-    if messages is None:
-        return isinstance(value.get("instruction"), str) and isinstance(value.get("output", value.get("expected_output")), str)
-    parts = messages if isinstance(messages, list) else []
-    return len(parts) > 1 and all(isinstance(part, dict) and isinstance(part.get("content"), str) for part in parts)
+    if "messages" in value:
+        messages = value["messages"]
+        parts = messages if isinstance(messages, list) else []
+        return len(parts) > 1 and all(isinstance(part, dict) and _are_strings(part, "role", "content") for part in parts)
+    optional = [key for key in ("system", "input") if value.get(key) is not None]
+    return _are_strings(value, "instruction", "output" if "output" in value else "expected_output", *optional)
 
 
-def _each_text(value: dict[str, Any], change: Any) -> None:
-    for key in _TEXTS:
-        if isinstance(value.get(key), str):
-            value[key] = change(value[key])
-    for message in value.get("messages") or []:
-        message["content"] = change(message["content"])
+def _are_strings(value: dict[str, Any], *keys: str) -> bool:
+    return all(isinstance(value.get(key), str) for key in keys)
+
+
+def _normalised(value: Any) -> Any:
+    if isinstance(value, str):
+        return nfc(value)
+    if isinstance(value, list):
+        return [_normalised(item) for item in value]
+    if isinstance(value, dict):
+        changed = {nfc(key): _normalised(item) for key, item in value.items()}
+        return changed if len(changed) == len(value) else value
+    return value
+
+
+def _parts(value: dict[str, Any]) -> tuple[list[_Part], list[_Part]]:
+    """The texts of the prompt, in the order of `prompt_text`, and that of the answer."""
+    if "messages" in value:
+        messages = [(message, "content") for message in value["messages"]]
+        return messages[:-1], messages[-1:]
+    asked = [(value, key) for key in ("system", "instruction", "input") if value.get(key)]
+    return asked, [(value, "output" if "output" in value else "expected_output")]
+
+
+def _finder(limits: Limits) -> _Finder:
+    kinds = frozenset(limits.personal_data)
+    names: NameFinder | None = load_name_finder(limits.name_plugin) if limits.name_plugin else None
+
+    def find(text: str) -> list[Detected]:
+        found = detect(text, kinds, most=None)
+        for start, end in names(text) if names else ():
+            if text[start:end] and all(end <= item.start or item.end <= start for item in found):
+                found.append(Detected("name", start, end))
+        return sorted(found, key=lambda item: item.start)
+
+    return find
+
+
+def _mask(parts: list[_Part], find: _Finder) -> None:
+    """Mask the texts as the gate reads them: together, because a word in one tells what a number in the next one is."""
+    for _ in range(_ROUNDS):
+        found = find("\n\n".join(part[key] for part, key in parts))
+        if not found:
+            return
+        start = 0
+        for part, key in parts:
+            end = start + len(part[key])
+            inside = [
+                replace(item, start=item.start - start, end=min(item.end, end) - start) for item in found if start <= item.start < end
+            ]
+            part[key], start = mask(part[key], inside), end + 2

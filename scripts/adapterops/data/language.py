@@ -19,8 +19,15 @@ _NOT_PROSE = re.compile(
     r"|\b[A-Za-z_]\w*[_./\\]\w[\w./\\]*",  # identifiers, paths, versions
     re.DOTALL,
 )
-_HANGUL = re.compile(r"[\uac00-\ud7a3\u1100-\u11ff\u3130-\u318f]")
-_LETTER = re.compile(r"[^\W\d_]")
+# What every alternative above needs; most texts have none of it.
+_MAYBE_NOT_PROSE = re.compile(r"[`@<\"]|://|[_./\\]\w")
+_HANGUL = re.compile(r"[\uac00-\ud7a3\u1100-\u11ff\u3130-\u318f]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+# Words that English prose is full of and other languages in Latin script lack; the model takes a hundred times as long to say so.
+_ENGLISH_WORDS = frozenset(
+    "the and of to you your that with this have what would from which are was be it for can".split()  # noqa: SIM905  # a list of words
+)
+_ENGLISH_SHARE = 0.15
 _CODE_LINE = re.compile(
     r"^\s*(?:[{}\[\]();,<>/]|[$#>] "
     r"|(?:def|class|import|from|return|if|for|while|SELECT|INSERT|UPDATE|CREATE|const|let|var|function|public|private)\b"
@@ -30,14 +37,19 @@ _CODE_LINE = re.compile(
 
 def language_of(text: str) -> str | None:
     """Two-letter code; None where there is too little prose to tell (code, JSON, numbers, a word or two)."""
-    prose = _NOT_PROSE.sub(" ", text)
+    prose = _NOT_PROSE.sub(" ", text) if _MAYBE_NOT_PROSE.search(text) else text
     prose = "\n".join(line for line in prose.splitlines() if not _CODE_LINE.match(line))
-    letters = len(_LETTER.findall(prose))
-    hangul = len(_HANGUL.findall(prose))
+    hangul = 0 if prose.isascii() else sum(map(len, _HANGUL.findall(prose)))
+    if hangul and hangul >= _HANGUL_SHARE * (len(prose) - prose.count(" ")):
+        return "ko"
+    letters = sum(map(len, _LETTERS.findall(prose)))
     if hangul >= max(1, _HANGUL_SHARE * letters):
         return "ko"
     if letters < _FEWEST_LETTERS:
         return None
+    words = prose.split()
+    if len(_ENGLISH_WORDS.intersection(words)) >= 3 and sum(word in _ENGLISH_WORDS for word in words) >= _ENGLISH_SHARE * len(words):
+        return "en"
     guess = _model().detect(" ".join(prose.split())[:_READ], model="lite", k=1)
     return str(guess[0]["lang"]) if guess else None
 
@@ -49,7 +61,7 @@ def is_json(text: str) -> bool:
         return False
     try:
         json.loads(stripped)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -55,9 +56,9 @@ class Detected:
     certain: bool = False
 
 
-_MOST = 100  # findings in one text; a row with more is a list of personal data, and is refused all the same
+MOST = 100  # findings in one text that are worth a report; a row with more is refused all the same
 
-_DASH = "-‐‑‒–—―−ㅡ"
+_DASH = "-‐‑‒–—―−ㅡ\u1173"  # the last is what NFKC makes of the one before
 _GAP = rf"(?:\s?[{_DASH}.·/]\s?|\s|)"  # between groups of digits: a dash, dot or blank, or nothing
 
 _EMAIL = re.compile(
@@ -77,26 +78,29 @@ _PHONE = re.compile(
     rf"|1(?:5(?:22|33|44|55|66|77|88|99)|6(?:00|44|61|66|68|70|77|88|99)|8(?:00|11|33|44|55|60|66|77|88|99))(?:\s?[{_DASH}.]\s?|\s)\d{{4}}"
     r")(?![\dA-Za-z])(?![-.:/_]\d)(?![-_][A-Za-z])"
 )
-# `1588-1600` is a range of years or numbers unless something speaks of a telephone.
+# `1588-1600` is a range and `1600 - 1544` a sum unless something speaks of a telephone; `1588-1234` is neither.
 _YEAR = re.compile(r"(?:1\d|20)\d\d$")
+# Words of context are no masks: `[PHONE]` says nothing of the number beside it.
 _PHONE_CONTEXT = re.compile(
-    r"전화|번호|센터|콜|문의|연락|대표|상담|통화|걸|☎|call|phone|dial|tel|hotline|reach|contact|line|ring", re.IGNORECASE
+    r"전화|번호|센터|콜|문의|연락|대표|상담|통화|걸|☎|call|(?<!\[)phone|dial|tel|hotline|reach|contact|line|ring", re.IGNORECASE
 )
 
 _RRN = re.compile(rf"(?<![\dA-Za-z])(?<!\d[-.:/_])(\d{{2}})(\d{{2}})(\d{{2}})(\s?[{_DASH}]\s?|\s|)(\d)(\d{{6}})(?![\dA-Za-z])(?![-.:/_]\d)")
 _CENTURY = {"9": 1800, "0": 1800, "1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}
-_RRN_CONTEXT = re.compile(r"주민|등록\s?번호|거소|외국인|resident|registration|RRN|ARC|ID number|주번", re.IGNORECASE)
+_RRN_CONTEXT = re.compile(r"주민|등록\s?번호|거소|외국인|resident|registration|(?<!\[)RRN|ARC|ID number|주번", re.IGNORECASE)
 
 _PASSPORT = re.compile(r"(?<![0-9A-Za-z-])(?:[MSRODG]\d{8}|M\d{3}[A-Z]\d{4})(?![0-9A-Za-z]|-\d)")
 _PASSPORT_CONTEXT = re.compile(
-    r"여권|passport|탑승|승객|출국|입국|비자|visa|travell?er|passenger|항공|체크인|check-?in|국적", re.IGNORECASE
+    r"여권|(?<!\[)passport|탑승|승객|출국|입국|비자|visa|travell?er|passenger|항공|체크인|check-?in|국적", re.IGNORECASE
 )
 _DRIVER_LICENCE = re.compile(
     rf"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])[{_DASH}]\d{{2}}[{_DASH}]\d{{6}}[{_DASH}]\d{{2}}(?![\dA-Za-z])(?!-\d)"
 )
 _CARD = re.compile(rf"(?<![\dA-Za-z])(?<!\d[-.:/_])[2-69]\d{{3}}(?:[ {_DASH}]?\d){{9,15}}(?![\dA-Za-z])(?![-.:/_]\d)")
 _IPV4 = re.compile(r"(?<![\dA-Za-z.])(?<!v )(?:\d{1,3}\.){3}\d{1,3}(?![\dA-Za-z])(?!\.\d)")
-_IPV6 = re.compile(r"(?<![\dA-Za-z:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\dA-Za-z:])")
+_IPV6 = re.compile(r"(?<![\dA-Za-z.])(?<!::)(?:[0-9A-Fa-f]{1,4}:|:(?=:))(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\dA-Za-z:])")
+_LABEL = re.compile(r"(?:^|[^\w.:])(?![0-9A-Fa-f]{1,4}:)\w+:$")  # `IP:` or `source:` before an address is not a part of it
+_MAYBE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d")
 _VERSION = re.compile(
     r"(?:버전|빌드|펌웨어|드라이버|릴리[스즈]|업데이트|패치|version|build|firmware|driver|release|update|patch|Windows|Chrome|Edge|macOS|iOS|Android"
     r"|\bv|\brev|버젼|assembly|package|dll|section|chapter|clause|§|\boid|extension|조항|장|절|항목|표준)[\s:=.-]*(?:은|는|이|가|을|를|to|is|from|에서|number|번호)?[\s:=]*$",
@@ -122,23 +126,27 @@ _NAMED_SECRET = re.compile(
     r"(?i:aws.{0,12}secret.{0,20}?[\s:=\"'`]{1,5}|secret.?access.?key[\s:=\"'`]{1,5}(?:는|은|is)?[\s:=\"'`]{0,4})"
     r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
 )
-_HINT_OF_SECRET = re.compile(
-    r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-|SG\.|eyJ|PRIVATE KEY|(?i:secret)"
-)
+# One of these stands in every secret that the patterns know.
+_HINT_OF_SECRET = re.compile(r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-|SG\.|eyJ|PRIVATE KEY")
+_KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}-----")
+_KEY_BODY = re.compile(r"(?:(?:\s|\\n|\\r){1,4}[A-Za-z0-9+/=]{16,}+)*")  # of a key whose end is missing
 _DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
 
 
-def detect(text: str, kinds: frozenset[str] | None = None) -> list[Detected]:
+def detect(text: str, kinds: frozenset[str] | None = None, most: int | None = MOST) -> list[Detected]:
     """Findings in order of place, none overlapping another. Full-width letters and digits are read as ordinary ones.
 
     Args:
         text: any text.
         kinds: which kinds to look for; None looks for all.
+        most: stop after so many findings; None for none.
     """
     if text.isascii() or unicodedata.is_normalized("NFKC", text):
-        return _detect(text, kinds)
+        return _detect(text, kinds, most)
     folded, origin = _fold(text)
-    return [Detected(item.kind, origin[item.start], origin[item.end - 1] + 1, item.certain) for item in _detect(folded, kinds)]
+    found = [Detected(item.kind, origin[item.start], origin[item.end - 1] + 1, item.certain) for item in _detect(folded, kinds, most)]
+    # One character can stand for several (`⒈` for `1.`): the end of one finding and the beginning of the next.
+    return [item for place, item in enumerate(found) if place == 0 or found[place - 1].end <= item.start]
 
 
 def masked(found: str) -> str:
@@ -147,10 +155,19 @@ def masked(found: str) -> str:
 
 
 def mask(text: str, found: list[Detected]) -> str:
-    """The text with every finding replaced by the name of its kind."""
-    for item in reversed(found):
-        text = text[: item.start] + MASKS[item.kind] + text[item.end :]
-    return text
+    """The text with every finding replaced by the name of its kind; of a private key not only its first line, but all of it."""
+    parts, done, closed = [], 0, True
+    for item in sorted(found, key=lambda item: item.start):
+        if item.start < done:  # inside a private key
+            continue
+        parts += [text[done : item.start], MASKS[item.kind]]
+        done = item.end
+        if item.kind == "secret" and text.startswith("-----BEGIN", item.start):
+            closing = _KEY_END.search(text, done) if closed else None
+            closed = closing is not None
+            body = closing or _KEY_BODY.match(text, done)
+            done = body.end() if body else done
+    return "".join([*parts, text[done:]])
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
@@ -163,9 +180,9 @@ def _fold(text: str) -> tuple[str, list[int]]:
     return "".join(parts), origin
 
 
-def _detect(text: str, kinds: frozenset[str] | None) -> list[Detected]:
+def _detect(text: str, kinds: frozenset[str] | None, most: int | None) -> list[Detected]:
     finders: list[tuple[str, Callable[[str], Iterator[Detected]]]] = []
-    if _HINT_OF_SECRET.search(text):
+    if _HINT_OF_SECRET.search(text) or "secret" in text.lower():
         finders.append(("secret", _secrets))
     if "@" in text:
         finders.append(("email", _emails))
@@ -177,19 +194,32 @@ def _detect(text: str, kinds: frozenset[str] | None) -> list[Detected]:
             ("passport", _passports),
             ("phone", _phones),
         ]
-    if "." in text or "::" in text or text.count(":") > 6:
+    if _MAYBE_IPV4.search(text) or "::" in text or text.count(":") > 6:
         finders.append(("ip", _addresses))
     if not finders:
         return []
     found: list[Detected] = []
     for kind, finder in finders:
         if kinds is None or kind in kinds:
-            for item in finder(text):
-                if len(found) >= _MOST:
-                    return sorted(found, key=lambda item: item.start)
-                if not any(item.start < other.end and other.start < item.end for other in found):
-                    found.append(item)
-    return sorted(found, key=lambda item: item.start)
+            left = None if most is None else most - len(found)
+            found = _joined(found, list(itertools.islice(finder(text), left)))
+    return found
+
+
+def _joined(first: list[Detected], second: list[Detected]) -> list[Detected]:
+    """Both in order of place, without those of the second, or of its own, that overlap an earlier one; linear."""
+    if not second:
+        return first
+    taken: list[Detected] = []
+    place = end = 0
+    for item in sorted(second, key=lambda item: item.start):
+        while place < len(first) and first[place].end <= item.start:
+            place += 1
+        free = place == len(first) or item.end <= first[place].start
+        if free and item.start >= end:
+            taken.append(item)
+            end = item.end
+    return sorted([*first, *taken], key=lambda item: item.start)
 
 
 def _emails(text: str) -> Iterator[Detected]:
@@ -200,8 +230,9 @@ def _emails(text: str) -> Iterator[Detected]:
 
 def _phones(text: str) -> Iterator[Detected]:
     for match in _PHONE.finditer(text):
-        nationwide = match.group()[0] == "1"
-        if nationwide and _YEAR.search(match.group()) and not _PHONE_CONTEXT.search(text, max(0, match.start() - 25), match.end() + 15):
+        part = match.group()
+        is_range = part[0] == "1" and _YEAR.search(part) is not None and (part[:4] < part[-4:] or len(part) > 9)
+        if is_range and not _PHONE_CONTEXT.search(text, max(0, match.start() - 25), match.end() + 15):
             continue
         yield Detected("phone", *match.span())
 
@@ -289,6 +320,8 @@ def _addresses(text: str) -> Iterator[Detected]:
         try:
             address = ipaddress.ip_address(match.group())
         except ValueError:
+            continue
+        if match.start() and text[match.start() - 1] == ":" and not _LABEL.search(text, max(0, match.start() - 30), match.start()):
             continue
         if address.is_global and not address.is_multicast and not _VERSION.search(text, max(0, match.start() - 24), match.start()):
             yield Detected("ip", *match.span())

@@ -40,7 +40,10 @@ class Policy:
 
     def limits_for(self, file: Path) -> Limits:
         """The limits of one file; patterns are matched against its path from the repository's root."""
-        resolved = file.resolve()
+        try:
+            resolved = file.resolve()
+        except (OSError, RuntimeError):  # a loop of symbolic links; opening it will say so
+            return self.limits
         name = str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(file)
         return next((limits for pattern, limits in self.overrides if fnmatch.fnmatch(name, pattern)), self.limits)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +18,10 @@ from adapterops.diagnostics import Finding
 _SHOWN_PER_CODE = 20
 _ANNOTATIONS = 10  # GitHub shows ten of each level a step, and drops the rest without a word
 _SUMMARY_ROWS = 200
+_LONGEST = 500  # characters of a line; what data brought in may be of any length
+# Control characters, line ends, and marks that turn the direction of writing.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&\\`*_{}[]<>#|~!@:"})
 
 
 def print_report(report: DataReport, console: Console) -> None:
@@ -31,11 +37,11 @@ def print_report(report: DataReport, console: Console) -> None:
             soft_wrap=True,
         )
         for finding in by_code[code][:_SHOWN_PER_CODE]:
-            console.out(f"  {finding.file}:{finding.line}: {finding.message}", highlight=False)
+            console.out("  " + _plain(f"{finding.file}:{finding.line}: {finding.message}"), highlight=False)
         if total > _SHOWN_PER_CODE:
             console.print(f"  … and {total - _SHOWN_PER_CODE} more; --output REPORT lists them")
     for line in file_lines(report):
-        console.out(line, highlight=False)
+        console.out(_plain(line), highlight=False)
     verdict = "[bold green]PASS[/]" if report.passed else "[bold red]FAIL[/]"
     console.print(f"{verdict}: {verdict_line(report)}")
 
@@ -71,9 +77,9 @@ def print_annotations(report: DataReport, console: Console) -> None:
     """GitHub workflow commands: the ten errors and ten hints that tell most; everything goes into the job summary."""
     for severity in ("error", "hint"):
         for finding in _telling([finding for finding in report.findings if finding.severity == severity]):
-            console.out(finding.annotation(), highlight=False)
+            console.out(replace(finding, message=_cut(_visible(finding.message))).annotation(), highlight=False)
     for line in file_lines(report):
-        console.out(line, highlight=False)
+        console.out(_plain(line), highlight=False)
     console.out(f"{'PASS' if report.passed else 'FAIL'}: {verdict_line(report)}", highlight=False)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as file:
@@ -111,7 +117,19 @@ def summary(report: DataReport) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot become markup, a mention or a new cell: data is not trusted."""
-    for character in "\\`*_{}[]<>#|~!@":
-        text = text.replace(character, f"&#{ord(character)};")
-    return " ".join(text.split())
+    """Text that cannot become markup, a link, a mention or a new cell: data is not trusted."""
+    return " ".join(_cut(_UNSEEN.sub(" ", text)).translate(_MARKUP).split())
+
+
+def _plain(text: str) -> str:
+    """One line that neither a terminal nor GitHub, which reads commands from a job's log, takes for anything but text."""
+    text = _cut(_visible(text)).replace("##[", "## [")
+    return f"./{text}" if text.lstrip().startswith("::") else text
+
+
+def _visible(text: str) -> str:
+    return _UNSEEN.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ _BLOCK_ROWS = 2_000
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_DEEPEST = 100  # objects and lists in each other; parsers differ in what they stand
+_PROBLEMS_PER_ROW = 20
+_LONGEST_MESSAGE = 500  # characters; keys and values in it are data, and may be of any length
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,15 @@ def read_blocks(path: Path) -> Iterator[Block | Finding]:
     """The file in blocks of whole rows, streamed. A JSON array is told from JSONL by its first character, whatever the name.
 
     Raises:
-        UsageError: the file cannot be opened.
+        UsageError: the file cannot be opened, or is a pipe or a device, which has no end and cannot be read twice.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{str(path)!a}: the name is not UTF-8, which a report must be. Rename the file.") from None
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is a pipe or a device. Expected a regular file; write the rows to one.")
         with path.open("rb") as file:
             head = file.read(64 * 1024)
             if head.startswith(_BOM):
@@ -265,13 +275,26 @@ def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
         seen: set[str] = set()
         value.repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     for _, child in pairs:
-        children = child if isinstance(child, list) else [child]
-        value.repeated = value.repeated or next((c.repeated for c in children if isinstance(c, _Pairs) and c.repeated), None)
+        if value.repeated is None and isinstance(child, list | _Pairs):
+            value.repeated = _repeated_in(child)
+    return value
+
+
+def _repeated_in(value: Any) -> str | None:
+    if isinstance(value, list):
+        return next((key for child in value if (key := _repeated_in(child)) is not None), None)
+    return value.repeated if isinstance(value, _Pairs) else None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise _ConstantError(f"{text[:40]}, which is read as infinity")
     return value
 
 
 _SCANNER = json.JSONDecoder()
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
@@ -294,23 +317,56 @@ def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
         kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
         yield Finding(str(path), line, "E104", f"the row is {kind}. Expected an object.")
         return
-    row = Row(line, value)
-    if value.repeated:
-        yield Finding(str(path), line, "E105", f"key `{value.repeated}` stands twice.", row_id=row.id)
+    if text.count("{") + text.count("[") > _DEEPEST and _depth(value) > _DEEPEST:
+        yield Finding(str(path), line, "E103", f"nested too deeply. Expected at most {_DEEPEST} objects and lists in each other.")
         return
-    if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+    row = Row(line, value)
+    escaped = "\\u" in text
+    # A name with half a character in it could not be printed: this comes before anything that shows one.
+    if escaped and any(map(_SURROGATE.search, _strings(value))):
         yield Finding(str(path), line, "E109", "a lone surrogate (half of a \\uD83D\\uDE00-like pair).", row_id=None)
         return
-    if not unicodedata.is_normalized("NFC", text):
+    if value.repeated is not None:
+        yield Finding(str(path), line, "E105", _short(f"key `{value.repeated}` stands twice."), row_id=row.id)
+        return
+    # The row's text tells quickly; where it holds escapes, or a mark follows one (`\\n` and a tilde), only the strings tell.
+    if (escaped or not unicodedata.is_normalized("NFC", text)) and not all(unicodedata.is_normalized("NFC", s) for s in _strings(value)):
         yield Finding(str(path), line, "H102", "text is not in Unicode normal form C.", "hint", row.id)
     yield row
 
 
+def _strings(value: Any) -> Iterator[str]:
+    """Every key and string in a value, however deep."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            yield from item
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "…"
+
+
 def schema_findings(path: Path, row: Row, kind: Kind) -> list[Finding]:
-    """What of a row breaks `configs/schemas/<kind>_row.json`."""
+    """What of a row breaks `configs/schemas/<kind>_row.json`, the first 20 problems."""
     if _fast_validator(kind).is_valid(row.value):
         return []
-    return [Finding(str(path), row.line, "E110", str(problem), row_id=row.id) for problem in schema_problems(row.value, f"{kind}_row")]
+    problems = schema_problems(row.value, f"{kind}_row")[:_PROBLEMS_PER_ROW]
+    return [Finding(str(path), row.line, "E110", _short(str(problem)), row_id=row.id) for problem in problems]
 
 
 @functools.cache

@@ -24,6 +24,8 @@ _PERMUTATIONS = _BANDS * _ROWS_PER_BAND
 _SEED = 20241123
 _STOP_SHARE = 0.05  # 5-grams in more evaluation rows than this are wording of the task, not of the row (GPT-3, appendix C)
 _FEWEST_GRAMS = 8
+_FILTER_MASK = np.uint64((1 << 22) - 1)  # a bit map of 4 MB tells at once that most grams stand in no evaluation prompt
+_CELLS = 2_000_000  # pairs of a training text and an evaluation prompt that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -203,24 +205,45 @@ class Coverage:
         self._owners = pairs[:, 1].astype(np.int64)
         self._totals = np.bincount(self._owners, minlength=len(prompts))
         self._rows = len(prompts)
+        self._filter = np.zeros(int(_FILTER_MASK) + 1, dtype=bool)
+        self._filter[self._grams & _FILTER_MASK] = True
 
     def of(self, shingles: Shingles, threshold: float) -> list[tuple[int, int, float]]:
         """(training text, evaluation prompt, coverage) where coverage is at least `threshold`."""
         if not len(self._grams) or not len(shingles.hashes):
             return []
-        place = np.minimum(np.searchsorted(self._grams, shingles.hashes), len(self._grams) - 1)
-        hit = np.flatnonzero(self._grams[place] == shingles.hashes)
-        if not len(hit):
-            return []
+        maybe = np.flatnonzero(self._filter[shingles.hashes & _FILTER_MASK])
+        hashes = shingles.hashes[maybe]
+        place = np.minimum(np.searchsorted(self._grams, hashes), len(self._grams) - 1)
+        equal = self._grams[place] == hashes
+        hit, place = maybe[equal], place[equal]
         rows = np.searchsorted(shingles.offsets, hit.astype(np.uint64), side="right").astype(np.int64) - 1
-        keys = np.unique(rows * len(self._grams) + place[hit])  # a gram counts once a row
-        rows, place = keys // len(self._grams), keys % len(self._grams)
+        found: list[tuple[int, int, float]] = []
+        lot = max(1, _CELLS // self._rows)
+        for first in range(0, len(shingles.offsets) - 1, lot):
+            low, high = np.searchsorted(rows, [first, first + lot])
+            found += self._of(rows[low:high], place[low:high], first, threshold)
+        return found
+
+    def _of(self, rows: npt.NDArray[np.int64], place: npt.NDArray[np.int64], base: int, threshold: float) -> list[tuple[int, int, float]]:
+        """A lot of training texts; `rows` ascends and begins at `base`."""
+        if not len(rows):
+            return []
+        # Counting a gram as often as it stands in a row is fast and never too little; where it suffices, each is counted once.
         repeats = self._ends[place] - self._starts[place]
-        first = np.repeat(self._starts[place], repeats)
         within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        combined, covered = np.unique(np.repeat(rows, repeats) * self._rows + self._owners[first + within], return_counts=True)
-        prompts = combined % self._rows
-        totals = self._totals[prompts]
-        share = covered / np.maximum(totals, 1)
-        keep = np.flatnonzero((share >= threshold) & (totals >= _FEWEST_GRAMS))
-        return [(int(combined[i] // self._rows), int(prompts[i]), float(share[i])) for i in keep]
+        owners = self._owners[np.repeat(self._starts[place], repeats) + within]
+        counts = np.bincount(np.repeat(rows - base, repeats) * self._rows + owners)
+        needed = np.where(self._totals >= _FEWEST_GRAMS, threshold * self._totals, np.inf)
+        prompts = np.arange(len(counts)) % self._rows
+        found = []
+        for cell in np.flatnonzero(counts >= needed[prompts]).tolist():
+            row, prompt = cell // self._rows + base, cell % self._rows
+            low, high = np.searchsorted(rows, [row, row + 1])
+            grams = np.unique(place[low:high])
+            share = sum(prompt in self._owners[self._starts[gram] : self._ends[gram]] for gram in grams.tolist()) / int(
+                self._totals[prompt]
+            )
+            if share >= threshold:
+                found.append((row, prompt, share))
+        return found
