@@ -255,7 +255,6 @@ def test_secrets_and_personal_data_are_not_repeated(tmp_path):
     assert all(part not in whole for part in ("gildong", "5678", "EXAMPLEfake"))
 
 
-@pytest.mark.xfail(strict=True, reason="validate._difference: the excerpts of H402 repeat personal data")
 def test_excerpts_of_prompts_do_not_repeat_personal_data(tmp_path):
     secret = "hong.gildong@example.com"
     ours, theirs = (f"The customer asks {word} at {secret} when the armchair comes to the house." for word in ("us", "me"))
@@ -306,7 +305,6 @@ class TestBounds:
         assert len(report.findings) == 1000
         assert report.document["files"][0]["rejected_rows"] == 100_000
 
-    @pytest.mark.xfail(strict=True, reason="scan.Scanned.findings: findings of a whole file are held before a thousand of a code are kept")
     def test_bad_rows_do_not_take_memory(self, tmp_path):
         tracemalloc.start()
         try:

@@ -174,11 +174,9 @@ class TestFilesThatAreNone:
         good.chmod(0)
         assert run("--input", good).exit_code == 2
 
-    @pytest.mark.xfail(strict=True, reason="validate._progress and scan.scan: Path.exists raises for a name beyond the file system's limit")
     def test_a_name_that_is_too_long_is_misuse(self, tmp_path):
         assert run("--input", tmp_path / ("x" * 300)).exit_code == 2
 
-    @pytest.mark.xfail(strict=True, reason="validate.validate: a file that is given twice is compared with itself")
     def test_a_file_given_twice_is_read_once_or_refused(self, good):
         assert run("--input", good, "--input", good.parent / "." / good.name).exit_code in {0, 2}
 

@@ -128,9 +128,6 @@ class TestChangedOnly:
         report = repository.judge(values, changed_only=True)
         assert (places(report, "H205"), places(report, "E111"), places(report, "E205")) == ([11, 12], [12], [1])
 
-    @pytest.mark.xfail(
-        strict=True, reason="scan._is_changed: a row is old if its bytes stood anywhere in the file before, so a second copy is old"
-    )
     def test_a_copy_of_the_same_bytes_is_a_change(self, repository):
         repository.commit(rows(30))
         assert places(repository.judge([*rows(30), english(3)], changed_only=True), "H205") == [31]

@@ -64,7 +64,8 @@ def file_lines(report: DataReport) -> list[str]:
         if file["rejected_rows"]:
             parts.append(f"{file['rejected_rows']:,} unreadable")
         if tokens := file["row_tokens"]:
-            parts.append(f"{tokens['total']:,} tokens (mean {tokens['mean']:g}, longest {tokens['max']:,})")
+            about = "about " if "sampled_rows" in tokens else ""
+            parts.append(f"{about}{tokens['total']:,} tokens (mean {tokens['mean']:g}, longest {tokens['max']:,})")
         if file["tags"]:
             parts.append(" ".join(f"{tag} {count:,}" for tag, count in list(file["tags"].items())[:6]))
         if change := file["drift"]:

@@ -137,6 +137,14 @@ class Block:
                 yield Finding(str(path), number, "E101", f"byte {error.start + 1} of the line is not UTF-8.")
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 for one that cannot be had, which opening it explains."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
+
+
 def read_blocks(path: Path) -> Iterator[Block | Finding]:
     """The file in blocks of whole rows, streamed. A JSON array is told from JSONL by its first character, whatever the name.
 
@@ -148,7 +156,7 @@ def read_blocks(path: Path) -> Iterator[Block | Finding]:
     except UnicodeEncodeError:
         raise UsageError(f"{str(path)!a}: the name is not UTF-8, which a report must be. Rename the file.") from None
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.stat() and not (path.is_file() or path.is_dir()):
             raise UsageError(f"{path} is a pipe or a device. Expected a regular file; write the rows to one.")
         with path.open("rb") as file:
             head = file.read(64 * 1024)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import functools
 import json
 import multiprocessing
 import os
@@ -22,15 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from adapterops.basemodels import find_base_model
-from adapterops.basemodels.rendering import Renderer, load_renderer
+from adapterops.basemodels.rendering import load_renderer
 from adapterops.data.language import is_json, language_of
 from adapterops.data.normal import exact_form, fingerprint, loose_form
 from adapterops.data.personal import KINDS, detect, masked
 from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
-from adapterops.data.reader import Block, Entry, Kind, Row, no_rows, parse_row, read_blocks, schema_findings
-from adapterops.data.rows import answer, prompt_messages, prompt_text
+from adapterops.data.reader import Block, Entry, Kind, Row, file_size, no_rows, parse_row, read_blocks, schema_findings
+from adapterops.data.rows import answer, prompt_text
 from adapterops.data.similar import Coverage, Signatures, join, no_signatures, shingle, signatures
+from adapterops.data.tokens import TokenCounter
 from adapterops.diagnostics import Finding
 from adapterops.errors import InfrastructureError
 from adapterops.evaluate.refusal import is_refusal
@@ -38,8 +38,7 @@ from adapterops.schemas import data_schema_validator, did_you_mean
 
 # Starting the workers takes a second or two; below this size one process is done sooner.
 _PARALLEL_BYTES = 6_000_000
-_EXACT_SAMPLE = 16  # rows a block on which the sum of parts is compared with the count of the whole
-_MARGIN_TOKENS = 16
+KEPT_PER_CODE = 1000  # findings of one code that are kept with their text; all are counted
 
 _WHAT = {
     "email": "an e-mail address",
@@ -71,6 +70,7 @@ class Job:
         limits: of the policy, for this file.
         base_model: name in the allow-list, to count tokens with; None leaves token and template checks out.
         max_length: longest rendered row in tokens.
+        count_every: one row in so many is counted in tokens, and every one that could break a limit; 1 counts all.
         coverage: evaluation prompts to look for; None for none.
         coverage_share: from which share of a prompt on it is worth a hint.
         base_rows: sorted fingerprints of the base branch's rows; None where everything counts as changed.
@@ -81,6 +81,7 @@ class Job:
     limits: Limits
     base_model: str | None = None
     max_length: int | None = None
+    count_every: int = 1
     coverage: Coverage | None = None
     coverage_share: float = 1.0
     base_rows: npt.NDArray[np.uint64] | None = None
@@ -91,7 +92,8 @@ class Scanned:
     """What a scan found.
 
     Args:
-        findings: of single rows, with whether the row was changed.
+        findings: of single rows by (code, whether the row was changed), the first thousand of each.
+        counts: all of them.
         columns: one array a fact, one element a valid row.
         signatures: for the search for near duplicates.
         declared: rows by the language they claim.
@@ -101,7 +103,8 @@ class Scanned:
         total: rows, broken ones included.
     """
 
-    findings: list[tuple[bool, Finding]] = field(default_factory=list)
+    findings: dict[tuple[str, bool], list[Finding]] = field(default_factory=dict)
+    counts: collections.Counter[tuple[str, bool]] = field(default_factory=collections.Counter)
     columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     signatures: Signatures = field(default_factory=no_signatures)
     declared: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -115,6 +118,17 @@ class Scanned:
         """Valid rows."""
         return len(self.columns["line"])
 
+    def add(self, changed: bool, finding: Finding) -> None:
+        """Count a finding, and keep it if it is one of the first thousand of its kind."""
+        self.take({(finding.code, changed): [finding]}, collections.Counter({(finding.code, changed): 1}))
+
+    def take(self, findings: dict[tuple[str, bool], list[Finding]], counts: collections.Counter[tuple[str, bool]]) -> None:
+        """Add those of another scan."""
+        self.counts.update(counts)
+        for kind, more in findings.items():
+            kept = self.findings.setdefault(kind, [])
+            kept += more[: KEPT_PER_CODE - len(kept)]
+
 
 def scan(job: Job, advance: Any = lambda _: None) -> Scanned:
     """Scan a file; large ones on all cores.
@@ -127,8 +141,13 @@ def scan(job: Job, advance: Any = lambda _: None) -> Scanned:
         UsageError: the file cannot be opened, or the base model's tokenizer cannot be had.
         InfrastructureError: a worker was killed.
     """
-    results = _parallel(job, advance) if job.path.exists() and job.path.stat().st_size > _PARALLEL_BYTES else _serial(job, advance)
-    return _merge(job.path, results)
+    results = _parallel(job, advance) if file_size(job.path) > _PARALLEL_BYTES else _serial(job, advance)
+    return _merge(job.path, job.base_rows, results)
+
+
+def sampled(exact: Any, every: int) -> Any:
+    """Whether a row, by its `exact` fingerprint, belongs to the sample of one in `every` whose tokens are counted; also of arrays."""
+    return exact % np.uint64(every) == 0 if isinstance(exact, np.ndarray) else exact % every == 0
 
 
 def row_text(job: Job, scanned: Scanned, row: int) -> Row:
@@ -188,16 +207,16 @@ def _work(block: Block) -> Scanned:
     return _scanner.block(block)
 
 
-def _merge(path: Path, results: Iterator[Scanned | Finding]) -> Scanned:
+def _merge(path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterator[Scanned | Finding]) -> Scanned:
     whole = Scanned()
     parts: list[Scanned] = []
     rows = 0
     for result in results:
         if isinstance(result, Finding):
-            whole.findings.append((True, result))
+            whole.add(True, result)
             whole.total += result.code not in {"E102", "H101"}
             continue
-        whole.findings += result.findings
+        whole.take(result.findings, result.counts)
         whole.covered += [(row + rows, prompt, share) for row, prompt, share in result.covered]
         whole.texts += result.texts
         whole.total += result.total
@@ -206,11 +225,22 @@ def _merge(path: Path, results: Iterator[Scanned | Finding]) -> Scanned:
         rows += result.rows
         parts.append(result)
     if whole.total == 0:
-        whole.findings.append((True, no_rows(path)))
+        whole.add(True, no_rows(path))
     for name, kind in _COLUMNS.items():
         whole.columns[name] = np.concatenate([np.zeros(0, kind), *(part.columns[name] for part in parts)])
     whole.signatures = join([part.signatures for part in parts])
+    if base_rows is not None:
+        _mark_new_copies(whole.columns, base_rows)
     return whole
+
+
+def _mark_new_copies(columns: dict[str, npt.NDArray[Any]], base_rows: npt.NDArray[np.uint64]) -> None:
+    """A row that stands more often than it did is changed, from the first time too many on."""
+    order = np.argsort(columns["source"], kind="stable")
+    ranked = columns["source"][order]
+    first = np.searchsorted(ranked, ranked)
+    before = np.searchsorted(base_rows, ranked, side="right") - np.searchsorted(base_rows, ranked)
+    columns["changed"][order] |= np.arange(len(ranked)) - first >= before
 
 
 class _Scanner:
@@ -218,10 +248,11 @@ class _Scanner:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._renderer = load_renderer(find_base_model(job.base_model, "--base-model")) if job.base_model else None
+        renderer = load_renderer(find_base_model(job.base_model, "--base-model")) if job.base_model else None
+        self._counter = TokenCounter(renderer, job.limits, job.max_length, skip=job.count_every > 1) if renderer else None
         self._kinds = frozenset(job.limits.personal_data)
         self._names: NameFinder | None = load_name_finder(job.limits.name_plugin) if job.limits.name_plugin else None
-        self._special = self._renderer.special if self._renderer else ()
+        self._special = renderer.special if renderer else ()
         self._first = {token[0] for token in self._special}  # nearly always `<` alone, which hardly any text has
 
     def block(self, block: Block) -> Scanned:
@@ -233,7 +264,7 @@ class _Scanner:
         for entry in block.entries(self._job.path):
             result.total += 1
             if isinstance(entry, Finding):
-                result.findings.append((True, entry))
+                result.add(True, entry)
                 continue
             source = fingerprint(entry.text) if self._job.base_rows is not None else 0
             changed = self._is_changed(source)
@@ -265,14 +296,24 @@ class _Scanner:
             }
             for name, value in facts.items():
                 values[name].append(value)
-        counts = self._tokens(rows, values["changed"], result)
+        self._count(rows, values, result)
         for name, kind in _COLUMNS.items():
-            result.columns[name] = np.array(counts.get(name, values[name]), dtype=kind)
+            result.columns[name] = np.array(values[name], dtype=kind)
         shingles = shingle(loose)
         result.signatures = signatures(shingles)
         if self._job.coverage is not None:
             result.covered = self._job.coverage.of(shingles, self._job.coverage_share)
         return result
+
+    def _count(self, rows: list[Row], values: dict[str, list[Any]], result: Scanned) -> None:
+        nothing = [0] * len(rows)
+        columns = {"prompt_tokens": nothing, "answer_tokens": nothing, "row_tokens": nothing}
+        if self._counter and rows:
+            counted = self._counter.of(rows, [sampled(exact, self._job.count_every) for exact in values["exact"]])
+            columns = {"prompt_tokens": counted.prompt, "answer_tokens": counted.answer, "row_tokens": counted.row}
+            for index, code, message in counted.problems:
+                result.add(values["changed"][index], Finding(str(self._job.path), rows[index].line, code, message, row_id=rows[index].id))
+        values.update(columns)
 
     def _is_changed(self, source: int) -> bool:
         known = self._job.base_rows
@@ -287,18 +328,19 @@ class _Scanner:
         row = None
         for item in parse_row(path, entry.line, entry.text):
             if isinstance(item, Finding):
-                result.findings.append((changed, item))
+                result.add(changed, item)
             else:
                 row = item
         if row is None:
             return None
         problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row) or _format_findings(path, row)
-        result.findings += [(changed, problem) for problem in problems]
+        for problem in problems:
+            result.add(changed, problem)
         return None if problems else row
 
     def _row_findings(self, row: Row, asked: str, said: str, changed: bool, result: Scanned) -> None:
         def found(code: str, message: str) -> None:
-            result.findings.append((changed, Finding(str(self._job.path), row.line, code, message, row_id=row.id)))
+            result.add(changed, Finding(str(self._job.path), row.line, code, message, row_id=row.id))
 
         for place, text in (("prompt", asked), ("answer", said)):
             for item in detect(text, self._kinds):
@@ -317,82 +359,6 @@ class _Scanner:
         suspicious = any(first in asked or first in said for first in self._first)
         if token := suspicious and next((token for token in self._special if token in asked or token in said), None):
             found("E204", f"the text contains the special token `{token}`.")
-
-    def _tokens(self, rows: list[Row], changed: list[bool], result: Scanned) -> dict[str, list[int]]:
-        """Token counts of prompts, answers and rendered rows; findings where they leave the limits, or a row does not render."""
-        if self._renderer is None or not rows:
-            return {name: [0] * len(rows) for name in ("prompt_tokens", "answer_tokens", "row_tokens")}
-        conversations = [[*prompt_messages(row.value), {"role": "assistant", "content": answer(row.value)}] for row in rows]
-        flat = iter(self._renderer.count([message["content"] for messages in conversations for message in messages]))
-        parts = [[next(flat) for _ in messages] for messages in conversations]
-        prompts, answers = [sum(counts[:-1]) for counts in parts], [counts[-1] for counts in parts]
-        shapes = [_shape(self._renderer, tuple(message["role"] for message in messages)) for messages in conversations]
-        totals = [sum(counts) + shape.overhead for counts, shape in zip(parts, shapes, strict=True)]
-        exact = self._exact_counts(conversations, shapes, totals)
-        totals = [exact.get(index, total) for index, total in enumerate(totals)]
-        limits, longest = self._job.limits, self._job.max_length
-        for index, row in enumerate(rows):
-            problems = []
-            if problem := shapes[index].problem:
-                problems.append(("E206", problem))
-            low, high = limits.instruction_tokens
-            if not low <= prompts[index] <= high:
-                problems.append(("E201", f"the instruction has {prompts[index]} tokens. Expected {low}-{high}."))
-            low, high = limits.output_tokens
-            if not low <= answers[index] <= high:
-                problems.append(("E202", f"the output has {answers[index]} tokens. Expected {low}-{high}."))
-            if longest is not None and totals[index] > longest:
-                problems.append(("E203", f"the rendered row has {totals[index]} tokens. Expected at most max_length {longest}."))
-            result.findings += [
-                (changed[index], Finding(str(self._job.path), row.line, code, message, row_id=row.id)) for code, message in problems
-            ]
-        return {"prompt_tokens": prompts, "answer_tokens": answers, "row_tokens": totals}
-
-    def _exact_counts(self, conversations: list[list[dict[str, str]]], shapes: list[_Shape], totals: list[int]) -> dict[int, int]:
-        """Counts of rendered rows, for those near the limit and for a sample; for all of them if the sample shows a difference.
-
-        A template that puts a special token on either side of each message makes the whole the sum of its parts, and counting
-        the parts alone halves the work.
-        """
-        assert self._renderer is not None
-        renderer, longest = self._renderer, self._job.max_length
-        usable = [index for index, shape in enumerate(shapes) if shape.problem is None]
-        sample = usable[:: max(1, len(usable) // _EXACT_SAMPLE)]
-        near = [index for index in usable if longest is not None and 0 < abs(totals[index] - longest) <= max(_MARGIN_TOKENS, longest // 20)]
-
-        def counted(indices: list[int]) -> dict[int, int]:
-            return dict(zip(indices, renderer.count([renderer.render(conversations[index]) for index in indices]), strict=True))
-
-        exact = counted(sorted({*sample, *near}))
-        return counted(usable) if any(totals[index] != exact[index] for index in sample) else exact
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A sequence of roles under a chat template: the tokens that the template adds, and what is wrong with it."""
-
-    overhead: int
-    problem: str | None
-
-
-@functools.cache
-def _shape(renderer: Renderer, roles: tuple[str, ...]) -> _Shape:
-    """Whether a sequence of roles renders with one BOS in front and every answer closed; templates do not look at the content."""
-    messages = [{"role": role, "content": "x"} for role in roles]
-    try:
-        text = renderer.render(messages)
-        prompt = renderer.render(messages[:-1], add_generation_prompt=True)
-    except ValueError as error:
-        return _Shape(0, f"the chat template refuses the roles {', '.join(roles)}: {error}.")
-    overhead, single = renderer.count([text, "x"])
-    problem = None
-    if renderer.bos and not text.startswith(renderer.bos):
-        problem = f"the rendered row does not begin with `{renderer.bos}`."
-    elif renderer.bos and text.startswith(renderer.bos * 2):
-        problem = f"the rendered row begins with `{renderer.bos}` twice."
-    elif not text.startswith(prompt) or renderer.end_of_turn not in text[len(prompt) :]:
-        problem = f"the rendered answer does not end in the trained end-of-turn token `{renderer.end_of_turn}`."
-    return _Shape(overhead - single * len(roles), problem)
 
 
 def _message_findings(path: Path, row: Row) -> list[Finding]:

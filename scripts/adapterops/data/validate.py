@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import collections
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,16 +20,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from adapterops.basemodels import BaseModel
 from adapterops.data.drift import Base, drift, drift_findings
 from adapterops.data.normal import loose_form
+from adapterops.data.personal import detect, mask
 from adapterops.data.policy import Policy
-from adapterops.data.reader import Kind, Row
+from adapterops.data.reader import Kind, Row, file_size
 from adapterops.data.rows import answer, prompt_text
-from adapterops.data.scan import Job, Scanned, row_text, scan
+from adapterops.data.scan import KEPT_PER_CODE, Job, Scanned, row_text, sampled, scan
 from adapterops.data.similar import Clusters, Coverage, gram_set, jaccard, join, near_duplicates
 from adapterops.diagnostics import Finding
 from adapterops.documents import sha256_file, write_json
+from adapterops.errors import UsageError
 from adapterops.schemas import repository_path
 
-_KEPT_PER_CODE = 1000  # findings of one code that are kept with their text; all are counted
+# Up to this size every row is counted in tokens; above it one in eight, and those that could break a limit.
+_COUNT_ALL_BYTES = 25_000_000
+_COUNT_EVERY = 8
 _EXCERPT = 70
 # Judged over the whole corpus, whoever wrote the rows.
 _CORPUS_CODES = {"E102", "E108", "E111", "E205", "E401", "E601", "H101", "H701"}
@@ -81,13 +86,27 @@ class _Findings:
     def add(self, changed: bool, finding: Finding | Callable[[], Finding], code: str = "") -> None:
         """Count a finding; one that is costly to word is given as a function, and only called if it is kept."""
         code = code or finding.code  # type: ignore[union-attr]  # a function comes with its code
-        if self._changed_only and not changed and code not in _CORPUS_CODES:
+        if not self._counts(code, changed=changed):
             return
-        self.counts[code] += 1
-        self.errors += code.startswith("E")
+        self._count(code, 1)
         kept = self._kept[code, changed]
-        if len(kept) < _KEPT_PER_CODE:
+        if len(kept) < KEPT_PER_CODE:
             kept.append(finding if isinstance(finding, Finding) else finding())
+
+    def take(self, scanned: Scanned) -> None:
+        """Add what a scan found."""
+        for (code, changed), count in scanned.counts.items():
+            if self._counts(code, changed=changed):
+                self._count(code, count)
+                kept = self._kept[code, changed]
+                kept += scanned.findings[code, changed][: KEPT_PER_CODE - len(kept)]
+
+    def _counts(self, code: str, *, changed: bool) -> bool:
+        return changed or not self._changed_only or code in _CORPUS_CODES
+
+    def _count(self, code: str, count: int) -> None:
+        self.counts[code] += count
+        self.errors += count * code.startswith("E")
 
     def ranked(self) -> tuple[tuple[Finding, ...], int]:
         """Every kept finding, those on changed rows first, and their number."""
@@ -124,6 +143,7 @@ def validate(
         UsageError: a file cannot be opened.
         InfrastructureError: a worker process was killed.
     """
+    _refuse_twice([*inputs, *([eval_data] if eval_data else [])])
     started = time.perf_counter()
     found = _Findings(changed_only=changed_only)
     with _progress([*inputs, *([eval_data] if eval_data else [])], console) as advance:
@@ -133,7 +153,8 @@ def validate(
             path = _shown(path)
             name = base_model.name if base_model else None
             rows = base.rows(path) if base else None
-            job = Job(path, kind, limits, name, max_length, coverage, limits.contamination_hint, rows)
+            every = _COUNT_EVERY if file_size(path) > _COUNT_ALL_BYTES else 1
+            job = Job(path, kind, limits, name, max_length, every, coverage, limits.contamination_hint, rows)
             return _File(job, scan(job, advance))
 
         evaluation = read(eval_data, "eval") if eval_data else None
@@ -141,8 +162,7 @@ def validate(
         training = [read(path, "training", coverage) for path in inputs]
     files = [*training, *([evaluation] if evaluation else [])]
     for file in files:
-        for changed, finding in file.scanned.findings:
-            found.add(changed, finding)
+        found.take(file.scanned)
         _check_language(file, found)
     _check_ids(files, found)
     copies = [*_check_duplicates(training, found), *(_check_duplicates([evaluation], found) if evaluation else [])]
@@ -174,11 +194,21 @@ def write_report(path: Path, report: DataReport) -> None:
     write_json(path, report.document, "data_report")
 
 
+def _refuse_twice(paths: list[Path]) -> None:
+    known: dict[str, Path] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in known:
+            also = "" if known[real] == path else f", also as {known[real]}"
+            raise UsageError(f"{path} is given twice{also}. Expected each file once.")
+        known[real] = path
+
+
 class _progress:  # noqa: N801  # used as a function
     """A bar over the bytes of the files, for files that take longer than a blink."""
 
     def __init__(self, paths: list[Path], console: Console | None) -> None:
-        size = sum(path.stat().st_size for path in paths if path.exists())
+        size = sum(map(file_size, paths))
         columns = (TextColumn("checking"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         shown = console is not None and console.is_terminal and size > 3_000_000
         self._bar = Progress(*columns, console=console, transient=True, disable=not shown)
@@ -362,7 +392,7 @@ def _check_contamination(training: list[_File], evaluation: _File, found: _Findi
 
 def _difference(ours: str, theirs: str) -> str:
     """Excerpts of two texts from where they part, with a few words before."""
-    one, two = " ".join(ours.split()), " ".join(theirs.split())
+    one, two = (" ".join(mask(text, detect(text, most=None)).split()) for text in (ours, theirs))
     parting = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     start = max(0, parting - _EXCERPT // 4)
     texts = [("…" if start else "") + text[start : start + _EXCERPT] + ("…" if len(text) > start + _EXCERPT else "") for text in (one, two)]
@@ -405,11 +435,21 @@ def _summary(file: _File, copies: dict[str, int], change: dict[str, Any] | None)
         "tags": dict(scanned.tasks.most_common()),
         "refusals": int(columns["refused"].sum()),
         "characters": _spread(columns["characters"]),
-        "prompt_tokens": _spread(columns["prompt_tokens"]) if counted else None,
-        "answer_tokens": _spread(columns["answer_tokens"]) if counted else None,
-        "row_tokens": _spread(columns["row_tokens"]) if counted else None,
+        **{name: _tokens(file, name) if counted else None for name in ("prompt_tokens", "answer_tokens", "row_tokens")},
         "drift": change,
     }
+
+
+def _tokens(file: _File, name: str) -> dict[str, Any] | None:
+    """Figures of a column of token counts, estimated from a sample where not every row was counted."""
+    columns = file.scanned.columns
+    sample = sampled(columns["exact"], file.job.count_every)
+    spread = _spread(columns[name][sample])
+    if spread is None or sample.all():
+        return spread
+    counted = columns[name][columns["row_tokens"] > 0]
+    total = round(spread["mean"] * file.scanned.rows)
+    return {**spread, "min": int(counted.min()), "max": int(counted.max()), "total": total, "sampled_rows": int(sample.sum())}
 
 
 def _spread(counts: npt.NDArray[np.uint32]) -> dict[str, Any] | None:
