@@ -1,9 +1,10 @@
 """Made-up support rows in Korean and English for benchmarks, with known defects at known rates.
 
-python tests/benchmarks/synthetic_rows.py --rows 200000 --training /tmp/rows.jsonl --eval /tmp/eval.jsonl
+python tests/benchmarks/synthetic_rows.py --rows 200000 --directory /tmp/rows
 
 Sentences are put together from lists of words, so that rows of one kind resemble each other as those of a real domain do. The mean
-is about 330 characters a row. Sizes, mixture and defects are the same for the same seed.
+is about 330 characters a row. Sizes, mixture and defects are the same for the same seed. One file of training rows for each language,
+half the rows in each, and 400 evaluation rows in English.
 """
 
 from __future__ import annotations
@@ -150,14 +151,13 @@ class _Writer:
     def _several(self, words: dict[str, list[str]], kind: str, count: int) -> str:
         return " ".join(self._fill(words, self._random.choice(words[kind])) + "." for _ in range(count))
 
-    def row(self, number: int, prefix: str) -> dict[str, Any]:
+    def row(self, number: int, prefix: str, *, korean: bool) -> dict[str, Any]:
         """One sound row."""
-        korean = self._random.random() < 0.5
         words = _KO if korean else _EN
         more = 2 if korean else 1  # a Korean sentence has half the characters
         question = " ".join(self._question(korean) for _ in range(self._random.randint(1, more)))
         rules = self._several(words, "rule", self._random.randint(0, 4 * more))
-        answer = self._several(words, "reply", self._random.randint(1, 3 * more))
+        answer = self._several(words, "reply", self._random.randint(1, 4 * more))
         row = {"id": f"{prefix}-{number}", "instruction": question, "output": answer, "language": "ko" if korean else "en"}
         if rules:
             row["input"] = rules
@@ -212,6 +212,7 @@ def _spoil(writer: _Writer, defect: str, row: dict[str, Any], former: list[dict[
             row["instruction"] = f"Pouvez-vous me dire si la garantie couvre la réparation de l'appareil numéro {writer.digits(5)} ?"
             row["output"] = f"La garantie couvre la réparation pendant {writer.digits(2)} mois après la date d'achat de l'appareil."
         case "contamination":
+            row.pop("input", None)
             row.update({key: value for key, value in writer.pick(evaluation).items() if key in ("instruction", "input")})
 
 
@@ -224,19 +225,24 @@ def evaluation_rows(seed: int = 1) -> list[dict[str, Any]]:
     writer = _Writer(seed)
     rows = []
     for number in range(_EVALUATION_ROWS):
-        row = writer.row(number, "eval")
+        row = writer.row(number, "eval", korean=False)
         row["expected_output"] = row.pop("output")
         rows.append(row)
     return rows
 
 
-def training_rows(count: int, evaluation: list[dict[str, Any]], seed: int = 2) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Rows, each with the name of the defect that was put into it."""
-    writer = _Writer(seed)
+def training_rows(
+    count: int, evaluation: list[dict[str, Any]], *, korean: bool, seed: int = 2
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Rows, each with the name of the defect that was put into it; an English one may stand in the evaluation set."""
+    writer = _Writer(seed + korean)
+    prefix = "ko" if korean else "en"
     former: list[dict[str, Any]] = []
     for number in range(count):
-        row = writer.row(number, "row")
+        row = writer.row(number, prefix, korean=korean)
         defect = next((name for name, share in DEFECTS.items() if writer.chance(share)), None)
+        if defect == "contamination" and korean:
+            defect = None
         if defect and former:
             if defect in {"exact copy", "near duplicate", "conflict"}:
                 row.pop("input", None)
@@ -248,33 +254,36 @@ def training_rows(count: int, evaluation: list[dict[str, Any]], seed: int = 2) -
         yield row, defect
 
 
-def write(count: int, training: Path, evaluation: Path) -> dict[str, Any]:
-    """Write both files.
+def write(count: int, directory: Path) -> dict[str, Any]:
+    """Write `en.jsonl`, `ko.jsonl` and `eval.jsonl`.
 
     Returns:
-        Rows, mean characters a row, size in bytes, and how many rows got each defect.
+        Training rows, mean characters a row, bytes of the training files, and how many rows got each defect.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     rows = evaluation_rows()
-    evaluation.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (directory / "eval.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     defects: collections.Counter[str] = collections.Counter()
-    characters = 0
-    with training.open("w", encoding="utf-8") as file:
-        for row, defect in training_rows(count, rows):
-            characters += sum(len(row.get(key, "")) for key in ("instruction", "input", "output"))
-            if defect:
-                defects[defect] += 1
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return {"rows": count, "characters": characters / max(count, 1), "bytes": training.stat().st_size, "defects": dict(defects)}
+    characters = size = 0
+    for korean in (False, True):
+        path = directory / ("ko.jsonl" if korean else "en.jsonl")
+        with path.open("w", encoding="utf-8") as file:
+            for row, defect in training_rows(count // 2, rows, korean=korean):
+                characters += sum(len(row.get(key, "")) for key in ("instruction", "input", "output"))
+                if defect:
+                    defects[defect] += 1
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        size += path.stat().st_size
+    return {"rows": count // 2 * 2, "characters": round(characters / max(count, 1), 1), "bytes": size, "defects": dict(defects)}
 
 
 def main() -> None:
     """Write files of the asked size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--eval", type=Path, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
     options = parser.parse_args()
-    print(json.dumps(write(options.rows, options.training, options.eval), indent=2))
+    print(json.dumps(write(options.rows, options.directory), indent=2))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -101,6 +102,7 @@ class Scanned:
         covered: (row, evaluation prompt, share) pairs.
         texts: the rows themselves where they cannot be read again by offset.
         total: rows, broken ones included.
+        ready_s: when the worker had started and loaded the tokenizer, by the system's monotonic clock.
     """
 
     findings: dict[tuple[str, bool], list[Finding]] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class Scanned:
     covered: list[tuple[int, int, float]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     total: int = 0
+    ready_s: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -223,6 +226,7 @@ def _merge(path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterat
         whole.declared.update(result.declared)
         whole.tasks.update(result.tasks)
         rows += result.rows
+        whole.ready_s = max(whole.ready_s, result.ready_s)
         parts.append(result)
     if whole.total == 0:
         whole.add(True, no_rows(path))
@@ -250,6 +254,7 @@ class _Scanner:
         self._job = job
         renderer = load_renderer(find_base_model(job.base_model, "--base-model")) if job.base_model else None
         self._counter = TokenCounter(renderer, job.limits, job.max_length, skip=job.count_every > 1) if renderer else None
+        self._ready_s = time.monotonic()
         self._kinds = frozenset(job.limits.personal_data)
         self._names: NameFinder | None = load_name_finder(job.limits.name_plugin) if job.limits.name_plugin else None
         self._special = renderer.special if renderer else ()
@@ -257,7 +262,7 @@ class _Scanner:
 
     def block(self, block: Block) -> Scanned:
         """Judge the rows of a block."""
-        result = Scanned()
+        result = Scanned(ready_s=self._ready_s)
         values: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         rows: list[Row] = []
         loose: list[str] = []
