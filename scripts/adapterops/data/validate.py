@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapterops.basemodels import BaseModel
+from adapterops.basemodels.rendering import load_renderer
 from adapterops.data.drift import Base, drift, drift_findings
 from adapterops.data.normal import loose_form
 from adapterops.data.personal import detect, mask
@@ -144,6 +145,8 @@ def validate(
         InfrastructureError: a worker process was killed.
     """
     _refuse_twice([*inputs, *([eval_data] if eval_data else [])])
+    if base_model:  # the first use on a machine converts it, which is no part of the checks
+        load_renderer(base_model)
     started = time.monotonic()
     startup: list[float] = []
     found = _Findings(changed_only=changed_only)
