@@ -327,3 +327,9 @@ class TestBounds:
         closing = "]" if opening == "[" else "}"
         content = '{"id": "a", "expected_format": ' + opening * depth + "1" + closing * depth + "}\n"
         assert places(judge(tmp_path, content.encode()), "E103") == ([1] if depth > 99 else [])
+
+
+def test_what_the_schema_refuses_is_searched_for_personal_data_all_the_same(tmp_path):
+    report = judge(tmp_path, [english(1, langage="en", output="Write to hong@example.com, please."), *rows(3)])
+    assert (places(report, "E110"), places(report, "E301")) == ([1], [1])
+    assert report.document["files"][0]["rejected_rows"] == 1

@@ -13,7 +13,7 @@ from adapterops.data.personal import Detected, detect, mask
 from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
 from adapterops.data.reader import Block, Entry, Row, parse_row, read_blocks
-from adapterops.data.rows import answer, prompt_text
+from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.diagnostics import Finding
 from adapterops.documents import write_bytes
 from adapterops.errors import RejectedError
@@ -96,7 +96,7 @@ def _line_entries(source: Path, done: Fixed) -> Iterator[Entry | bytes]:
 def _mended(source: Path, entry: Entry, find: _Finder, seen: set[int], done: Fixed) -> bytes | None:
     """The row's new bytes; None for an exact copy of an earlier one."""
     row = next((item for item in parse_row(source, entry.line, entry.text) if isinstance(item, Row)), None)
-    if row is None or not _has_texts(row.value):
+    if row is None or not has_texts(row.value):
         done.left.append(entry.line)
         return entry.text.encode()
     original = json.dumps(row.value, ensure_ascii=False)
@@ -114,20 +114,6 @@ def _mended(source: Path, entry: Entry, find: _Finder, seen: set[int], done: Fix
         return None
     seen.add(key)
     return (mended if mended != original else entry.text).encode()
-
-
-def _has_texts(value: dict[str, Any]) -> bool:
-    """True if the row has the parts that make a prompt and an answer, whatever else is wrong with it."""
-    if "messages" in value:
-        messages = value["messages"]
-        parts = messages if isinstance(messages, list) else []
-        return len(parts) > 1 and all(isinstance(part, dict) and _are_strings(part, "role", "content") for part in parts)
-    optional = [key for key in ("system", "input") if value.get(key) is not None]
-    return _are_strings(value, "instruction", "output" if "output" in value else "expected_output", *optional)
-
-
-def _are_strings(value: dict[str, Any], *keys: str) -> bool:
-    return all(isinstance(value.get(key), str) for key in keys)
 
 
 def _normalised(value: Any) -> Any:

@@ -31,3 +31,17 @@ def answer(row: dict[str, Any]) -> str:
     if "messages" in row:
         return str(row["messages"][-1]["content"])
     return str(row["output"] if "output" in row else row["expected_output"])
+
+
+def has_texts(value: dict[str, Any]) -> bool:
+    """True if the row has the parts that make a prompt and an answer, whatever else is wrong with it."""
+    if "messages" in value:
+        messages = value["messages"]
+        parts = messages if isinstance(messages, list) else []
+        return len(parts) > 1 and all(isinstance(part, dict) and _are_strings(part, "role", "content") for part in parts)
+    optional = [key for key in ("system", "input") if value.get(key) is not None]
+    return _are_strings(value, "instruction", "output" if "output" in value else "expected_output", *optional)
+
+
+def _are_strings(value: dict[str, Any], *keys: str) -> bool:
+    return all(isinstance(value.get(key), str) for key in keys)

@@ -29,7 +29,7 @@ from adapterops.data.personal import KINDS, detect, masked
 from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
 from adapterops.data.reader import Block, Entry, Kind, Row, file_size, no_rows, parse_row, read_blocks, schema_findings
-from adapterops.data.rows import answer, prompt_text
+from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.data.similar import Coverage, Signatures, join, no_signatures, shingle, signatures
 from adapterops.data.tokens import TokenCounter
 from adapterops.diagnostics import Finding
@@ -339,20 +339,16 @@ class _Scanner:
         problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row) or _format_findings(path, row)
         for problem in problems:
             result.add(changed, problem)
+        if problems and has_texts(row.value):  # so that a curator need not come back for what the schema hid
+            self._personal_data(row, prompt_text(row.value), answer(row.value), changed, result)
         return None if problems else row
 
     def _row_findings(self, row: Row, asked: str, said: str, changed: bool, result: Scanned) -> None:
+        self._personal_data(row, asked, said, changed, result)
+
         def found(code: str, message: str) -> None:
             result.add(changed, Finding(str(self._job.path), row.line, code, message, row_id=row.id))
 
-        for place, text in (("prompt", asked), ("answer", said)):
-            for item in detect(text, self._kinds):
-                part = text[item.start : item.end]
-                sure = " with a valid checksum" if item.kind == "rrn" and item.certain else ""
-                found(KINDS[item.kind], f"the {place} contains {_WHAT[item.kind]}{sure} (`{masked(part)}`, {len(part)} characters).")
-            if self._names:
-                for start, end in self._names(text):
-                    found(KINDS["name"], f"the {place} contains {_WHAT['name']} (`{masked(text[start:end])}`).")
         licence = row.value["license"]
         if licence not in self._job.limits.licenses:
             allowed = list(self._job.limits.licenses)
@@ -362,6 +358,20 @@ class _Scanner:
         suspicious = any(first in asked or first in said for first in self._first)
         if token := suspicious and next((token for token in self._special if token in asked or token in said), None):
             found("E204", f"the text contains the special token `{token}`.")
+
+    def _personal_data(self, row: Row, asked: str, said: str, changed: bool, result: Scanned) -> None:
+        def found(kind: str, place: str, text: str, more: str = "") -> None:
+            message = f"the {place} contains {_WHAT[kind]}{more} (`{masked(text)}`, {len(text)} characters)."
+            result.add(changed, Finding(str(self._job.path), row.line, KINDS[kind], message, row_id=row.id))
+
+        for place, text in (("prompt", asked), ("answer", said)):
+            for item in detect(text, self._kinds):
+                found(
+                    item.kind, place, text[item.start : item.end], " with a valid checksum" if item.kind == "rrn" and item.certain else ""
+                )
+            if self._names:
+                for start, end in self._names(text):
+                    found("name", place, text[start:end])
 
 
 def _message_findings(path: Path, row: Row) -> list[Finding]:
