@@ -377,7 +377,9 @@ def test_an_interrupted_setup_says_so_and_runs_again(place):
         environment = place.environment(PIP_INDEX_URL=index)
         del environment["PIP_NO_INDEX"]
         command = [sys.executable, str(place.root / "scripts/bootstrap.py")]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # Where these tests run in the background, Ctrl-C is ignored, and children inherit that.
+        process = subprocess.Popen(command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes)
         silent.settimeout(60)
         connection, _ = silent.accept()  # pip asks for torch, and waits for the answer
         with connection:
