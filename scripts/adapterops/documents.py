@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from adapterops.errors import UsageError
 from adapterops.schemas import schema_problems
+
+_JUST_MADE_S = 60  # a staging directory may not be locked yet
 
 
 def canonical_json(value: Any) -> bytes:
@@ -87,10 +92,13 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path` that becomes `path` when the block ends well and vanishes when it does not.
 
-    A former directory of that name is replaced as a whole.
+    A former directory of that name is replaced as a whole. What killed processes left beside it is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    lock = os.open(staging, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
     try:
         yield staging
         os.chmod(staging, 0o755)  # noqa: S103  # mkdtemp made it private; engines may run as another user
@@ -103,9 +111,24 @@ def new_directory(path: Path) -> Iterator[Path]:
             former = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.former."))
             os.replace(path, former / path.name)
             os.replace(staging, path)
-            shutil.rmtree(former)
+            shutil.rmtree(former, ignore_errors=True)
         else:
             os.replace(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _remove_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):  # another process holds it, or removes it too
+            if time.time() - left.stat().st_mtime < _JUST_MADE_S:
+                continue
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(handle)

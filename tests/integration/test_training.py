@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,10 +105,19 @@ def test_a_row_over_max_length_is_an_error_unless_the_recipe_allows_the_loss(tok
         encode_files([data], tokenizer, base_model, 20, "allow")
 
 
-def test_the_base_model_is_verified_on_every_use(base_model, tmp_path, monkeypatch):
+def test_a_base_model_that_was_damaged_is_made_anew(base_model, tmp_path, monkeypatch):
     directory = base_model_directory(base_model)
-    assert (directory / "model.safetensors").stat().st_size > 250e6
-    assert json.loads((directory / "SHA256SUMS.json").read_text())["model.safetensors"]
+    monkeypatch.setenv("QLORA_GITOPS_CACHE", str(tmp_path))
+    copy = tmp_path / "base_models" / directory.name
+    shutil.copytree(directory, copy)
+    assert base_model_directory(base_model) == copy
+    with (copy / "model.safetensors").open("r+b") as weights:
+        weights.seek(100_000_000)
+        byte = weights.read(1)
+        weights.seek(100_000_000)
+        weights.write(bytes([byte[0] ^ 1]))
+    assert base_model_directory(base_model) == copy
+    assert (copy / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
 
 
 def test_equal_inputs_give_equal_bits_and_are_trained_once(recipe, data, tmp_path):

@@ -1,11 +1,16 @@
 """Documents are written whole or not at all."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from adapterops.documents import canonical_json, new_directory, read_json, write_bytes, write_json
 from adapterops.errors import UsageError
+from adapterops.schemas import ROOT
 
 
 def test_equal_values_have_equal_bytes():
@@ -63,3 +68,21 @@ def test_a_directory_appears_only_when_its_block_ends_well(tmp_path):
 def test_documents_are_readable_json(tmp_path):
     write_bytes(tmp_path / "x", json.dumps({"a": 1}).encode())
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
+    target = tmp_path / "adapter"
+    code = "import sys, time; from pathlib import Path; from adapterops.documents import new_directory\n"
+    code += f"with new_directory(Path({str(target)!r})) as staging:\n    print(staging, flush=True)\n    time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    killed, alive = (Path(process.stdout.readline().strip()) for process in processes)
+    processes[0].kill()
+    processes[0].wait()
+    for staging in (killed, alive):
+        os.utime(staging, (0, 0))
+    with new_directory(target) as staging:
+        (staging / "file").write_text("new")
+    assert (killed.exists(), alive.exists(), (target / "file").read_text()) == (False, True, "new")
+    processes[1].kill()
+    processes[1].wait()
