@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from data_rows import codes, english, evaluation, jsonl, judge, rows, write
+from data_rows import codes, english, evaluation, jsonl, judge, places, rows, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -302,3 +302,12 @@ def test_a_reader_of_rows_gets_the_same_refusal(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="is a pipe or a device"):
         load_rows(tmp_path / "pipe", "training")
+
+
+@given(garbage=st.lists(st.one_of(CHUNKS, st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"")), st.none()), max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_whatever_stands_between_rows_their_line_is_right(tmp_path_factory, garbage):
+    ours = json.dumps(english(9, id="ours", output="Write to hong@example.com, please.")).encode()
+    lines = [ours, *(ours if line is None else line.replace(b"hong@", b"hong at ") for line in garbage)]
+    report = judge(tmp_path_factory.mktemp("lines"), b"\n".join(lines))
+    assert places(report, "E301") == [number for number, line in enumerate(lines, start=1) if line == ours]
