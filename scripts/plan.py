@@ -17,10 +17,10 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
 @click.option("--no-store", is_flag=True, help="Do not ask the store what is computed already (a fork's run has no access).")
 @click.option("--fork", is_flag=True, help="The pull request comes from a fork.")
-@click.option("--labels", default="[]", show_default=True, help="Labels of the pull request, as a JSON list.")
+@click.option("--pull-request", type=int, help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).")
 @click.option("--gpu-for", help="Exit 1 unless this adapter gets a GPU job: the last check before one starts.")
 def main(
-    base: str, head: str, output: Path | None, bucket: str | None, no_store: bool, fork: bool, labels: str, gpu_for: str | None
+    base: str, head: str, output: Path | None, bucket: str | None, no_store: bool, fork: bool, pull_request: int | None, gpu_for: str | None
 ) -> int:
     """Plan what a pull request needs: affected adapters by key, what was computed before, minutes and cost.
 
@@ -31,6 +31,7 @@ def main(
       python scripts/plan.py --base origin/main --head $(git rev-parse HEAD) --no-store
     """
     from adapterops.documents import write_json
+    from adapterops.gitops.github import labels_of
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
     from adapterops.plan.build import build_plan
     from adapterops.plan.present import plan_markdown, print_plan
@@ -39,9 +40,7 @@ def main(
     from adapterops.store.objects import open_store
 
     fetch(head, ROOT)
-    plan = build_plan(
-        resolve(base, ROOT), head, ROOT, None if no_store else open_store(bucket), fork=fork, labels=frozenset(json.loads(labels))
-    )
+    plan = build_plan(resolve(base, ROOT), head, ROOT, None if no_store else open_store(bucket), fork=fork, labels=labels_of(pull_request))
     if output:
         write_json(output, plan, "plan")
     print_plan(plan, console)
