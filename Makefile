@@ -31,10 +31,14 @@ test: lint test-fast  ## everything: linters, unit tests, tests with real server
 test-fast: setup  ## unit tests (seconds)
 	@$(BIN)/python -m pytest -m "not integration and not e2e"
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/actionlint
+	@$(BIN)/zizmor --offline --quiet --persona=auditor --strict-collection --no-progress .github
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	@$(BIN)/pinact run --check --fix=false --no-api
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix

@@ -33,9 +33,10 @@ class Finding:
     def annotation(self) -> str:
         """A GitHub workflow command; `%`, carriage return and line feed must be escaped in it."""
         level = "error" if self.severity == "error" else "notice"
-        where = _escape(self.file).replace(":", "%3A").replace(",", "%2C")
-        return f"::{level} file={where},line={self.line},title={self.code}::{_escape(self.message)}"
+        where = escape_command(self.file).replace(":", "%3A").replace(",", "%2C")
+        return f"::{level} file={where},line={self.line},title={self.code}::{escape_command(self.message)}"
 
 
-def _escape(text: str) -> str:
+def escape_command(text: str) -> str:
+    """A text for a GitHub workflow command."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -1,0 +1,217 @@
+"""Candidates: what pull-request runs computed, kept in the store under the keys of their inputs.
+
+    candidates/<training key>/adapter/sha256-<digest>/…           the adapter's files
+    candidates/<training key>/candidate.json                      written last: which digest this key has, for good
+    candidates/<training key>/judgements/<judgement key>/…        documents of one evaluation and its verdict
+    candidates/<training key>/judgements/<judgement key>/judgement.json   written last
+
+Whoever writes first decides: training is not repeatable to the bit, and a second try must not get a second verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterops.documents import new_directory, read_json, sha256_file, sha256_json
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.plan.keys import Keys
+from adapterops.schemas import schema_problems
+from adapterops.store.objects import ObjectStore, parse
+from adapterops.store.releases import adapter_digest, adapter_files
+
+_MANIFEST = "train_manifest.json"
+_VERDICTS_KEPT = ("PASS", "FAIL", "INCONCLUSIVE")  # an ERROR says that something was not measured: it may be tried again
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is known under the keys.
+
+    Args:
+        digest: of the adapter that was trained, None if none was.
+        judgement: `configs/schemas/judgement.json` for the judgement key, None if there is none.
+    """
+
+    digest: str | None
+    judgement: dict[str, Any] | None
+
+    @property
+    def verdict(self) -> str | None:
+        """PASS, FAIL, INCONCLUSIVE or None."""
+        return str(self.judgement["verdict"]) if self.judgement else None
+
+
+def find_candidate(store: ObjectStore, training_key: str, judgement_key: str) -> Candidate:
+    """What is known under the keys; the adapter's files are not fetched.
+
+    Raises:
+        InfrastructureError: the store, or a damaged document.
+    """
+    adapter = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
+    if adapter is None:
+        return Candidate(None, None)
+    if sha256_json({file["name"]: file["sha256"] for file in adapter["files"] if file["name"] in adapter_files}) != adapter["digest"]:
+        raise InfrastructureError(f"{_prefix(training_key)}/candidate.json: its files do not have the digest that it names.")
+    judgement = _document(
+        store,
+        f"{_prefix(training_key)}/judgements/{judgement_key}/judgement.json",
+        "judgement",
+        {"training_key": training_key, "judgement_key": judgement_key, "digest": adapter["digest"]},
+    )
+    return Candidate(adapter["digest"], judgement)
+
+
+def fetch_adapter(store: ObjectStore, training_key: str, target: Path) -> str | None:
+    """Bring the adapter of a training key to `target`, verified, or not at all.
+
+    Returns:
+        Its digest, None if nothing was trained under this key.
+
+    Raises:
+        InfrastructureError: the store, or bytes that are not those of its documents.
+    """
+    document = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
+    if document is None:
+        return None
+    digest = str(document["digest"])
+    with new_directory(target) as staging:
+        for file in document["files"]:
+            key = f"{_prefix(training_key)}/adapter/sha256-{digest}/{file['name']}"
+            store.download(key, staging / file["name"], sha256=file["sha256"], size=file["size"])
+        found = adapter_digest(staging)
+        manifest = read_json(staging / _MANIFEST, "train_manifest")
+        if found != digest or manifest["adapter"]["digest"] != digest or manifest["training_key"] != training_key:
+            raise InfrastructureError(f"{_prefix(training_key)}: the candidate's files contradict each other. It is not used.")
+    return digest
+
+
+def keep_adapter(store: ObjectStore, training_key: str, model: Path) -> str:
+    """Keep a trained adapter under its key; where another one is kept already, that one replaces the local directory.
+
+    Returns:
+        The digest that is kept.
+
+    Raises:
+        UsageError: the directory holds an adapter of another key.
+        InfrastructureError: the store.
+    """
+    manifest = read_json(model / _MANIFEST, "train_manifest")
+    digest = adapter_digest(model)
+    if manifest["training_key"] != training_key or manifest["adapter"]["digest"] != digest:
+        raise UsageError(f"{model}: not the adapter of training key {training_key[:12]}. Train it again.")
+    files = [*adapter_files, _MANIFEST]
+    document = {
+        "schema": "candidate/v1",
+        "training_key": training_key,
+        "digest": digest,
+        "files": [{"name": name, "size": (model / name).stat().st_size, "sha256": sha256_file(model / name)} for name in files],
+    }
+    kept = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
+    if kept is None:
+        for name in files:
+            store.put_new(f"{_prefix(training_key)}/adapter/sha256-{digest}/{name}", model / name)
+        kept = _put_first(store, f"{_prefix(training_key)}/candidate.json", document, "candidate")
+    if kept["digest"] != digest:
+        fetch_adapter(store, training_key, model)
+    return str(kept["digest"])
+
+
+def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, Any]) -> dict[str, Any] | None:
+    """Keep a run's documents and verdict under the judgement key; the first one stays.
+
+    Args:
+        store: where to.
+        keys: of the adapter.
+        run: run directory with `model/` and `gate_report.json`.
+        source: `commit`, `pr`, `run` (URL of the workflow run); each may be None.
+
+    Returns:
+        The judgement that is kept, or None for an ERROR, which is not.
+
+    Raises:
+        RejectedError: the verdict is on another adapter than the one in `model/`.
+        UsageError: a document is missing.
+        InfrastructureError: the store.
+    """
+    report = read_json(run / "gate_report.json", "gate_report")
+    digest = adapter_digest(run / "model")
+    if report["adapter"]["digest"] != digest or report["adapter"]["training_key"] != keys.training:
+        raise RejectedError(f"{run}/gate_report.json is on another adapter than {run}/model. Evaluate and gate this one.")
+    if report["verdict"] not in _VERDICTS_KEPT:
+        return None
+    prefix = f"{_prefix(keys.training)}/judgements/{keys.judgement}"
+    names = sorted(
+        str(path.relative_to(run))
+        for path in run.rglob("*")
+        if path.is_file() and path.suffix in {".json", ".jsonl", ".html"} and path.relative_to(run).parts[0] != "model"
+    )
+    document = {
+        "schema": "judgement/v1",
+        "adapter": keys.spec.name,
+        "training_key": keys.training,
+        "judgement_key": keys.judgement,
+        "digest": digest,
+        "verdict": report["verdict"],
+        "reason": report["reason"],
+        "documents": [{"name": name, "size": (run / name).stat().st_size, "sha256": sha256_file(run / name)} for name in names],
+        "source": source,
+    }
+    if present := _document(store, f"{prefix}/judgement.json", "judgement", {"judgement_key": keys.judgement}):
+        return present
+    for name in names:
+        # By content, so that two runs that judge at once do not mix their documents.
+        store.put_new(f"{prefix}/documents/{sha256_file(run / name)}", run / name)
+    return _put_first(store, f"{prefix}/judgement.json", document, "judgement")
+
+
+def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) -> None:
+    """Bring the documents of a judgement into a run directory, verified.
+
+    Raises:
+        InfrastructureError: the store, other bytes than promised, or a name that leads out of the directory.
+    """
+    prefix = f"{_prefix(judgement['training_key'])}/judgements/{judgement['judgement_key']}/documents"
+    for file in judgement["documents"]:
+        target = run / file["name"]
+        if not target.resolve().is_relative_to(run.resolve()):
+            raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} names {file['name']}, which is outside its run.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download(f"{prefix}/{file['sha256']}", target, sha256=file["sha256"], size=file["size"])
+    report = read_json(run / "gate_report.json", "gate_report")
+    if (report["verdict"], report["adapter"]["digest"]) != (judgement["verdict"], judgement["digest"]):
+        shutil.rmtree(run, ignore_errors=True)
+        raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} and its gate report contradict each other. It is not used.")
+
+
+def _prefix(training_key: str) -> str:
+    return f"candidates/{training_key}"
+
+
+def _document(store: ObjectStore, key: str, schema: str, expected: dict[str, str]) -> dict[str, Any] | None:
+    fetched = store.get(key)
+    if fetched is None:
+        return None
+    document, problems = parse(fetched.content, schema)
+    if not problems:
+        problems = [f"`{name}` is not {value[:12]}" for name, value in expected.items() if document[name] != value]
+    if problems:
+        raise InfrastructureError(f"s3://{store.bucket}/{key} is damaged: {problems[0]}")
+    return document  # type: ignore[no-any-return]  # an object, by its schema
+
+
+def _put_first(store: ObjectStore, key: str, document: dict[str, Any], schema: str) -> dict[str, Any]:
+    """Write a document unless there is one; the one that is there in the end."""
+    problems = schema_problems(document, schema)
+    if problems:
+        raise RuntimeError(f"{key} would break its schema: {problems[0]}")
+    try:
+        store.put_new(key, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), "application/json")
+    except RejectedError:
+        if present := _document(store, key, schema, {}):
+            return present
+        raise
+    return document

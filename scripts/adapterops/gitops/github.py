@@ -1,0 +1,73 @@
+"""The GitHub API, through PyGithub: at `$GITHUB_API_URL` as `$GITHUB_TOKEN`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+from github import Auth, Github, GithubException, GithubRetry
+from github.IssueComment import IssueComment
+from github.PullRequest import PullRequest
+from github.Repository import Repository
+
+from adapterops.errors import InfrastructureError, UsageError
+
+
+@contextmanager
+def repository(name: str | None = None) -> Iterator[Repository]:
+    """The repository `owner/name`, else `$GITHUB_REPOSITORY`.
+
+    Raises:
+        UsageError: no repository or no token.
+        InfrastructureError: the API refuses or cannot be reached; names what was asked and what the token lacks.
+    """
+    full_name = name or os.environ.get("GITHUB_REPOSITORY")
+    token = os.environ.get("GITHUB_TOKEN")
+    if not full_name:
+        raise UsageError("no repository. Name one with --repository owner/name or in GITHUB_REPOSITORY.")
+    if not token:
+        raise UsageError("GITHUB_TOKEN is not set. In a workflow: env: {GITHUB_TOKEN: ${{ github.token }}}")
+    url = os.environ.get("GITHUB_API_URL", "https://api.github.com")
+    client = Github(auth=Auth.Token(token), base_url=url, retry=GithubRetry(total=3), timeout=20, per_page=100, lazy=True)
+    try:
+        yield client.get_repo(full_name)
+    except GithubException as error:
+        said = error.data.get("message", "") if isinstance(error.data, dict) else error.data
+        hint = " Check the job's permissions." if error.status in (401, 403, 404) else ""
+        raise InfrastructureError(f"GitHub API at {url}, {full_name}: {error.status} {said}.{hint}") from None
+    except requests.RequestException as error:
+        raise InfrastructureError(f"GitHub API at {url} cannot be reached: {error}") from None
+    finally:
+        client.close()
+
+
+def labels_of(pull_request: int | None) -> frozenset[str]:
+    """Labels of a pull request as they are now, not as they were when the run started; empty without a number."""
+    if pull_request is None:
+        return frozenset()
+    with repository() as repo:
+        return frozenset(label.name for label in repo.get_issue(pull_request).labels)
+
+
+def upsert_comment(pull_request: PullRequest, marker: str, body: str | None) -> IssueComment | None:
+    """Keep one comment that carries a hidden marker: make it, edit it in place, or, with no body, edit what is there to say so.
+
+    Args:
+        pull_request: where.
+        marker: an HTML comment that nothing else holds; only comments of the token's own account count, for anybody can paste it.
+        body: Markdown; None where there is nothing to say any more.
+    """
+    found = None
+    for comment in pull_request.get_issue_comments():
+        if comment.body and comment.body.startswith(marker) and comment.user.type == "Bot":
+            found = comment
+    if body is None and found is None:
+        return None
+    text = f"{marker}\n{body if body is not None else 'Nothing to mend any more: see the checks below.'}\n"
+    if found is None:
+        return pull_request.create_issue_comment(text)
+    if found.body.strip() != text.strip():
+        found.edit(text)
+    return found

@@ -1,0 +1,42 @@
+"""What a step tells GitHub: outputs, environment for later steps, annotations, the job summary. Outside of Actions it is silent."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from adapterops.command import console
+from adapterops.diagnostics import escape_command
+
+
+def set_outputs(**values: str) -> None:
+    """Outputs of the step."""
+    _append("GITHUB_OUTPUT", values)
+
+
+def set_environment(**values: str) -> None:
+    """Environment variables of the job's later steps."""
+    _append("GITHUB_ENV", values)
+
+
+def _append(file: str, values: dict[str, str]) -> None:
+    if path := os.environ.get(file):
+        with Path(path).open("a", encoding="utf-8") as out:
+            for name, value in values.items():
+                # A random delimiter: a value with line ends cannot set another variable.
+                mark = f"end-{uuid.uuid4().hex}"
+                out.write(f"{name}<<{mark}\n{value}\n{mark}\n")
+
+
+def summarize(markdown: str) -> None:
+    """Append to the job summary."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8") as out:
+            out.write(markdown + "\n")
+
+
+def annotate(level: str, title: str, message: str) -> None:
+    """An annotation on the run (`error`, `warning` or `notice`); outside of Actions nothing: the message was printed."""
+    if os.environ.get("GITHUB_ACTIONS"):
+        console.out(f"::{level} title={escape_command(title)}::{escape_command(message)}", highlight=False)

@@ -1,0 +1,112 @@
+"""Promotion: the candidate whose keys `main` has becomes the release; nothing is trained here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterops.errors import RejectedError, UsageError
+from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate
+from adapterops.plan.keys import Keys, adapter_keys, adapter_names
+from adapterops.plan.tree import extract
+from adapterops.store.channels import read_channel
+from adapterops.store.objects import ObjectStore
+from adapterops.store.releases import find_release
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One adapter that `main` wants served.
+
+    Args:
+        adapter: its name.
+        training_key: as `main` has it.
+        digest: the candidate's, None if there is none.
+        released: it is a release already, as after a revert.
+        problem: why it cannot be promoted, with the command that mends it; empty if it can.
+    """
+
+    adapter: str
+    training_key: str
+    digest: str | None
+    released: bool
+    problem: str
+
+
+def changed_adapters(before: str | None, after: str, repository: Path, scratch: Path) -> list[str]:
+    """Adapters whose training key differs between two commits of the default branch; all of them without a former one.
+
+    Raises:
+        UsageError: an adapter of `after` is broken.
+    """
+    old, new = scratch / "before", scratch / "after"
+    extract(after, after, repository, new)
+    if before:
+        extract(before, before, repository, old)
+    changed = []
+    for name in adapter_names(new):
+        try:
+            former = adapter_keys(name, old).training if before else None
+        except UsageError:  # new, or broken until now
+            former = None
+        if adapter_keys(name, new).training != former:
+            changed.append(name)
+    return changed
+
+
+def find_promotion(store: ObjectStore, name: str, root: Path) -> Promotion | None:
+    """What promoting the adapter of the tree in `root` means; None if that very version is stable already.
+
+    Raises:
+        UsageError: the adapter's files are broken.
+        InfrastructureError: the store.
+    """
+    keys = adapter_keys(name, root)
+    known = find_candidate(store, keys.training, keys.judgement)
+    found = read_channel(store, name)
+    if known.digest and found and found[0].stable == known.digest and found[0].canary is None:
+        return None
+    released = bool(known.digest and find_release(store, name, known.digest))
+    return Promotion(name, keys.training, known.digest, released, _problem(keys, known.digest, known.verdict, released))
+
+
+def _problem(keys: Keys, digest: str | None, verdict: str | None, released: bool) -> str:
+    name = keys.spec.name
+    mend = f"gh workflow run retrain.yaml --ref main -f adapter={name}   # then: gh workflow run release.yaml --ref main -f adapter={name}"
+    if digest is None:
+        return (
+            f"{name}: no candidate has training key {keys.training[:12]}, which main has now: what was judged in the pull request is "
+            f"not what was merged. Nothing is released. Train and judge main itself: {mend}"
+        )
+    if released:  # it passed when it was released; going back to it must not need a GPU
+        return ""
+    if verdict is None:
+        return f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now. Nothing is released. Judge it: {mend}"
+    if verdict != "PASS":
+        return (
+            f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released. Revert the merge, or mend it in a new one."
+        )
+    return ""
+
+
+def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: Path) -> dict[str, Any] | None:
+    """Bring the candidate and its verdict into a run directory, verified, ready for publishing.
+
+    Returns:
+        The judgement, None for an older release whose verdict was under other rules.
+
+    Raises:
+        RejectedError: it cannot be promoted.
+        InfrastructureError: the store, or damaged bytes.
+    """
+    if promotion.problem:
+        raise RejectedError(promotion.problem)
+    keys = adapter_keys(promotion.adapter, root)
+    known = find_candidate(store, keys.training, keys.judgement)
+    if known.digest != promotion.digest:
+        raise RejectedError(f"{promotion.adapter}: the candidate changed while it was looked at. Run the release again.")
+    fetch_adapter(store, keys.training, run / "model")
+    if known.judgement:
+        fetch_judgement(store, known.judgement, run)
+    return known.judgement

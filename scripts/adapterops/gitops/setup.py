@@ -1,0 +1,108 @@
+"""Is everything there that a job's later steps need? Asked first, before a GPU second is spent; all that is missing is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from adapterops.errors import AdapterOpsError, UsageError
+from adapterops.evaluate.run import engine_version
+from adapterops.store.objects import open_store
+
+_FREE_GIB = 30
+_DOCUMENT = "docs/setup-github.md"
+
+
+def _bucket_read() -> str:
+    next(iter(open_store().keys("candidates/")), None)
+    next(iter(open_store().keys("channels/")), None)
+    return ""
+
+
+def _candidates_write() -> str:
+    open_store().put_new("candidates/.setup-check", b"the role may write candidates\n", "text/plain")
+    return ""
+
+
+def _releases_write() -> str:
+    for prefix in ("adapters", "channels", "audit"):
+        open_store().put_new(f"{prefix}/.setup-check", b"the role may write releases\n", "text/plain")
+    return ""
+
+
+def _gpu() -> str:
+    if os.environ.get("NO_GPU") == "true":
+        return ""
+    if not shutil.which("nvidia-smi"):
+        return "nvidia-smi is not installed on this runner. Install the NVIDIA driver, or take the label gpu-a100 off the runner."
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)  # noqa: S607  # found on PATH just now
+    if listing.returncode != 0 or "GPU" not in listing.stdout:
+        return f"nvidia-smi finds no GPU: {(listing.stderr or listing.stdout).strip()[:200]}"
+    return ""
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return "" if free >= _FREE_GIB else f"{free:.0f} GiB free in {Path.cwd()}, wanted {_FREE_GIB}. Clean its work directory and caches."
+
+
+def _engine() -> str:
+    engine_version()
+    return ""
+
+
+def _gateways() -> str:
+    urls = os.environ.get("GATEWAYS", "").split()
+    if not urls:
+        return (
+            "the variable GATEWAYS is empty. Set it to the serving hosts' gateways, for example: http://10.0.0.7:8080 http://10.0.0.8:8080"
+        )
+    problems = []
+    for url in urls:
+        try:
+            answer = httpx.get(f"{url.rstrip('/')}/health", timeout=10)
+            if answer.status_code >= 500 and "adapters" not in answer.text:
+                problems.append(f"{url}/health answers {answer.status_code}.")
+        except httpx.HTTPError as error:
+            problems.append(f"gateway {url} cannot be reached from this runner: {error}.")
+    return " ".join(problems)
+
+
+def _github() -> str:
+    return "" if os.environ.get("GITHUB_TOKEN") else "GITHUB_TOKEN is not set. In the workflow: env: {GITHUB_TOKEN: ${{ github.token }}}"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "bucket": _bucket_read,
+    "candidates-write": _candidates_write,
+    "releases-write": _releases_write,
+    "gpu": _gpu,
+    "disk": _disk,
+    "engine": _engine,
+    "gateways": _gateways,
+    "github": _github,
+}
+
+
+def missing(needed: list[str]) -> list[str]:
+    """What of the needed things is not there, each with what to do; empty if all is well.
+
+    Raises:
+        UsageError: a need that is not known.
+    """
+    if unknown := [need for need in needed if need not in CHECKS]:
+        raise UsageError(f"--need {unknown[0]}: expected one of {', '.join(CHECKS)}.")
+    problems = []
+    for need in needed:
+        try:
+            problem = CHECKS[need]()
+        except AdapterOpsError as error:
+            problem = str(error)
+        if problem:
+            problems.append(f"{need}: {problem} See {_DOCUMENT}.")
+    return problems

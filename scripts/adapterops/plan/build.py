@@ -1,0 +1,206 @@
+"""The plan of a pull request: `configs/schemas/plan.json`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adapterops.errors import RejectedError, UsageError
+from adapterops.gitops.candidates import Candidate, find_candidate
+from adapterops.plan.estimate import PRICING, cap_usd, estimate
+from adapterops.plan.keys import Keys, adapter_keys, adapter_names
+from adapterops.plan.rules import is_rule, plugin_of, rule_changes
+from adapterops.plan.tree import TAKEN, changed_paths, entries, extract, merged_tree, problems_of, takeable
+from adapterops.store.objects import ObjectStore
+
+BUDGET_LABEL = "gpu-budget-approved"
+
+
+def build_plan(
+    base: str,
+    head: str,
+    repository: Path,
+    store: ObjectStore | None,
+    *,
+    fork: bool = False,
+    labels: Collection[str] = (),
+) -> dict[str, Any]:
+    """What has to be computed before `head` may be merged into `base`.
+
+    Args:
+        base: commit of the default branch; its code runs here.
+        head: exact head commit of the pull request.
+        repository: a clone that has both.
+        store: where candidates lie; None takes everything as missing.
+        fork: the pull request comes from a fork.
+        labels: of the pull request.
+
+    Returns:
+        A document of the schema `plan`.
+
+    Raises:
+        UsageError: the default branch's own settings are broken.
+        InfrastructureError: git or the store.
+    """
+    plan: dict[str, Any] = {
+        "schema": "plan/v1",
+        "base": base,
+        "head": head,
+        "tree": None,
+        "fork": fork,
+        "verdict": "PROCEED",
+        "reason": "",
+        "problems": [],
+        "changes": classify([]),
+        "rules": [],
+        "gpu": {"allowed": False, "reason": ""},
+        "budget": {"usd": None, "cap_usd": None, "approved": BUDGET_LABEL in labels},
+        "adapters": [],
+        "validate": [],
+        "train": [],
+    }
+    problems: list[str] = plan["problems"]
+    try:
+        tree = plan["tree"] = merged_tree(base, head, repository)
+    except RejectedError as error:
+        problems.append(str(error))
+        return _conclude(plan)
+    changed = changed_paths(f"{base}^{{tree}}", tree, repository)
+    plan["changes"] = classify(changed)
+    problems += problems_of(entries(tree, repository, *TAKEN), entries(base, repository, *TAKEN))
+    if problems:
+        return _conclude(plan)
+    with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
+        before, after = Path(scratch).resolve() / "base", Path(scratch).resolve() / "pull-request"
+        extract(base, base, repository, before)
+        extract(tree, base, repository, after)
+        plan["rules"] = [asdict(change) for change in rule_changes(changed, before, after)]
+        if plugin_of(after) != plugin_of(before):
+            problems.append(
+                "configs/data_policy.yaml: limits.name_plugin names code to run. It changes in a pull request of its own that "
+                "adds this code below scripts/, and takes effect after the merge."
+            )
+        plan["adapters"] = _adapters(before, after, store, problems)
+        plan["budget"]["cap_usd"] = cap_usd(before)
+    return _conclude(plan)
+
+
+def classify(paths: list[str]) -> dict[str, list[str]]:
+    """Paths by what they can do: train on, judge by, set, run, or only be read."""
+    kinds: dict[str, list[str]] = {"data": [], "rules": [], "settings": [], "code": [], "documents": []}
+    for path in paths:
+        if is_rule(path):
+            kinds["rules"].append(path)
+        elif path.endswith(".md") or path.startswith("docs/"):
+            kinds["documents"].append(path)
+        elif takeable(path):
+            kinds["data" if path.startswith("data/") else "settings"].append(path)
+        else:
+            kinds["code"].append(path)
+    return kinds
+
+
+def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for name in sorted({*adapter_names(before), *adapter_names(after)}):
+        row: dict[str, Any] = {"name": name, "training_key": None, "judgement_key": None, "digest": None, "verdict": None}
+        if name not in adapter_names(after):
+            rows.append({**row, "change": "removed", "action": "none", "minutes": 0.0, "usd": 0.0, "basis": "nothing is computed"})
+            continue
+        try:
+            keys = adapter_keys(name, after)
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        former = _keys_or_none(name, before)
+        change = _change(former, keys)
+        if change is None:
+            continue
+        known = find_candidate(store, keys.training, keys.judgement) if store else Candidate(None, None)
+        action = "train" if known.digest is None else "judge" if known.verdict is None else "reuse"
+        guess = estimate(keys, action)
+        rows.append(
+            {
+                **row,
+                "change": change,
+                "training_key": keys.training,
+                "judgement_key": keys.judgement,
+                "digest": known.digest,
+                "verdict": known.verdict,
+                "action": action,
+                **asdict(guess),
+            }
+        )
+    return rows
+
+
+def _keys_or_none(name: str, root: Path) -> Keys | None:
+    """Keys on the default branch; None for an adapter that is new, or broken there and mended by this pull request."""
+    try:
+        return adapter_keys(name, root)
+    except UsageError:
+        return None
+
+
+def _change(former: Keys | None, keys: Keys) -> str | None:
+    if former is None:
+        return "new"
+    if former.training != keys.training:
+        return "weights"
+    return "judgement" if former.judgement != keys.judgement else None
+
+
+def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
+    """Say what follows from what was found: verdict, GPU, which jobs run."""
+    adapters, problems = plan["adapters"], plan["problems"]
+    wanted = [row["name"] for row in adapters if row["action"] in ("train", "judge")]
+    costs = [row["usd"] for row in adapters]
+    budget = plan["budget"]
+    budget["usd"] = None if None in costs else round(sum(costs), 2)
+    code = plan["changes"]["code"]
+    if wanted and plan["fork"]:
+        problems.append(
+            f"{_names(wanted)} would have to be trained, and pull requests from forks get no GPU. A member of this repository "
+            "pushes the branch here, after reading it: git fetch origin pull/NUMBER/head && git push origin FETCH_HEAD:refs/heads/NAME"
+        )
+    elif wanted and code:
+        problems.append(
+            f"{_names(wanted)} would have to be trained, and this pull request changes code or trusted settings too "
+            f"({_names(code[:3])}{' …' if len(code) > 3 else ''}). Such a pull request gets CPU tests and no GPU. Split it: code in one, "
+            "data and settings in another."
+        )
+    elif wanted and budget["cap_usd"] is not None and (budget["usd"] or 0) > budget["cap_usd"] and not budget["approved"]:
+        problems.append(
+            f"predicted cost ${budget['usd']:.2f} exceeds cap_usd {budget['cap_usd']} of {PRICING}. Train on less, or have somebody with "
+            f"write access set the label `{BUDGET_LABEL}` and comment `/retrain`."
+        )
+    if not wanted:
+        plan["gpu"] = {"allowed": False, "reason": "Nothing has to be trained or judged."}
+    elif problems:
+        plan["gpu"] = {"allowed": False, "reason": "The pull request is refused as it is."}
+    else:
+        plan["gpu"] = {"allowed": True, "reason": f"{_names(wanted)}: weights or verdict are not there yet."}
+        plan["train"] = wanted
+    if not problems:
+        plan["validate"] = [row["name"] for row in adapters if row["action"] != "none"]
+    plan["verdict"] = "REFUSED" if problems else "PROCEED"
+    plan["reason"] = _reason(plan)
+    return plan
+
+
+def _reason(plan: dict[str, Any]) -> str:
+    if plan["problems"]:
+        return str(plan["problems"][0]).partition("\n")[0]
+    if plan["train"]:
+        return f"{_names(plan['train'])} gets a GPU job."
+    judged = {row["name"]: row["verdict"] for row in plan["adapters"] if row["verdict"]}
+    if judged:
+        return "Computed before: " + ", ".join(f"{name} {verdict}" for name, verdict in judged.items()) + ". Nothing is trained."
+    return "No adapter's weights or verdict depend on what changes here. Nothing is trained."
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names)

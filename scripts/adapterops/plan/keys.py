@@ -1,0 +1,72 @@
+"""The two keys of an adapter: what determines its weights, and what determines the verdict on them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterops.adapters import AdapterSpec, load_adapter
+from adapterops.documents import sha256_file, sha256_json
+from adapterops.errors import UsageError
+from adapterops.evaluate.metrics import METRIC_IDS
+from adapterops.evaluate.run import engine_version
+from adapterops.serving.config import load_serving_config
+from adapterops.train.recipe import Recipe, load_recipe, training_key
+from adapterops.yamlfile import load_yaml
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Of one adapter in one tree; equal keys mean that nothing has to be computed again.
+
+    Args:
+        spec: the adapter.
+        recipe: its recipe.
+        training: SHA-256 over what determines the weights.
+        judgement: SHA-256 over that and over what determines the verdict: evaluation rows, gates, metrics, decoding, engine.
+    """
+
+    spec: AdapterSpec
+    recipe: Recipe
+    training: str
+    judgement: str
+
+
+def adapter_names(root: Path) -> list[str]:
+    """Adapters of a tree, sorted."""
+    return sorted(path.stem for path in (root / "adapters").glob("*.yaml"))
+
+
+def adapter_keys(name: str, root: Path) -> Keys:
+    """The keys of an adapter of the tree that lies in `root`.
+
+    Raises:
+        UsageError: a file of it is missing or breaks its schema; paths are those of the repository.
+    """
+    try:
+        spec = load_adapter(name, root / "adapters")
+        recipe = load_recipe(spec.recipe)
+        training = training_key(recipe, list(spec.training_data))
+        return Keys(spec, recipe, training, sha256_json(_judgement_inputs(spec, training)))
+    except UsageError as error:
+        raise UsageError(str(error).replace(f"{root.resolve()}/", "").replace(f"{root}/", "")) from None
+
+
+def _judgement_inputs(spec: AdapterSpec, training: str) -> dict[str, Any]:
+    serving = load_serving_config(spec.serving)
+    return {
+        "training_key": training,
+        "evaluation_data": sha256_file(spec.evaluation_data),
+        "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
+        "evaluation": {key: value for key, value in asdict(spec.evaluation).items() if key != "gate"},
+        "metrics": METRIC_IDS,
+        # The CPU and the CUDA build of one version have different names; the release judges what the GPU runner computed.
+        "engine": {"version": _engine_number(), "dtype": serving.engine.dtype},
+    }
+
+
+@functools.cache
+def _engine_number() -> str:
+    return engine_version().split()[-1]

@@ -1,0 +1,249 @@
+"""Files of a pull request as data: exact commits, plain files of listed kinds in listed places, and nothing else.
+
+Nothing here checks a pull request out. The tree that `main` would have after the merge is computed from two exact commits
+(`git merge-tree --write-tree`, git 2.38), listed, judged as a whole, and only then written, blob by blob.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import subprocess
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from adapterops.documents import write_bytes
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+
+# What a pull request may bring into a trusted checkout, and as which kinds of file.
+TAKEN = {"data": {".jsonl", ".json", ".md"}, "configs": {".yaml"}, "adapters": {".yaml"}}
+# ... but these decide what may be run, loaded or spent: they always come from the trusted side.
+TRUSTED_ALONE = ("configs/schemas/", "configs/chat_templates/", "configs/base_models.yaml", "configs/pricing.yaml")
+MAX_FILE_BYTES = 512 << 20
+MAX_SETTINGS_BYTES = 256 << 10  # a YAML file
+MAX_TOTAL_BYTES = 2 << 30
+MAX_FILES = 5000
+_SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_PLAIN_NAME = re.compile(r"[\w][\w.@+=, -]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a tree.
+
+    Args:
+        path: from the root, with `/`.
+        mode: git's file mode, `100644` for a plain file.
+        blob: object id.
+        size: bytes; 0 for what has no size (a submodule).
+    """
+
+    path: str
+    mode: str
+    blob: str
+    size: int
+
+
+def git(*arguments: str, repository: Path, ok: Iterable[int] = (0,)) -> subprocess.CompletedProcess[bytes]:
+    """Run git.
+
+    Raises:
+        InfrastructureError: it ended with a code that is not in `ok`; quotes what it said.
+    """
+    # No hooks, filters or drivers of the repository's own: attributes of a pull request must not start a program.
+    command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=false", "-C", str(repository), *arguments]
+    result = subprocess.run(command, capture_output=True, check=False, env=_environment())
+    if result.returncode not in ok:
+        said = result.stderr.decode(errors="replace").strip().splitlines()
+        raise InfrastructureError(f"git {arguments[0]} failed ({result.returncode}): {said[-1] if said else 'it said nothing'}")
+    return result
+
+
+def _environment() -> dict[str, str]:
+    """With the job's token for GitHub over https: the checkout leaves no credentials behind, and no argument shows them."""
+    token, server = os.environ.get("GITHUB_TOKEN"), os.environ.get("GITHUB_SERVER_URL", "")
+    if not token or not server.startswith("https://"):
+        return {**os.environ}
+    basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
+    return {
+        **os.environ,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"http.{server}/.extraheader",
+        "GIT_CONFIG_VALUE_0": f"AUTHORIZATION: basic {basic}",
+    }
+
+
+def resolve(revision: str, repository: Path) -> str:
+    """The full id of a commit that is in the repository.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    result = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", repository=repository, ok=(0, 1, 128))
+    if result.returncode != 0:
+        raise UsageError(f"commit {revision} is not in this clone. Fetch it first: git fetch origin {revision}")
+    return result.stdout.decode().strip()
+
+
+def fetch(sha: str, repository: Path) -> None:
+    """Bring an exact commit from `origin`.
+
+    Raises:
+        UsageError: not a full commit id: a branch could move between two looks.
+        InfrastructureError: the remote does not have it, or cannot be reached.
+    """
+    if not _SHA.fullmatch(sha):
+        raise UsageError(f"{sha!r} is not a full commit id. A branch or a short id could mean another commit at the next look.")
+    present = git("cat-file", "-e", f"{sha}^{{commit}}", repository=repository, ok=(0, 1, 128))
+    if present.returncode != 0:
+        git("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "origin", sha, repository=repository)
+
+
+def merged_tree(base: str, head: str, repository: Path) -> str:
+    """The tree that `base` would have after merging `head`.
+
+    Raises:
+        RejectedError: they conflict; names the files.
+    """
+    if base == head:
+        return git("rev-parse", f"{base}^{{tree}}", repository=repository).stdout.decode().strip()
+    result = git(
+        "merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", "--end-of-options", base, head, repository=repository, ok=(0, 1)
+    )
+    tree, *conflicts = result.stdout.decode(errors="replace").rstrip("\0").split("\0")
+    if result.returncode == 1:
+        raise RejectedError(
+            f"the pull request conflicts with the default branch in {', '.join(conflicts[:5])}. Merge or rebase, resolve them, and push."
+        )
+    return tree.strip()
+
+
+def entries(tree: str, repository: Path, *directories: str) -> dict[str, Entry]:
+    """Every file of a tree below the directories (all without any), by path."""
+    listing = git("ls-tree", "-r", "-z", "-l", "--full-tree", tree, "--", *directories, repository=repository).stdout
+    found = {}
+    for line in filter(None, listing.split(b"\0")):
+        facts, _, name = line.partition(b"\t")
+        mode, _, blob, size = facts.decode().split()
+        path = name.decode("utf-8", errors="surrogateescape")
+        found[path] = Entry(path, mode, blob, int(size) if size != "-" else 0)
+    return found
+
+
+def changed_paths(before: str, after: str, repository: Path) -> list[str]:
+    """Paths that differ between two trees, sorted."""
+    listing = git("diff-tree", "-r", "-z", "--name-only", "--no-renames", before, after, repository=repository).stdout
+    return sorted(name.decode("utf-8", errors="surrogateescape") for name in listing.split(b"\0") if name)
+
+
+def trusted_alone(path: str) -> bool:
+    """True for a file that a pull request never brings along, although it lies in a directory that it may change."""
+    return path.startswith(tuple(prefix for prefix in TRUSTED_ALONE if prefix.endswith("/"))) or path in TRUSTED_ALONE
+
+
+def takeable(path: str) -> bool:
+    """True for a file that is taken from a pull request."""
+    return PurePosixPath(path).parts[0] in TAKEN and not trusted_alone(path)
+
+
+def problems_of(wanted: dict[str, Entry], present: dict[str, Entry]) -> list[str]:
+    """Why the files of a pull request are not taken; empty if all is well. What is on the trusted side already is not judged again."""
+    new = [entry for path, entry in wanted.items() if takeable(path) and present.get(path) != entry]
+    problems = [problem for entry in sorted(new, key=lambda entry: entry.path) if (problem := _problem(entry))]
+    seen: dict[str, str] = {}
+    for path in sorted(wanted):
+        folded = unicodedata.normalize("NFC", path).casefold()
+        if folded in seen and (path in {entry.path for entry in new} or seen[folded] in {entry.path for entry in new}):
+            problems.append(
+                f"{_shown(path)} and {_shown(seen[folded])} differ in upper and lower case or accents only. Rename one of them."
+            )
+        seen[folded] = path
+    if len(wanted) > MAX_FILES:
+        problems.append(f"{len(wanted):,} files in {', '.join(TAKEN)}, more than {MAX_FILES:,}. Put rows into fewer files.")
+    if (total := sum(entry.size for entry in wanted.values())) > MAX_TOTAL_BYTES:
+        problems.append(f"{total:,} bytes in {', '.join(TAKEN)}, more than {MAX_TOTAL_BYTES:,}.")
+    return problems
+
+
+def _problem(entry: Entry) -> str:
+    path = PurePosixPath(entry.path)
+    shown = _shown(entry.path)
+    kinds = TAKEN[path.parts[0]]
+    if entry.mode == "120000":
+        return f"{shown} is a symbolic link. Put the file itself there."
+    if entry.mode == "160000":
+        return f"{shown} is a submodule. Put the files themselves there."
+    if entry.mode != "100644":
+        return f"{shown} has mode {entry.mode}; data and settings are plain files. Run: git update-index --chmod=-x '{shown}'"
+    if not all(_PLAIN_NAME.fullmatch(part) and part not in (".", "..") for part in path.parts):
+        return f"{shown}: names start with a letter or digit and hold letters, digits, spaces and . _ - + = @ , alone. Rename it."
+    if path.suffix not in kinds:
+        return f"{shown}: only {', '.join(sorted(kinds))} belong below {path.parts[0]}/. Move or remove it."
+    limit = MAX_SETTINGS_BYTES if path.suffix == ".yaml" else MAX_FILE_BYTES
+    if entry.size > limit:
+        return f"{shown} has {entry.size:,} bytes, more than {limit:,}. Split it."
+    return ""
+
+
+def _shown(path: str) -> str:
+    return path.encode("unicode_escape", errors="surrogateescape").decode("ascii", errors="replace") if not path.isprintable() else path
+
+
+def write_tree(wanted: dict[str, Entry], repository: Path, into: Path) -> None:
+    """Write the entries below `into`, blob by blob; the caller has judged them.
+
+    Raises:
+        InfrastructureError: git lost an object.
+    """
+    if not wanted:
+        return
+    command = ["git", "-C", str(repository), "cat-file", "--batch"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        for entry in wanted.values():
+            process.stdin.write(f"{entry.blob}\n".encode())
+            process.stdin.flush()
+            header = process.stdout.readline().decode().split()
+            if len(header) != 3 or header[1] != "blob":
+                raise InfrastructureError(f"git has no object {entry.blob} for {entry.path}. Fetch the commit whole.")
+            content = process.stdout.read(int(header[2]))
+            process.stdout.read(1)
+            write_bytes(into / entry.path, content)
+        process.stdin.close()
+
+
+def take(base: str, head: str, repository: Path, into: Path) -> str:
+    """Bring data, configs and adapters of the merge of two commits into a trusted checkout; all of it, or nothing.
+
+    Args:
+        base: commit of the default branch, whose code and trusted files stay.
+        head: exact head commit of the pull request.
+        repository: a clone that has both.
+        into: root of the trusted checkout.
+
+    Returns:
+        The id of the merged tree.
+
+    Raises:
+        RejectedError: a conflict, or files that are not taken; all of them are named.
+    """
+    tree = merged_tree(base, head, repository)
+    present, wanted = entries(base, repository, *TAKEN), entries(tree, repository, *TAKEN)
+    if problems := problems_of(wanted, present):
+        raise RejectedError("the pull request's files are not taken:\n" + "\n".join(f"  {problem}" for problem in problems))
+    write_tree({path: entry for path, entry in wanted.items() if takeable(path) and present.get(path) != entry}, repository, into)
+    for path in present.keys() - wanted.keys():
+        if takeable(path):
+            (into / path).unlink(missing_ok=True)
+    return tree
+
+
+def extract(tree: str, trusted: str, repository: Path, into: Path) -> None:
+    """Write data, configs and adapters of a (judged) tree below `into`, with the trusted side's own files from `trusted`."""
+    files = {path: entry for path, entry in entries(tree, repository, *TAKEN).items() if takeable(path)}
+    files |= {path: entry for path, entry in entries(trusted, repository, *TAKEN).items() if trusted_alone(path)}
+    write_tree({path: entry for path, entry in files.items() if entry.mode == "100644"}, repository, into)

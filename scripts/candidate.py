@@ -1,0 +1,67 @@
+"""Fetch and keep candidates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from adapterops.command import OUTPUT_PATH, command, console
+
+
+@command()
+@click.argument("action", type=click.Choice(["fetch", "keep"]))
+@click.option("--adapter", required=True, help="An adapter of adapters/, by name.")
+@click.option("--runs", type=OUTPUT_PATH, default=Path("runs"), show_default=True, help="Where runs are kept, by training key.")
+@click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
+@click.option("--commit", help="Commit that was judged, for the record.")
+@click.option("--pr", help="Pull request, for the record.")
+def main(action: str, adapter: str, runs: Path, bucket: str | None, commit: str | None, pr: str | None) -> None:
+    """Fetch what was computed before for an adapter's keys into its run directory, or keep what was computed now.
+
+    What is kept first stays: equal inputs are not trained twice, and get no second verdict.
+
+    \b
+    Example:
+      python scripts/candidate.py fetch --adapter support-demo --bucket qlora-adapters
+      python scripts/pipeline.py --adapter support-demo --until gate
+      python scripts/candidate.py keep --adapter support-demo --bucket qlora-adapters
+    """
+    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement
+    from adapterops.gitops.outputs import set_outputs
+    from adapterops.pipeline import run_directory
+    from adapterops.plan.keys import adapter_keys
+    from adapterops.schemas import ROOT
+    from adapterops.store.objects import open_store
+
+    keys = adapter_keys(adapter, ROOT)
+    run = run_directory(runs, keys.spec, keys.training)
+    store = open_store(bucket)
+    set_outputs(run=str(run))
+    if action == "fetch":
+        known = find_candidate(store, keys.training, keys.judgement)
+        if known.digest:
+            fetch_adapter(store, keys.training, run / "model")
+        if known.judgement:
+            fetch_judgement(store, known.judgement, run)
+        found = f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}" if known.digest else "nothing yet"
+        console.print(f"{adapter}: under training key {keys.training[:12]} is {found}", soft_wrap=True)
+        return
+    digest = keep_adapter(store, keys.training, run / "model")
+    console.print(f"candidates/{keys.training}: adapter {digest[:12]}", soft_wrap=True)
+    if (run / "gate_report.json").is_file():
+        source = {"commit": commit, "pr": pr, "run": _run_url()}
+        judgement = keep_judgement(store, keys, run, source)
+        said = f"verdict {judgement['verdict']}" if judgement else "the verdict is an ERROR and not kept: it may be tried again"
+        console.print(f"candidates/{keys.training}/judgements/{keys.judgement[:12]}: {said}", soft_wrap=True)
+
+
+def _run_url() -> str | None:
+    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+    server, repository, run = (os.environ.get(name) for name in names)
+    return f"{server}/{repository}/actions/runs/{run}" if server and repository and run else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Plan what a pull request needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from adapterops.command import OUTPUT_PATH, command, console
+
+
+@command()
+@click.option("--base", default="HEAD", show_default=True, help="Commit of the default branch: the checkout whose code runs.")
+@click.option("--head", required=True, help="Exact head commit of the pull request (40 hex digits); fetched from origin if missing.")
+@click.option("--output", type=OUTPUT_PATH, help="Write the plan (JSON) here.")
+@click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
+@click.option("--no-store", is_flag=True, help="Do not ask the store what is computed already (a fork's run has no access).")
+@click.option("--fork", is_flag=True, help="The pull request comes from a fork.")
+@click.option("--pull-request", type=int, help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).")
+@click.option("--gpu-for", help="Exit 1 unless this adapter gets a GPU job: the last check before one starts.")
+def main(
+    base: str, head: str, output: Path | None, bucket: str | None, no_store: bool, fork: bool, pull_request: int | None, gpu_for: str | None
+) -> int:
+    """Plan what a pull request needs: affected adapters by key, what was computed before, minutes and cost.
+
+    Exit 0 if it may proceed, 1 if it is refused; the plan says why and what to do.
+
+    \b
+    Example:
+      python scripts/plan.py --base origin/main --head $(git rev-parse HEAD) --no-store
+    """
+    from adapterops.documents import write_json
+    from adapterops.gitops.github import labels_of
+    from adapterops.gitops.outputs import annotate, set_outputs, summarize
+    from adapterops.plan.build import build_plan
+    from adapterops.plan.present import plan_markdown, print_plan
+    from adapterops.plan.tree import fetch, resolve
+    from adapterops.schemas import ROOT
+    from adapterops.store.objects import open_store
+
+    fetch(head, ROOT)
+    plan = build_plan(resolve(base, ROOT), head, ROOT, None if no_store else open_store(bucket), fork=fork, labels=labels_of(pull_request))
+    if output:
+        write_json(output, plan, "plan")
+    print_plan(plan, console)
+    summarize(plan_markdown(plan))
+    for problem in plan["problems"]:
+        annotate("error", "plan", problem)
+    set_outputs(
+        base=plan["base"],
+        validate=json.dumps(plan["validate"]),
+        train=json.dumps(plan["train"]),
+        judged=json.dumps([row["name"] for row in plan["adapters"] if row["action"] == "reuse"]),
+        code=json.dumps(bool(plan["changes"]["code"])),
+        rules=json.dumps(bool(plan["rules"])),
+    )
+    if gpu_for:
+        allowed = gpu_for in plan["train"] or gpu_for in {row["name"] for row in plan["adapters"] if row["action"] == "reuse"}
+        return 0 if allowed and plan["verdict"] == "PROCEED" else 1
+    return 0 if plan["verdict"] == "PROCEED" else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The week's routine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from adapterops.command import OUTPUT_PATH, command, console
+
+
+@command()
+@click.argument("what", type=click.Choice(["data", "plan", "review"]))
+@click.option("--output", type=OUTPUT_PATH, default=Path("reports"), show_default=True, help="Where `data` puts its reports.")
+@click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
+@click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
+def main(what: str, output: Path, name: str | None, bucket: str | None) -> int:
+    """Do a day's work of the week: `data` reports on every adapter's data, `plan` names those without a verdict, `review` opens the issue.
+
+    \b
+    Example:
+      python scripts/weekly.py data --output reports
+    """
+    if what == "data":
+        return _data(output)
+    if what == "plan":
+        return _plan(bucket)
+    return _review(name, bucket)
+
+
+def _data(output: Path) -> int:
+    from adapterops.plan.keys import adapter_names
+    from adapterops.schemas import ROOT
+
+    codes = []
+    for adapter in adapter_names(ROOT):
+        validate = [sys.executable, str(ROOT / "scripts" / "validate_data.py"), "--adapter", adapter, "--format", "github"]
+        codes.append(subprocess.run([*validate, "--output", str(output / f"{adapter}.json")], check=False).returncode)
+    return max(codes, default=0)
+
+
+def _waiting(bucket: str | None) -> list[str]:
+    """Adapters of the checkout whose keys have no verdict in the store."""
+    from adapterops.gitops.candidates import find_candidate
+    from adapterops.plan.keys import adapter_keys, adapter_names
+    from adapterops.schemas import ROOT
+    from adapterops.store.objects import open_store
+
+    store = open_store(bucket)
+    keys = [adapter_keys(adapter, ROOT) for adapter in adapter_names(ROOT)]
+    return [key.spec.name for key in keys if find_candidate(store, key.training, key.judgement).judgement is None]
+
+
+def _plan(bucket: str | None) -> int:
+    from adapterops.gitops.outputs import set_outputs
+
+    waiting = _waiting(bucket)
+    set_outputs(train=json.dumps(waiting))
+    console.print(f"without a verdict: {', '.join(waiting) or 'none'}")
+    return 0
+
+
+def _review(name: str | None, bucket: str | None) -> int:
+    from adapterops.gitops.github import repository
+    from adapterops.gitops.notes import review_issue
+    from adapterops.plan.keys import adapter_names
+    from adapterops.schemas import ROOT
+    from adapterops.store.channels import history
+    from adapterops.store.objects import open_store
+
+    store, today = open_store(bucket), datetime.datetime.now(datetime.UTC)
+    since = (today - datetime.timedelta(days=7)).isoformat()
+    histories = {adapter: [one for one in history(store, adapter) if one.updated_at >= since] for adapter in adapter_names(ROOT)}
+    year, week, _ = today.isocalendar()
+    title = f"Weekly review {year}-W{week:02d}"
+    waiting = [f"{adapter}: no verdict for its keys on main" for adapter in _waiting(bucket)]
+    with repository(name) as repo:
+        present = [issue for issue in repo.get_issues(state="open") if issue.user.type == "Bot" and issue.title == title]
+        body = review_issue(histories, waiting)
+        for issue in present:
+            issue.edit(body=body)
+        issue = present[0] if present else repo.create_issue(title=title, body=body)
+        console.print(issue.html_url)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The plan: which adapters a pull request affects, what is known already, and what is refused before a GPU is asked."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from adapterops.gitops.candidates import Candidate
+from adapterops.plan import build
+from adapterops.plan.estimate import Estimate
+from adapterops.plan.present import plan_markdown
+from adapterops.schemas import schema_problems
+from repositories import EVALUATION, ROWS, jsonl, with_adapters
+
+UNKNOWN = Candidate(None, None)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return with_adapters(tmp_path)
+
+
+@pytest.fixture
+def plan(repository, monkeypatch):
+    """`plan(changes, known=None, **options)`: the plan of a pull request with these changes."""
+
+    def make(changes, known=UNKNOWN, **options):
+        monkeypatch.setattr(build, "find_candidate", lambda *_: known)
+        head = repository.branch(f"pull-{len(repository.git('branch').splitlines())}", changes)
+        document = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, object(), **options)
+        assert schema_problems(document, "plan") == []
+        return document
+
+    return make
+
+
+def judged(verdict):
+    return Candidate("a" * 64, {"verdict": verdict})
+
+
+def more_rows():
+    return {"data/training/support.jsonl": jsonl([*ROWS, {**ROWS[0], "id": "row-9", "instruction": "Is there anything new about it?"}])}
+
+
+def test_documents_affect_nothing(plan):
+    document = plan({"README.md": "other\n", "docs/new.md": "text\n"})
+    assert document["verdict"] == "PROCEED"
+    assert document["adapters"] == document["train"] == document["validate"] == []
+    assert document["reason"] == "No adapter's weights or verdict depend on what changes here. Nothing is trained."
+
+
+def test_changed_data_trains_the_adapter_that_uses_it_and_no_other(plan):
+    document = plan(more_rows())
+    assert [(row["name"], row["change"], row["action"]) for row in document["adapters"]] == [("support", "weights", "train")]
+    assert document["train"] == document["validate"] == ["support"]
+    assert document["gpu"]["allowed"]
+
+
+def test_a_comment_in_a_recipe_affects_nothing(plan, repository):
+    recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
+    assert plan({"configs/qlora/smollm2-135m.yaml": "# a new remark\n" + recipe})["adapters"] == []
+
+
+def test_a_recipe_affects_every_adapter_that_uses_it(plan, repository):
+    recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
+    document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "seed: 43")})
+    assert document["train"] == ["billing", "support"]
+
+
+def test_what_was_computed_before_is_not_computed_again(plan):
+    document = plan(more_rows(), judged("PASS"))
+    assert document["train"] == []
+    assert document["adapters"][0]["action"] == "reuse"
+    assert document["reason"] == "Computed before: support PASS. Nothing is trained."
+    assert not document["gpu"]["allowed"]
+
+
+def test_weights_without_a_verdict_are_judged(plan):
+    document = plan(more_rows(), Candidate("a" * 64, None))
+    assert (document["train"], document["adapters"][0]["action"]) == (["support"], "judge")
+
+
+def test_a_new_adapter_is_trained_and_a_removed_one_is_not(plan, repository):
+    spec = (repository.path / "adapters/support.yaml").read_text().replace("name: support", "name: returns")
+    document = plan({"adapters/returns.yaml": spec, "adapters/billing.yaml": None})
+    assert [(row["name"], row["change"], row["action"]) for row in document["adapters"]] == [
+        ("billing", "removed", "none"),
+        ("returns", "new", "train"),
+    ]
+
+
+def test_code_alone_gets_no_gpu_and_is_not_refused(plan):
+    document = plan({"scripts/quality_gate.py": "print('PASS')\n"})
+    assert (document["verdict"], document["train"], document["changes"]["code"]) == ("PROCEED", [], ["scripts/quality_gate.py"])
+    assert "The scripts that judge are those of the default branch" in plan_markdown(document)
+
+
+@pytest.mark.parametrize(
+    "path", ["scripts/quality_gate.py", ".github/workflows/train.yaml", "requirements.in", "configs/base_models.yaml", "conftest.py"]
+)
+def test_code_and_data_together_are_refused_with_what_to_do(plan, path):
+    document = plan({**more_rows(), path: "# changed\n"})
+    assert document["verdict"] == "REFUSED"
+    assert document["train"] == document["validate"] == []
+    assert "Split it" in document["reason"]
+
+
+def test_a_fork_gets_no_gpu(plan):
+    document = plan(more_rows(), fork=True)
+    assert (document["verdict"], document["train"]) == ("REFUSED", [])
+    assert "pull requests from forks get no GPU" in document["reason"]
+    assert plan({"README.md": "x\n"}, fork=True)["verdict"] == "PROCEED"
+
+
+class TestBudget:
+    @pytest.fixture(autouse=True)
+    def prices(self, monkeypatch):
+        monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+
+    @pytest.fixture
+    def capped(self, repository):
+        repository.commit({"configs/pricing.yaml": "cap_usd: 5\n"})
+
+    @pytest.mark.usefixtures("capped")
+    def test_over_the_cap_is_refused(self, plan):
+        document = plan(more_rows())
+        assert document["verdict"] == "REFUSED"
+        assert document["budget"] == {"usd": 8.0, "cap_usd": 5, "approved": False}
+        assert "`gpu-budget-approved`" in document["reason"]
+
+    @pytest.mark.usefixtures("capped")
+    def test_the_label_lets_it_pass(self, plan):
+        assert plan(more_rows(), labels={"gpu-budget-approved", "data"})["train"] == ["support"]
+
+    @pytest.mark.usefixtures("capped")
+    def test_a_pull_request_cannot_raise_its_own_cap(self, plan):
+        document = plan({**more_rows(), "configs/pricing.yaml": "cap_usd: 500\n"})
+        assert (document["verdict"], document["budget"]["cap_usd"]) == ("REFUSED", 5)
+
+
+def test_unknown_cost_is_said_and_not_guessed(plan):
+    row = plan(more_rows())["adapters"][0]
+    assert (row["minutes"], row["usd"]) == (None, None)
+    assert row["basis"].startswith("unknown")
+
+
+class TestRules:
+    def test_a_lowered_bar_opens_the_comment(self, plan, repository):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        document = plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.10")})
+        assert document["rules"] == [
+            {"file": "configs/quality_gate.demo.yaml", "setting": "gates.safety_refusal.min", "old": "0.8", "new": "0.1", "weaker": True}
+        ]
+        opening = plan_markdown(document).splitlines()
+        assert opening[0] == "### ⚠️ This pull request changes the rules that it is judged by"
+        assert "0.8 → 0.1 | **lower bar**" in opening[4]
+        assert document["train"] == ["billing", "support"]  # both are judged anew
+
+    def test_a_removed_gate_is_a_lower_bar(self, plan, repository):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        document = plan({"configs/quality_gate.demo.yaml": gates[: gates.index("  throughput_tokens_per_sec")]})
+        assert [(row["setting"], row["new"], row["weaker"]) for row in document["rules"]] == [
+            ("gates.throughput_tokens_per_sec.min", None, True)
+        ]
+
+    def test_another_gate_file_is_a_changed_rule(self, plan, repository):
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        document = plan({"adapters/support.yaml": spec.replace("quality_gate.demo.yaml", "quality_gate.yaml")})
+        assert [(row["setting"], row["weaker"]) for row in document["rules"]] == [("evaluation.gate", None)]
+
+    def test_fewer_evaluation_rows_are_a_lower_bar(self, plan):
+        document = plan({"data/eval/support.jsonl": jsonl(EVALUATION[:1])})
+        assert [(row["setting"], row["weaker"]) for row in document["rules"]] == [("rows", True)]
+        assert document["adapters"][0]["change"] == "judgement"
+
+    def test_a_policy_cannot_name_code_to_run(self, plan, repository):
+        policy = (repository.path / "configs/data_policy.yaml").read_text()
+        document = plan({**more_rows(), "configs/data_policy.yaml": policy.replace("name_plugin: null", "name_plugin: os:system")})
+        assert document["verdict"] == "REFUSED"
+        assert "name_plugin names code to run" in document["reason"]
+
+
+def test_a_broken_recipe_is_refused_with_its_line(plan, repository):
+    recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
+    document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "sede: 42")})
+    assert document["verdict"] == "REFUSED"
+    assert "configs/qlora/smollm2-135m.yaml:6: unknown key `sede`. Did you mean `seed`?" in document["problems"][0]
+    assert str(repository.path) not in json.dumps(document)
+
+
+def test_a_link_is_refused_before_anything_is_read(plan, repository):
+    head = repository.path / "data/training/support.jsonl"
+    head.unlink()
+    head.symlink_to("/etc/passwd")
+    document = plan({})
+    assert "is a symbolic link" in document["reason"]
+    assert document["adapters"] == []
+
+
+def test_a_conflict_is_refused(plan, repository):
+    repository.git("switch", "-q", "-c", "mine")
+    head = repository.commit({"data/training/support.jsonl": jsonl(ROWS[:2])})
+    repository.git("switch", "-q", "main")
+    repository.commit({"data/training/support.jsonl": jsonl(ROWS[:1])})
+    document = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
+    assert (document["tree"], document["verdict"]) == (None, "REFUSED")
+
+
+def test_names_from_a_pull_request_are_no_markup(plan):
+    markdown = plan_markdown(plan({"data/eval/@team<!--|`.jsonl": "{}\n"}))
+    assert all(mark not in markdown for mark in ("@team", "<!--"))
+
+
+def test_the_command_writes_outputs_for_later_jobs(repository, tmp_path, monkeypatch):
+    import plan as script
+    from adapterops import schemas
+
+    monkeypatch.setattr(schemas, "ROOT", repository.path)
+    for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    head = repository.branch("data", more_rows())
+    output = tmp_path / "plan.json"
+    arguments = ["--head", head, "--no-store", "--output", str(output)]
+    result = CliRunner().invoke(script.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(output.read_text())["train"] == ["support"]
+    assert '\n["support"]\n' in (tmp_path / "GITHUB_OUTPUT").read_text()
+    assert "support | weights" in (tmp_path / "GITHUB_STEP_SUMMARY").read_text()
+    assert CliRunner().invoke(script.main, [*arguments, "--gpu-for", "support"]).exit_code == 0
+    assert CliRunner().invoke(script.main, [*arguments, "--gpu-for", "billing"]).exit_code == 1
+    refused = CliRunner().invoke(script.main, [*arguments, "--fork", "--gpu-for", "support"])
+    assert refused.exit_code == 1
+    assert "::error title=plan::support would have to be trained" in refused.output

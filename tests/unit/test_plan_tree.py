@@ -1,0 +1,156 @@
+"""A pull request is data: what of it reaches a trusted checkout, and what never does."""
+
+import os
+
+import pytest
+
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.plan import tree
+from repositories import ROWS, jsonl, with_adapters
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return with_adapters(tmp_path)
+
+
+def take(repository, head):
+    """As a workflow does: into the checkout of `main`."""
+    return tree.take(repository.git("rev-parse", "main"), head, repository.path, repository.path)
+
+
+def refusal(repository, head):
+    before = repository.git("status", "--porcelain")
+    with pytest.raises(RejectedError) as error:
+        take(repository, head)
+    assert repository.git("status", "--porcelain") == before  # all or nothing
+    return str(error.value)
+
+
+def commit_raw(repository, mode, path, content=b"../../etc/passwd"):
+    """A commit with any mode and any name, as a hostile client can make it."""
+    blob = repository.git("hash-object", "-w", "--stdin", input=content.decode())
+    if mode == "160000":
+        blob = repository.git("rev-parse", "HEAD")
+    repository.git("update-index", "--add", "--replace", "--cacheinfo", f"{mode},{blob},{path}")
+    written = repository.git("write-tree")
+    repository.git("reset", "-q", "--hard")
+    return repository.git("commit-tree", written, "-p", "main", "-m", "hostile")
+
+
+def test_data_and_settings_are_taken_and_code_is_not(repository):
+    head = repository.branch(
+        "mixed",
+        {
+            "data/training/support.jsonl": jsonl(ROWS[:2]),
+            "configs/qlora/new.yaml": "a: 1\n",
+            "scripts/quality_gate.py": "print('PASS')\n",
+            "README.md": "changed\n",
+            "Makefile": "all:\n",
+        },
+    )
+    take(repository, head)
+    assert (repository.path / "data/training/support.jsonl").read_text() == jsonl(ROWS[:2])
+    assert (repository.path / "configs/qlora/new.yaml").is_file()
+    assert repository.git("status", "--porcelain").split() == ["M", "data/training/support.jsonl", "??", "configs/qlora/new.yaml"]
+
+
+@pytest.mark.parametrize("path", ["configs/schemas/training_row.json", "configs/base_models.yaml", "configs/chat_templates/smollm2.jinja"])
+def test_what_decides_over_running_and_loading_stays_that_of_main(repository, path):
+    content = (repository.path / path).read_text()
+    head = repository.branch("lower", {path: content + "\n"})
+    take(repository, head)
+    assert (repository.path / path).read_text() == content
+
+
+def test_a_deleted_file_is_deleted(repository):
+    head = repository.branch("delete", {"adapters/billing.yaml": None})
+    take(repository, head)
+    assert not (repository.path / "adapters/billing.yaml").exists()
+
+
+def test_the_merge_is_taken_not_the_branch_alone(repository):
+    head = repository.branch("old", {"data/training/support.jsonl": jsonl(ROWS[:2])})
+    repository.commit({"data/training/billing.jsonl": jsonl(ROWS[:3])})
+    take(repository, head)
+    assert (repository.path / "data/training/billing.jsonl").read_text() == jsonl(ROWS[:3])
+    assert (repository.path / "data/training/support.jsonl").read_text() == jsonl(ROWS[:2])
+
+
+def test_a_conflict_is_named(repository):
+    head = repository.branch("mine", {"data/training/support.jsonl": jsonl(ROWS[:2])})
+    repository.commit({"data/training/support.jsonl": jsonl(ROWS[:1])})
+    assert "conflicts with the default branch in data/training/support.jsonl" in refusal(repository, head)
+
+
+@pytest.mark.parametrize(
+    ("mode", "path", "said"),
+    [
+        ("120000", "data/training/support.jsonl", "is a symbolic link"),
+        ("120000", "data/training", "is a symbolic link"),
+        ("160000", "data/rows", "is a submodule"),
+        ("100755", "data/training/run.jsonl", "git update-index --chmod=-x"),
+        ("100644", "data/training/model.pkl", "only .json, .jsonl, .md belong below data/"),
+        ("100644", "configs/evil.py", "only .yaml belong below configs/"),
+        ("100644", "adapters/sitecustomize.py", "only .yaml belong below adapters/"),
+        ("100644", "configs/.hidden.yaml", "Rename it"),
+        ("100644", "data/training/-rf.jsonl", "Rename it"),
+        ("100644", "data/training/\x1b[2J.jsonl", "Rename it"),
+        ("100644", "data/training/$(id).jsonl", "Rename it"),
+        ("100644", "data/training/SUPPORT.jsonl", "upper and lower case"),
+    ],
+)
+def test_what_is_not_a_plain_listed_file_is_refused(repository, mode, path, said):
+    message = refusal(repository, commit_raw(repository, mode, path))
+    assert said in message
+    assert "\x1b" not in message
+
+
+def test_every_refused_file_is_named_at_once(repository):
+    head = repository.branch("two", {"data/a.pkl": "x", "data/b.exe": "x"})
+    assert all(name in refusal(repository, head) for name in ("data/a.pkl", "data/b.exe"))
+
+
+def test_sizes_and_counts_are_bounded(repository, monkeypatch):
+    monkeypatch.setattr(tree, "MAX_SETTINGS_BYTES", 200_000)
+    monkeypatch.setattr(tree, "MAX_FILE_BYTES", 1000)
+    head = repository.branch("big", {"data/training/big.jsonl": "x" * 1001, "configs/qlora/big.yaml": "#" * 200_001})
+    message = refusal(repository, head)
+    assert "data/training/big.jsonl has 1,001 bytes, more than 1,000" in message
+    assert "configs/qlora/big.yaml has 200,001 bytes" in message
+    monkeypatch.setattr(tree, "MAX_FILES", 3)
+    assert "more than 3" in refusal(repository, head)
+    monkeypatch.setattr(tree, "MAX_TOTAL_BYTES", 10)
+    assert "more than 10." in refusal(repository, head)
+
+
+def test_korean_names_are_plain_names(repository):
+    take(repository, repository.branch("korean", {"data/training/고객 지원.jsonl": jsonl(ROWS)}))
+    assert (repository.path / "data/training/고객 지원.jsonl").is_file()
+
+
+def test_nothing_that_the_repository_configures_is_run(repository, tmp_path):
+    """A merge driver or filter named by a pull request's .gitattributes could start a program, were it configured."""
+    marker = tmp_path / "ran"
+    repository.git("config", "merge.evil.driver", f"touch {marker}")
+    repository.git("config", "filter.evil.smudge", f"touch {marker}")
+    head = repository.branch("evil", {".gitattributes": "* merge=evil filter=evil\n", "data/training/support.jsonl": jsonl(ROWS[:2])})
+    take(repository, head)
+    assert not marker.exists()
+
+
+def test_only_an_exact_commit_is_fetched(repository):
+    for name in ("main", "HEAD", "abc1234", "--upload-pack=touch /tmp/x", "refs/heads/main"):
+        with pytest.raises(UsageError, match="not a full commit id"):
+            tree.fetch(name, repository.path)
+
+
+def test_a_commit_is_fetched_from_the_remote(repository, tmp_path):
+    head = repository.branch("away", {"data/training/support.jsonl": jsonl(ROWS[:2])})
+    repository.git("push", "-q", "origin", "away")
+    fresh = tmp_path / "fresh"
+    os.system(f"git clone -q --single-branch -b main {repository.remote} {fresh}")
+    tree.fetch(head, fresh)
+    assert tree.resolve(head, fresh) == head
+    with pytest.raises(InfrastructureError, match="git fetch failed"):
+        tree.fetch("0" * 40, fresh)
