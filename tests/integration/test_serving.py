@@ -26,6 +26,7 @@ from adapterops.serving.deploy import deploy
 from adapterops.store.channels import change_channel, promote, read_channel
 from adapterops.store.objects import open_store
 from adapterops.store.releases import adapter_digest, publish
+from adapterops.store.signing import Signer, make_key_pair
 from processes import environment, free_port
 
 pytestmark = pytest.mark.integration
@@ -50,6 +51,8 @@ def settings(serving_config, tmp_path_factory):
     values = yaml.safe_load((ROOT / "configs/serving.demo.yaml").read_text())
     values["adapters"] = ADAPTERS
     values["store"]["bucket"] = BUCKET
+    make_key_pair(directory / "signing.pem", directory / "signing.pub.pem")
+    values["store"]["signed_by"] = {"public_key": str(directory / "signing.pub.pem")}
     values["engine"]["port"] = serving_config.engine.port
     values["gateway"]["port"] = free_port()
     values["reconciler"]["interval_s"] = 0.5
@@ -57,7 +60,8 @@ def settings(serving_config, tmp_path_factory):
     path = directory / "serving.yaml"
     path.write_text(yaml.safe_dump(values))
     gateway = f"http://127.0.0.1:{values['gateway']['port']}"
-    return {"path": path, "gateway": gateway, "log": directory / "host.log", "state": directory / "state"}
+    signer = Signer(directory / "signing.pem")
+    return {"path": path, "gateway": gateway, "log": directory / "host.log", "state": directory / "state", "signer": signer}
 
 
 def health(gateway):
@@ -112,7 +116,7 @@ def host(settings, engine, store):
 
 
 @pytest.fixture(scope="module")
-def release(store, serving_config, random_adapter, record_probes):
+def release(store, settings, serving_config, random_adapter, record_probes):
     """`release(seed)` publishes an adapter as the pipeline would; returns its digest and probes."""
 
     def make(seed, name=ADAPTER, scale=0.05, base_model=None, probes=None):
@@ -143,7 +147,7 @@ def release(store, serving_config, random_adapter, record_probes):
             "finished_at": "2026-11-23T12:00:00+00:00",
         }
         source = {"commit": None, "pr": None, "actor": None}
-        publish(store, name, directory, gate_report, manifest, source=source)
+        publish(store, name, directory, gate_report, manifest, source=source, signer=settings["signer"])
         return digest, recorded
 
     return make
@@ -313,7 +317,7 @@ def test_a_local_copy_that_rotted_is_fetched_anew(settings, engine, store, host,
 
 
 def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host, tmp_path):
-    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize"):
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize", "/ping", "/pause"):
         request = urllib.request.Request(
             host + path, b'{"lora_name": "x", "lora_path": "/x"}', {"content-type": "application/json"}, method="POST"
         )

@@ -859,15 +859,15 @@ def test_a_version_goes_from_canary_to_stable_and_back(store):
     assert roles(changed(store, stable(B))) == (B, None, 0, A)
     assert roles(changed(store, canary(C, 10))) == (B, C, 10, A)
     assert roles(changed(store, abort_canary)) == (B, None, 0, A)
-    assert roles(rolled_back(store)) == (A, None, 0, B)
-    assert read_channel(store, NAME)[0].versions == (A, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
+    assert (read_channel(store, NAME)[0].versions, read_channel(store, NAME)[0].rolled_back) == ((A,), B)
     assert [channel.generation for channel in history(store, NAME)] == list(range(1, 9))
 
 
 def test_a_rollback_ends_the_canary_too(store):
     for change in (stable(A), stable(B), canary(C, 10)):
         changed(store, change)
-    assert roles(rolled_back(store)) == (A, None, 0, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
 
 
 def test_promoting_the_stable_version_again_keeps_the_previous_one(store):
@@ -987,7 +987,7 @@ def test_a_rollback_whose_answer_is_lost_on_the_way_happens_once(front, bucket):
     for change in (stable(A), stable(B)):
         changed(store, change)
     front.faults.append(("PUT", f"channels/{NAME}.json", "answer lost"))
-    assert roles(rolled_back(store)) == (A, None, 0, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
 
 
 def test_a_rollback_that_failed_in_its_audit_entry_can_be_repeated(front, bucket):
@@ -997,14 +997,14 @@ def test_a_rollback_that_failed_in_its_audit_entry_can_be_repeated(front, bucket
     front.faults.append(("PUT", f"{NAME}/000000003.json", "denied"))
     with pytest.raises(InfrastructureError):
         rolled_back(store)
-    assert roles(rolled_back(store)) == (A, None, 0, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
 
 
 def test_two_people_that_roll_back_at_once_roll_back_once(store, bucket):
     for change in (stable(A), stable(B)):
         changed(store, change)
     overtaking = Overtaking(bucket, lambda: roll_back(store, NAME, actor="other"))
-    assert roles(rolled_back(overtaking)) == (A, None, 0, B)
+    assert roles(rolled_back(overtaking)) == (A, None, 0, None)
     assert (read_channel(store, NAME)[0].generation, read_channel(store, NAME)[0].updated_by) == (3, "other")
 
 
@@ -1015,7 +1015,20 @@ def test_a_rollback_that_is_asked_for_again_does_not_lead_back(store):
     assert rolled_back(store) == first
     assert first.reason == f"rollback from {B[:12]} to {A[:12]}"
     changed(store, stable(C))
-    assert roles(rolled_back(store)) == (A, None, 0, C)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
+
+
+def test_no_rollback_leads_back_to_the_version_that_was_left_whatever_failed_since(store):
+    for change in (stable(A), stable(B)):
+        changed(store, change)
+    rolled_back(store)
+    changed(store, canary(C, 10))
+    changed(store, abort_canary)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
+    changed(store, canary(C, 10))
+    assert roles(rolled_back(store)) == (A, None, 0, None)  # and one that is asked for during a trial ends the trial
+    changed(store, stable(C))
+    assert (roles(rolled_back(store)), read_channel(store, NAME)[0].rolled_back) == ((A, None, 0, None), C)
 
 
 def test_a_rollback_does_not_take_away_what_became_stable_meanwhile(store, bucket):
@@ -1241,7 +1254,7 @@ def test_a_version_is_deployed_by_command_as_canary_and_then_as_stable_and_rolle
         (first, None, 0, None),
         (first, second, 100, None),
         (second, None, 0, first),
-        (first, None, 0, second),
+        (first, None, 0, None),
     ]
 
 
