@@ -133,7 +133,7 @@ def run_pipeline(
         console.print(f"{release.uri}: {'published' if release.new else 'already published'}", soft_wrap=True)
         done("publish")
         if gateways and stage("deploy"):
-            deploy(store, name, release.digest, gateways, list(spec.steps), console)
+            deploy(store, name, release.digest, gateways, spec.rollout, console)
             done("deploy")
     return 0
 
