@@ -59,6 +59,7 @@ def up() -> None:
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "ADAPTER_BUCKET": config.bucket,
+        "SIGNING_KEY": str(signing_key()),
     }
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
@@ -183,6 +184,17 @@ def port_taken(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def signing_key() -> Path:
+    """The demo's own key pair, made once; the serving host trusts its public half (configs/serving.demo.yaml)."""
+    from adapterops.store.signing import make_key_pair
+
+    private, public = STATE / "signing.pem", STATE / "signing.pub.pem"
+    if not private.is_file() or not public.is_file():
+        STATE.mkdir(exist_ok=True)
+        make_key_pair(private, public)
+    return private
 
 
 def make_bucket(bucket: str) -> None:

@@ -27,6 +27,10 @@ def main(
 ) -> None:
     """Deploy a released adapter: canary first, then stable; or roll back. Serving hosts follow the channel by themselves.
 
+    Steps and limits come from adapters/<name>.yaml. Exit code 1: a limit was missed and the canary aborted, or nothing could be
+    decided and the rollout is paused; deploy the same version again to go on, or --abort. Where the gateways ask for keys,
+    GATEWAY_API_KEY is an operator's.
+
     \b
     Example:
       python scripts/deploy_adapter.py --adapter support-demo --version latest --bucket qlora-adapters
@@ -48,7 +52,7 @@ def main(
         abort(store, adapter, console)
     else:
         digest = find_version(store, adapter, str(version))
-        deploy(store, adapter, digest, hosts, list(spec.steps), console, timeout_s=timeout)
+        deploy(store, adapter, digest, hosts, spec.rollout, console, timeout_s=timeout)
 
 
 if __name__ == "__main__":

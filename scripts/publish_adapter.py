@@ -17,17 +17,25 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, command, conso
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 @click.option("--commit", help="Commit that this was made from, for the manifest. Default: $GITHUB_SHA.")
 @click.option("--pr", help="Pull request, for the manifest.")
-def main(adapter: str, model: Path, gate_report: Path, bucket: str | None, commit: str | None, pr: str | None) -> None:
+@click.option(
+    "--signing-key",
+    envvar="SIGNING_KEY",
+    help="Private key (PEM), or `keyless`: the identity of the GitHub Actions workflow. Default: $SIGNING_KEY, else unsigned.",
+)
+def main(
+    adapter: str, model: Path, gate_report: Path, bucket: str | None, commit: str | None, pr: str | None, signing_key: str | None
+) -> None:
     """Publish an adapter that passed its gates, as an immutable release. Serving does not change: deploy_adapter.py does that.
 
     \b
     Example:
       python scripts/publish_adapter.py --adapter support-demo --model models/support \\
-        --gate-report results/gate_report.json --bucket adapters
+        --gate-report results/gate_report.json --bucket adapters --signing-key signing.pem
     """
     from adapterops.documents import read_json
     from adapterops.store.objects import open_store
     from adapterops.store.releases import publish
+    from adapterops.store.signing import signer_from
 
     release = publish(
         open_store(bucket),
@@ -36,6 +44,7 @@ def main(adapter: str, model: Path, gate_report: Path, bucket: str | None, commi
         read_json(gate_report, "gate_report"),
         read_json(model / "train_manifest.json", "train_manifest"),
         source={"commit": commit or os.environ.get("GITHUB_SHA"), "pr": pr, "actor": os.environ.get("GITHUB_ACTOR")},
+        signer=signer_from(signing_key),
     )
     said = "published" if release.new else "already published, nothing to do"
     console.print(f"{release.uri}: {said}", soft_wrap=True)

@@ -12,10 +12,11 @@ from adapterops.command import EXISTING_FILE, command
 
 @command()
 @click.option("--config", type=EXISTING_FILE, required=True, help="Serving configuration: configs/serving*.yaml.")
-@click.option("--engine-url", help="Attach to this running vLLM (root, without /v1) instead of starting one.")
-def main(config: Path, engine_url: str | None) -> None:
+@click.option("--engine-url", multiple=True, help="Attach to this running vLLM (root, without /v1) instead of starting one; repeatable.")
+def main(config: Path, engine_url: tuple[str, ...]) -> None:
     """Run a serving host: vLLM on loopback, and a gateway that follows the channels of its adapters.
 
+    The access log goes to standard output, a line of JSON for each request; everything else to standard error.
     SIGTERM lets running answers end, then stops everything.
 
     \b
@@ -28,7 +29,7 @@ def main(config: Path, engine_url: str | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for talkative in ("httpx", "httpx2", "botocore"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    serve(load_serving_config(config), engine_url.rstrip("/").removesuffix("/v1") if engine_url else None)
+    serve(load_serving_config(config), [url.rstrip("/").removesuffix("/v1") for url in engine_url])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
@@ -30,6 +32,42 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How a release gets its traffic.
+
+    Args:
+        strategy: `canary` goes through the steps; `blue-green` gives all traffic at once and judges that; `immediate` judges nothing.
+        steps: percent of traffic, growing.
+        min_duration_s: of each step.
+        max_duration_s: of each step; undecided then, the rollout pauses.
+        min_requests: answers of the canary in each step, below which nothing is decided.
+        probes_per_s: recorded questions a second at most, where users send too few; 0 sends none.
+        confidence: of each one-sided bound.
+        limits: `error_rate` (most that it may rise), `latency_p95_ratio`, `saturation`; optionally `negative_feedback` (most that the
+            share of thumbs down may rise) and `win_rate` (least).
+    """
+
+    strategy: Literal["canary", "blue-green", "immediate"]
+    steps: tuple[int, ...]
+    min_duration_s: float
+    max_duration_s: float
+    min_requests: int
+    probes_per_s: float
+    confidence: float
+    limits: dict[str, float]
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """The steps of the strategy."""
+        return self.steps if self.strategy == "canary" else (100,)
+
+    @property
+    def judged(self) -> bool:
+        """False if nothing is asked but that every host has the version ready."""
+        return self.strategy != "immediate"
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """One adapter; every path is absolute and inside the repository."""
 
@@ -41,8 +79,7 @@ class AdapterSpec:
     evaluation_data: Path
     evaluation: Evaluation
     serving: Path
-    strategy: str
-    steps: tuple[int, ...]
+    rollout: Rollout
 
 
 def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
@@ -76,6 +113,18 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
                 problems.append(f"{setting}: {file} does not exist.")
             elif not (root / file).resolve().is_relative_to(root.resolve()):
                 problems.append(f"{setting}: {file} leads out of the repository. Links are followed and refused.")
+    rollout = spec["rollout"]
+    steps = rollout["steps"]
+    if steps != sorted(set(steps)):
+        problems.append(f"rollout.steps: {steps} does not grow. Each step gives the canary more traffic than the one before.")
+    if rollout["min_duration_s"] > rollout["max_duration_s"]:
+        problems.append("rollout.min_duration_s exceeds max_duration_s; no step could end.")
+    needed = math.ceil(math.log(1 - rollout["confidence"]) / math.log(0.95))
+    if rollout["strategy"] != "immediate" and rollout["min_requests"] < needed:
+        problems.append(
+            f"rollout.min_requests: {rollout['min_requests']} answers bound no p95 at confidence {rollout['confidence']:g}. "
+            f"At least {needed} are needed."
+        )
     if problems:
         raise UsageError("\n".join(f"{repository_path(path)}: {problem}" for problem in problems))
     return AdapterSpec(
@@ -87,6 +136,5 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         evaluation_data=root / spec["data"]["evaluation"],
         evaluation=Evaluation(**{**spec["evaluation"], "gate": root / spec["evaluation"]["gate"]}),
         serving=root / spec["serving"],
-        strategy=spec["rollout"]["strategy"],
-        steps=tuple(spec["rollout"]["steps"]),
+        rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from adapterops.serving.config import load_serving_config
 from adapterops.serving.deploy import deploy
 from adapterops.store.objects import open_store
 from adapterops.store.releases import publish
+from adapterops.store.signing import signer_from
 from adapterops.train.cached import train_once
 from adapterops.train.recipe import Recipe, load_recipe, training_key
 
@@ -125,11 +127,13 @@ def run_pipeline(
 
     if stage("publish"):
         store = open_store(bucket or _bucket(spec))
-        release = publish(store, name, model, gate_report, manifest, source={"commit": None, "pr": None, "actor": None})
+        source = {"commit": None, "pr": None, "actor": None}
+        signer = signer_from(os.environ.get("SIGNING_KEY"))
+        release = publish(store, name, model, gate_report, manifest, source=source, signer=signer)
         console.print(f"{release.uri}: {'published' if release.new else 'already published'}", soft_wrap=True)
         done("publish")
         if gateways and stage("deploy"):
-            deploy(store, name, release.digest, gateways, list(spec.steps), console)
+            deploy(store, name, release.digest, gateways, spec.rollout, console)
             done("deploy")
     return 0
 

@@ -26,7 +26,9 @@ from adapterops.serving.deploy import deploy
 from adapterops.store.channels import change_channel, promote, read_channel
 from adapterops.store.objects import open_store
 from adapterops.store.releases import adapter_digest, publish
+from adapterops.store.signing import Signer, make_key_pair
 from processes import environment, free_port
+from rollouts import QUICK, UNJUDGED
 
 pytestmark = pytest.mark.integration
 
@@ -50,6 +52,8 @@ def settings(serving_config, tmp_path_factory):
     values = yaml.safe_load((ROOT / "configs/serving.demo.yaml").read_text())
     values["adapters"] = ADAPTERS
     values["store"]["bucket"] = BUCKET
+    make_key_pair(directory / "signing.pem", directory / "signing.pub.pem")
+    values["store"]["signed_by"] = {"public_key": str(directory / "signing.pub.pem")}
     values["engine"]["port"] = serving_config.engine.port
     values["gateway"]["port"] = free_port()
     values["reconciler"]["interval_s"] = 0.5
@@ -57,7 +61,8 @@ def settings(serving_config, tmp_path_factory):
     path = directory / "serving.yaml"
     path.write_text(yaml.safe_dump(values))
     gateway = f"http://127.0.0.1:{values['gateway']['port']}"
-    return {"path": path, "gateway": gateway, "log": directory / "host.log", "state": directory / "state"}
+    signer = Signer(directory / "signing.pem")
+    return {"path": path, "gateway": gateway, "log": directory / "host.log", "state": directory / "state", "signer": signer}
 
 
 def health(gateway):
@@ -112,7 +117,7 @@ def host(settings, engine, store):
 
 
 @pytest.fixture(scope="module")
-def release(store, serving_config, random_adapter, record_probes):
+def release(store, settings, serving_config, random_adapter, record_probes):
     """`release(seed)` publishes an adapter as the pipeline would; returns its digest and probes."""
 
     def make(seed, name=ADAPTER, scale=0.05, base_model=None, probes=None):
@@ -143,7 +148,7 @@ def release(store, serving_config, random_adapter, record_probes):
             "finished_at": "2026-11-23T12:00:00+00:00",
         }
         source = {"commit": None, "pr": None, "actor": None}
-        publish(store, name, directory, gate_report, manifest, source=source)
+        publish(store, name, directory, gate_report, manifest, source=source, signer=settings["signer"])
         return digest, recorded
 
     return make
@@ -209,7 +214,7 @@ def test_a_stream_says_the_same(host, versions):
 
 def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(host, store, versions):
     (first, first_probes), (second, second_probes) = versions
-    deploy(store, ADAPTER, second, [host], [50, 100], CONSOLE, timeout_s=180)
+    deploy(store, ADAPTER, second, [host], QUICK, CONSOLE, timeout_s=180)
     assert say(host, ADAPTER, second_probes[0]["messages"]) == (second_probes[0]["output"], second[:12])
     started = time.monotonic()
     result = script("scripts/deploy_adapter.py", "--adapter", ADAPTER, "--rollback", "--gateway", host, "--bucket", BUCKET)
@@ -220,7 +225,7 @@ def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(ho
 
 def test_deploying_what_is_stable_changes_nothing(host, store, versions):
     before, _ = read_channel(store, ADAPTER)
-    deploy(store, ADAPTER, versions[0][0], [host], [100], CONSOLE, timeout_s=30)
+    deploy(store, ADAPTER, versions[0][0], [host], UNJUDGED, CONSOLE, timeout_s=30)
     assert read_channel(store, ADAPTER)[0] == before
 
 
@@ -235,7 +240,7 @@ def test_deploying_what_is_stable_changes_nothing(host, store, versions):
 def test_an_unfit_version_is_not_made_routable_and_the_deployment_aborts(host, engine, store, release, name, options, reason):
     digest, _ = release(3, name, **options)
     with pytest.raises(RejectedError, match=reason):
-        deploy(store, name, digest, [host], [10, 100], CONSOLE, timeout_s=180)
+        deploy(store, name, digest, [host], UNJUDGED, CONSOLE, timeout_s=180)
     channel, _ = read_channel(store, name)
     assert (channel.stable, channel.canary, channel.weight) == (None, None, 0)
     assert f"{name}-{digest[:12]}" not in served_models(engine)
@@ -246,7 +251,7 @@ def test_an_unfit_version_is_not_made_routable_and_the_deployment_aborts(host, e
 def test_a_recorded_answer_that_differs_is_named(host, store, random_adapter, release):
     digest, _ = release(4, "no-effect", probes=NEVER_SAID)
     with pytest.raises(RejectedError, match=r"probe 1 is answered with .* at evaluation it was 'Something it never says"):
-        deploy(store, "no-effect", digest, [host], [100], CONSOLE, timeout_s=180)
+        deploy(store, "no-effect", digest, [host], UNJUDGED, CONSOLE, timeout_s=180)
 
 
 def test_bytes_that_are_not_those_of_the_manifest_are_refused(host, settings, store, release):
@@ -256,7 +261,7 @@ def test_bytes_that_are_not_those_of_the_manifest_are_refused(host, settings, st
     content[-1] ^= 1
     boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
     with pytest.raises(InfrastructureError, match="damaged or replaced"):
-        deploy(store, "damaged", digest, [host], [100], CONSOLE, timeout_s=5)
+        deploy(store, "damaged", digest, [host], UNJUDGED, CONSOLE, timeout_s=5)
     assert not (settings["state"] / f"releases/damaged/sha256-{digest}").exists()
     assert read_channel(store, "damaged")[0].canary is None
 
@@ -307,13 +312,13 @@ def test_a_local_copy_that_rotted_is_fetched_anew(settings, engine, store, host,
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
     unload_adapter(engine, f"{ADAPTER}-{digest[:12]}")
-    deploy(store, ADAPTER, digest, [host], [100], CONSOLE, timeout_s=180)
+    deploy(store, ADAPTER, digest, [host], UNJUDGED, CONSOLE, timeout_s=180)
     assert sha256_file(weights) == before
     assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
 
 
 def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host, tmp_path):
-    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize"):
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize", "/ping", "/pause"):
         request = urllib.request.Request(
             host + path, b'{"lora_name": "x", "lora_path": "/x"}', {"content-type": "application/json"}, method="POST"
         )

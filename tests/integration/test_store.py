@@ -1,6 +1,7 @@
 """The release store against a real S3 server (moto): nothing half-published, nothing overwritten, nothing unverified served."""
 
 import base64
+import collections
 import contextlib
 import hashlib
 import http.client
@@ -35,6 +36,7 @@ from adapterops.store import channels, releases
 from adapterops.store.channels import abort_canary, change_channel, history, promote, read_channel, roll_back, start_canary
 from adapterops.store.objects import ConflictError, ObjectStore, open_store
 from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
+from rollouts import UNJUDGED
 
 pytestmark = pytest.mark.integration
 
@@ -859,15 +861,15 @@ def test_a_version_goes_from_canary_to_stable_and_back(store):
     assert roles(changed(store, stable(B))) == (B, None, 0, A)
     assert roles(changed(store, canary(C, 10))) == (B, C, 10, A)
     assert roles(changed(store, abort_canary)) == (B, None, 0, A)
-    assert roles(rolled_back(store)) == (A, None, 0, B)
-    assert read_channel(store, NAME)[0].versions == (A, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
+    assert (read_channel(store, NAME)[0].versions, read_channel(store, NAME)[0].rolled_back) == ((A,), B)
     assert [channel.generation for channel in history(store, NAME)] == list(range(1, 9))
 
 
 def test_a_rollback_ends_the_canary_too(store):
     for change in (stable(A), stable(B), canary(C, 10)):
         changed(store, change)
-    assert roles(rolled_back(store)) == (A, None, 0, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
 
 
 def test_promoting_the_stable_version_again_keeps_the_previous_one(store):
@@ -987,7 +989,7 @@ def test_a_rollback_whose_answer_is_lost_on_the_way_happens_once(front, bucket):
     for change in (stable(A), stable(B)):
         changed(store, change)
     front.faults.append(("PUT", f"channels/{NAME}.json", "answer lost"))
-    assert roles(rolled_back(store)) == (A, None, 0, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
 
 
 def test_a_rollback_that_failed_in_its_audit_entry_can_be_repeated(front, bucket):
@@ -997,14 +999,14 @@ def test_a_rollback_that_failed_in_its_audit_entry_can_be_repeated(front, bucket
     front.faults.append(("PUT", f"{NAME}/000000003.json", "denied"))
     with pytest.raises(InfrastructureError):
         rolled_back(store)
-    assert roles(rolled_back(store)) == (A, None, 0, B)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
 
 
 def test_two_people_that_roll_back_at_once_roll_back_once(store, bucket):
     for change in (stable(A), stable(B)):
         changed(store, change)
     overtaking = Overtaking(bucket, lambda: roll_back(store, NAME, actor="other"))
-    assert roles(rolled_back(overtaking)) == (A, None, 0, B)
+    assert roles(rolled_back(overtaking)) == (A, None, 0, None)
     assert (read_channel(store, NAME)[0].generation, read_channel(store, NAME)[0].updated_by) == (3, "other")
 
 
@@ -1015,7 +1017,20 @@ def test_a_rollback_that_is_asked_for_again_does_not_lead_back(store):
     assert rolled_back(store) == first
     assert first.reason == f"rollback from {B[:12]} to {A[:12]}"
     changed(store, stable(C))
-    assert roles(rolled_back(store)) == (A, None, 0, C)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
+
+
+def test_no_rollback_leads_back_to_the_version_that_was_left_whatever_failed_since(store):
+    for change in (stable(A), stable(B)):
+        changed(store, change)
+    rolled_back(store)
+    changed(store, canary(C, 10))
+    changed(store, abort_canary)
+    assert roles(rolled_back(store)) == (A, None, 0, None)
+    changed(store, canary(C, 10))
+    assert roles(rolled_back(store)) == (A, None, 0, None)  # and one that is asked for during a trial ends the trial
+    changed(store, stable(C))
+    assert (roles(rolled_back(store)), read_channel(store, NAME)[0].rolled_back) == ((A, None, 0, None), C)
 
 
 def test_a_rollback_does_not_take_away_what_became_stable_meanwhile(store, bucket):
@@ -1185,6 +1200,7 @@ class Host(ThreadingHTTPServer):
     def __init__(self, store):
         super().__init__(("127.0.0.1", 0), HostHandler)
         self.store, self.unfit, self.asked, self.looked = store, {}, lambda: None, lambda: None
+        self.counts = collections.Counter()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -1193,10 +1209,17 @@ class HostHandler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self.path == "/metrics":
+            lines = ["llm_gateway_saturation_ratio 0.1"]
+            for version, count in self.server.counts.items():
+                labels = f'adapter="{NAME}",version="{version}",origin="probe"'
+                lines += [f'llm_version_request_total{{{labels},status="200"}} {count}']
+                lines += [f'llm_version_duration_seconds_bucket{{{labels},le="{bound}"}} {count}' for bound in ("0.1", "0.11", "+Inf")]
+            return self.answer("\n".join(lines) + "\n")
         self.server.looked()
         channel, unfit = read_channel(self.server.store, NAME)[0], self.server.unfit
         ready = {f"{role}_ready": version not in unfit for role, version in (("stable", channel.stable), ("canary", channel.canary))}
-        self.answer(
+        return self.answer(
             {
                 "adapters": {
                     NAME: {"generation": channel.generation, "stable": channel.stable, "canary": channel.canary, "unfit": unfit, **ready}
@@ -1207,6 +1230,7 @@ class HostHandler(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked()
+        self.server.counts[self.headers["x-adapter-version"][:12]] += 1
         self.answer({}, {"x-adapter-version": self.headers["x-adapter-version"][:12]})
 
     def answer(self, document, headers=None):
@@ -1214,7 +1238,7 @@ class HostHandler(BaseHTTPRequestHandler):
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(json.dumps(document).encode())
+        self.wfile.write(document.encode() if isinstance(document, str) else json.dumps(document).encode())
 
 
 @pytest.fixture
@@ -1231,17 +1255,19 @@ def test_a_version_is_deployed_by_command_as_canary_and_then_as_stable_and_rolle
     newer = published(store, make_adapter(tmp_path / "newer", 2.0))
     assert deploy_command(bucket, host, "--version", release.digest[:12])[0] == 0
     code, said = deploy_command(bucket, host, "--version", newer.digest)
-    assert (code, f"generation 4: {newer.digest[:12]} is stable on 1 host" in said) == (0, True)
+    assert (code, f"generation 6: {newer.digest[:12]} is stable on 1 host" in said) == (0, True)
     code, said = deploy_command(bucket, host, "--version", newer.digest)
-    assert (code, "is the stable version already (generation 4)" in said) == (0, True)
+    assert (code, "is the stable version already (generation 6)" in said) == (0, True)
     assert deploy_command(bucket, host, "--rollback")[0] == 0
     first, second = release.digest, newer.digest
     assert [roles(channel) for channel in history(store, NAME)] == [
-        (None, first, 100, None),
+        (None, first, 0, None),
+        (None, first, 50, None),
         (first, None, 0, None),
-        (first, second, 100, None),
+        (first, second, 0, None),
+        (first, second, 50, None),
         (second, None, 0, first),
-        (first, None, 0, second),
+        (first, None, 0, None),
     ]
 
 
@@ -1291,7 +1317,7 @@ def test_a_canary_that_was_aborted_by_hand_is_not_put_on_trial_again_by_the_next
     changed(store, stable(A))
     host.asked = lambda: changed(store, abort_canary, reason="aborted by hand")
     with pytest.raises(RejectedError, match="somebody ended its trial"):
-        deploy(store, NAME, release.digest, [host.url], [10, 100], Console(), timeout_s=5)
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=5)
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
 
 
@@ -1300,7 +1326,7 @@ def test_a_canary_that_was_aborted_while_a_host_loads_it_is_not_waited_for(store
     host.looked = lambda: changed(store, abort_canary, reason="aborted by hand")
     started = time.monotonic()
     with pytest.raises(RejectedError, match=rf"{NAME} is at generation 3, in which {release.digest[:12]} is no longer canary"):
-        deploy(store, NAME, release.digest, [host.url], [100], Console(), timeout_s=60)
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=60)
     assert time.monotonic() - started < 10
 
 
@@ -1310,7 +1336,7 @@ def test_a_deployment_that_cannot_take_its_canary_back_says_so_and_why_it_failed
     host.unfit[release.digest] = "rank 2 is too much"
     host.looked = lambda: front.faults.append(("PUT", f"channels/{NAME}.json", "denied"))
     with pytest.raises(RejectedError, match="rank 2 is too much"):
-        deploy(store, NAME, release.digest, [host.url], [100], said, timeout_s=5)
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, said, timeout_s=5)
     assert f"aborting the canary {release.digest[:12]} failed: S3 bucket {bucket}" in said.export_text()
 
 

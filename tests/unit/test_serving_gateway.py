@@ -4,89 +4,17 @@ The real engine is behind it in tests/integration/test_serving.py.
 """
 
 import asyncio
-import contextlib
 import json
 import socket
 
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from gateway_host import CANARY, QUESTION, STABLE, STREAM, with_host
 
-from adapterops.serving.config import GatewaySettings
-from adapterops.serving.gateway import HostState, Metrics, make_gateway
-from adapterops.serving.routes import Route, Version
-
-STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")
-CANARY = Version("support", "b" * 64, "2026-11-02T00:00:00+00:00")
-QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}]}
-STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
-
-
-class Engine:
-    """Answers as told, and records the requests."""
-
-    def __init__(self):
-        self.requests = []
-        self.answer = lambda _: web.json_response({"object": "chat.completion", "model": "as-the-engine-says"})
-
-    async def handle(self, request):
-        body = await request.read()
-        self.requests.append((request.method, request.raw_path, request.headers.copy(), body))
-        result = self.answer(request)
-        return await result if asyncio.iscoroutine(result) else result
-
-
-class Host:
-    """A gateway with its state, and a client of it."""
-
-    def __init__(self, client, state, engine, metrics, server):
-        self.client, self.state, self.engine, self.metrics, self.server = client, state, engine, metrics, server
-
-    async def ask(self, body=QUESTION, path="/v1/chat/completions", **options):
-        data = body if isinstance(body, bytes) else json.dumps(body)
-        headers = {"content-type": "application/json", **options.pop("headers", {})}
-        async with self.client.post(path, data=data, headers=headers, **options) as answer:
-            return answer.status, answer.headers, await answer.text()
-
-    def asked(self):
-        """The models that the engine was asked for."""
-        return [json.loads(body)["model"] for *_, body in self.engine.requests]
-
-    def counted(self, **labels):
-        return self.metrics.registry.get_sample_value("llm_request_total", labels)
-
-
-@contextlib.asynccontextmanager
-async def host(route=None, **settings):
-    engine = Engine()
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", engine.handle)
-    upstream = TestServer(application)
-    await upstream.start_server()
-    state = HostState(
-        "base-model",
-        str(upstream.make_url("")).rstrip("/"),
-        engine_ready=True,
-        routes={"support": route or Route(stable=STABLE)},
-        report={"support": {"errors": []}, "other": {"errors": []}},
-    )
-    metrics = Metrics()
-    options = {"host": "127.0.0.1", "port": 0, "max_body_bytes": 1 << 20, "read_timeout_s": 5.0, **settings}
-    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))
-    await server.start_server()
-    async with aiohttp.ClientSession(base_url=server.make_url("/")) as client:
-        yield Host(client, state, engine, metrics, server)
-    await server.close()
-    await upstream.close()
-
-
-def with_host(test, **options):
-    async def main():
-        async with host(**options) as running:
-            await test(running)
-
-    asyncio.run(asyncio.wait_for(main(), 30))
+from adapterops.serving.routes import Route
+from adapterops.serving.state import Followed
+from adapterops.store.channels import Channel
 
 
 def test_the_adapter_is_rewritten_to_its_version_and_nothing_else_changes():
@@ -317,7 +245,7 @@ def test_models_lists_adapters_and_base_model_but_no_versions():
 
 def test_an_engine_that_starts_is_503_everywhere():
     async def test(gateway):
-        gateway.state.engine_ready = False
+        gateway.state.engines[0].up = False
         async with gateway.client.get("/health") as answer:
             assert (answer.status, (await answer.json())["status"]) == (503, "starting")
         for model in ("support", "base-model"):
@@ -331,7 +259,7 @@ def test_an_engine_that_is_gone_is_502():
     async def test(gateway):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            gateway.state.engine_url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+            gateway.state.engines[0].url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         status, headers, text = await gateway.ask()
         assert (status, headers["retry-after"]) == (502, "5")
         assert "engine does not answer" in json.loads(text)["error"]["message"]
@@ -346,7 +274,7 @@ def test_a_silent_engine_is_given_up():
 
     async def test(gateway):
         gateway.engine.answer = silence
-        assert (await gateway.ask())[0] == 502
+        assert (await gateway.ask())[0] == 504
 
     with_host(test, read_timeout_s=0.3)
 
@@ -425,7 +353,9 @@ def test_metrics_have_the_names_of_the_operations_guide():
     async def test(gateway):
         await gateway.ask()
         await gateway.ask({**QUESTION, "model": "x" * 1000})
-        gateway.metrics.show_routes({"support": Route(STABLE, CANARY, 10)})
+        gateway.state.channels = {"support": Followed(Channel("support", 3, STABLE.digest, CANARY.digest, 10))}
+        gateway.state.refresh()
+        gateway.metrics.show(gateway.state)
         async with gateway.client.get("/metrics") as answer:
             text = await answer.text()
         for line in (

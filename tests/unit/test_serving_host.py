@@ -8,7 +8,7 @@ from adapterops.errors import InfrastructureError
 from adapterops.schemas import ROOT
 from adapterops.serving import host
 from adapterops.serving.config import load_serving_config
-from adapterops.serving.gateway import HostState
+from adapterops.serving.state import Engine as EngineState
 
 
 class Engine:
@@ -35,14 +35,15 @@ class Engine:
 def supervise(monkeypatch, tmp_path):
     """Runs the supervisor over the given engines while `test(state, engines)` watches."""
     config = load_serving_config(ROOT / "configs/serving.demo.yaml")
-    monkeypatch.setattr(host, "_engine_log", lambda _: tmp_path / "engine.log")
+    monkeypatch.setattr(host, "_engine_log", lambda *_: tmp_path / "engine.log")
+    monkeypatch.setattr(host, "is_healthy", lambda *_: True)
 
     def run(engines, test):
         waiting = list(engines)
         monkeypatch.setattr(host, "start_engine", lambda *_, **__: waiting.pop(0))
 
         async def main():
-            state = HostState("base", "http://127.0.0.1:9")
+            state = EngineState("http://127.0.0.1:9")
             task = asyncio.create_task(host._supervise(config, state, asyncio.Event()))
             try:
                 await test(state, task)
@@ -64,10 +65,10 @@ def test_an_engine_that_ends_is_started_again_and_nothing_is_routed_meanwhile(su
     first, second = Engine(), Engine()
 
     async def test(state, _):
-        await until(lambda: state.engine_ready)
+        await until(lambda: state.up)
         first.alive = False
-        await until(lambda: not state.engine_ready)
-        await until(lambda: state.engine_ready)
+        await until(lambda: not state.up)
+        await until(lambda: state.up)
         assert first.stopped
 
     supervise([first, second], test)
@@ -78,11 +79,11 @@ def test_a_failed_restart_is_tried_again(supervise):
     first, broken, third = Engine(), Engine(healthy=False), Engine()
 
     async def test(state, _):
-        await until(lambda: state.engine_ready)
+        await until(lambda: state.up)
         first.alive = False
         await until(lambda: broken.stopped)
-        assert not state.engine_ready
-        await until(lambda: state.engine_ready)
+        assert not state.up
+        await until(lambda: state.up)
 
     supervise([first, broken, third], test)
 
@@ -91,6 +92,6 @@ def test_an_engine_that_never_came_up_ends_the_host(supervise):
     async def test(state, task):
         with pytest.raises(InfrastructureError, match="ended while starting"):
             await task
-        assert not state.engine_ready
+        assert not state.up
 
     supervise([Engine(healthy=False)], test)

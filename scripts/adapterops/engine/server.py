@@ -95,19 +95,20 @@ class EngineProcess:
         self._process.wait()
 
 
-def start_engine(config: ServingConfig, *, port: int | None = None, log: Path) -> EngineProcess:
+def start_engine(config: ServingConfig, *, port: int | None = None, log: Path, replica: int = 0) -> EngineProcess:
     """Start vLLM for the configuration's base model, with adapters loadable at run time, on loopback.
 
     Args:
         config: the serving configuration.
-        port: where it listens; None takes `engine.port`.
+        port: where it listens; None takes `engine.port`, and for a further replica the ports after it.
         log: file that its output is appended to.
+        replica: which of the host's engines; each has GPUs of its own.
 
     Raises:
         InfrastructureError: the port is taken, or the base model cannot be fetched.
         UsageError: a stop token is not in the base model's vocabulary.
     """
-    port = port or config.engine.port
+    port = port or config.engine.port + replica
     _refuse_taken_port(config.engine.host, port)
     model = base_model_directory(config.base_model)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def start_engine(config: ServingConfig, *, port: int | None = None, log: Path) -
     with log.open("ab") as out:
         offset = out.tell()
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(config)
+            command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(config, replica)
         )
     return EngineProcess(process, f"http://{config.engine.host}:{port}", log, offset, config)
 
@@ -148,7 +149,7 @@ def engine_command(config: ServingConfig, model: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *flags]
 
 
-def _environment(config: ServingConfig) -> dict[str, str]:
+def _environment(config: ServingConfig, replica: int = 0) -> dict[str, str]:
     environment = {
         **os.environ,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -170,6 +171,16 @@ def _environment(config: ServingConfig) -> dict[str, str]:
         ranks = config.engine.tensor_parallel_size
         shares = [cpus[rank::ranks] for rank in range(ranks)] if len(cpus) >= ranks else [cpus] * ranks
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in shares))
+    elif config.engine.replicas > 1:
+        width = config.engine.tensor_parallel_size
+        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        mine = range(replica * width, (replica + 1) * width)
+        if visible and len(visible) < config.engine.replicas * width:
+            raise UsageError(
+                f"engine.replicas: {config.engine.replicas} engines of {width} GPUs need more than the {len(visible)} of "
+                "CUDA_VISIBLE_DEVICES. Lower engine.replicas or engine.tensor_parallel_size."
+            )
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[number] if visible else str(number) for number in mine)
     return environment
 
 

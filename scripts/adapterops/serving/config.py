@@ -8,12 +8,21 @@ from pathlib import Path
 from adapterops.basemodels import BaseModel, find_base_model
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.store.signing import Trust
 from adapterops.yamlfile import load_yaml
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How vLLM is started; the fields are its options of the same names."""
+    """How vLLM is started; the fields are its options of the same names, but for the last five.
+
+    Args:
+        replicas: engines on this host, on ports from `port` on, each with `tensor_parallel_size` GPUs of its own.
+        cpu_kv_cache_gib: for the CPU build.
+        start_timeout_s: until it must be healthy.
+        stop_timeout_s: between SIGTERM and SIGKILL.
+        hang_timeout_s: without an answer to health checks until it is restarted.
+    """
 
     host: str
     port: int
@@ -26,19 +35,28 @@ class EngineConfig:
     gpu_memory_utilization: float
     tensor_parallel_size: int
     enforce_eager: bool
+    replicas: int
     cpu_kv_cache_gib: int
     start_timeout_s: float
     stop_timeout_s: float
+    hang_timeout_s: float
 
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """The public port, the largest request, and how long the engine may be silent."""
+    """The public port and its limits; see the comments of `configs/serving.yaml`."""
 
     host: str
     port: int
     max_body_bytes: int
+    max_in_flight: int
     read_timeout_s: float
+    request_timeout_s: float
+    drain_delay_s: float
+    drain_s: float
+    api_keys: Path | None
+    access_log: bool
+    log_prompts: bool
 
 
 @dataclass(frozen=True)
@@ -49,10 +67,17 @@ class ServingConfig:
     base_model: BaseModel
     adapters: tuple[str, ...]
     bucket: str
+    trust: Trust | None
     engine: EngineConfig
     gateway: GatewaySettings
     interval_s: float
+    keep_warm_s: float
     state_directory: Path
+
+    @property
+    def releases(self) -> Path:
+        """Where verified releases lie."""
+        return self.state_directory / "releases"
 
 
 def load_serving_config(path: Path) -> ServingConfig:
@@ -64,6 +89,7 @@ def load_serving_config(path: Path) -> ServingConfig:
     values = load_yaml(path, "serving")
     base_model = find_base_model(values["base_model"], f"{path}: base_model")
     engine = EngineConfig(**values["engine"])
+    keys = values["gateway"]["api_keys"]
     problems = []
     if engine.max_model_len > base_model.context_length:
         problems.append(
@@ -71,10 +97,17 @@ def load_serving_config(path: Path) -> ServingConfig:
         )
     if engine.max_cpu_loras < engine.max_loras:
         problems.append(f"engine.max_cpu_loras: {engine.max_cpu_loras} is below max_loras {engine.max_loras}. vLLM refuses that.")
-    if values["gateway"]["port"] == engine.port:
-        problems.append(f"gateway.port: {engine.port} is the engine's port too.")
+    if engine.port <= values["gateway"]["port"] < engine.port + engine.replicas:
+        problems.append(f"gateway.port: {values['gateway']['port']} is an engine's port too.")
+    if engine.port + engine.replicas - 1 > 65535:
+        problems.append(f"engine.replicas: {engine.replicas} engines from port {engine.port} on go beyond port 65535.")
     if base_model.name in values["adapters"]:
         problems.append(f"adapters: {base_model.name} is the base model's name. Clients could not tell the two apart.")
+    if keys is None and values["gateway"]["host"] not in ("127.0.0.1", "::1", "localhost"):
+        problems.append(
+            f"gateway.api_keys: null with gateway.host {values['gateway']['host']} lets everybody on the network ask. Make a file of keys "
+            "(scripts/api_key.py), or listen on 127.0.0.1."
+        )
     if problems:
         raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
     return ServingConfig(
@@ -82,8 +115,17 @@ def load_serving_config(path: Path) -> ServingConfig:
         base_model=base_model,
         adapters=tuple(values["adapters"]),
         bucket=values["store"]["bucket"],
+        trust=_trust(values["store"]["signed_by"]),
         engine=engine,
-        gateway=GatewaySettings(**values["gateway"]),
+        gateway=GatewaySettings(**{**values["gateway"], "api_keys": ROOT / keys if keys else None}),
         interval_s=values["reconciler"]["interval_s"],
+        keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
     )
+
+
+def _trust(signed_by: dict[str, str] | None) -> Trust | None:
+    if signed_by is None:
+        return None
+    key = signed_by.get("public_key")
+    return Trust(ROOT / key if key else None, signed_by.get("identity"), signed_by.get("issuer"))

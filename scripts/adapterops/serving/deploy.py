@@ -1,67 +1,122 @@
-"""Change what is served: write the channel, watch the hosts converge, promote or abort."""
+"""Change what is served: write the channel, watch the hosts converge, judge each step, promote or abort."""
 
 from __future__ import annotations
 
 import functools
 import time
-from typing import Any, Literal
+from typing import Any
 
-import httpx
 from rich.console import Console
 
+from adapterops.adapters import Rollout
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
+from adapterops.serving.evidence import Accumulated
+from adapterops.serving.fleet import Fleet, open_fleet, persist
+from adapterops.serving.rollout import judge_step, overall
 from adapterops.store.channels import Channel, abort_canary, change_channel, promote, read_channel, roll_back, start_canary
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import find_release
 
-_POLL_S = 0.25
+_STORE_AWAY_S = 300.0  # an outage of the store this long does not end a rollout
+
+
+class PausedError(RejectedError):
+    """The evidence decides nothing: the canary stays at its weight until somebody decides."""
 
 
 def deploy(
-    store: ObjectStore, name: str, digest: str, gateways: list[str], steps: list[int], console: Console, *, timeout_s: float = 600
+    store: ObjectStore, name: str, digest: str, gateways: list[str], rollout: Rollout, console: Console, *, timeout_s: float = 600
 ) -> Channel:
-    """Roll a release out: as canary at each step's weight, then as the stable version.
+    """Roll a release out: loaded everywhere at weight 0, then as canary at each step's weight, then as the stable version.
+
+    A rollout of this version that was paused, or whose command died, goes on at the weight it has.
 
     Args:
         store: where the channel lies.
         name: adapter name.
         digest: a published release.
         gateways: roots of the serving hosts' gateways, all of which must be ready at each step.
-        steps: percent of traffic, in order.
+        rollout: strategy, steps, limits.
         console: where progress is shown.
-        timeout_s: how long the hosts may take for each step.
+        timeout_s: how long the hosts may take to load the version.
 
     Returns:
         The channel in the end.
 
     Raises:
-        RejectedError: not published, another canary is under way, somebody ended this one meanwhile, or a host found the version
-            unfit; the canary, where it is still this one, is aborted.
+        RejectedError: not published, another canary is under way, somebody ended this one meanwhile, a host found the version unfit,
+            or a step's limit was missed; the canary, where it is still this one, is aborted.
+        PausedError: a step was inconclusive; the canary stays.
         InfrastructureError: a host or the store does not answer; the canary is aborted.
     """
     manifest = find_release(store, name, digest)
     if manifest is None:
         raise RejectedError(f"{name}: version {digest[:12]} is not published. Publish it first.")
-    found = read_channel(store, name)
-    if found and found[0].stable == digest and found[0].canary is None:
-        _await_ready(gateways, found[0], "stable", timeout_s, console)
-        _say(console, f"{name}: {digest[:12]} is the stable version already (generation {found[0].generation})")
-        return found[0]
-    try:
-        for number, weight in enumerate(steps):
-            step = functools.partial(start_canary if number == 0 else _go_on, digest=digest, weight=weight)
-            channel = change_channel(store, name, step, reason=f"canary at {weight} %")
-            _say(console, f"generation {channel.generation}: canary {digest[:12]} at {weight} %")
-            _await_ready(gateways, channel, "canary", timeout_s, console)
-            for gateway in gateways:
-                _smoke(gateway, name, digest, manifest["probes"])
-        channel = change_channel(store, name, functools.partial(_finish, digest=digest), reason="all rollout steps passed")
-    except BaseException:  # an interrupt too: traffic goes back first
-        _withdraw(store, name, digest, console)
-        raise
-    _await_ready(gateways, channel, "stable", timeout_s, console)
-    _say(console, f"generation {channel.generation}: {digest[:12]} is stable on {_hosts(gateways)}")
-    return channel
+    say = functools.partial(_say, console)
+    with open_fleet(gateways, timeout_s) as fleet:
+        found = read_channel(store, name)
+        if found and found[0].stable == digest and found[0].canary is None:
+            fleet.await_ready(found[0], "stable")
+            say(f"{name}: {digest[:12]} is the stable version already (generation {found[0].generation})")
+            return found[0]
+        try:
+            reached = found[0].weight if found and found[0].canary == digest else 0
+            channel = change_channel(store, name, functools.partial(start_canary, digest=digest, weight=reached), reason="canary is loaded")
+            say(f"generation {channel.generation}: canary {digest[:12]} at {reached} %, being loaded on {fleet}")
+            _roll_out(store, fleet, rollout, channel, manifest, console)
+            step = functools.partial(_finish, digest=digest)
+            channel = persist(lambda: change_channel(store, name, step, reason="all rollout steps passed"), _STORE_AWAY_S, say)
+        except PausedError:
+            raise
+        except BaseException:  # an interrupt too: traffic goes back first
+            _withdraw(store, name, digest, console)
+            raise
+        fleet.await_ready(channel, "stable")
+        say(f"generation {channel.generation}: {digest[:12]} is stable on {fleet}")
+        return channel
+
+
+def _roll_out(store: ObjectStore, fleet: Fleet, rollout: Rollout, channel: Channel, manifest: dict[str, Any], console: Console) -> None:
+    """The steps from the weight that the channel has.
+
+    Raises:
+        AdapterOpsError: see `deploy`.
+    """
+    name, digest, say = channel.adapter, str(channel.canary), functools.partial(_say, console)
+    fleet.await_ready(channel, "canary")
+    fleet.smoke(name, digest, manifest["probes"])
+    evidence = Accumulated(name)
+    reason = "loaded and answering"
+    for weight in [step for step in rollout.weights if step >= channel.weight]:
+        step = functools.partial(_go_on, digest=digest, weight=weight)
+        say(f"{reason}: canary to {weight} %")
+        channel = persist(lambda step=step, reason=reason: change_channel(store, name, step, reason=reason), _STORE_AWAY_S, say)  # type: ignore[misc]
+        fleet.await_ready(channel, "canary")
+        if not rollout.judged:
+            continue
+        fleet.read(evidence)  # where counting begins
+
+        def check() -> None:
+            try:
+                found = read_channel(store, name)
+            except InfrastructureError:
+                return  # the hosts serve on without the store, and so does the rollout
+            if found:
+                _check_canary(found[0], digest)
+
+        findings = judge_step(fleet, rollout, evidence, channel.stable, digest, manifest["probes"], console, check=check)
+        verdict = overall(findings)
+        for finding in findings:
+            say(f"  {finding.verdict:12} {finding.reason}")
+        missed = "; ".join(finding.reason for finding in findings if finding.verdict == verdict)
+        if verdict == "FAIL":
+            raise RejectedError(f"{name} {digest[:12]} failed at {weight} %: {missed}.")
+        if verdict == "INCONCLUSIVE":
+            raise PausedError(
+                f"{name} {digest[:12]} is paused at {weight} %: after {rollout.max_duration_s:.0f} s nothing is decided: {missed}. "
+                "The canary stays. Deploy the same version again to go on, or end it with --abort."
+            )
+        reason = f"step of {weight} % passed"
 
 
 def _go_on(channel: Channel, digest: str, weight: int) -> Channel:
@@ -96,13 +151,15 @@ def _withdraw(store: ObjectStore, name: str, digest: str, console: Console) -> N
         aborted = channel.canary == digest
         return abort_canary(channel) if aborted else channel
 
+    say = functools.partial(_say, console)
+    act = functools.partial(change_channel, store, name, change, reason="rollout failed")
     try:
-        channel = change_channel(store, name, change, reason="rollout failed")
+        channel = persist(act, _STORE_AWAY_S, lambda error: say(f"aborting the canary {digest[:12]} failed: {error}"))
     except AdapterOpsError as error:
-        _say(console, f"aborting the canary {digest[:12]} failed: {error} Repeat it with --abort.")
+        say(f"aborting the canary {digest[:12]} failed: {error} Repeat it with --abort.")
         return
     done = "canary aborted" if aborted else f"{digest[:12]} is not the canary, nothing to abort"
-    _say(console, f"generation {channel.generation}: {done}, {_stable(channel)}")
+    say(f"generation {channel.generation}: {done}, {_stable(channel)}")
 
 
 def rollback(store: ObjectStore, name: str, gateways: list[str], console: Console, *, timeout_s: float = 60) -> Channel:
@@ -112,12 +169,13 @@ def rollback(store: ObjectStore, name: str, gateways: list[str], console: Consol
         RejectedError: there is no previous version, or another version became stable meanwhile.
         InfrastructureError: the store, or a host that does not follow in time.
     """
-    started = time.monotonic()
-    channel = roll_back(store, name)
-    _say(console, f"generation {channel.generation}: {channel.reason}, {_stable(channel)}")
-    _await_ready(gateways, channel, "stable", timeout_s, console)
-    _say(console, f"serving on {_hosts(gateways)} after {time.monotonic() - started:.1f} s")
-    return channel
+    with open_fleet(gateways, timeout_s) as fleet:
+        channel = roll_back(store, name)
+        started = time.monotonic()
+        _say(console, f"generation {channel.generation}: {channel.reason}, {_stable(channel)}")
+        fleet.await_ready(channel, "stable")
+        _say(console, f"serving on {fleet} {time.monotonic() - started:.2f} s after the channel changed")
+        return channel
 
 
 def abort(store: ObjectStore, name: str, console: Console) -> Channel:
@@ -132,55 +190,5 @@ def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, markup=False)
 
 
-def _hosts(gateways: list[str]) -> str:
-    return f"{len(gateways)} host{'s' if len(gateways) != 1 else ''}"
-
-
 def _stable(channel: Channel) -> str:
     return f"stable is {channel.stable[:12]}" if channel.stable else "there is no stable version"
-
-
-def _await_ready(gateways: list[str], channel: Channel, role: Literal["stable", "canary"], timeout_s: float, console: Console) -> None:
-    name, digest = channel.adapter, str(channel.stable if role == "stable" else channel.canary)
-    deadline = time.monotonic() + timeout_s
-    with console.status(f"waiting for {_hosts(gateways)} to have {digest[:12]} ready"):
-        for gateway in gateways:
-            while True:
-                report = _health(gateway).get("adapters", {}).get(name, {})
-                if report.get(role) == digest and report.get(f"{role}_ready"):
-                    break
-                if report.get(role) == digest and digest in report.get("unfit", {}):
-                    raise RejectedError(f"{gateway}: {name} {digest[:12]}: {report['unfit'][digest]}")
-                if report.get(role) != digest and report.get("generation", 0) > channel.generation:
-                    raise RejectedError(
-                        f"{gateway}: {name} is at generation {report['generation']}, in which {digest[:12]} is no longer {role}. "
-                        f"Somebody changed the channel after generation {channel.generation}; see the audit log."
-                    )
-                if time.monotonic() > deadline:
-                    said = "; ".join(report.get("errors", [])) or f"it reports {report or 'nothing'}"
-                    raise InfrastructureError(f"{gateway} does not have {name} {digest[:12]} ready after {timeout_s:.0f} s: {said}")
-                time.sleep(_POLL_S)
-
-
-def _health(gateway: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = httpx.get(f"{gateway}/health", timeout=5).json()
-        return document
-    except (httpx.HTTPError, ValueError) as error:
-        return {"adapters": {}, "error": str(error)}
-
-
-def _smoke(gateway: str, name: str, digest: str, probes: list[dict[str, Any]]) -> None:
-    """One recorded question through the front door, to this version by name."""
-    messages = probes[0]["messages"] if probes else [{"role": "user", "content": "Hello?"}]
-    body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": 32}
-    try:
-        answer = httpx.post(f"{gateway}/v1/chat/completions", json=body, headers={"x-adapter-version": digest}, timeout=120)
-    except httpx.HTTPError as error:
-        raise InfrastructureError(f"{gateway} does not answer a request for {name}: {error}") from None
-    if answer.status_code >= 500:
-        raise InfrastructureError(
-            f"{gateway}: a request for {name} {digest[:12]} was answered with {answer.status_code}: {answer.text[:300]}"
-        )
-    if answer.status_code != 200 or answer.headers.get("x-adapter-version") != digest[:12]:
-        raise RejectedError(f"{gateway}: a request for {name} {digest[:12]} was answered with {answer.status_code}: {answer.text[:300]}")

@@ -7,83 +7,44 @@ import json
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 
 from adapterops.serving.config import GatewaySettings
+from adapterops.serving.exchange import Exchange
+from adapterops.serving.feedback import Feedback
+from adapterops.serving.forward import EngineLostError, forward
+from adapterops.serving.keys import ApiKey, ApiKeys
+from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Route, Version, choose, session_of
+from adapterops.serving.state import HostState
 
 _BODY_TIMEOUT_S = 30  # for a request to arrive; a slow sender must not hold memory for hours
-
-# Meant for one connection, not for the message (RFC 9110 §7.6.1), or set anew by each side.
-_NOT_FORWARDED = {
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
-    "content-length", "host", "date", "server",
-}  # fmt: skip
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_NOT_FOUND = "Not found. This gateway answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics."
+_NOT_FOUND = "Not found. This gateway answers /v1/chat/completions, /v1/completions, /v1/models, /v1/feedback, /health and /metrics."
+_RETRY = {"Retry-After": "5"}
 
 
-@dataclass
-class HostState:
-    """What reconciler and gateway share. The event loop is its only writer; values are replaced, not changed.
+def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics, *, capacity: int = 64) -> web.Application:
+    """The gateway's application.
 
     Args:
-        base_model: name that the base model is served under.
-        engine_url: root of the engine.
-        engine_ready: the engine answers.
-        routes: by adapter.
-        report: by adapter, what `/health` tells.
+        state: of the host.
+        settings: limits.
+        metrics: filled in here.
+        capacity: requests that one engine batches, for the saturation gauge.
+
+    Raises:
+        UsageError: the file of API keys is not what its schema says.
     """
-
-    base_model: str
-    engine_url: str
-    engine_ready: bool = False
-    routes: dict[str, Route] = field(default_factory=dict)
-    report: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-class Metrics:
-    """Prometheus metrics, named as in the operations guide; a label is never taken from a request unchecked."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.duration = Histogram(
-            "llm_inference_duration_seconds",
-            "Time from receiving a request to its last byte",
-            ["model", "adapter", "request_type"],
-            buckets=[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
-            registry=self.registry,
-        )
-        self.requests = Counter("llm_request_total", "Requests answered", ["adapter", "status"], registry=self.registry)
-        self.version = Gauge(
-            "llm_adapter_version_info",
-            "1 for each version being served",
-            ["adapter", "version", "train_date"],
-            registry=self.registry,
-        )
-        self.weight = Gauge("llm_canary_weight_percent", "Share of requests for the canary", ["adapter"], registry=self.registry)
-
-    def show_routes(self, routes: dict[str, Route]) -> None:
-        """Make version and weight gauges say what is routed now."""
-        self.version.clear()
-        self.weight.clear()
-        for adapter, route in routes.items():
-            for version in {route.stable, route.canary} - {None}:
-                self.version.labels(adapter, version.digest[:12], version.trained_at[:10]).set(1)  # type: ignore[union-attr]
-            self.weight.labels(adapter).set(route.weight if route.canary else 0)
-
-
-def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics) -> web.Application:
-    """The gateway's application."""
-    gateway = _Gateway(state, settings, metrics)
+    gateway = _Gateway(state, settings, metrics, capacity)
     application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors])
     application.router.add_post("/v1/chat/completions", gateway.complete)
     application.router.add_post("/v1/completions", gateway.complete)
+    application.router.add_post("/v1/feedback", gateway.feedback)
     application.router.add_get("/v1/models", gateway.models)
     application.router.add_get("/health", gateway.health)
     application.router.add_get("/metrics", gateway.metrics)
@@ -92,123 +53,182 @@ def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics) 
 
 
 class _Gateway:
-    def __init__(self, state: HostState, settings: GatewaySettings, metrics: Metrics) -> None:
+    def __init__(self, state: HostState, settings: GatewaySettings, metrics: Metrics, capacity: int) -> None:
         self._state = state
         self._settings = settings
         self._metrics = metrics
+        self._capacity = capacity
+        self._keys = ApiKeys(settings.api_keys)
+        self._answers = Feedback()
+        self._in_flight = 0
         self._client: aiohttp.ClientSession
 
     async def session(self, _: web.Application) -> Any:
         """One client session for the life of the application."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._settings.read_timeout_s)
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as client:
+        async with aiohttp.ClientSession(
+            timeout=timeout, connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        ) as client:
             self._client = client
             yield
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Pick a version, rewrite `model`, pass the answer through as it comes."""
-        started = time.perf_counter()
         request_id = request.headers.get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
-        adapter = "unknown"
-        status = 500
+        exchange = Exchange(request_id, "chat" if request.path.endswith("/chat/completions") else "completion")
+        self._in_flight += 1
         try:
-            body = _parse(await _read(request))
-            adapter = self._known(body)
-            version = self._version(request, body, adapter)
-            response = await self._forward(request, {**body, "model": version.engine_name if version else adapter}, version, request_id)
-            status = response.status
+            response = await self._complete(request, exchange)
             if request.transport is None or request.transport.is_closing():
-                status = 499
+                exchange.status = 499 if exchange.status < 500 else exchange.status
             return response
         except web.HTTPException as error:
-            status = error.status
+            exchange.status = error.status
             error.headers["x-request-id"] = request_id
             raise
-        except asyncio.CancelledError:
-            status = 499  # the client went away; nginx's code for it
+        except (asyncio.CancelledError, ConnectionResetError):
+            exchange.status = 499  # the client went away; nginx's code for it
             raise
         finally:
-            kind = "chat" if request.path.endswith("/chat/completions") else "completion"
-            self._metrics.requests.labels(adapter, str(status)).inc()
-            self._metrics.duration.labels(self._state.base_model, adapter, kind).observe(time.perf_counter() - started)
+            self._in_flight -= 1
+            exchange.finish(self._metrics, self._state.base_model)
+            if self._settings.access_log:
+                exchange.log()
 
-    def _known(self, body: dict[str, Any]) -> str:
+    async def _complete(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
+        key = self._admit(request)
+        exchange.key = key.name
+        if key.role == "operator" and request.headers.get("x-request-purpose") == "probe":
+            exchange.origin = "probe"
+        body = _parse(await _read(request))
+        name = self._known(body, key)
+        exchange.adapter, exchange.stream = name, body.get("stream") is True
+        version = exchange.version = self._version(request, body, name, key)
+        if self._settings.log_prompts:
+            exchange.prompt = body.get("messages", body.get("prompt"))
+        engines = [engine for engine in self._state.engines if engine.has(version)]
+        if not engines:
+            raise _error(503, "The engine is not ready.", _RETRY)
+        headers = {"content-type": "application/json", "x-request-id": exchange.request_id}
+        if "accept" in request.headers:
+            headers["accept"] = request.headers["accept"]
+        if version:
+            body["model"] = version.engine_name
+            self._answers.remember(key.name, exchange.request_id, version)
+        raw = json.dumps(body).encode()
+        try:
+            return await forward(self._client, engines, request, raw, headers, exchange, self._settings.request_timeout_s)
+        except EngineLostError as error:
+            raise _error(error.status, str(error), _RETRY) from None
+        finally:
+            if exchange.retries:
+                self._metrics.retries.inc(exchange.retries)
+
+    def _admit(self, request: web.Request) -> ApiKey:
+        """Who asks, if that one may ask now."""
+        if self._in_flight > self._settings.max_in_flight:
+            raise self._refuse("overload", 503, f"{self._settings.max_in_flight} requests are under way already.", {"Retry-After": "1"})
+        key = self._key(request)
+        if wait := key.wait(time.monotonic()):
+            message = f"Key {key.name} may ask {key.requests_per_minute} times a minute."
+            raise self._refuse("rate", 429, message, {"Retry-After": str(int(wait) + 1)}, "rate_limit_exceeded")
+        return key
+
+    def _key(self, request: web.Request) -> ApiKey:
+        key = self._keys.find(request.headers.get("authorization"))
+        if key is None:
+            message = "No valid API key. Send it as `Authorization: Bearer KEY`."
+            raise self._refuse("key", 401, message, {"WWW-Authenticate": "Bearer"}, "invalid_api_key")
+        return key
+
+    def _known(self, body: dict[str, Any], key: ApiKey) -> str:
         """The adapter's or the base model's name that a request asks for."""
         name = body.get("model")
-        if isinstance(name, str) and (name in self._state.report or name == self._state.base_model):
+        if isinstance(name, str) and name in self._names(key):
             return name
-        known = ", ".join([*self._state.report, self._state.base_model])
+        known = ", ".join(self._names(key))
         raise _error(404, f"The model `{str(name)[:100]}` does not exist. Known: {known}.", code="model_not_found")
 
-    def _version(self, request: web.Request, body: dict[str, Any], name: str) -> Version | None:
+    def _names(self, key: ApiKey) -> list[str]:
+        """What a key may ask for; what it may not does not exist for it."""
+        return [name for name in [*self._state.channels, self._state.base_model] if key.adapters is None or name in key.adapters]
+
+    def _version(self, request: web.Request, body: dict[str, Any], name: str, key: ApiKey) -> Version | None:
         """The version that answers; None for the base model."""
-        if not self._state.engine_ready:
-            raise _error(503, "The engine is not ready.", {"Retry-After": "5"})
         if name == self._state.base_model:
             return None
         route = self._state.routes.get(name, Route())
         wanted = request.headers.get("x-adapter-version")
-        if wanted:
+        if wanted and key.role == "operator":
             # For probes and for comparing versions: a version that is ready, by its first digits.
             version = next((v for v in (route.stable, route.canary) if v and len(wanted) >= 12 and v.digest.startswith(wanted)), None)
         else:
+            wanted = None
             version = choose(route, session_of(request.headers, body))
         if version is None:
-            raise _error(503, f"No version of `{name}` is ready{f' as {wanted[:64]}' if wanted else ''}.", {"Retry-After": "5"})
+            raise _error(503, f"No version of `{name}` is ready{f' as {wanted[:64]}' if wanted else ''}.", _RETRY)
         return version
 
-    async def _forward(self, request: web.Request, body: dict[str, Any], version: Version | None, request_id: str) -> web.StreamResponse:
-        headers = {"content-type": "application/json", "x-request-id": request_id}
-        if "accept" in request.headers:
-            headers["accept"] = request.headers["accept"]
-        response: web.StreamResponse | None = None
-        try:
-            async with self._client.post(f"{self._state.engine_url}{request.path}", data=json.dumps(body), headers=headers) as answer:
-                if answer.status == 404 and version:
-                    # The engine was restarted and has not been given its adapters again.
-                    raise _error(503, f"`{version.adapter}` is being loaded again.", {"Retry-After": "5"})
-                passed = {key: value for key, value in answer.headers.items() if key.lower() not in _NOT_FORWARDED}
-                passed["x-request-id"] = request_id
-                if version:
-                    passed["x-adapter-version"] = version.digest[:12]
-                response = web.StreamResponse(status=answer.status, headers=passed)
-                if answer.content_length is not None:
-                    response.content_length = answer.content_length
-                await response.prepare(request)
-                async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
-                await response.write_eof()
-                return response
-        except (aiohttp.ClientError, TimeoutError) as error:
-            if response is None:
-                raise _error(502, f"The engine does not answer ({type(error).__name__}).", {"Retry-After": "5"}) from None
-            # The client has the beginning of an answer: only a cut connection says that it is not whole.
-            if request.transport:
-                request.transport.close()
-            return response
+    async def feedback(self, request: web.Request) -> web.Response:
+        """Count a thumb for the version that gave an answer: `{"id": …, "rating": "up" | "down"}`."""
+        key = self._admit(request)
+        body = _parse(await _read(request))
+        response_id, rating = body.get("id"), body.get("rating")
+        if not isinstance(response_id, str) or rating not in ("up", "down"):
+            raise _error(400, '`id` is the id of a response (or its x-request-id), `rating` is "up" or "down".')
+        known, version = self._answers.rate(key.name, response_id)
+        if not known:
+            raise _error(404, f"No answer `{response_id[:128]}` was given here lately to this key.", code="response_not_found")
+        if version:
+            self._metrics.feedback.labels(version.adapter, version.digest[:12], rating).inc()
+        return web.json_response({"id": response_id, "rating": rating, "counted": version is not None})
 
-    async def models(self, _: web.Request) -> web.Response:
+    async def models(self, request: web.Request) -> web.Response:
         """What can be asked for: adapters with a version that is ready, and the base model; never versions."""
-        ready = [name for name, route in self._state.routes.items() if route.stable or route.canary] if self._state.engine_ready else []
-        names = [*ready, *([self._state.base_model] if self._state.engine_ready else [])]
+        key = self._key(request)
+        ready = {name for name, route in self._state.routes.items() if route.stable or route.canary} | {self._state.base_model}
+        names = [name for name in self._names(key) if name in ready] if self._state.up else []
         cards = [{"id": name, "object": "model", "created": 0, "owned_by": "qlora-gitops", "parent": self._parent(name)} for name in names]
         return web.json_response({"object": "list", "data": cards})
 
     def _parent(self, name: str) -> str | None:
         return None if name == self._state.base_model else self._state.base_model
 
-    async def health(self, _: web.Request) -> web.Response:
-        """200 if the engine answers; the state of every adapter in any case."""
-        ready = self._state.engine_ready
-        document = {"status": "ok" if ready else "starting", "base_model": self._state.base_model, "adapters": self._state.report}
-        return web.json_response(document, status=200 if ready else 503)
+    async def health(self, request: web.Request) -> web.Response:
+        """200 if an engine answers and the host is not about to stop; with the state of every adapter for who may see it."""
+        status = "draining" if self._state.draining else "ok" if self._state.up else "starting"
+        document: dict[str, Any] = {"status": status}
+        key = self._keys.find(request.headers.get("authorization"))
+        if key and key.role == "operator":
+            document |= self._details()
+        return web.json_response(document, status=200 if status == "ok" else 503)
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        """Prometheus text format."""
+    def _details(self) -> dict[str, Any]:
+        return {
+            "base_model": self._state.base_model,
+            "engines": [
+                {"up": engine.up, "ready": sorted(engine.ready), "unknown": list(engine.unknown)} for engine in self._state.engines
+            ],
+            "adapters": self._state.report,
+        }
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Prometheus text format; with API keys, for operators."""
+        if self._key(request).role != "operator":
+            raise self._refuse("key", 403, "This key is not an operator's.")
+        self._metrics.in_flight.set(self._in_flight)
+        room = self._capacity * len(self._state.up)
+        self._metrics.saturation.set(self._in_flight / room if room else 1.0)
         return web.Response(body=generate_latest(self._metrics.registry), headers={"content-type": "text/plain; version=0.0.4"})
+
+    def _refuse(
+        self, reason: str, status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
+    ) -> web.HTTPException:
+        self._metrics.rejected.labels(reason).inc()
+        return _error(status, message, headers, code)
 
 
 @web.middleware

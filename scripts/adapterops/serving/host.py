@@ -1,4 +1,4 @@
-"""One serving host: engine, gateway and reconciler under one supervisor."""
+"""One serving host: engines, gateway and reconcilers under one supervisor."""
 
 from __future__ import annotations
 
@@ -6,46 +6,63 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
 
 from adapterops.engine.client import is_healthy
-from adapterops.engine.server import start_engine
+from adapterops.engine.server import EngineProcess, start_engine
 from adapterops.errors import AdapterOpsError, UsageError
 from adapterops.serving.config import ServingConfig
-from adapterops.serving.gateway import HostState, Metrics, make_gateway
+from adapterops.serving.follow import Follower
+from adapterops.serving.gateway import make_gateway
+from adapterops.serving.metrics import Metrics
 from adapterops.serving.reconciler import Reconciler
+from adapterops.serving.state import Engine, Followed, HostState
 from adapterops.store.objects import open_store
 
 log = logging.getLogger("host")
-_DRAIN_S = 30
 _LONGEST_BACKOFF_S = 60
+_ENGINE_ROUND_S = 1.0
+_CHANNEL_TIMEOUT_S = 3.0
+_MISSED_CHECKS = 3
 
 
-def serve(config: ServingConfig, engine_url: str | None) -> None:
+def serve(config: ServingConfig, engine_urls: list[str]) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: the serving configuration.
-        engine_url: a running engine to attach to; None starts one and restarts it when it ends.
+        engine_urls: running engines to attach to; with none, `engine.replicas` are started, and restarted when they end.
 
     Raises:
         UsageError: a port is taken.
     """
-    asyncio.run(_serve(config, engine_url))
+    uvloop.run(_serve(config, engine_urls))
 
 
-async def _serve(config: ServingConfig, engine_url: str | None) -> None:
+async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    url = engine_url or f"http://{config.engine.host}:{config.engine.port}"
-    state = HostState(config.base_model.name, url, report={name: {"errors": ["not looked at yet"]} for name in config.adapters})
+    own = [f"http://{config.engine.host}:{config.engine.port + replica}" for replica in range(config.engine.replicas)]
+    follower = Follower(open_store(config.bucket, timeout_s=_CHANNEL_TIMEOUT_S), config.state_directory / "channels")
+    state = HostState(
+        config.base_model.name,
+        [Engine(url) for url in engine_urls or own],
+        {adapter: Followed(follower.last(adapter), ("not looked at yet",)) for adapter in config.adapters},
+    )
+    state.refresh()
     metrics = Metrics()
     runner = web.AppRunner(
-        make_gateway(state, config.gateway, metrics), access_log=None, shutdown_timeout=_DRAIN_S, handler_cancellation=True
+        make_gateway(state, config.gateway, metrics, capacity=config.engine.max_num_seqs),
+        access_log=None,
+        shutdown_timeout=config.gateway.drain_s,
+        handler_cancellation=True,
     )
     await runner.setup()
     try:
@@ -54,12 +71,19 @@ async def _serve(config: ServingConfig, engine_url: str | None) -> None:
         await runner.cleanup()
         raise UsageError(f"gateway port {config.gateway.port}: {error.strerror}. Change gateway.port in {config.path}.") from None
     log.info("gateway on http://%s:%s", config.gateway.host, config.gateway.port)
-    reconciler = Reconciler(config, open_store(config.bucket), url)
-    supervisor = _watch(state) if engine_url else _supervise(config, state, stopping)
-    tasks = [asyncio.create_task(supervisor), asyncio.create_task(_reconcile(config, state, metrics, reconciler))]
+    if not engine_urls:
+        _forget_old_releases(config, state)
+    tasks = [asyncio.create_task(_follow(config, state, metrics, follower, adapter)) for adapter in config.adapters]
+    for replica, engine in enumerate(state.engines):
+        keep = _watch(engine) if engine_urls else _supervise(config, engine, stopping, replica=replica)
+        tasks += [asyncio.create_task(keep), asyncio.create_task(_reconcile(config, state, metrics, replica))]
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    log.info("stopping")
+    state.draining = True
+    if waiting.done() and config.gateway.drain_delay_s:
+        log.info("stopping: /health says so for %.0f s, so that load balancers look elsewhere", config.gateway.drain_delay_s)
+        await asyncio.sleep(config.gateway.drain_delay_s)
+    log.info("stopping: answers under way end, up to %.0f s", config.gateway.drain_s)
     await runner.cleanup()  # stops listening, lets running answers end
     for task in [waiting, *tasks]:
         task.cancel()
@@ -68,7 +92,69 @@ async def _serve(config: ServingConfig, engine_url: str | None) -> None:
             raise result
 
 
-async def _supervise(config: ServingConfig, state: HostState, stopping: asyncio.Event) -> None:
+async def _follow(config: ServingConfig, state: HostState, metrics: Metrics, follower: Follower, adapter: str) -> None:
+    """Read one channel again and again; a change counts at once, whatever the engines are busy with."""
+    while True:
+        started = time.monotonic()
+        try:
+            followed = await asyncio.to_thread(follower.look, adapter)
+            if not followed.errors:
+                metrics.read_at.labels(adapter).set_to_current_time()
+            former = state.channels[adapter]
+            if followed != former:
+                for message in followed.errors:
+                    if message not in former.errors:
+                        log.warning("%s: %s", adapter, message)
+                if followed.channel.generation != former.channel.generation:
+                    log.info("%s: generation %d: %s", adapter, followed.channel.generation, followed.channel.reason)
+                state.channels = {**state.channels, adapter: followed}
+                _show(state, metrics)
+        except Exception:
+            log.exception("%s: following the channel failed", adapter)  # a defect here must not end the host
+        await asyncio.sleep(max(0.05, config.interval_s - (time.monotonic() - started)))
+
+
+def _show(state: HostState, metrics: Metrics) -> None:
+    state.refresh()
+    metrics.show(state)
+
+
+async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, number: int) -> None:
+    """Bring one engine to what the channels name; the engines of a host do not wait for each other."""
+    engine = state.engines[number]
+    loop = asyncio.get_running_loop()
+
+    def take() -> None:
+        engine.ready, engine.failures = dict(reconciler.ready), reconciler.failures
+        engine.unfit, engine.unknown = reconciler.unfit, reconciler.unknown
+        _show(state, metrics)
+
+    store = open_store(config.bucket)
+    reconciler = Reconciler(config, store, engine.url, on_ready=lambda: asyncio.run_coroutine_threadsafe(_call(take), loop).result())
+    was_up = False
+    while True:
+        if engine.up != was_up:
+            was_up = engine.up
+            if was_up:
+                metrics.engine_starts.labels(str(number)).inc()
+            _show(state, metrics)
+        if was_up:
+            try:
+                await asyncio.to_thread(reconciler.run_once, [followed.channel for followed in state.channels.values()])
+                take()
+            except AdapterOpsError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("reconciling %s failed", engine.url)
+        await asyncio.sleep(min(_ENGINE_ROUND_S, config.interval_s))
+
+
+async def _call(function: object) -> None:
+    assert callable(function)
+    function()
+
+
+async def _supervise(config: ServingConfig, engine: Engine, stopping: asyncio.Event, *, replica: int = 0) -> None:
     """Keep an engine running; wait longer after each failure in a row.
 
     Raises:
@@ -77,51 +163,60 @@ async def _supervise(config: ServingConfig, state: HostState, stopping: asyncio.
     backoff = 1.0
     proven = False
     while not stopping.is_set():
-        engine = await asyncio.to_thread(start_engine, config, log=_engine_log(config))
+        process = await asyncio.to_thread(start_engine, config, log=_engine_log(config, replica), replica=replica)
         try:
-            while await asyncio.to_thread(engine.starting):
+            while await asyncio.to_thread(process.starting):
                 await asyncio.sleep(0.3)
-            state.engine_ready = True
+            engine.up = True
             backoff, proven = 1.0, True
-            log.info("engine on %s is healthy", engine.url)
-            while engine.alive:
-                await asyncio.sleep(0.5)
-            log.error("the engine ended. %s", engine.diagnosis())
+            log.info("engine on %s is healthy", process.url)
+            await _await_end(process, engine, config.engine.hang_timeout_s)
+            log.error("the engine on %s ended or hangs. %s", process.url, process.diagnosis())
         except AdapterOpsError as error:
             if not proven:
                 raise
             log.error("%s", error)
         finally:
-            state.engine_ready = False
-            await asyncio.to_thread(engine.stop)
+            engine.up = False
+            engine.ready = {}
+            await asyncio.to_thread(process.stop)
         await asyncio.sleep(backoff)
         backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
 
 
-async def _watch(state: HostState) -> None:
-    """Follow the health of an engine that somebody else runs."""
+async def _await_end(process: EngineProcess, engine: Engine, hang_timeout_s: float) -> None:
+    """Return when the engine ended, or has not answered a health check for `hang_timeout_s` though its process lives."""
+    answered = time.monotonic()
+    while process.alive:
+        if await asyncio.to_thread(is_healthy, process.url, 2):
+            answered = time.monotonic()
+        silent = time.monotonic() - answered
+        engine.up = silent < min(_MISSED_CHECKS * 2, hang_timeout_s)
+        if silent > hang_timeout_s:
+            return
+        await asyncio.sleep(0.5)
+
+
+async def _watch(engine: Engine) -> None:
+    """Follow the health of an engine that somebody else runs; one check that fails is not the end of it."""
+    missed = _MISSED_CHECKS
     while True:
-        state.engine_ready = await asyncio.to_thread(is_healthy, state.engine_url)
-        await asyncio.sleep(1)
+        missed = 0 if await asyncio.to_thread(is_healthy, engine.url, 2) else missed + 1
+        engine.up = missed < _MISSED_CHECKS
+        await asyncio.sleep(0.5)
 
 
-async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, reconciler: Reconciler) -> None:
-    while True:
-        if state.engine_ready:
-            try:
-                outcome = await asyncio.to_thread(reconciler.run_once)
-                state.routes, state.report = outcome.routes, outcome.report
-                metrics.show_routes(outcome.routes)
-            except AdapterOpsError as error:
-                log.warning("%s", error)
-            except Exception:
-                # A defect here must not take the gateway down with it.
-                log.exception("reconciling failed")
-        await asyncio.sleep(config.interval_s)
+def _forget_old_releases(config: ServingConfig, state: HostState) -> None:
+    """Remove local copies that no channel names; only before the host's own engines start, for a running one may read them again."""
+    kept = {(adapter, f"sha256-{digest}") for adapter, followed in state.channels.items() for digest in followed.channel.versions}
+    for directory in config.releases.glob("*/*"):
+        if (directory.parent.name, directory.name) not in kept:
+            shutil.rmtree(directory, ignore_errors=True)
+            log.info("removed %s, which no channel names", directory)
 
 
-def _engine_log(config: ServingConfig) -> Path:
-    path = config.state_directory / "engine.log"
+def _engine_log(config: ServingConfig, replica: int) -> Path:
+    path = config.state_directory / ("engine.log" if replica == 0 else f"engine.{replica}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, path.with_suffix(".previous.log"))

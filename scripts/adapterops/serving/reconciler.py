@@ -1,36 +1,25 @@
-"""Converge on the channels: what they name is fetched, verified, loaded, checked for effect, and only then routable."""
+"""Bring one engine to what the channels name: fetch, verify, load, check for effect; only then is a version routable."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from adapterops.documents import write_json
 from adapterops.engine.client import load_adapter, served_models, unload_adapter
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.evaluate.generate import generate
-from adapterops.schemas import schema_problems
 from adapterops.serving.config import ServingConfig
-from adapterops.serving.routes import Route, Version, engine_name
-from adapterops.store.channels import Channel, channel_document, channel_from, read_channel
+from adapterops.serving.routes import Version, engine_name
+from adapterops.store.channels import Channel
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import fetch_release
 
 log = logging.getLogger("reconciler")
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 300.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One round: where requests go, and what `/health` tells of each adapter."""
-
-    routes: dict[str, Route]
-    report: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -41,123 +30,99 @@ class _Failure:
     unfit: bool
     pause_s: float
     again_at: float
+    generation: int
 
 
 @dataclass
 class Reconciler:
-    """Holds what has been checked in this life of the engine; `run_once` does one round."""
+    """Holds what has been checked in this life of one engine; `run_once` does one round.
+
+    Args:
+        config: the serving configuration.
+        store: where releases lie.
+        engine_url: root of the engine.
+        on_ready: called after each version that became ready, and not only at the end of the round: a rollback or the stable
+            version must not wait for another adapter's download.
+    """
 
     config: ServingConfig
     store: ObjectStore
     engine_url: str
-    routes: dict[str, Route] = field(default_factory=dict)
-    _ready: dict[str, Version] = field(default_factory=dict)
-    _failures: dict[str, _Failure] = field(default_factory=dict)
-    _channels: dict[str, Channel] = field(default_factory=dict)
-    _said: dict[str, list[str]] = field(default_factory=dict)
+    on_ready: Callable[[], None] = lambda: None
+    ready: dict[str, Version] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    _failures: dict[tuple[str, str], _Failure] = field(default_factory=dict)
+    _wanted_at: dict[str, float] = field(default_factory=dict)
 
-    def run_once(self) -> Outcome:
-        """Bring the engine to what the channels say; one adapter's trouble does not stop another's.
+    @property
+    def failures(self) -> dict[tuple[str, str], str]:
+        """By adapter and digest, why a version is not ready."""
+        return {version: failure.message for version, failure in self._failures.items()}
+
+    @property
+    def unfit(self) -> frozenset[tuple[str, str]]:
+        """The failures that trying again does not mend."""
+        return frozenset(version for version, failure in self._failures.items() if failure.unfit)
+
+    def run_once(self, channels: Iterable[Channel]) -> None:
+        """Make ready what the channels name, the stable versions first, and let go of what none has named for a while.
 
         Raises:
-            InfrastructureError: the engine does not answer; routes stay as they were.
+            InfrastructureError: the engine does not answer.
         """
+        wanted = [(channel, digest) for channel in channels for digest in channel.versions]
+        wanted.sort(key=lambda item: item[0].stable != item[1])
         served = served_models(self.engine_url)
         # An engine that was restarted has forgotten its adapters: they are loaded and checked anew.
-        self._ready = {name: version for name, version in self._ready.items() if served.get(name) == str(self._directory(version))}
-        routes, report = {}, {}
-        for adapter in self.config.adapters:
-            routes[adapter], report[adapter] = self._reconcile(adapter)
-        self.routes = routes
-        return Outcome(routes, report)
+        self.ready = {name: version for name, version in self.ready.items() if served.get(name) == str(self._directory(version))}
+        now = time.monotonic()
+        names = {engine_name(channel.adapter, digest) for channel, digest in wanted}
+        self._wanted_at |= dict.fromkeys(names, now)
+        current = {(channel.adapter, digest) for channel, digest in wanted}
+        self._failures = {version: failure for version, failure in self._failures.items() if version in current}
+        self.unknown = tuple(sorted(set(served) - {self.config.base_model.name} - names - set(self.ready)))
+        self.on_ready()
+        for channel, digest in wanted:
+            if engine_name(channel.adapter, digest) not in self.ready:
+                self._make_ready(channel, digest)
+                self.on_ready()
+        self._let_go(names, now)
 
-    def _reconcile(self, adapter: str) -> tuple[Route, dict[str, Any]]:
-        errors: list[str] = []
-        channel = self._channel(adapter, errors)
-        for digest in channel.versions:
-            if not self._version(adapter, digest):
-                self._make_ready(adapter, digest)
-        failures = {digest: self._failures.get(engine_name(adapter, digest)) for digest in channel.versions}
-        errors += [f"{digest[:12]}: {failure.message}" for digest, failure in failures.items() if failure]
-        stable = self._version(adapter, channel.stable)
-        canary = self._version(adapter, channel.canary)
-        former = self.routes.get(adapter, Route())
-        if channel.stable and stable is None:
-            if former.stable and former.stable.engine_name in self._ready:
-                stable = former.stable  # keep answering with what is there until the new one is ready
-            else:
-                canary = None  # a version under trial does not stand in for one that is not ready
-        report = {
-            "generation": channel.generation,
-            "stable": channel.stable,
-            "stable_ready": stable is not None and stable.digest == channel.stable,
-            "canary": channel.canary,
-            "canary_ready": canary is not None,
-            "weight": channel.weight,
-            "errors": errors,
-            "unfit": {digest: failure.message for digest, failure in failures.items() if failure and failure.unfit},
-        }
-        if errors != self._said.get(adapter, []):
-            self._said[adapter] = errors
-            for message in errors:
-                log.warning("%s: %s", adapter, message)
-        return Route(stable, canary, channel.weight), report
+    def _let_go(self, names: set[str], now: float) -> None:
+        """Unload versions that no channel has named for `keep_warm_s`; requests under way are answered to their end."""
+        for name in [name for name in self.ready if name not in names]:
+            if now - self._wanted_at.setdefault(name, now) > self.config.keep_warm_s:
+                version = self.ready.pop(name)
+                self.on_ready()  # no request may choose it any more before the engine forgets it
+                unload_adapter(self.engine_url, name)
+                log.info("%s: %s is let go after %.0f s", version.adapter, version.digest[:12], self.config.keep_warm_s)
 
-    def _channel(self, adapter: str, errors: list[str]) -> Channel:
-        """The channel; where the store does not say, the one seen last, also by an earlier process."""
-        try:
-            found = read_channel(self.store, adapter)
-        except InfrastructureError as error:
-            found = None
-            errors.append(f"serving what was seen last: {error}")
-        if found is None:
-            last = self._channels.get(adapter) or self._recorded(adapter)
-            if last and not errors:
-                errors.append(f"the channel is gone from bucket {self.store.bucket}; serving what was seen last.")
-            return last or Channel(adapter)
-        channel = found[0]
-        if channel != self._channels.get(adapter):
-            self._channels[adapter] = channel
-            # Whoever changed the channel may have mended what failed.
-            for digest in channel.versions:
-                self._failures.pop(engine_name(adapter, digest), None)
-            try:
-                write_json(self._record(adapter), channel_document(channel), "channel")
-            except OSError as error:
-                errors.append(f"the channel cannot be kept for a restart without the store: {error}")
-        return channel
-
-    def _record(self, adapter: str) -> Path:
-        return self.config.state_directory / "channels" / f"{adapter}.json"
-
-    def _recorded(self, adapter: str) -> Channel | None:
-        try:
-            document = json.loads(self._record(adapter).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return None if schema_problems(document, "channel") else channel_from(document)
-
-    def _make_ready(self, adapter: str, digest: str) -> None:
+    def _make_ready(self, channel: Channel, digest: str) -> None:
         """Try, and note the outcome; a failure is tried again after growing pauses, for it can cost a download each time."""
-        name = engine_name(adapter, digest)
-        former = self._failures.get(name)
+        adapter = channel.adapter
+        former = self._failures.get((adapter, digest))
+        # Whoever changed the channel may have mended what failed.
+        if former and former.generation != channel.generation:
+            former = None
         if former and time.monotonic() < former.again_at:
             return
         try:
-            self._ready[name] = self._prepare(adapter, digest)
-            self._failures.pop(name, None)
-            log.info("%s: %s is ready", adapter, digest[:12])
+            self.ready[engine_name(adapter, digest)] = self._prepare(adapter, digest)
+            self._failures.pop((adapter, digest), None)
+            log.info("%s: %s is ready on %s", adapter, digest[:12], self.engine_url)
         except Exception as error:
             if not isinstance(error, AdapterOpsError | OSError):
                 log.exception("%s: %s could not be made ready", adapter, digest[:12])
             pause = min(former.pause_s * 2, _LONGEST_PAUSE_S) if former else _FIRST_PAUSE_S
-            unfit = isinstance(error, RejectedError)
-            self._failures[name] = _Failure(str(error), unfit, pause, time.monotonic() + pause)
+            failure = _Failure(str(error), isinstance(error, RejectedError), pause, time.monotonic() + pause, channel.generation)
+            if former is None or former.message != failure.message:
+                log.warning("%s: %s: %s", adapter, digest[:12], failure.message)
+            self._failures[adapter, digest] = failure
 
     def _prepare(self, adapter: str, digest: str) -> Version:
         name = engine_name(adapter, digest)
         directory, manifest = fetch_release(
-            self.store, adapter, digest, self.config.state_directory / "releases", base_model=self.config.base_model.name
+            self.store, adapter, digest, self.config.releases, base_model=self.config.base_model.name, trust=self.config.trust
         )
         load_adapter(self.engine_url, name, directory)
         if (root := served_models(self.engine_url).get(name)) != str(directory):
@@ -189,8 +154,5 @@ class Reconciler:
         if not differs:
             raise RejectedError("the adapter has no effect: its answers to the probes are the base model's.")
 
-    def _directory(self, version: Version) -> Path:
-        return self.config.state_directory / "releases" / version.adapter / f"sha256-{version.digest}"
-
-    def _version(self, adapter: str, digest: str | None) -> Version | None:
-        return self._ready.get(engine_name(adapter, digest)) if digest else None
+    def _directory(self, version: Version) -> Any:
+        return self.config.releases / version.adapter / f"sha256-{version.digest}"

@@ -29,7 +29,8 @@ class Channel:
         stable: digest that is served to all that the canary does not get.
         canary: digest under trial.
         weight: percent of requests that the canary gets.
-        previous: digest that was stable before.
+        previous: digest that was stable before, and that a rollback leads to.
+        rolled_back: digest that was left by a rollback; nothing leads back to it but a deployment.
         updated_at: ISO 8601, UTC.
         updated_by: who asked for it.
         reason: why.
@@ -41,6 +42,7 @@ class Channel:
     canary: str | None = None
     weight: int = 0
     previous: str | None = None
+    rolled_back: str | None = None
     updated_at: str = ""
     updated_by: str = ""
     reason: str = ""
@@ -67,7 +69,7 @@ def start_canary(channel: Channel, digest: str, weight: int) -> Channel:
 def promote(channel: Channel, digest: str) -> Channel:
     """Make a version the stable one; the former one is kept as `previous`."""
     previous = channel.previous if channel.stable == digest else channel.stable
-    return replace(channel, stable=digest, previous=previous, canary=None, weight=0)
+    return replace(channel, stable=digest, previous=previous, canary=None, weight=0, rolled_back=None)
 
 
 def abort_canary(channel: Channel) -> Channel:
@@ -76,10 +78,10 @@ def abort_canary(channel: Channel) -> Channel:
 
 
 def roll_back(store: ObjectStore, name: str, *, actor: str | None = None) -> Channel:
-    """Serve the previous version again; the one that was stable becomes `previous`.
+    """Serve the previous version again; the version that is left is noted in `rolled_back`, and no rollback leads back to it.
 
     What is rolled back to what is decided once, at the first look: a rollback that somebody else did meanwhile, or that is asked
-    for again (a repeated command, a CI job run anew), is done already and does not lead back to the version that was left.
+    for again (a repeated command, a CI job run anew, another canary that failed in between), is done already.
 
     Returns:
         The channel, as it is where there was nothing left to do.
@@ -89,11 +91,13 @@ def roll_back(store: ObjectStore, name: str, *, actor: str | None = None) -> Cha
         InfrastructureError: as `change_channel`.
     """
     found = read_channel(store, name)
-    if found is None or found[0].stable is None or found[0].previous is None:
+    if found and found[0].rolled_back and found[0].canary is None:
+        return found[0]
+    if found is None or found[0].stable is None or (found[0].previous is None and found[0].rolled_back is None):
         raise RejectedError(f"{name}: there is no previous version to roll back to.")
     left, target = found[0].stable, found[0].previous
-    if found[0].reason == _rollback_reason(target, left):
-        left, target = target, left  # the present state is that of a rollback: the same one is meant
+    if target is None:
+        return change_channel(store, name, abort_canary, reason="rollback: the canary ends", actor=actor)
 
     def change(channel: Channel) -> Channel:
         if channel.stable == target:
@@ -103,13 +107,9 @@ def roll_back(store: ObjectStore, name: str, *, actor: str | None = None) -> Cha
                 f"{name}: not rolled back from {left[:12]} to {target[:12]}, for {str(channel.stable)[:12]} became stable meanwhile "
                 f"(generation {channel.generation}, by {channel.updated_by}: {channel.reason})."
             )
-        return replace(channel, stable=target, previous=left, canary=None, weight=0)
+        return replace(channel, stable=target, previous=None, canary=None, weight=0, rolled_back=left)
 
-    return change_channel(store, name, change, reason=_rollback_reason(left, target), actor=actor)
-
-
-def _rollback_reason(left: str, target: str) -> str:
-    return f"rollback from {left[:12]} to {target[:12]}"
+    return change_channel(store, name, change, reason=f"rollback from {left[:12]} to {target[:12]}", actor=actor)
 
 
 def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:

@@ -45,6 +45,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:[^/]+[/:].+")
 # A server that takes connections and never answers ends a call after about a minute: three attempts of 20 s, and pauses of 3 s.
 _TIMEOUT_S = 20.0
 _TRIES = 3
+_SLOWEST_BYTES_PER_S = 256 * 1024
 
 
 class ConflictError(Exception):
@@ -59,8 +60,8 @@ class Fetched:
     etag: str
 
 
-def open_store(bucket: str | None = None) -> ObjectStore:
-    """The store in `bucket`, else in `$ADAPTER_BUCKET`.
+def open_store(bucket: str | None = None, timeout_s: float = _TIMEOUT_S) -> ObjectStore:
+    """The store in `bucket`, else in `$ADAPTER_BUCKET`; `timeout_s` as in `ObjectStore`.
 
     Raises:
         UsageError: neither is given, or it cannot be a bucket's name.
@@ -68,7 +69,7 @@ def open_store(bucket: str | None = None) -> ObjectStore:
     name = bucket or os.environ.get("ADAPTER_BUCKET")
     if not name:
         raise UsageError("no S3 bucket. Name one with --bucket or in ADAPTER_BUCKET.")
-    return ObjectStore(name)
+    return ObjectStore(name, timeout_s)
 
 
 class ObjectStore:
@@ -91,6 +92,7 @@ class ObjectStore:
                 "and no s3:// before it. Mend --bucket or ADAPTER_BUCKET."
             )
         self.bucket = bucket
+        self._timeout_s = timeout_s
         # "standard" retries connection errors, 5xx and SlowDown with backoff and leaves 412 alone.
         config = Config(
             connect_timeout=min(5.0, timeout_s), read_timeout=timeout_s, retries={"mode": "standard", "total_max_attempts": _TRIES}
@@ -126,7 +128,7 @@ class ObjectStore:
 
         def fetch() -> Fetched:
             answer = self._s3.get_object(Bucket=self.bucket, Key=key)
-            return Fetched(answer["Body"].read(), answer["ETag"])
+            return Fetched(b"".join(self._chunks(answer)), answer["ETag"])
 
         try:
             return self._call(fetch)
@@ -141,13 +143,13 @@ class ObjectStore:
         """
 
         def fetch() -> tuple[int, str]:
-            body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+            answer = self._s3.get_object(Bucket=self.bucket, Key=key)
             digest, length = hashlib.sha256(), 0
             # Unbuffered, so that a full disk shows in write() and closing has nothing left to fail with.
             with _writing(path):
                 file = path.open("wb", buffering=0)
             with file:
-                for chunk in body.iter_chunks(1 << 20):
+                for chunk in self._chunks(answer):
                     digest.update(chunk)
                     length += len(chunk)
                     with _writing(path):
@@ -184,6 +186,19 @@ class ObjectStore:
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _chunks(self, answer: dict[str, Any]) -> Iterator[bytes]:
+        """An object's bytes; one that comes slower than the slowest network that is worth waiting for is given up."""
+        limit = _TRIES * self._timeout_s + answer["ContentLength"] / _SLOWEST_BYTES_PER_S
+        started, missing = time.monotonic(), answer["ContentLength"]
+        # read1() returns what has come, so that the clock is looked at however slowly it trickles.
+        while chunk := answer["Body"]._raw_stream.read1(1 << 20):
+            missing -= len(chunk)
+            yield chunk
+            if time.monotonic() - started > limit:
+                raise OSError(f"an object of {answer['ContentLength']} bytes did not arrive within {limit:.0f} s")
+        if missing:
+            raise OSError(f"an object of {answer['ContentLength']} bytes ended {missing} bytes early")
 
     def _call(self, request: Callable[[], _Result]) -> _Result:
         for attempt in range(_ATTEMPTS):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from adapterops.documents import new_directory, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
 from adapterops.store.objects import ObjectStore, parse
+from adapterops.store.signing import Signer, Trust
 
 adapter_files = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
 MANIFEST = "manifest.json"
+SIGNATURE = "signature.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -56,6 +61,7 @@ def publish(
     train_manifest: dict[str, Any],
     *,
     source: dict[str, Any],
+    signer: Signer | None = None,
 ) -> Release:
     """Publish an adapter that passed its gates; the manifest is written last, and a release exists when its manifest does.
 
@@ -66,19 +72,22 @@ def publish(
         gate_report: the verdict on this very adapter.
         train_manifest: how it was trained.
         source: `commit`, `pr` and `actor`, each may be None.
+        signer: who signs; None publishes unsigned, which hosts that ask for a signature do not load.
 
     Returns:
         The release; `new` is False if it was there already, and then its manifest is the one of the first time.
 
     Raises:
-        RejectedError: the verdict is not PASS, verdict or train manifest is on another adapter, or a file differs in the store.
-        UsageError: a bad name or directory.
+        RejectedError: the verdict is not PASS, verdict or train manifest is on another adapter, a file differs in the store, or the
+            weights are not safetensors.
+        UsageError: a bad name, directory or key.
         InfrastructureError: the store.
     """
     prefix = _prefix(name, digest := adapter_digest(directory))
     if gate_report["verdict"] != "PASS":
         raise RejectedError(f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']} Nothing is published.")
     _check_provenance(name, digest, directory, gate_report, train_manifest)
+    check_weights(directory)
     if existing := find_release(store, name, digest):
         return Release(name, digest, existing, new=False)
     manifest = {
@@ -102,16 +111,58 @@ def publish(
     problems = schema_problems(manifest, "release_manifest")
     if problems:
         raise RuntimeError(f"the release manifest would break its schema: {problems[0]}")
+    content = _manifest_content(manifest)
     for file in adapter_files:
         store.put_new(f"{prefix}/{file}", directory / file)
+    if signer:
+        store.put_new(f"{prefix}/{_signature_key(content)}", _sign(signer, directory, content), "application/json")
     try:
-        store.put_new(f"{prefix}/{MANIFEST}", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(), "application/json")
+        store.put_new(f"{prefix}/{MANIFEST}", content, "application/json")
     except RejectedError:
         # Somebody published the same adapter since we looked: as if we had come later.
         if existing := find_release(store, name, digest):
             return Release(name, digest, existing, new=False)
         raise
     return Release(name, digest, manifest, new=True)
+
+
+def _manifest_content(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _signature_key(content: bytes) -> str:
+    """Named by the manifest that it signs: an upload that was killed leaves a signature of no manifest, and hinders nobody."""
+    return f"signature-{hashlib.sha256(content).hexdigest()[:32]}.json"
+
+
+def _sign(signer: Signer, directory: Path, content: bytes) -> bytes:
+    """Sign what a reader will have: the adapter's files and the manifest, without whatever else lies in the directory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in adapter_files:
+            shutil.copyfile(directory / file, Path(scratch) / file)
+        (Path(scratch) / MANIFEST).write_bytes(content)
+        return signer.sign(Path(scratch))
+
+
+def check_weights(directory: Path) -> None:
+    """Refuse weights that are not safetensors, whatever their file is called: a pickle runs code when it is loaded.
+
+    Raises:
+        RejectedError: so they are.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as raw:
+            start = raw.read(2)
+        kind = " It begins like a pickle or a zip of pickles, which can run code." if start in (b"PK", b"\x80\x02", b"\x80\x04") else ""
+        raise RejectedError(f"{path.name} is not safetensors ({error}).{kind} Nothing else is published or loaded.") from None
+    if not names:
+        raise RejectedError(f"{path.name} holds no tensors.")
 
 
 def _check_provenance(name: str, digest: str, directory: Path, gate_report: dict[str, Any], train_manifest: dict[str, Any]) -> None:
@@ -170,7 +221,9 @@ def _parse_manifest(content: bytes, name: str, digest: str) -> tuple[dict[str, A
     return manifest, ""
 
 
-def fetch_release(store: ObjectStore, name: str, digest: str, root: Path, *, base_model: str) -> tuple[Path, dict[str, Any]]:
+def fetch_release(
+    store: ObjectStore, name: str, digest: str, root: Path, *, base_model: str, trust: Trust | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Bring a release to `<root>/<name>/sha256-<digest>`, whole and verified, or not at all.
 
     Args:
@@ -179,16 +232,17 @@ def fetch_release(store: ObjectStore, name: str, digest: str, root: Path, *, bas
         digest: the release.
         root: local directory of releases.
         base_model: name of the base model that is served here.
+        trust: whose signature the release must carry; None asks for none.
 
     Returns:
         The directory and the release manifest.
 
     Raises:
-        RejectedError: not published, or made for another base model.
+        RejectedError: not published, made for another base model, not signed by whom we trust, or not safetensors.
         InfrastructureError: the store, bytes that are not those of the manifest, or a directory that cannot be written.
     """
     target = root / name / f"sha256-{digest}"
-    manifest = local_manifest(target, name, digest)
+    manifest = local_manifest(target, name, digest, signed=trust is not None)
     if manifest is None:
         manifest = find_release(store, name, digest)
         if manifest is None:
@@ -199,20 +253,36 @@ def fetch_release(store: ObjectStore, name: str, digest: str, root: Path, *, bas
                 for file in manifest["files"]:
                     key = f"{_prefix(name, digest)}/{file['name']}"
                     store.download(key, staging / file["name"], sha256=file["sha256"], size=file["size"])
-                (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                content = _manifest_content(manifest)
+                (staging / MANIFEST).write_bytes(content)
+                if trust:
+                    signature = store.get(f"{_prefix(name, digest)}/{_signature_key(content)}")
+                    if signature is None:
+                        raise RejectedError(
+                            f"{name} {digest[:12]} is not signed, or its manifest was changed since. Publish it again with --signing-key."
+                        )
+                    (staging / SIGNATURE).write_bytes(signature.content)
+                    trust.verify(staging, staging / SIGNATURE)
+                check_weights(staging)
         except OSError as error:
             raise InfrastructureError(f"{target} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
+    elif trust:
+        trust.verify(target, target / SIGNATURE)
     check_base_model(manifest, base_model)
     return target, manifest
 
 
-def local_manifest(directory: Path, name: str, digest: str) -> dict[str, Any] | None:
-    """The manifest of an intact local copy of this release, every file's SHA-256 verified; None if it is missing, damaged or another."""
+def local_manifest(directory: Path, name: str, digest: str, *, signed: bool = False) -> dict[str, Any] | None:
+    """The manifest of an intact local copy of this release, every file's SHA-256 verified; None if it is missing, damaged or another.
+
+    With `signed`, a copy without a signature counts as damaged; whether the signature holds is another question.
+    """
     try:
         manifest, problem = _parse_manifest((directory / MANIFEST).read_bytes(), name, digest)
         intact = (
             not problem
-            and set(os.listdir(directory)) == {MANIFEST, *(file["name"] for file in manifest["files"])}  # noqa: PTH208
+            and set(os.listdir(directory)) - {SIGNATURE} == {MANIFEST, *(file["name"] for file in manifest["files"])}  # noqa: PTH208
+            and (not signed or (directory / SIGNATURE).is_file())
             and all(sha256_file(directory / file["name"]) == file["sha256"] for file in manifest["files"])
         )
         return manifest if intact else None

@@ -1,0 +1,98 @@
+"""One request and its answer: what is measured, and the line of the access log."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adapterops.serving.metrics import Metrics
+from adapterops.serving.routes import Version
+
+# The engine's own count stands at the end of an answer, or of a stream whose client asked for it; inside a text the quote is escaped.
+_USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
+_TAIL = 1024
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Facts of one request, filled in as they become known."""
+
+    request_id: str
+    kind: Literal["chat", "completion"]
+    started: float = field(default_factory=time.perf_counter)
+    key: str = "-"
+    origin: Literal["user", "probe"] = "user"
+    adapter: str = "unknown"
+    version: Version | None = None
+    stream: bool = False
+    status: int = 500
+    engine: str = ""
+    retries: int = 0
+    first_byte: float | None = None
+    sent: int = 0
+    prompt: Any = None
+    _events: int = 0
+    _carry: bytes = b""
+    _tail: bytes = b""
+
+    def chunk(self, chunk: bytes) -> None:
+        """Note a part of the answer."""
+        if self.first_byte is None:
+            self.first_byte = time.perf_counter()
+        self.sent += len(chunk)
+        if self.stream:
+            self._events += (self._carry + chunk).count(b"data:")
+            self._carry = chunk[-4:]
+        self._tail = chunk[-_TAIL:] if len(chunk) >= _TAIL else (self._tail + chunk)[-_TAIL:]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated: what the engine says, else the number of chunks of a stream without its closing one."""
+        found = _USAGE.findall(self._tail)
+        return int(found[-1]) if found else max(0, self._events - 1)
+
+    def finish(self, metrics: Metrics, base_model: str) -> None:
+        """Count it. Users' requests make the guide's metrics; probes are counted by version alone."""
+        seconds = time.perf_counter() - self.started
+        status = str(self.status)
+        if self.origin == "user":
+            metrics.requests.labels(self.adapter, status).inc()
+            metrics.duration.labels(base_model, self.adapter, self.kind).observe(seconds)
+        if self.version is None:
+            return
+        labels = (self.adapter, self.version.digest[:12])
+        metrics.version_requests.labels(*labels, self.origin, status).inc()
+        if self.status == 200:
+            metrics.version_duration.labels(*labels, self.origin).observe(seconds)
+            metrics.tokens.labels(*labels).inc(self.tokens)
+            if self.stream and self.first_byte is not None:
+                metrics.first_token.labels(*labels).observe(self.first_byte - self.started)
+
+    def log(self) -> None:
+        """One line of JSON to standard output."""
+        now = time.perf_counter()
+        line = {
+            "time": round(time.time(), 3),
+            "request_id": self.request_id,
+            "key": self.key,
+            "origin": self.origin,
+            "kind": self.kind,
+            "adapter": self.adapter,
+            "version": self.version.digest[:12] if self.version else None,
+            "status": self.status,
+            "stream": self.stream,
+            "ms": round((now - self.started) * 1000, 1),
+            "first_byte_ms": None if self.first_byte is None else round((self.first_byte - self.started) * 1000, 1),
+            "tokens": self.tokens,
+            "bytes": self.sent,
+            "engine": self.engine,
+            "retries": self.retries,
+        }
+        if self.prompt is not None:
+            line["prompt"] = self.prompt
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,128 @@
+"""API keys: hashed at rest, each with its adapters, its rate and its role."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from adapterops.errors import UsageError
+from adapterops.yamlfile import load_yaml
+
+log = logging.getLogger("gateway")
+_LOOK_AGAIN_S = 2.0
+_BURST_S = 10.0  # a key may save up this many seconds of its rate
+
+
+@dataclass
+class ApiKey:
+    """Who asks, and what that one may do.
+
+    Args:
+        name: for the access log; never the key.
+        adapters: what may be asked for; None is everything, the base model too.
+        requests_per_minute: None is unlimited.
+        role: an `operator` may also name a version, send probes and read the metrics.
+    """
+
+    name: str
+    adapters: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    role: Literal["client", "operator"] = "client"
+    _tokens: float = field(default=-1.0, repr=False)
+    _at: float = field(default=0.0, repr=False)
+
+    def wait(self, now: float) -> float:
+        """Take one request from the key's bucket; seconds to wait if it is empty, 0 if not."""
+        if self.requests_per_minute is None:
+            return 0.0
+        rate = self.requests_per_minute / 60
+        size = max(1.0, rate * _BURST_S)
+        self._tokens = size if self._tokens < 0 else min(size, self._tokens + (now - self._at) * rate)
+        self._at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / rate
+        self._tokens -= 1
+        return 0.0
+
+
+# Without a file of keys everybody may do everything: for a gateway on loopback or behind another one that asks for keys.
+ANYONE = ApiKey("-", role="operator")
+
+
+class ApiKeys:
+    """The keys of a file; a changed file counts within seconds, and one that became invalid is reported and not used.
+
+    Args:
+        path: `configs/schemas/api_keys.json`; None lets everybody do everything.
+
+    Raises:
+        UsageError: the file is not what its schema says, when it is first read.
+
+    A key has 256 random bits (`api_key.py` makes it), so that a plain SHA-256 of it cannot be turned back: slow password hashes are
+    for secrets that people choose.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._keys: dict[str, ApiKey] = _load(path) if path else {}
+        self._stamp = _stamp(path)
+        self._looked = time.monotonic()
+
+    def find(self, authorization: str | None) -> ApiKey | None:
+        """The key of an `Authorization: Bearer …` header, None if there is none like that."""
+        if self._path is None:
+            return ANYONE
+        self._look_again()
+        scheme, _, secret = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return self._keys.get(hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).hexdigest())
+
+    def _look_again(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AGAIN_S:
+            return
+        self._looked = now
+        stamp = _stamp(self._path)
+        if self._path is None or stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            fresh = _load(self._path)
+        except UsageError as error:
+            log.error("%s The keys read before stay in force.", error)
+            return
+        for digest, key in fresh.items():
+            if former := self._keys.get(digest):
+                key._tokens, key._at = former._tokens, former._at
+        self._keys = fresh
+        log.info("%s: %d keys", self._path, len(fresh))
+
+
+def _stamp(path: Path | None) -> tuple[int, int]:
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        status = None
+    return (status.st_mtime_ns, status.st_size) if status else (0, 0)
+
+
+def _load(path: Path) -> dict[str, ApiKey]:
+    entries: list[dict[str, Any]] = load_yaml(path, "api_keys")["keys"]
+    names = [entry["name"] for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{path}: the name {twice[0]} is given to two keys. The access log could not tell them apart.")
+    return {
+        entry["sha256"]: ApiKey(
+            entry["name"],
+            None if entry["adapters"] == "all" else frozenset(entry["adapters"]),
+            entry["requests_per_minute"],
+            entry["role"],
+        )
+        for entry in entries
+    }

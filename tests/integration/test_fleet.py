@@ -1,0 +1,218 @@
+"""Rollouts and rollbacks on real hosts and a real S3 server; the engines are stubs, so that versions can misbehave on demand."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.schemas import ROOT
+from adapterops.serving import deploy as deploying
+from adapterops.serving.deploy import PausedError, abort, deploy, rollback
+from adapterops.store.channels import change_channel, history, promote, read_channel
+from fleet import BUCKET, NAME, ask, health, running, wait_for
+from rollouts import QUICK, UNJUDGED
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """Three hosts."""
+    with running(tmp_path_factory.mktemp("fleet"), hosts=3, reconciler__interval_s=0.5) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def said():
+    return Console(record=True, width=300, file=open("/dev/null", "w"))  # noqa: PTH123
+
+
+@pytest.fixture
+def stable(fleet):
+    """A good version that is stable everywhere."""
+    digest, text = fleet.release(1.0)
+    found = read_channel(fleet.store, NAME)
+    if found and found[0].canary:
+        abort(fleet.store, NAME, Console(quiet=True))
+    deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
+    return digest, text
+
+
+def channel(fleet):
+    found = read_channel(fleet.store, NAME)[0]
+    return found.stable, found.canary, found.weight
+
+
+def test_a_good_version_goes_through_its_steps_and_every_host_answers_as_it(fleet, stable, said):
+    digest, text = fleet.release(2.0)
+    deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, said, timeout_s=30)
+    weights = [entry.weight for entry in history(fleet.store, NAME) if entry.canary == digest]
+    assert weights == [0, 10, 100]
+    assert [ask(gateway)[1:] for gateway in fleet.gateways] == [(digest[:12], text)] * 3
+    output = said.export_text()
+    assert output.count("PASS") == 6
+    assert re.search(r"error_rate 0 of [4-9]\d against 0 of \d+", output)
+
+
+def test_a_rollback_is_served_on_three_hosts_within_two_seconds_without_touching_an_engine(fleet, stable):
+    digest, _ = fleet.release(3.0, load_s=0.5)
+    deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
+    logs = [process.log.read_text().count("is ready on") for process in fleet.hosts]
+    started = time.monotonic()
+    rollback(fleet.store, NAME, fleet.gateways, Console(quiet=True))
+    seconds = time.monotonic() - started
+    assert [ask(gateway)[1:] for gateway in fleet.gateways] == [(stable[0][:12], stable[1])] * 3
+    assert [process.log.read_text().count("is ready on") for process in fleet.hosts] == logs
+    print(f"rollback on 3 hosts: {seconds:.2f} s")
+    assert seconds < 2  # the promise; the hosts look twice a second
+
+
+def test_the_command_shows_how_long_a_rollback_took(fleet, stable):
+    digest, _ = fleet.release(3.5)
+    deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
+    command = [sys.executable, str(ROOT / "scripts/deploy_adapter.py"), "--adapter", NAME, "--rollback", "--bucket", BUCKET]
+    command += [part for gateway in fleet.gateways for part in ("--gateway", gateway)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r"serving on 3 hosts (\d+\.\d+) s after the channel changed", result.stdout)[1]) < 2
+
+
+@pytest.mark.parametrize(
+    ("stub", "reason"),
+    [({"fail_share": 1.0}, "error_rate"), ({"delay_s": 0.4}, "latency_p95")],
+    ids=["answers 500", "is slow"],
+)
+def test_a_version_that_misses_a_limit_is_aborted_with_weight_0(fleet, stable, said, stub, reason):
+    digest, _ = fleet.release(4.0, **stub)
+    with pytest.raises(RejectedError, match=rf"failed at 10 %: {reason}"):
+        deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, said, timeout_s=30)
+    assert channel(fleet) == (stable[0], None, 0)
+    wait_for(lambda: all(health(gateway)["adapters"][NAME]["weight"] == 0 for gateway in fleet.gateways), 3)
+    assert "canary aborted" in said.export_text()
+
+
+def test_without_traffic_and_probes_nothing_is_decided_and_the_rollout_pauses_and_goes_on(fleet, stable):
+    digest, _ = fleet.release(5.0)
+    silent = replace(QUICK, probes_per_s=0, max_duration_s=2)
+    with pytest.raises(PausedError, match=r"paused at 10 %.*requests, wanted 40"):
+        deploy(fleet.store, NAME, digest, fleet.gateways, silent, Console(quiet=True), timeout_s=30)
+    assert channel(fleet) == (stable[0], digest, 10)
+    other, _ = fleet.release(6.0)
+    with pytest.raises(RejectedError, match="is under way"):
+        deploy(fleet.store, NAME, other, fleet.gateways, QUICK, Console(quiet=True), timeout_s=30)
+    assert channel(fleet) == (stable[0], digest, 10)
+    deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, Console(quiet=True), timeout_s=30)
+    assert channel(fleet) == (digest, None, 0)
+
+
+def test_blue_green_gives_all_traffic_at_once_and_takes_it_back(fleet, stable):
+    digest, _ = fleet.release(7.0, fail_share=1.0)
+    with pytest.raises(RejectedError, match="failed at 100 %"):
+        deploy(fleet.store, NAME, digest, fleet.gateways, replace(QUICK, strategy="blue-green"), Console(quiet=True), timeout_s=30)
+    assert channel(fleet) == (stable[0], None, 0)
+    assert [entry.weight for entry in history(fleet.store, NAME) if entry.canary == digest] == [0, 100]
+
+
+def test_two_rollouts_at_once_do_not_mix(fleet, stable):
+    digests = [fleet.release(value)[0] for value in (8.0, 9.0)]
+    outcomes = {}
+
+    def roll_out(digest):
+        try:
+            deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, Console(quiet=True), timeout_s=30)
+            outcomes[digest] = "promoted"
+        except RejectedError as error:
+            outcomes[digest] = str(error)
+
+    threads = [threading.Thread(target=roll_out, args=(digest,)) for digest in digests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    won = [digest for digest, outcome in outcomes.items() if outcome == "promoted"]
+    assert len(won) == 1, outcomes
+    assert channel(fleet) == (won[0], None, 0)
+    assert any("is under way" in outcome for outcome in outcomes.values())
+
+
+def test_a_host_that_is_restarted_in_the_middle_of_a_rollout_comes_back_and_the_rollout_ends_well(fleet, stable):
+    digest, text = fleet.release(10.0)
+    slow = replace(QUICK, min_duration_s=4, max_duration_s=15)
+    rolling = threading.Thread(target=deploy, args=(fleet.store, NAME, digest, fleet.gateways, slow, Console(quiet=True)))
+    rolling.start()
+    wait_for(lambda: channel(fleet)[2] == 10)
+    fleet.hosts[0].kill()
+    fleet.hosts[0].start().ready()
+    rolling.join()
+    assert channel(fleet) == (digest, None, 0)
+    assert ask(fleet.gateways[0])[1:] == (digest[:12], text)
+
+
+def test_with_half_of_the_hosts_down_a_rollout_is_aborted_and_a_rollback_still_reaches_the_others(fleet, stable, monkeypatch):
+    monkeypatch.setattr("adapterops.serving.fleet._SILENT_S", 2.0)
+    newer, _ = fleet.release(11.0)
+    deploy(fleet.store, NAME, newer, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
+    fleet.hosts[0].kill()
+    try:
+        digest, _ = fleet.release(12.0)
+        with pytest.raises(InfrastructureError, match=rf"{fleet.gateways[0]}: .* is not ready .*2 of 3 hosts have it"):
+            deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, Console(quiet=True), timeout_s=10)
+        assert channel(fleet) == (newer, None, 0)
+        with pytest.raises(InfrastructureError, match="2 of 3 hosts have it; a host that comes back follows by itself"):
+            rollback(fleet.store, NAME, fleet.gateways, Console(quiet=True), timeout_s=10)
+        assert [ask(gateway)[1] for gateway in fleet.gateways[1:]] == [stable[0][:12]] * 2
+    finally:
+        fleet.hosts[0].start().ready()
+    wait_for(lambda: ask(fleet.gateways[0])[1] == stable[0][:12])
+
+
+def test_a_host_that_was_cut_off_serves_on_and_follows_when_it_is_back(fleet, stable):
+    """SIGSTOP cuts it off whole; what it missed it takes up by itself."""
+    newer, text = fleet.release(13.0)
+    fleet.hosts[2].child.send_signal(signal.SIGSTOP)
+    change_channel(fleet.store, NAME, lambda channel: promote(channel, newer), reason="promoted while a host is cut off")
+    wait_for(lambda: ask(fleet.gateways[0])[1] == newer[:12])
+    fleet.hosts[2].child.send_signal(signal.SIGCONT)
+    wait_for(lambda: ask(fleet.gateways[2])[1:] == (newer[:12], text), 10)
+
+
+def test_the_store_may_be_away_in_the_middle_of_a_rollout(fleet, stable, monkeypatch):
+    """Last: the S3 server has its objects in memory and forgets them when it ends, so it is frozen and not ended."""
+    monkeypatch.setattr(deploying, "_STORE_AWAY_S", 60)
+    digest, text = fleet.release(14.0)
+    slow = replace(QUICK, min_duration_s=3, max_duration_s=20)
+    rolling = threading.Thread(target=deploy, args=(fleet.store, NAME, digest, fleet.gateways, slow, Console(quiet=True)))
+    rolling.start()
+    wait_for(lambda: channel(fleet)[2] == 10)
+    fleet.s3.child.send_signal(signal.SIGSTOP)
+    try:
+        until = time.monotonic() + 6
+        statuses = []
+        while time.monotonic() < until:
+            statuses.append(ask(fleet.gateways[1])[0])
+            time.sleep(0.05)
+        assert set(statuses) == {200}
+    finally:
+        fleet.s3.child.send_signal(signal.SIGCONT)
+    rolling.join()
+    assert channel(fleet) == (digest, None, 0)
+    assert ask(fleet.gateways[0])[1:] == (digest[:12], text)
+
+
+def test_clocks_that_differ_change_nothing(fleet, stable):
+    """Order is the generation's business: a channel that was written by a clock of the year 2000 is newer all the same."""
+    newer, _ = fleet.release(15.0)
+
+    class Skewed(deploying.ObjectStore):
+        def swap(self, key, content, etag):
+            super().swap(key, re.sub(rb'"updated_at": "\d+', b'"updated_at": "2000', content), etag)
+
+    change_channel(Skewed(BUCKET), NAME, lambda channel: promote(channel, newer), reason="from the past")
+    wait_for(lambda: ask(fleet.gateways[1])[1] == newer[:12])

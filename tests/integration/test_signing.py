@@ -1,0 +1,112 @@
+"""Signed releases: what was changed since, or signed by somebody else, is not loaded, and the reason is said."""
+
+import json
+import pickle
+
+import pytest
+from test_store import BASE, NAME, SOURCE, bucket, client, content, gate_report, keys, make_adapter, s3, store  # noqa: F401
+
+from adapterops.errors import RejectedError, UsageError
+from adapterops.store.releases import MANIFEST, SIGNATURE, adapter_digest, fetch_release, publish
+from adapterops.store.signing import Signer, Trust, make_key_pair, signer_from
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Who signs here, and who is trusted to."""
+    directory = tmp_path_factory.mktemp("keys")
+    make_key_pair(directory / "signing.pem", directory / "signing.pub.pem")
+    assert (directory / "signing.pem").stat().st_mode & 0o077 == 0
+    return Signer(directory / "signing.pem"), Trust(directory / "signing.pub.pem")
+
+
+def published(store, directory, signer):  # noqa: F811
+    trained = json.loads((directory / "train_manifest.json").read_bytes())
+    return publish(store, NAME, directory, gate_report(directory), trained, source=SOURCE, signer=signer)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    return make_adapter(tmp_path / "adapter")
+
+
+@pytest.fixture
+def release(store, adapter, pair):  # noqa: F811
+    return published(store, adapter, pair[0])
+
+
+def fetch(store, release, tmp_path, trust, base_model=BASE):  # noqa: F811
+    return fetch_release(store, NAME, release.digest, tmp_path / "releases", base_model=base_model, trust=trust)
+
+
+def test_a_signed_release_is_fetched_and_its_local_copy_is_verified_again(store, release, pair, tmp_path):  # noqa: F811
+    directory, _ = fetch(store, release, tmp_path, pair[1])
+    assert {path.name for path in directory.iterdir()} == {*(file["name"] for file in release.manifest["files"]), MANIFEST, SIGNATURE}
+    assert fetch(store, release, tmp_path, pair[1])[0] == directory
+    signature = (directory / SIGNATURE).read_text()
+    start = signature.index('"sig":')
+    (directory / SIGNATURE).write_text(signature[:start] + signature[start:].replace("M", "N", 1))
+    with pytest.raises(RejectedError, match="the signature does not hold"):
+        fetch(store, release, tmp_path, pair[1])
+
+
+def test_a_release_that_nobody_signed_is_refused_where_a_signature_is_asked_for(store, adapter, pair, tmp_path):  # noqa: F811
+    release = published(store, adapter, None)
+    assert fetch(store, release, tmp_path / "any", None)[0].is_dir()
+    with pytest.raises(RejectedError, match="is not signed"):
+        fetch(store, release, tmp_path, pair[1])
+    assert not (tmp_path / "releases" / NAME / f"sha256-{release.digest}").exists()
+
+
+def test_a_release_that_somebody_else_signed_is_refused(store, adapter, pair, tmp_path):  # noqa: F811
+    make_key_pair(tmp_path / "other.pem", tmp_path / "other.pub.pem")
+    release = published(store, adapter, Signer(tmp_path / "other.pem"))
+    with pytest.raises(RejectedError, match="the signature does not hold"):
+        fetch(store, release, tmp_path, pair[1])
+    assert not (tmp_path / "releases" / NAME / f"sha256-{release.digest}").exists()
+
+
+def test_a_manifest_that_was_changed_after_it_was_signed_is_refused(client, bucket, store, release, pair, tmp_path):  # noqa: F811
+    """Its digests are right: only the signature tells."""
+    manifest = json.loads(content(client, bucket, f"{release.uri}/{MANIFEST}"))
+    manifest["probes"] = [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Something else."}]
+    client.put_object(Bucket=bucket, Key=f"{release.uri}/{MANIFEST}", Body=json.dumps(manifest).encode())
+    with pytest.raises(RejectedError, match="not signed, or its manifest was changed"):
+        fetch(store, release, tmp_path, pair[1])
+
+
+def test_a_signature_of_another_release_does_not_hold(client, bucket, store, release, pair, tmp_path):  # noqa: F811
+    other = published(store, make_adapter(tmp_path / "other", 2.0), pair[0])
+    [mine] = [key for key in keys(client, bucket) if key.startswith(f"{release.uri}/signature-")]
+    [theirs] = [key for key in keys(client, bucket) if key.startswith(f"{other.uri}/signature-")]
+    client.put_object(Bucket=bucket, Key=mine, Body=content(client, bucket, theirs))
+    with pytest.raises(RejectedError, match="the signature does not hold"):
+        fetch(store, release, tmp_path, pair[1])
+
+
+def test_a_local_copy_with_another_file_beside_it_is_not_loaded(store, release, pair, tmp_path):  # noqa: F811
+    directory, _ = fetch(store, release, tmp_path, pair[1])
+    (directory / "adapter_model.bin").write_bytes(pickle.dumps({}))
+    fetch(store, release, tmp_path, pair[1])
+    assert not (directory / "adapter_model.bin").exists()  # fetched anew, without it
+
+
+def test_a_pickle_that_is_called_safetensors_is_neither_published_nor_loaded(store, pair, tmp_path):  # noqa: F811
+    directory = make_adapter(tmp_path / "adapter")
+    (directory / "adapter_model.safetensors").write_bytes(pickle.dumps({"layer": [0.0] * 64}))
+    trained = json.loads((directory / "train_manifest.json").read_bytes())
+    trained["adapter"]["digest"] = adapter_digest(directory)
+    with pytest.raises(RejectedError, match="begins like a pickle"):
+        publish(store, NAME, directory, gate_report(directory), trained, source=SOURCE, signer=pair[0])
+    assert not list(store.keys(""))
+
+
+def test_a_key_that_cannot_sign_is_named(store, adapter, tmp_path):  # noqa: F811
+    with pytest.raises(UsageError, match="does not exist"):
+        signer_from(str(tmp_path / "nowhere.pem"))
+    (tmp_path / "bad.pem").write_text("not a key")
+    with pytest.raises(UsageError, match=r"bad\.pem"):
+        published(store, adapter, signer_from(str(tmp_path / "bad.pem")))
+    assert not any(key.endswith(MANIFEST) for key in store.keys(""))

@@ -1,0 +1,108 @@
+"""A gateway in front of stub engines that record what reaches them, and a client of it."""
+
+import asyncio
+import contextlib
+import json
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from adapterops.serving.config import GatewaySettings
+from adapterops.serving.gateway import make_gateway
+from adapterops.serving.metrics import Metrics
+from adapterops.serving.routes import Route, Version
+from adapterops.serving.state import Engine as EngineState
+from adapterops.serving.state import Followed, HostState
+from adapterops.store.channels import Channel
+
+STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")
+CANARY = Version("support", "b" * 64, "2026-11-02T00:00:00+00:00")
+QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}]}
+STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
+
+
+class Engine:
+    """Answers as told, and records the requests."""
+
+    def __init__(self):
+        self.requests = []
+        self.answer = lambda _: web.json_response({"object": "chat.completion", "model": "as-the-engine-says"})
+
+    async def handle(self, request):
+        body = await request.read()
+        self.requests.append((request.method, request.raw_path, request.headers.copy(), body))
+        result = self.answer(request)
+        return await result if asyncio.iscoroutine(result) else result
+
+
+class Host:
+    """A gateway with its state, and a client of it."""
+
+    def __init__(self, client, state, engines, metrics, server):
+        self.client, self.state, self.engines, self.metrics, self.server = client, state, engines, metrics, server
+        self.engine = engines[0]
+
+    async def ask(self, body=QUESTION, path="/v1/chat/completions", **options):
+        data = body if isinstance(body, bytes) else json.dumps(body)
+        headers = {"content-type": "application/json", **options.pop("headers", {})}
+        async with self.client.post(path, data=data, headers=headers, **options) as answer:
+            return answer.status, answer.headers, await answer.text()
+
+    async def get(self, path, **headers):
+        async with self.client.get(path, headers=headers) as answer:
+            return answer.status, await answer.text()
+
+    def asked(self):
+        """The models that the engines were asked for."""
+        return [json.loads(body)["model"] for engine in self.engines for *_, body in engine.requests]
+
+    def counted(self, metric="llm_request_total", **labels):
+        return self.metrics.registry.get_sample_value(metric, labels)
+
+
+@contextlib.asynccontextmanager
+async def host(route=None, engines=1, **settings):
+    stubs, upstreams = [Engine() for _ in range(engines)], []
+    for stub in stubs:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", stub.handle)
+        upstreams.append(TestServer(application))
+        await upstreams[-1].start_server()
+    ready = {version.engine_name: version for version in (STABLE, CANARY)}
+    state = HostState(
+        "base-model",
+        [EngineState(str(upstream.make_url("")).rstrip("/"), up=True, ready=ready) for upstream in upstreams],
+        {name: Followed(Channel(name)) for name in ("support", "other")},
+        routes={"support": route or Route(stable=STABLE)},
+    )
+    metrics = Metrics()
+    options = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "max_body_bytes": 1 << 20,
+        "max_in_flight": 100,
+        "read_timeout_s": 5.0,
+        "request_timeout_s": 20.0,
+        "drain_delay_s": 0.0,
+        "drain_s": 5.0,
+        "api_keys": None,
+        "access_log": False,
+        "log_prompts": False,
+        **settings,
+    }
+    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))
+    await server.start_server()
+    async with aiohttp.ClientSession(base_url=server.make_url("/")) as client:
+        yield Host(client, state, stubs, metrics, server)
+    await server.close()
+    for upstream in upstreams:
+        await upstream.close()
+
+
+def with_host(test, **options):
+    async def main():
+        async with host(**options) as running:
+            await test(running)
+
+    asyncio.run(asyncio.wait_for(main(), 30))

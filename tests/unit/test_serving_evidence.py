@@ -1,0 +1,138 @@
+"""The statistics of a rollout: what decides, what does not, and how often that is wrong."""
+
+import random
+
+import pytest
+
+from adapterops.serving.evidence import (
+    Accumulated,
+    Counts,
+    difference,
+    judge_latency,
+    judge_rate,
+    judge_saturation,
+    quantile_bounds,
+    wilson,
+)
+from adapterops.serving.metrics import FINE_BUCKETS
+from adapterops.serving.rollout import judge, overall
+from rollouts import ROLLOUT
+
+A, B = "a" * 64, "b" * 64
+Z = 1.6448536269514722
+
+
+def histogram(values):
+    return tuple((bound, sum(value <= bound for value in values)) for bound in (*FINE_BUCKETS, float("inf")))
+
+
+def counts(values, errors=0, **thumbs):
+    return Counts(len(values), errors, histogram(values), **thumbs)
+
+
+def test_intervals_are_those_of_the_papers():
+    """Newcombe 1998, Statistics in Medicine 17:857 and 17:873: tables' first rows, two-sided 95 %."""
+    z = 1.959963984540054
+    assert wilson(81, 263, z) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20, z) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert difference(56, 70, 48, 80, z) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert difference(0, 10, 0, 20, z) == pytest.approx((-0.1611, 0.2775), abs=1e-4)
+
+
+def test_intervals_miss_the_truth_no_more_often_than_promised():
+    generator, missed = random.Random(1), 0
+    for _ in range(2000):
+        canary = sum(generator.random() < 0.06 for _ in range(300))
+        stable = sum(generator.random() < 0.04 for _ in range(1500))
+        missed += difference(canary, 300, stable, 1500, Z)[1] < 0.02
+    assert missed / 2000 < 0.065  # 5 % promised
+
+
+def test_a_bad_version_passes_no_more_often_than_promised_and_an_equal_one_is_not_failed():
+    generator, passed, failed = random.Random(2), 0, 0
+    for _ in range(300):
+        stable = counts([generator.lognormvariate(-1, 0.4) for _ in range(600)])
+        slow = counts([1.5 * generator.lognormvariate(-1, 0.4) for _ in range(300)])
+        same = counts([generator.lognormvariate(-1, 0.4) for _ in range(300)])
+        passed += judge_latency(slow, stable, 1.5, 0.95).verdict == "PASS"
+        failed += judge_latency(same, stable, 1.5, 0.95).verdict == "FAIL"
+    assert passed / 300 <= 0.05
+    assert failed == 0
+
+
+def test_the_quantile_lies_between_its_bounds():
+    generator, inside = random.Random(3), 0
+    truth = 0.1 * 20**0.95  # of a log-uniform distribution from 0.1 to 2
+    for _ in range(300):
+        low, high = quantile_bounds(histogram([0.1 * 20 ** generator.random() for _ in range(400)]), 0.95, Z)
+        inside += low <= truth <= high
+    assert inside / 300 > 0.87  # 90 % of two one-sided 95 % bounds, less the width of a bucket
+
+
+@pytest.mark.parametrize(
+    ("canary", "stable", "verdict"),
+    [
+        ((0, 300), (0, 1000), "PASS"),
+        ((30, 300), (0, 1000), "FAIL"),
+        ((5, 300), (0, 1000), "INCONCLUSIVE"),
+        ((0, 0), (0, 1000), "INCONCLUSIVE"),
+        ((0, 300), (0, 0), "PASS"),
+        ((30, 300), (100, 1000), "INCONCLUSIVE"),
+        ((30, 3000), (300, 3000), "PASS"),
+    ],
+)
+def test_a_rate_is_met_missed_or_undecided(canary, stable, verdict):
+    assert judge_rate("error_rate", canary, stable, 0.02, 0.95).verdict == verdict
+
+
+def test_no_data_is_never_success():
+    nothing = Counts()
+    assert overall(judge(ROLLOUT, nothing, nothing, {}, 0.95)) == "INCONCLUSIVE"
+    assert overall(judge(ROLLOUT, nothing, counts([0.1] * 500), {"g": [0.1]}, 0.95)) == "INCONCLUSIVE"
+    assert judge_saturation({}, 0.9).verdict == "INCONCLUSIVE"
+
+
+def test_each_limit_can_fail_alone():
+    stable, good = counts([0.1] * 1000), counts([0.1] * 300)
+    idle = {"g": [0.1, 0.2]}
+    assert overall(judge(ROLLOUT, good, stable, idle, 0.95)) == "PASS"
+    for canary, saturation, metric in (
+        (counts([0.1] * 270, errors=30), idle, "error_rate"),
+        (counts([0.4] * 300), idle, "latency_p95"),
+        (good, {"g": [0.1], "h": [1.0, 1.1]}, "saturation"),
+    ):
+        assert [finding.metric for finding in judge(ROLLOUT, canary, stable, saturation, 0.95) if finding.verdict == "FAIL"] == [metric]
+
+
+def test_feedback_and_win_rate_decide_where_they_are_asked_for():
+    stable = counts([0.1] * 1000, up=900, down=100)
+    limits = {**ROLLOUT.limits, "negative_feedback": 0.1, "win_rate": 0.45}
+    asked = ROLLOUT.__class__(**{**ROLLOUT.__dict__, "limits": limits})
+    for thumbs, verdict in (({"up": 270, "down": 30}, "PASS"), ({"up": 150, "down": 150}, "FAIL"), ({}, "INCONCLUSIVE")):
+        assert overall(judge(asked, counts([0.1] * 300, **thumbs), stable, {"g": [0.1]}, 0.95)) == verdict
+
+
+def text(good, errors=0, saturation=0.5, version=B):
+    labels = f'adapter="support",version="{version[:12]}",origin="user"'
+    return (
+        f'llm_version_request_total{{{labels},status="200"}} {good}\nllm_version_request_total{{{labels},status="500"}} {errors}\n'
+        f'llm_version_request_total{{{labels},status="400"}} 7\nllm_version_duration_seconds_bucket{{{labels},le="0.1"}} {good}\n'
+        f'llm_version_duration_seconds_bucket{{{labels},le="+Inf"}} {good}\nllm_gateway_saturation_ratio {saturation}\n'
+        f'llm_version_request_total{{adapter="other",version="{version[:12]}",origin="user",status="500"}} 99\n'
+    )
+
+
+def test_counting_begins_with_the_rollout_and_survives_a_restart_of_a_gateway():
+    evidence = Accumulated("support")
+    evidence.add("one", text(1000, 50))
+    evidence.add("one", text(1010, 51))
+    evidence.add("one", text(3, 0))  # it was restarted
+    evidence.add("one", text(5, 1))
+    evidence.add("two", text(100))
+    evidence.add("two", text(120))
+    found = evidence.counts(B)
+    assert (found.good, found.errors) == (10 + 3 + 2 + 20, 1 + 0 + 1)
+    mark = evidence.mark()
+    evidence.add("two", text(125))
+    assert (evidence.counts(B, mark).requests, evidence.counts(B).requests, evidence.counts(A).requests) == (5, 42, 0)
+    assert evidence.saturation["two"] == [0.5] * 3
