@@ -90,9 +90,11 @@ def test_a_base_model_off_the_list_is_refused(recipe):
         load_recipe(recipe(("base_model: smollm2-135m-instruct", "base_model: smollm2-135m")))
 
 
-def test_packing_without_flash_attention_is_refused(recipe):
-    with pytest.raises(UsageError, match="packed rows could attend to each other"):
-        load_recipe(recipe(("packing: false", "packing: true")))
+def test_kernels_that_do_not_go_together_are_refused(recipe):
+    with pytest.raises(UsageError, match="varlen takes packed rows only"):
+        load_recipe(recipe(("attn_implementation: eager", "attn_implementation: varlen")))
+    with pytest.raises(UsageError, match="selective is done by the fused MLP"):
+        load_recipe(recipe(("gradient_checkpointing: false", "gradient_checkpointing: selective")))
 
 
 def test_an_unknown_adapter_is_answered_with_the_known_ones():

@@ -10,11 +10,10 @@ from adapterops.basemodels import BaseModel
 from adapterops.data.reader import load_rows
 from adapterops.data.rows import training_messages
 from adapterops.errors import RejectedError, UsageError
+from adapterops.train.labels import IGNORED, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,10 @@ class EncodedData:
     labels: list[list[int]]
     truncated_rows: int
     truncated_tokens: int
+
+    def rows(self) -> list[Row]:
+        """The rows as `packing.Collator` takes them."""
+        return [{"input_ids": ids, "labels": labels} for ids, labels in zip(self.input_ids, self.labels, strict=True)]
 
     @property
     def tokens(self) -> int:

@@ -52,11 +52,10 @@ def load_recipe(path: Path) -> Recipe:
     base_model = find_base_model(values["base_model"], f"{path}: base_model")
     training = values["training"]
     problems = []
-    if training["packing"] and training["attn_implementation"] != "flash_attention_2":
-        problems.append(
-            f"training.packing is true with attn_implementation {training['attn_implementation']}: packed rows could attend "
-            "to each other. Set attn_implementation: flash_attention_2 or packing: false."
-        )
+    if training["attn_implementation"] == "varlen" and not training["packing"]:
+        problems.append("training.attn_implementation varlen takes packed rows only. Set packing: true, or attn_implementation: sdpa.")
+    if training["gradient_checkpointing"] == "selective" and not training["fused_lora"]:
+        problems.append("training.gradient_checkpointing selective is done by the fused MLP. Set fused_lora: true, or true or false.")
     if training["max_length"] > base_model.context_length:
         problems.append(
             f"training.max_length {training['max_length']} exceeds the context length {base_model.context_length} of {base_model.name}."

@@ -29,10 +29,11 @@ from adapterops.train.recipe import Recipe, training_key_inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from trl import SFTTrainer
+
+    from adapterops.train.trainer import AnswerTrainer
 
 MANIFEST = "train_manifest.json"
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
 def train(recipe: Recipe, data: list[Path], output: Path, console: Console) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console) -> d
 
     try:
         with new_directory(output) as staging, tempfile.TemporaryDirectory() as scratch:
-            trainer = _build_trainer(recipe, encoded, tokenizer, Path(scratch))
+            trainer = _build_trainer(recipe, encoded, tokenizer.pad_token_id, Path(scratch))
             lora_step0 = _lora_digest(trainer.model)
             progress = _Progress(console, encoded, recipe)
             trainer.remove_callback(PrinterCallback)  # prints every log line a second time, as a dict
@@ -137,81 +138,40 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console) -> d
 
 def _quieten() -> None:
     """Keep the libraries' own progress bars and advice out of the stage's output; errors still come as exceptions."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    for name in ("bitsandbytes", "trl", "accelerate"):
+    for name in ("bitsandbytes", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _build_trainer(recipe: Recipe, encoded: EncodedData, tokenizer: Any, directory: Path) -> SFTTrainer:
+def _build_trainer(recipe: Recipe, encoded: EncodedData, pad_token_id: int, directory: Path) -> AnswerTrainer:
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
-    from trl import SFTConfig, SFTTrainer
+    from transformers import set_seed
+
+    from adapterops.train.cpu import keep_freed_memory
+    from adapterops.train.network import add_lora, apply_kernels, load_base
+    from adapterops.train.packing import Collator, packed_rows
+    from adapterops.train.trainer import AnswerTrainer, training_arguments
 
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        from adapterops.train.cpu import AnswerLossTrainer, keep_freed_memory
-
         keep_freed_memory()
     training = recipe.training
-    # TRL seeds again before it initialises LoRA; here already so that nothing before it can depend on chance.
     set_seed(recipe.seed)
-    network = AutoModelForCausalLM.from_pretrained(
-        base_model_directory(recipe.base_model),
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=recipe.quantization["type"],
-            bnb_4bit_use_double_quant=recipe.quantization["double_quant"],
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
-        dtype=torch.bfloat16,
-        device_map={"": torch.cuda.current_device() if on_gpu else "cpu"},
-        attn_implementation=training["attn_implementation"],
-        trust_remote_code=False,
+    attention = training["attn_implementation"]
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    model = add_lora(load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, device), recipe.lora, recipe.seed)
+    apply_kernels(
+        model,
+        liger=training["liger"],
+        fused_lora=training["fused_lora"],
+        selective_checkpointing=training["gradient_checkpointing"] == "selective",
     )
-    arguments = SFTConfig(
-        output_dir=str(directory),
-        seed=recipe.seed,
-        num_train_epochs=training["num_train_epochs"],
-        per_device_train_batch_size=training["per_device_train_batch_size"],
-        gradient_accumulation_steps=training["gradient_accumulation_steps"],
-        learning_rate=training["learning_rate"],
-        lr_scheduler_type=training["lr_scheduler_type"],
-        warmup_steps=training["warmup_ratio"],  # a float below 1 is a share of all steps
-        weight_decay=training["weight_decay"],
-        max_grad_norm=training["max_grad_norm"],
-        max_length=training["max_length"],
-        packing=training["packing"],
-        train_sampling_strategy=training["train_sampling_strategy"],
-        gradient_checkpointing=training["gradient_checkpointing"],
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        optim=training["optim"],
-        bf16=on_gpu,  # on CPU the weights are bf16 already and autocast would only add casts
-        use_cpu=not on_gpu,
-        logging_steps=training["logging_steps"],
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # its default shows a diverged run as a healthy one
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=on_gpu,
-    )
-    return (SFTTrainer if on_gpu else AnswerLossTrainer)(
-        model=network,
-        args=arguments,
-        train_dataset=Dataset.from_dict({"input_ids": encoded.input_ids, "labels": encoded.labels}),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=recipe.lora["r"],
-            lora_alpha=recipe.lora["alpha"],
-            lora_dropout=recipe.lora["dropout"],
-            target_modules=sorted(recipe.lora["target_modules"]),
-            bias="none",
-            task_type="CAUSAL_LM",
-        ),
+    rows = encoded.rows()
+    capacity = training["max_length"] if training["packing"] else None
+    return AnswerTrainer(
+        model=model,
+        args=training_arguments(training, recipe.seed, directory),
+        train_dataset=packed_rows(rows, capacity) if capacity else rows,
+        data_collator=Collator(pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"}),
     )
 
 

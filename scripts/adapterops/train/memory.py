@@ -1,0 +1,186 @@
+"""How much GPU memory a training needs, from the shape of the model: nothing is loaded to find out.
+
+Every term is a tensor that lives at the peak: in the backward pass, when everything that the forward pass kept is still there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_BF16, _FP32 = 2, 4
+# NF4: half a byte a weight. Its constants: one float32 for 64 weights, or, quantised again, one byte and a float32 for 256 of those.
+_NF4 = 0.5
+_CONSTANTS = {False: 4 / 64, True: 1 / 64 + 4 / (64 * 256)}
+# State of the optimiser, bytes a trained parameter: two moments, in float32, in bf16 like the parameter, or in 8 bits.
+_OPTIMISER = {
+    "adamw_torch": 2 * _BF16,
+    "adamw_torch_fused": 2 * _BF16,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 2 * _FP32,
+}
+# CUDA context, cuBLAS workspace and kernels of torch, bitsandbytes and Triton: seen by nvidia-smi, not by torch.
+CONTEXT_BYTES = 0.7e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Dimensions of a decoder; the names are those of a Hugging Face `config.json`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Shape:
+        """From the content of a `config.json`."""
+        return cls(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=config["num_attention_heads"],
+            num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            vocab_size=config["vocab_size"],
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Input and output width of each projection of a layer."""
+        query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden_size, query),
+            "k_proj": (self.hidden_size, key),
+            "v_proj": (self.hidden_size, key),
+            "o_proj": (query, self.hidden_size),
+            "gate_proj": (self.hidden_size, self.intermediate_size),
+            "up_proj": (self.hidden_size, self.intermediate_size),
+            "down_proj": (self.intermediate_size, self.hidden_size),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights in the projections of all layers: what is quantised."""
+        return self.num_hidden_layers * sum(inputs * outputs for inputs, outputs in self.projections.values())
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of embeddings and LM head, which stay in bf16."""
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    def lora_parameters(self, rank: int, modules: list[str]) -> int:
+        """Trained parameters: r × (in + out) for each projection."""
+        return self.num_hidden_layers * sum(rank * sum(self.projections[name]) for name in modules)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted bytes on one GPU, by what they hold."""
+
+    weights: float
+    quantisation_constants: float
+    embeddings: float
+    lora: float
+    gradients: float
+    optimiser: float
+    activations: float
+    working: float
+    logits: float
+
+    @property
+    def loading(self) -> float:
+        """Peak while the base model is loaded: all of it, and the largest tensor in bf16 on its way to NF4."""
+        return self.weights + self.quantisation_constants + self.embeddings + self.working / 2
+
+    @property
+    def training(self) -> float:
+        """Peak of a training step. Activations of the last layer and the logits are not there at once: the larger counts."""
+        held = self.weights + self.quantisation_constants + self.embeddings + self.lora + self.gradients + self.optimiser
+        return held + self.activations + max(self.working, self.logits)
+
+    @property
+    def evaluation(self) -> float:
+        """Peak of a forward pass without gradients."""
+        held = self.weights + self.quantisation_constants + self.embeddings + self.lora
+        return held + max(self.working / 2, self.logits)
+
+
+def estimate(
+    shape: Shape, quantization: dict[str, Any], lora: dict[str, Any], training: dict[str, Any], tokens: int, supervised: int | None = None
+) -> Estimate:
+    """Memory of training with the recipe's settings.
+
+    Args:
+        shape: of the base model.
+        quantization: the recipe's section.
+        lora: the recipe's section.
+        training: the recipe's section.
+        tokens: of the largest micro-batch, padding counted.
+        supervised: of these, those with a loss; None counts all.
+    """
+    modules = list(lora["target_modules"])
+    parameters = shape.lora_parameters(lora["r"], modules)
+    layer = layer_activations(shape, lora, training)
+    hidden = shape.hidden_size * _BF16
+    kept = shape.num_hidden_layers * (hidden if training["gradient_checkpointing"] is True else layer) + 3 * hidden
+    widest = shape.hidden_size * shape.intermediate_size * _BF16  # a projection, dequantised
+    # The backward pass of an MLP: gradients of gate, up and product, the product itself, and what LoRA adds.
+    working: float = (4 * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + 2 * widest
+    if training["gradient_checkpointing"] is True:
+        working += layer * tokens
+    elif training["gradient_checkpointing"] == "selective":
+        working += 2 * shape.intermediate_size * _BF16 * tokens
+    if training["attn_implementation"] in {"sdpa", "eager"} and training["packing"]:
+        working += tokens**2 * _BF16  # the mask
+    kept_weights = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
+    return Estimate(
+        weights=shape.linear_parameters * _NF4 + kept_weights,
+        quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]],
+        embeddings=shape.embedding_parameters * _BF16,
+        lora=parameters * _BF16,
+        gradients=parameters * _BF16,
+        optimiser=parameters * _OPTIMISER[training["optim"]],
+        activations=kept * tokens,
+        working=working,
+        logits=_logits(shape, training, tokens if supervised is None else supervised),
+    )
+
+
+def layer_activations(shape: Shape, lora: dict[str, Any], training: dict[str, Any]) -> float:
+    """Bytes a token that one layer keeps for its backward pass."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    # Inputs of both norms; query, key, value and the output of the attention, with its float32 normaliser a head.
+    kept: float = (2 * hidden + 2 * query + 2 * key) * _BF16 + shape.num_attention_heads * _FP32
+    if not training["liger"]:
+        kept += 2 * hidden * (_FP32 + _BF16)  # the norms' float32 copies and normalised values
+    if training["fused_lora"]:
+        # Inputs of the attention's and of the MLP's projections, once each; the output projection's is the attention's output.
+        kept += (2 * hidden + (query if lora["dropout"] else 0)) * _BF16 + 7 * lora["r"] * _BF16
+        return kept if training["gradient_checkpointing"] == "selective" else kept + 2 * inner * _BF16
+    kept += 2 * inner * _BF16 + (0 if training["liger"] else 2 * inner * _BF16)  # gate and up, without Liger SiLU(gate) and the product too
+    for name in lora["target_modules"]:
+        width = shape.projections[name][0]
+        # peft keeps a dropped-out copy of each projection's input and its mask; without dropout they share the input.
+        kept += width * (_BF16 + 1) if lora["dropout"] else width * _BF16 // (3 if name in {"q_proj", "k_proj", "v_proj"} else 1)
+        kept += lora["r"] * _BF16
+    return kept
+
+
+def _logits(shape: Shape, training: dict[str, Any], supervised: int) -> float:
+    """Bytes of the loss: logits of a chunk in bf16 and float32 and their gradient; see `loss.answer_loss`."""
+    gradient = supervised * shape.hidden_size * _BF16
+    if training["liger"]:
+        # Liger's chunks hold hidden size × tokens / vocabulary rows, rounded up to a power of two.
+        wanted = supervised / max(1, -(-shape.vocab_size // shape.hidden_size))
+        rows = 1 << max(0, int(wanted - 1).bit_length())
+        return rows * shape.vocab_size * (_BF16 + _FP32) + gradient
+    rows = min(supervised, max(1, 2**28 // shape.vocab_size))
+    return rows * shape.vocab_size * (_BF16 + 2 * _FP32) + gradient

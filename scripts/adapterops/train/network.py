@@ -1,0 +1,106 @@
+"""The network that is trained: an NF4 base model, LoRA on its projections, and the kernels that a recipe asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterops.errors import UsageError
+from adapterops.train import attention
+from adapterops.train.loss import score_answers_only
+
+
+def nf4(quantization: dict[str, Any]) -> Any:
+    """The recipe's `quantization` as transformers wants it."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization["type"],
+        bnb_4bit_use_double_quant=quantization["double_quant"],
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def load_base(directory: Path, quantization: dict[str, Any], attn_implementation: str, device: torch.device) -> Any:
+    """A base model in NF4, all that is not quantised in bf16, on one device."""
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    return AutoModelForCausalLM.from_pretrained(
+        directory,
+        quantization_config=nf4(quantization),
+        dtype=torch.bfloat16,
+        device_map={"": device},
+        attn_implementation=attn_implementation,
+        trust_remote_code=False,
+    )
+
+
+def add_lora(network: Any, lora: dict[str, Any], seed: int) -> Any:
+    """Wrap a base model with a new adapter in bf16 (arXiv:2305.14314 §3), its A matrices drawn from `seed`."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    model = get_peft_model(
+        network,
+        LoraConfig(
+            r=lora["r"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=lora["dropout"],
+            target_modules=sorted(lora["target_modules"]),
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def apply_kernels(
+    model: Any,
+    *,
+    liger: bool,
+    fused_lora: bool,
+    selective_checkpointing: bool = False,
+    keep_dequantized: bool = False,
+    loss: str | None = None,
+) -> None:
+    """Give a peft model the loss over the answers alone, and the kernels that a recipe asks for.
+
+    Args:
+        model: what `add_lora` made.
+        liger: Liger's Triton kernels for norms, rotary embeddings and the loss.
+        fused_lora: the LoRA layers of `adapterops.train.fused`.
+        selective_checkpointing: recompute the projections of the MLPs; needs `fused_lora`.
+        keep_dequantized: see `fused.fuse`.
+        loss: kernel of `answer_loss`; None takes the one that fits the device.
+
+    Raises:
+        UsageError: Liger is asked for where it cannot run.
+    """
+    network = model.get_base_model()
+    if liger:
+        _apply_liger(network)
+    on_gpu = next(network.parameters()).is_cuda
+    score_answers_only(network, loss or ("liger" if liger else "chunked" if on_gpu else "plain"))
+    if fused_lora:
+        from adapterops.train.fused import fuse
+
+        fuse(model, recompute_mlp=selective_checkpointing, keep_dequantized=keep_dequantized)
+
+
+def _apply_liger(network: Any) -> None:
+    try:
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise UsageError(f"training.liger true: Liger cannot be used here ({error}). Install liger-kernel, or set it to false.") from None
+    # SwiGLU is in the fused MLP or left to the model, the loss is ours.
+    _apply_liger_kernel_to_instance(
+        model=network, rope=True, rms_norm=True, swiglu=True, geglu=True, cross_entropy=False, fused_linear_cross_entropy=False
+    )

@@ -1,0 +1,118 @@
+"""Rows to batches: padded to the longest row, or packed back to back without a row seeing its neighbours."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterops.train.labels import IGNORED, Row
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: each row, the longest first, goes where it leaves the least room.
+
+    Wastes about 1 % on lengths as they occur (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv:2404.10830).
+
+    Args:
+        lengths: tokens of each row, all ≤ `capacity`.
+        capacity: tokens of a pack.
+
+    Returns:
+        For each pack the numbers of its rows; every row once. Equal input gives equal output.
+    """
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # free tokens and number of each pack, sorted
+    for row in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        place = bisect.bisect_left(room, (lengths[row], -1))
+        if place == len(room):
+            packs.append([row])
+            bisect.insort(room, (capacity - lengths[row], len(packs) - 1))
+        else:
+            free, number = room.pop(place)
+            packs[number].append(row)
+            bisect.insort(room, (free - lengths[row], number))
+    return packs
+
+
+def packed_rows(rows: Sequence[Row], capacity: int) -> list[Row]:
+    """The rows joined into packs of at most `capacity` tokens."""
+    return [
+        {
+            "input_ids": [token for number in members for token in rows[number]["input_ids"]],
+            "labels": [label for number in members for label in rows[number]["labels"]],
+            "lengths": [len(rows[number]["input_ids"]) for number in members],
+        }
+        for members in pack([len(row["input_ids"]) for row in rows], capacity)
+    ]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Batches of rows as the tensors that `AnswerTrainer` takes.
+
+    Beside the model's own inputs they hold `labels`, from which Trainer counts the supervised tokens of a step, `positions`, where
+    in the flattened hidden states a supervised token is predicted, and `targets`, which token that is.
+
+    Args:
+        pad_token_id: fills up.
+        capacity: tokens of a pack; None for rows that are padded, one a line.
+        variable_length: pass the borders of the rows as flash-attention kernels want them (`cu_seq_lens_q` and so on) instead of
+            leaving them to be read from the position ids.
+    """
+
+    pad_token_id: int
+    capacity: int | None = None
+    variable_length: bool = False
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        """One batch: shape [rows, longest row], or [1, rows × capacity] if packed."""
+        return self._padded(rows) if self.capacity is None else self._packed(rows, self.capacity)
+
+    def _padded(self, rows: list[Row]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in rows)
+
+        def filled(name: str, value: int) -> torch.Tensor:
+            return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+        labels = filled("labels", IGNORED)
+        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+        return {"input_ids": filled("input_ids", self.pad_token_id), "attention_mask": mask, **_targets(labels)}
+
+    def _packed(self, packs: list[Row], capacity: int) -> dict[str, Any]:
+        # Always full: a constant shape keeps memory constant, and kernels that are compiled for a shape are compiled once.
+        size = capacity * len(packs)
+        tokens = [token for row in packs for token in row["input_ids"]]
+        labels = [label for row in packs for label in row["labels"]]
+        lengths = [length for row in packs for length in row.get("lengths", [len(row["input_ids"])])]
+        if rest := size - len(tokens):
+            tokens += [self.pad_token_id] * rest
+            labels += [IGNORED] * rest
+            lengths.append(rest)
+        borders = [0]
+        for length in lengths:
+            labels[borders[-1]] = IGNORED  # the first token of a row is not predicted from the row before it
+            borders.append(borders[-1] + length)
+        batch: dict[str, Any] = {
+            "input_ids": torch.tensor([tokens]),
+            # They start anew with each row: transformers masks by that, and rotary embeddings count from there.
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            **_targets(torch.tensor([labels])),
+        }
+        if self.variable_length:
+            cumulative = torch.tensor(borders, dtype=torch.int32)
+            batch.update(cu_seq_lens_q=cumulative, cu_seq_lens_k=cumulative, max_length_q=max(lengths), max_length_k=max(lengths))
+        return batch
+
+
+def _targets(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Where supervised tokens are predicted (one before each, in the flattened batch), and which they are.
+
+    Found here, on the host: to find them on a GPU, the host would have to wait for it.
+    """
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    positions = (shifted != IGNORED).nonzero().flatten()
+    return {"labels": labels, "positions": positions, "targets": shifted[positions]}

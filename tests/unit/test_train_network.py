@@ -1,0 +1,180 @@
+"""Packing, fused LoRA layers and the loss: faster ways to the very numbers of the plain way."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from adapterops.train.kernels import add_dropped_, dropout, silu_mul, silu_mul_backward
+from adapterops.train.labels import IGNORED
+from adapterops.train.loss import answer_loss
+from adapterops.train.network import add_lora, apply_kernels
+from adapterops.train.packing import Collator, pack, packed_rows
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def model(attention="sdpa", dropout=0.0, modules=PROJECTIONS, **kernels):
+    """A Llama of two layers in float32 with an adapter whose B matrices are not zero."""
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=128
+        ),
+        attn_implementation=attention,
+    )
+    wrapped = add_lora(network, {"r": 4, "alpha": 8, "dropout": dropout, "target_modules": modules}, seed=0).float()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    apply_kernels(wrapped, **{"liger": False, "fused_lora": False, **kernels})
+    return wrapped
+
+
+def made_rows(*lengths):
+    source = random.Random(0)
+    rows = []
+    for length in lengths:
+        ids = [source.randrange(3, 128) for _ in range(length)]
+        rows.append({"input_ids": ids, "labels": [IGNORED] * (length // 2) + ids[length // 2 :]})
+    return rows
+
+
+def loss_and_gradients(network, batch):
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    network.zero_grad()
+    total = network(**inputs)
+    total.backward()
+    return total.item(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+class TestPacking:
+    @given(st.lists(st.integers(1, 64), max_size=80))
+    def test_every_row_is_in_one_pack_and_no_pack_overflows(self, lengths):
+        packs = pack(lengths, 64)
+        assert sorted(number for members in packs for number in members) == list(range(len(lengths)))
+        assert all(sum(lengths[number] for number in members) <= 64 for members in packs)
+
+    def test_rows_of_usual_lengths_fill_packs_to_99_percent(self):
+        source = random.Random(0)
+        lengths = [min(4096, max(16, round(source.lognormvariate(5.77, 0.9)))) for _ in range(2000)]
+        assert sum(lengths) / (4096 * len(pack(lengths, 4096))) > 0.99
+
+    def test_a_packed_row_has_the_loss_that_it_has_alone(self):
+        rows = made_rows(9, 17, 5, 30, 12)
+        network = model()
+        alone = sum(network(**without_labels(Collator(0)([row]))).item() for row in rows)
+        together = network(**without_labels(Collator(0, capacity=40)(packed_rows(rows, 40)))).item()
+        padded = network(**without_labels(Collator(0)(rows))).item()
+        assert together == pytest.approx(alone, rel=1e-5)
+        assert padded == pytest.approx(alone, rel=1e-5)
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    def test_a_row_does_not_see_its_neighbours(self, attention):
+        network = model(attention)
+        first, second = made_rows(10, 14)
+        other = {**first, "input_ids": first["input_ids"][::-1]}
+        seen = []
+        for neighbour in (first, other):
+            (packed,) = packed_rows([{**neighbour, "labels": [IGNORED] * 10}, second], 24)
+            seen.append(network(**without_labels(Collator(0, 24)([packed]))).item())
+        assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+
+    def test_no_row_is_predicted_from_the_one_before_it(self):
+        rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+        batch = Collator(0, 8, variable_length=True)(packed_rows(rows, 8))
+        assert batch["targets"].tolist() == [6, 7, 9]
+        assert batch["positions"].tolist() == [0, 1, 3]
+        assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+        assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 8]
+        assert batch["max_length_q"] == 3
+
+
+def without_labels(batch):
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+class TestFusedLora:
+    @pytest.mark.parametrize("selective", [False, True])
+    @pytest.mark.parametrize("modules", [PROJECTIONS, ["q_proj", "v_proj"], ["gate_proj", "o_proj"]])
+    def test_loss_and_gradients_are_those_of_peft(self, modules, selective):
+        batch = Collator(0, 40)(packed_rows(made_rows(9, 17, 5, 30, 12), 40))
+        plain_loss, plain = loss_and_gradients(model(modules=modules), batch)
+        fused_loss, fused = loss_and_gradients(model(modules=modules, fused_lora=True, selective_checkpointing=selective), batch)
+        assert fused_loss == pytest.approx(plain_loss, rel=1e-5)
+        torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-4)
+
+    def test_full_checkpointing_recomputes_the_same_dropout(self):
+        batch = Collator(0, 40)(packed_rows(made_rows(9, 17, 5, 30, 12), 40))
+        gradients = []
+        for checkpointing in (False, True):
+            network = model(dropout=0.3, fused_lora=True).train()
+            if checkpointing:
+                network.gradient_checkpointing_enable({"use_reentrant": False})
+            torch.manual_seed(1)
+            gradients.append(loss_and_gradients(network, batch)[1])
+        torch.testing.assert_close(*gradients)
+
+    @pytest.mark.parametrize("selective", [False, True])
+    def test_gradients_under_dropout_are_those_of_the_loss_that_was_computed(self, selective):
+        """Against finite differences along a direction, with the masks held by the seed."""
+        network = model(dropout=0.3, fused_lora=True, selective_checkpointing=selective).train().double()
+        batch = without_labels(Collator(0, 40)(packed_rows(made_rows(9, 17, 12), 40)))
+        trained = [p for p in network.parameters() if p.requires_grad]
+
+        def loss():
+            torch.manual_seed(1)
+            return network(**batch)
+
+        loss().backward()
+        direction = [torch.randn_like(p) for p in trained]
+        slope = sum((p.grad * d).sum() for p, d in zip(trained, direction, strict=True)).item()
+        values = []
+        for step in (1e-3, -1e-3):  # the loss is summed in float32: smaller steps drown in its rounding
+            with torch.no_grad():
+                for p, d in zip(trained, direction, strict=True):
+                    p.add_(d, alpha=step)
+                values.append(loss().item())
+                for p, d in zip(trained, direction, strict=True):
+                    p.sub_(d, alpha=step)
+        assert (values[0] - values[1]) / 2e-3 == pytest.approx(slope, rel=0.02)
+
+    def test_a_disabled_adapter_gives_the_base_model(self):
+        batch = without_labels(Collator(0)(made_rows(9, 17)))
+        fused, plain = model(fused_lora=True), model()
+        with fused.disable_adapter(), plain.disable_adapter():
+            base = fused(**batch).item()
+            assert base == pytest.approx(plain(**batch).item())
+        assert abs(fused(**batch).item() - base) > 1e-3
+
+
+class TestKernels:
+    def test_dropout_comes_again_from_its_seed_and_keeps_the_mean(self):
+        ones = torch.ones(1000, 100)
+        dropped = dropout(ones, 0.05, seed=7)
+        assert torch.equal(dropped, dropout(ones, 0.05, seed=7))
+        assert not torch.equal(dropped, dropout(ones, 0.05, seed=8))
+        assert dropped.mean() == pytest.approx(1, abs=0.01)
+        assert (dropped == 0).float().mean() == pytest.approx(0.05, abs=0.005)
+        assert torch.equal(add_dropped_(torch.ones_like(ones), ones, 0.05, seed=7), ones + dropped)
+
+    def test_swiglu_backward_is_what_autograd_finds(self):
+        gate, up = (torch.randn(50, requires_grad=True) for _ in range(2))
+        gradient = torch.randn(50)
+        silu_mul(gate, up).backward(gradient)
+        found = silu_mul_backward(gate.detach(), up.detach(), gradient)
+        torch.testing.assert_close(found, (gate.grad, up.grad))
+
+    def test_the_chunked_loss_is_the_plain_one(self, monkeypatch):
+        monkeypatch.setattr("adapterops.train.loss._CHUNK", 128 * 7)
+        hidden, weight, targets = torch.randn(20, 16), torch.randn(128, 16), torch.randint(128, (20,))
+        found = []
+        for kernel in ("plain", "chunked"):
+            leaf = hidden.clone().requires_grad_()
+            total = answer_loss(leaf, weight, targets, kernel)
+            (total * 3).backward()
+            found.append((total.detach(), leaf.grad))
+        torch.testing.assert_close(found[1], found[0])
