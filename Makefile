@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down report validate test test-fast lint format lock clean
+.PHONY: help setup demo down report validate test test-fast play lint format lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,10 @@ test: lint test-fast  ## everything: linters, unit tests, tests with real server
 	@$(BIN)/python -m pytest -m e2e
 
 test-fast: setup  ## unit tests (seconds)
-	@$(BIN)/python -m pytest -m "not integration and not e2e"
+	@$(BIN)/python -m pytest -m "not integration and not e2e and not play"
+
+play: setup  ## the whole story of pull requests on GitHub Actions, with the real workflow files and no GitHub
+	@$(BIN)/python -m pytest tests/e2e/test_play.py -m "e2e or play"
 
 lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 	@$(BIN)/ruff check

@@ -13,7 +13,7 @@ from adapterops.command import OUTPUT_PATH, command, console
 
 @command()
 @click.option("--plan", "plan_path", type=OUTPUT_PATH, required=True, help="Plan document that plan.py wrote.")
-@click.option("--data-reports", type=OUTPUT_PATH, help="Directory with data reports (*.json) of validate_data.py.")
+@click.option("--data-reports", type=OUTPUT_PATH, help="Directory with data-report-<adapter>/<adapter>.json of validate_data.py.")
 @click.option("--pull-request", type=int, required=True, help="Its number.")
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: str | None) -> None:
@@ -28,7 +28,7 @@ def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: st
     from adapterops.gitops.say import MARKER, comment
 
     plan = read_json(plan_path, "plan")
-    reports = [read_json(path, "data_report") for path in sorted(data_reports.rglob("*.json"))] if data_reports else []
+    reports = [read_json(path, "data_report") for path in sorted(data_reports.glob("data-report-*/*.json"))] if data_reports else []
     results = {job: facts["result"] for job, facts in json.loads(os.environ.get("NEEDS", "{}")).items()}
     with repository(name) as repo:
         posted = upsert_comment(repo.get_pull(pull_request), MARKER, comment(plan, reports, results))

@@ -1,0 +1,226 @@
+"""The story of pull requests, played with the workflow files as they are: `make play` plays all of it, `make test` the marked part.
+
+python -m pytest tests/e2e/test_play.py -m e2e        # docs, bad row, fork, edited judge, correction, merge
+python -m pytest tests/e2e/test_play.py -m "e2e or play"
+"""
+
+import json
+import threading
+import time
+
+import openai
+import pytest
+
+from adapterops.schemas import ROOT
+from play.stage import ADAPTER, Stage, rows
+
+DATA = "data/training/support.jsonl"
+small = pytest.mark.e2e
+whole = pytest.mark.play
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    stage = Stage(tmp_path_factory.mktemp("play"))
+    stage.start()
+    yield stage
+    stage.stop()
+    print("\n".join(f"{seconds:6.0f} s  {name}: {jobs}" for name, jobs, seconds in stage.timeline))
+    assert stage.github.refused == []  # no request broke GitHub's description of its API
+
+
+@pytest.fixture(scope="module")
+def story():
+    """What earlier scenes left: pull requests by name, digests by version."""
+    return {}
+
+
+def training(lines):
+    return {DATA: "\n".join(lines) + "\n"}
+
+
+def corrupt(line):
+    row = json.loads(line)
+    return json.dumps({**row, "output": ""})
+
+
+def objects(stage, prefix=""):
+    import boto3
+
+    client = boto3.Session("play", "play", region_name="us-east-1").client("s3", endpoint_url=stage.aws["AWS_ENDPOINT_URL"])
+    return {item["Key"]: item["Size"] for item in client.list_objects_v2(Bucket="qlora-adapters", Prefix=prefix).get("Contents", [])}
+
+
+def document(stage, key):
+    import boto3
+
+    client = boto3.Session("play", "play", region_name="us-east-1").client("s3", endpoint_url=stage.aws["AWS_ENDPOINT_URL"])
+    return json.loads(client.get_object(Bucket="qlora-adapters", Key=key)["Body"].read())
+
+
+def served(stage):
+    """The digest that the gateway answers with."""
+    client = openai.OpenAI(base_url=f"{stage.gateway}/v1", api_key="unused")
+    answer = client.chat.completions.with_raw_response.create(
+        model=ADAPTER, messages=[{"role": "user", "content": "Where is my parcel?"}], max_tokens=4, temperature=0
+    )
+    return answer.headers["x-adapter-version"]
+
+
+@small
+def test_1_documents_train_nothing_and_the_check_is_green(stage):
+    number = stage.open("docs", {"README.md": "# Other words\n"})
+    run = stage.run_pull_request(number)
+    assert run.jobs == {"plan": "succeeded", "report": "succeeded", "required": "succeeded"}
+    assert stage.github.comments_on(number) == []  # nobody is told what does not concern them
+
+
+@small
+def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
+    lines = rows("training", 72)
+    number = story["data"] = stage.open("data", training([*lines[:20], corrupt(lines[20]), *lines[21:]]))
+    run = stage.run_pull_request(number)
+    assert run.jobs == {"plan": "succeeded", f"validate {ADAPTER}": "failed", "report": "succeeded", "required": "failed"}
+    assert f"::error file={DATA},line=21,title=E110" in run.output
+    (comment,) = stage.github.comments_on(number)
+    assert "The data is not accepted yet" in comment
+    assert f"{DATA}:21".replace("_", "&#95;") in comment
+    assert "validate_data.py --input FILE --fix" in comment
+    assert objects(stage, "candidates/") == {}
+
+
+@small
+def test_9_a_fork_gets_no_gpu_and_no_store(stage):
+    number = stage.open("fork", training(rows("training", 60)), fork=True)
+    run = stage.run_pull_request(number)
+    assert run.jobs == {"plan": "failed", "required": "failed"}
+    assert "pull requests from forks get no GPU" in run.output
+    assert "AWS_ROLE_ARN" not in run.output
+
+
+@small
+def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
+    marker = tmp_path / "the pull request's judge ran"
+    judge = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nprint('PASS')\n"
+    number = stage.open("judge", {"scripts/quality_gate.py": judge, "scripts/plan.py": judge, "scripts/required_check.py": judge})
+    run = stage.run_pull_request(number)
+    # Code alone: it is tested without a GPU, by nothing but its own tests, and every script that decides is main's.
+    assert run.jobs == {"plan": "succeeded", "code": "succeeded", "report": "succeeded", "required": "succeeded"}
+    assert not marker.exists()
+    assert "Code changes (3 files): CPU tests, no GPU." in stage.github.comments_on(number)[0]
+    number = stage.open("both", {"scripts/quality_gate.py": judge, **training(rows("training", 50))})
+    run = stage.run_pull_request(number)
+    assert (run.jobs["plan"], run.jobs["required"]) == ("failed", "failed")
+    assert "Split it: code in one" in stage.github.comments_on(number)[0]
+    assert not marker.exists()
+
+
+@small
+def test_3_the_correction_is_trained_judged_and_the_comment_edited(stage, story):
+    before = len(stage.github.comments_on(story["data"]))
+    stage.push("data", training(rows("training", 72)), "mend the row")
+    stage.await_engine()
+    run = stage.run_pull_request(story["data"])
+    assert run.jobs == {
+        "plan": "succeeded",
+        f"validate {ADAPTER}": "succeeded",
+        ADAPTER: "succeeded",
+        "report": "succeeded",
+        "required": "succeeded",
+    }
+    plans = [body for body in stage.github.comments_on(story["data"]) if body.startswith("<!-- qlora-gitops plan -->")]
+    assert len(plans) == before == 1
+    assert "not accepted" not in plans[0]
+    (key,) = [name for name in objects(stage, "candidates/") if name.endswith("judgement.json")]
+    judgement = story["judgement"] = document(stage, key)
+    assert judgement["verdict"] == "PASS"
+    assert judgement["source"]["pr"] == str(story["data"])
+
+
+@whole
+def test_4_the_same_push_again_trains_nothing(stage, story):
+    known = objects(stage)
+    run = stage.run_pull_request(story["data"])
+    assert ADAPTER not in run.jobs
+    assert run.jobs["required"] == "succeeded"
+    assert "Computed before: support-demo PASS. Nothing is trained." in run.output
+    assert objects(stage) == known
+
+
+@small
+def test_5_the_merge_releases_the_very_bits_that_were_judged(stage, story):
+    before, after = story["merge"] = stage.merge("data")
+    run = stage.run_release(before, after)
+    assert run.jobs == {"plan": "succeeded", f"promote {ADAPTER}": "succeeded", ADAPTER: "succeeded"}
+    digest = story["first"] = story["judgement"]["digest"]
+    channel = document(stage, f"channels/{ADAPTER}.json")
+    assert (channel["stable"], channel["canary"]) == (digest, None)
+    manifest = document(stage, f"adapters/{ADAPTER}/sha256-{digest}/manifest.json")
+    assert manifest["training_key"] == story["judgement"]["training_key"]
+    assert manifest["source"]["pr"] == str(story["data"])
+    assert served(stage) == digest[:12]
+    assert [deployment["statuses"] for deployment in stage.github.deployments.values()] == [["in_progress", "success"]]
+    assert f"{ADAPTER}-{digest[:12]}" in stage.github.releases
+
+
+@whole
+def test_6_a_pull_request_that_fails_the_gate_is_not_merged(stage, story):
+    unlike = [json.dumps({**json.loads(line), "output": "I would rather not say anything about that."}) for line in rows("training", 48)]
+    number = stage.open("worse", training(unlike))
+    run = stage.run_pull_request(number)
+    assert run.jobs[ADAPTER] == "failed"
+    assert run.jobs["required"] == "failed"
+    assert "the gate says FAIL" in run.output
+    again = stage.run_pull_request(number)  # no retry until green
+    assert ADAPTER not in again.jobs
+    assert again.jobs["required"] == "failed"
+    assert served(stage) == story["first"][:12]
+
+
+@whole
+def test_7_a_revert_serves_the_former_adapter_without_training(stage, story):
+    stage.open("better", training(rows("training", 80)))
+    run = stage.run_pull_request(max(stage.github.pulls))
+    assert run.jobs["required"] == "succeeded"
+    assert stage.run_release(*stage.merge("better")).code == 0
+    second = served(stage)
+    assert second != story["first"][:12]
+    before = stage.git("rev-parse", "main")
+    started = time.monotonic()
+    stage.git("revert", "--no-edit", "HEAD")
+    stage.git("push", "-q", "origin", "main")
+    known = objects(stage, "candidates/")
+    run = stage.run_release(before, stage.git("rev-parse", "main"))
+    assert run.code == 0
+    assert served(stage) == story["first"][:12]
+    assert objects(stage, "candidates/") == known
+    print(f"git revert to former adapter served: {time.monotonic() - started:.0f} s")
+    story["second"] = second
+
+
+@whole
+def test_8_two_merges_at_once_lose_no_update(stage, story):
+    first = stage.git("rev-parse", "main")
+    stage.git("revert", "--no-edit", "HEAD")  # the second version again
+    second = stage.git("rev-parse", "HEAD")
+    third = stage.commit({"README.md": "# merged at the same moment\n"})
+    stage.git("push", "-q", "origin", "main")
+    runs = {}
+    threads = [
+        threading.Thread(target=lambda name=name, pair=pair: runs.update({name: stage.run_release(*pair)}))
+        for name, pair in {"adapter": (first, second), "documents": (second, third)}.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name: run.code for name, run in runs.items()} == {"adapter": 0, "documents": 0}
+    assert served(stage) == story["second"]
+    generations = [document(stage, key)["generation"] for key in objects(stage, f"audit/{ADAPTER}/") if key.endswith(".json")]
+    assert sorted(generations) == list(range(1, max(generations) + 1))
+
+
+@small
+def test_nothing_of_the_play_is_left_in_the_repository():
+    assert not (ROOT / ".main").exists()
+    assert not (ROOT / "promoted").exists()
