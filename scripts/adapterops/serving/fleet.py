@@ -73,6 +73,14 @@ class Fleet:
                 )
             time.sleep(_POLL_S)
 
+    def state(self, gateway: str, name: str) -> str:
+        """In a few words, what a host serves of an adapter."""
+        error, report = self._report(gateway, name)
+        if error or not report:
+            return error or "does not follow it"
+        stable = f"{report['stable'][:12]} {'ready' if report['stable_ready'] else 'not ready'}" if report["stable"] else "nothing stable"
+        return stable + (f", canary {report['canary'][:12]} at {report['weight']} %" if report["canary"] else "")
+
     def _report(self, gateway: str, name: str) -> tuple[str, dict[str, Any]]:
         """What stands in the way of asking, and what the host reports of the adapter."""
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import functools
 import hashlib
 import json
@@ -179,10 +180,19 @@ class ObjectStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key with the prefix, page by page."""
+        return (key for key, _ in self.entries(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is success."""
+        with contextlib.suppress(ConflictError):
+            self._call(lambda: self._s3.delete_object(Bucket=self.bucket, Key=key))
+
+    def entries(self, prefix: str) -> Iterator[tuple[str, datetime.datetime]]:
+        """Every key with the prefix and when it was written, page by page."""
         token: dict[str, str] = {}
         while True:
             page = self._call(functools.partial(self._s3.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **token))
-            yield from (item["Key"] for item in page.get("Contents", []))
+            yield from ((item["Key"], item["LastModified"]) for item in page.get("Contents", []))
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

@@ -1,0 +1,93 @@
+"""What is released and served, since when, by whom, from which pull request; and what of it nobody needs any more."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from adapterops.store.channels import Channel, history, read_channel
+from adapterops.store.objects import ObjectStore
+from adapterops.store.releases import MANIFEST, find_release
+
+_OBJECT = re.compile(r"adapters/([a-z0-9][a-z0-9-]{0,62})/sha256-([0-9a-f]{64})/([^/]+)")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Objects of one version that nothing names.
+
+    Args:
+        adapter: whose.
+        digest: of the version.
+        keys: the manifest first: without it there is no release.
+        why: in a few words.
+    """
+
+    adapter: str
+    digest: str
+    keys: tuple[str, ...]
+    why: str
+
+
+def adapter_names(store: ObjectStore) -> list[str]:
+    """Every adapter that has a channel or a release."""
+    names = {key.removeprefix("channels/").removesuffix(".json") for key in store.keys("channels/") if key.endswith(".json")}
+    names |= {match[1] for key in store.keys("adapters/") if (match := _OBJECT.fullmatch(key))}
+    return sorted(names)
+
+
+def served(store: ObjectStore, name: str) -> dict[str, Any]:
+    """One adapter's present state: its channel, since when its stable version is stable, and where that came from."""
+    found = read_channel(store, name)
+    if found is None:
+        return {"adapter": name, "channel": None, "since": None, "source": None}
+    channel = found[0]
+    since = None
+    for entry in history(store, name):
+        since = since if since and since.stable == entry.stable else entry
+    manifest = find_release(store, name, channel.stable) if channel.stable else None
+    return {"adapter": name, "channel": channel, "since": since or channel, "source": manifest and manifest["source"]}
+
+
+def garbage(store: ObjectStore, *, generations: int, min_age_days: float, now: datetime.datetime | None = None) -> list[Garbage]:
+    """Versions that no channel and none of its last generations names, and uploads that never became a release.
+
+    Args:
+        store: where.
+        generations: how many of the audit log's last entries of each adapter keep what they name.
+        min_age_days: nothing with an object younger than this is garbage: it may be about to be deployed.
+        now: for tests.
+
+    Raises:
+        InfrastructureError: the store, or a damaged channel: then nothing is known to be garbage.
+    """
+    limit = (now or datetime.datetime.now(datetime.UTC)) - datetime.timedelta(days=min_age_days)
+    objects: dict[tuple[str, str], list[tuple[str, datetime.datetime]]] = {}
+    for key, written in store.entries("adapters/"):
+        if match := _OBJECT.fullmatch(key):
+            objects.setdefault((match[1], match[2]), []).append((key, written))
+    kept = {(name, digest) for name in {name for name, _ in objects} for digest in _named(store, name, generations)}
+    found = []
+    for (name, digest), entries in sorted(objects.items()):
+        if (name, digest) in kept or any(written > limit for _, written in entries):
+            continue
+        keys = sorted((key for key, _ in entries), key=lambda key: not key.endswith(f"/{MANIFEST}"))
+        whole = keys[0].endswith(f"/{MANIFEST}")
+        found.append(Garbage(name, digest, tuple(keys), "named by no generation that is kept" if whole else "an upload without a manifest"))
+    return found
+
+
+def _named(store: ObjectStore, name: str, generations: int) -> set[str]:
+    """Digests that the channel or its last generations name."""
+    found = read_channel(store, name)
+    entries: list[Channel] = [*deque(history(store, name), maxlen=generations), *([found[0]] if found else [])]
+    return {digest for entry in entries for digest in (*entry.versions, entry.rolled_back) if digest}
+
+
+def remove(store: ObjectStore, item: Garbage) -> None:
+    """Delete a version's objects, the manifest first: what is left of an interrupted removal is no release, and garbage next time."""
+    for key in item.keys:
+        store.delete(key)

@@ -1,0 +1,130 @@
+"""adapters.py: what is released and served, and what may be deleted."""
+
+import datetime
+import json
+
+import pytest
+import yaml
+from test_store import (  # noqa: F401
+    NAME,
+    bucket,
+    canary,
+    changed,
+    client,
+    flip,
+    keys,
+    make_adapter,
+    published,
+    rolled_back,
+    run,
+    s3,
+    stable,
+    store,
+)
+
+from adapterops.errors import InfrastructureError
+from adapterops.schemas import ROOT
+from adapterops.store import catalogue
+from adapterops.store.catalogue import adapter_names, garbage, remove
+from adapterops.store.releases import find_release
+from adapterops.store.signing import Signer, make_key_pair
+
+pytestmark = pytest.mark.integration
+LATER = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=60)
+
+
+@pytest.fixture
+def digests(store, tmp_path):  # noqa: F811
+    return [published(store, make_adapter(tmp_path / str(value), value)).digest for value in (1.0, 2.0, 3.0, 4.0)]
+
+
+def found(store, **options):  # noqa: F811
+    return [item.digest for item in garbage(store, **{"generations": 2, "min_age_days": 30, "now": LATER, **options})]
+
+
+def test_what_no_kept_generation_names_is_garbage_and_nothing_else(store, digests):  # noqa: F811
+    for digest in digests[:3]:
+        changed(store, stable(digest))
+    changed(store, canary(digests[2], 10))
+    assert set(found(store, generations=1)) == {digests[0], digests[3]}
+    assert set(found(store, generations=3)) == {digests[3]}
+    assert found(store, now=None) == []  # too young
+
+
+def test_a_version_that_was_rolled_back_is_kept(store, digests):  # noqa: F811
+    for digest in digests[:2]:
+        changed(store, stable(digest))
+    rolled_back(store)
+    assert set(found(store, generations=1)) == set(digests[2:])
+
+
+def test_a_removal_takes_the_manifest_first_and_can_be_interrupted(store, digests, client, bucket, monkeypatch):  # noqa: F811
+    [item] = [item for item in garbage(store, generations=1, min_age_days=0, now=LATER) if item.digest == digests[0]]
+    deleted = []
+    delete = store.delete
+
+    def dies(key):
+        if deleted:
+            raise KeyboardInterrupt
+        deleted.append(key)
+        delete(key)
+
+    monkeypatch.setattr(store, "delete", dies)
+    with pytest.raises(KeyboardInterrupt):
+        remove(store, item)
+    monkeypatch.undo()
+    assert find_release(store, NAME, digests[0]) is None
+    [rest] = [item for item in garbage(store, generations=1, min_age_days=0, now=LATER) if item.digest == digests[0]]
+    assert rest.why == "an upload without a manifest"
+    remove(store, rest)
+    assert not [key for key in keys(client, bucket) if digests[0] in key]
+
+
+def test_with_a_damaged_channel_nothing_is_garbage(store, digests, client, bucket):  # noqa: F811
+    changed(store, stable(digests[0]))
+    client.put_object(Bucket=bucket, Key=f"channels/{NAME}.json", Body=b"{}")
+    with pytest.raises(InfrastructureError, match="not a valid channel"):
+        garbage(store, generations=1, min_age_days=0)
+
+
+def test_the_commands_say_what_is_served_since_when_by_whom_and_from_which_pull_request(store, digests, bucket):  # noqa: F811
+    changed(store, stable(digests[0]), "first", "kim")
+    changed(store, canary(digests[1], 10), "canary at 10 %", "lee")
+    code, said = run("adapters.py", "list", "--bucket", bucket)
+    row = next(line for line in said.splitlines() if line.startswith(NAME)).split("  ")
+    assert code == 0
+    assert [cell.strip() for cell in row if cell.strip()][1:2] == [digests[0][:12]]
+    assert all(text in said for text in ("kim", "7", "cccccccccc", f"{digests[1][:12]} at 10 %"))
+    document = json.loads(run("adapters.py", "list", "--bucket", bucket, "--json")[1])
+    assert (document[0]["source"]["pr"], document[0]["channel"]["generation"]) == (7, 2)
+    code, said = run("adapters.py", "history", NAME, "--bucket", bucket)
+    assert (code, "first" in said, "lee" in said) == (0, True, True)
+    assert json.loads(run("adapters.py", "show", NAME, "--version", digests[2][:12], "--bucket", bucket)[1])["digest"] == digests[2]
+    assert run("adapters.py", "history", "--bucket", bucket)[0] == 2
+    assert adapter_names(store) == [NAME]
+
+
+def test_verifying_finds_what_was_damaged_and_who_signed(store, digests, client, bucket, tmp_path):  # noqa: F811
+    assert run("adapters.py", "verify", NAME, "--version", digests[0][:12], "--bucket", bucket)[0] == 0
+    flip(client, bucket, f"adapters/{NAME}/sha256-{digests[1]}/adapter_model.safetensors")
+    code, said = run("adapters.py", "verify", NAME, "--version", digests[1][:12], "--bucket", bucket)
+    assert (code, "damaged or replaced" in said) == (3, True)
+    values = yaml.safe_load((ROOT / "configs/serving.demo.yaml").read_text())
+    make_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    values["store"]["signed_by"] = {"public_key": str(tmp_path / "key.pub.pem")}
+    (tmp_path / "serving.yaml").write_text(yaml.safe_dump(values))
+    code, said = run("adapters.py", "verify", NAME, "--version", digests[0][:12], "--bucket", bucket, "--config", tmp_path / "serving.yaml")
+    assert (code, "is not signed" in said) == (1, True)
+    assert Signer(tmp_path / "key.pem").sign(tmp_path)
+
+
+def test_gc_says_first_and_deletes_only_when_told(store, digests, bucket, client):  # noqa: F811
+    changed(store, stable(digests[0]))
+    command = ("adapters.py", "gc", "--bucket", bucket, "--min-age-days", "0")
+    code, said = run(*command)
+    assert (code, said.count("would delete")) == (0, 3)
+    assert find_release(store, NAME, digests[3])
+    assert run(*command, "--delete")[1].count("deleted ") >= 3
+    assert [digest for digest in digests if find_release(store, NAME, digest)] == [digests[0]]
+    assert "nothing to delete" in run(*command)[1]
+    assert catalogue.garbage(store, generations=1, min_age_days=0) == []
