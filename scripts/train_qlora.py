@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, console
+from adapterops.errors import RejectedError, UsageError
+
+if TYPE_CHECKING:
+    from adapterops.train.recipe import Recipe
 
 
 @command()
 @click.option("--config", type=EXISTING_FILE, required=True, help="Recipe: a YAML file under configs/qlora/.")
 @click.option("--data", type=EXISTING_FILE, required=True, multiple=True, help="Training file; may be given several times.")
-@click.option("--output", type=OUTPUT_PATH, required=True, help="Adapter directory to make or replace.")
+@click.option("--output", type=OUTPUT_PATH, help="Adapter directory to make or replace.")
 @click.option("--force", is_flag=True, help="Train although OUTPUT holds an adapter with this very training key.")
-def main(config: Path, data: tuple[Path, ...], output: Path, force: bool) -> None:
+@click.option("--checkpoint-bucket", help="S3 bucket in which checkpoints lie too, so that another machine can resume.")
+@click.option("--preflight", "only_preflight", is_flag=True, help="Predict memory, minutes and cost for each GPU type, and stop.")
+@click.option("--gpu", help="With --preflight: the GPU type that will be used; exit code 1 if the training does not fit on it.")
+@click.option("--report", type=OUTPUT_PATH, help="With --preflight: write the prediction here as JSON.")
+def main(
+    config: Path,
+    data: tuple[Path, ...],
+    output: Path | None,
+    force: bool,
+    checkpoint_bucket: str | None,
+    only_preflight: bool,
+    gpu: str | None,
+    report: Path | None,
+) -> None:
     """Train a QLoRA adapter: NF4 base model, LoRA, loss on the answers only.
 
-    Writes adapter_model.safetensors (bf16), adapter_config.json, chat_template.jinja and train_manifest.json. Equal inputs
-    have an equal training key and are not trained twice.
+    Writes adapter_model.safetensors (bf16), adapter_config.json, chat_template.jinja, train_manifest.json, README.md (model card) and
+    loss.svg. Equal inputs have an equal training key and are not trained twice.
+
+    Interrupted by SIGTERM (a spot instance that goes, a cancelled job), it writes a checkpoint and exits with 3: the same command
+    resumes. Out of memory, it tries again with smaller micro-batches, then with checkpointing; the effective batch stays.
 
     \b
-    Example:
+    Examples:
       python scripts/train_qlora.py --config configs/qlora/smollm2-135m.yaml \\
         --data data/training/support.jsonl --output models/support
+      python scripts/train_qlora.py --preflight --gpu a100-40 --config configs/qlora/llama3-8b.yaml --data data/training/support-ko.jsonl
+      accelerate launch --config_file configs/accelerate/ddp.yaml scripts/train_qlora.py --config … --data … --output …
+
+    \b
+    Exit codes: 0 trained · 1 the data cannot be trained on, or the loss diverged · 2 misuse · 3 interrupted, out of memory, network
     """
-    from adapterops.train.cached import train_once
     from adapterops.train.recipe import load_recipe
 
-    manifest, cached = train_once(load_recipe(config), list(data), output, console, force=force)
+    recipe = load_recipe(config)
+    if only_preflight:
+        _preflight(recipe, list(data), gpu, report)
+        return
+    if gpu or report:
+        raise UsageError("--gpu and --report belong to --preflight. Add it, or leave them out.")
+    if output is None:
+        raise UsageError("--output is missing: the adapter directory to make. Only --preflight does without.")
+    from adapterops.train.cached import train_once
+
+    store = None
+    if checkpoint_bucket:
+        from adapterops.store.objects import open_store
+
+        store = open_store(checkpoint_bucket)
+    manifest, cached = train_once(recipe, list(data), output, console, force=force, store=store)
+    if not manifest:  # a process of rank above 0
+        return
     training = manifest["training"]
     how = "already trained, nothing to do" if cached else f"trained in {training['seconds']:.0f} s"
     console.print(
@@ -37,6 +79,23 @@ def main(config: Path, data: tuple[Path, ...], output: Path, force: bool) -> Non
         f"training key {manifest['training_key']}\nadapter digest {manifest['adapter']['digest']}",
         soft_wrap=True,
     )
+
+
+def _preflight(recipe: Recipe, data: list[Path], gpu: str | None, report: Path | None) -> None:
+    from adapterops.documents import write_json
+    from adapterops.train.preflight import choose, preflight, show
+
+    document = preflight(recipe, data)
+    show(document, console)
+    if report:
+        write_json(report, document, "preflight")
+    if gpu:
+        chosen = choose(document, gpu)
+        if chosen["verdict"] == "does not fit":
+            raise RejectedError(
+                f"the training needs {chosen['memory_share']:.0%} of the memory of {gpu}. In {recipe.path}: halve "
+                "per_device_train_batch_size and double gradient_accumulation_steps, set gradient_checkpointing: true, or take another GPU."
+            )
 
 
 if __name__ == "__main__":

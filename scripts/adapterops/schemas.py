@@ -104,6 +104,10 @@ def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
     return sorted(problems, key=lambda problem: [str(part) for part in problem.path])
 
 
+def _reason(schema: dict[str, Any]) -> str:
+    return f" {schema['description']}" if "description" in schema else ""
+
+
 def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
     path = tuple(error.absolute_path)
     # A violation always carries these; its stubs allow for one that was never filled in.
@@ -130,9 +134,9 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [SchemaProblem(path, f"missing key `{missing}`.")]
         case "enum":
             words = [str(option) for option in expected]
-            return [SchemaProblem(path, f"{shown} is not one of {', '.join(words)}.{did_you_mean(str(found), words)}")]
+            return [SchemaProblem(path, f"{shown} is not one of {', '.join(words)}.{did_you_mean(str(found), words)}{_reason(schema)}")]
         case "const":
-            return [SchemaProblem(path, f"{shown} is not allowed here. Expected {json.dumps(expected)}.")]
+            return [SchemaProblem(path, f"{shown} is not allowed here. Expected {json.dumps(expected)}.{_reason(schema)}")]
         case "type":
             names = [expected] if isinstance(expected, str) else expected
             wanted = " or ".join(_TYPE_NAMES[name] for name in names)

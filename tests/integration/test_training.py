@@ -130,9 +130,11 @@ def test_equal_inputs_give_equal_bits_and_are_trained_once(recipe, data, tmp_pat
     assert one["adapter"]["digest"] == two["adapter"]["digest"]
     assert one["training"]["lora_step0_sha256"] == two["training"]["lora_step0_sha256"]
     assert sorted(file.name for file in first.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "loss.svg",
         "train_manifest.json",
     ]
     again = train(recipe, data, first)
@@ -167,6 +169,39 @@ def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(reci
     assert [path for path in output.parent.iterdir() if not path.name.startswith(".")] == []
     assert train(recipe, data, output).returncode == 0
     assert (output / "train_manifest.json").is_file()
+
+
+def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(recipe, data, tmp_path):
+    """A spot instance that goes: SIGTERM after the first of four steps, then the command again."""
+    recipe.write_text(recipe.read_text().replace("num_train_epochs: 1", "num_train_epochs: 2"))
+    whole, output = tmp_path / "whole", tmp_path / "models" / "adapter"
+    assert train(recipe, data, whole).returncode == 0
+    command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, errors = process.communicate()
+    assert process.returncode == 3, errors
+    assert "the same command resumes" in errors
+    assert not output.exists()
+    resumed = train(recipe, data, output)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from step" in resumed.stdout
+    one, two = (json.loads((path / "train_manifest.json").read_text()) for path in (whole, output))
+    assert two["run"]["resumed_from_step"] > 0
+    # On a CPU the tolerance is nothing: the same losses, step by step, and the same bits.
+    assert [entry["loss"] for entry in two["training"]["loss_history"]] == [entry["loss"] for entry in one["training"]["loss_history"]]
+    assert two["adapter"]["digest"] == one["adapter"]["digest"]
+    assert not list(output.parent.glob(".*checkpoints*"))
 
 
 def test_an_output_that_is_not_an_adapter_is_not_overwritten(recipe, data, tmp_path):

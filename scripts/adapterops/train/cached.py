@@ -9,6 +9,7 @@ from rich.console import Console
 
 from adapterops.documents import read_json
 from adapterops.errors import UsageError
+from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest
 from adapterops.train.recipe import Recipe, training_key
 
@@ -24,7 +25,9 @@ def find_trained(output: Path, key: str) -> dict[str, Any] | None:
     return None
 
 
-def train_once(recipe: Recipe, data: list[Path], output: Path, console: Console, *, force: bool = False) -> tuple[dict[str, Any], bool]:
+def train_once(
+    recipe: Recipe, data: list[Path], output: Path, console: Console, *, force: bool = False, store: ObjectStore | None = None
+) -> tuple[dict[str, Any], bool]:
     """Train into `output` unless it holds the adapter of this very key.
 
     Returns:
@@ -40,4 +43,4 @@ def train_once(recipe: Recipe, data: list[Path], output: Path, console: Console,
         return manifest, True
     from adapterops.train.run import train
 
-    return train(recipe, data, output, console), False
+    return train(recipe, data, output, console, store=store), False

@@ -123,3 +123,24 @@ def _render(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, 
     # The template writes BOS itself; a second one from the tokenizer would differ from what the server renders.
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def mask_sample(encoded: EncodedData, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The shortest row as text, what is trained between ⟦ and ⟧: for a person to see that it is the answer and its end."""
+    number = min(range(len(encoded.input_ids)), key=lambda row: (len(encoded.input_ids[row]), row))
+    parts: list[str] = []
+    trained, tokens = False, list[int]()
+
+    def close() -> None:  # of the span that `trained` is about
+        text = tokenizer.decode(tokens)
+        parts.append(f"⟦{text}⟧" if trained else text)
+        tokens.clear()
+
+    for token, label in zip(encoded.input_ids[number], encoded.labels[number], strict=True):
+        if (label != IGNORED) != trained:
+            if tokens:
+                close()
+            trained = not trained
+        tokens.append(token)
+    close()
+    return "".join(parts)

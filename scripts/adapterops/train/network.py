@@ -9,7 +9,9 @@ import torch
 
 from adapterops.errors import UsageError
 from adapterops.train import attention
+from adapterops.train.labels import IGNORED
 from adapterops.train.loss import score_answers_only
+from adapterops.train.packing import Collator
 
 
 def nf4(quantization: dict[str, Any]) -> Any:
@@ -104,3 +106,27 @@ def _apply_liger(network: Any) -> None:
     _apply_liger_kernel_to_instance(
         model=network, rope=True, rms_norm=True, swiglu=True, geglu=True, cross_entropy=False, fused_linear_cross_entropy=False
     )
+
+
+def refuse_leaks(model: Any, collate: Collator, vocabulary: int) -> None:
+    """Check with two short rows that a packed row does not see the one before it.
+
+    Raises:
+        UsageError: it does; training would learn from context that serving never shows.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    first, other, second = torch.randint(vocabulary, (3, 24), generator=generator).tolist()
+    losses = []
+    for neighbour in (first, other):
+        pack = {"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "lengths": [24, 24]}
+        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in collate([pack]).items() if name != "labels"}
+        with torch.no_grad():
+            losses.append(float(model.eval()(**batch)) / 23)
+    model.train()
+    # Kernels may sum in another order; a row that is seen changes the loss by tenths.
+    if abs(losses[0] - losses[1]) > 0.01:
+        raise UsageError(
+            f"training.attn_implementation {model.config._attn_implementation} lets packed rows see each other: the loss of a row changes "
+            f"from {losses[0]:.3f} to {losses[1]:.3f} with its neighbour. Set packing: false, or another attention."
+        )

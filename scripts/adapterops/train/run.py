@@ -3,287 +3,231 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
+import gc
 import importlib.metadata
-import json
 import logging
-import math
 import platform
-import resource
-import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adapterops.basemodels import base_model_directory, load_tokenizer
+from adapterops.basemodels import load_tokenizer
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_json
-from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.errors import InfrastructureError
 from adapterops.schemas import repository_path
+from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, adapter_files
-from adapterops.train.encode import EncodedData, encode_files
-from adapterops.train.recipe import Recipe, training_key_inputs
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-    from adapterops.train.trainer import AnswerTrainer
+from adapterops.train.artifacts import lora_digest, loss_curve, model_card, peak_memory_gib, save_adapter
+from adapterops.train.checkpoints import Checkpoints
+from adapterops.train.encode import EncodedData, encode_files, mask_sample
+from adapterops.train.ladder import next_rung
+from adapterops.train.preflight import predict
+from adapterops.train.recipe import Recipe, hints, training_key_inputs
 
 MANIFEST = "train_manifest.json"
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
-def train(recipe: Recipe, data: list[Path], output: Path, console: Console) -> dict[str, Any]:
+def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, store: ObjectStore | None = None) -> dict[str, Any]:
     """Train an adapter and write `output` (as a whole, or not at all).
+
+    An interrupted training leaves checkpoints beside `output`, and in `store` if there is one; the same call goes on from there.
 
     Args:
         recipe: what to train and how.
         data: training files, in this order.
         output: adapter directory to make or replace.
         console: where progress is shown.
+        store: bucket for checkpoints.
 
     Returns:
-        The train manifest (`configs/schemas/train_manifest.json`), which also lies in `output`.
+        The train manifest (`configs/schemas/train_manifest.json`), which also lies in `output`; empty in processes of rank above 0.
 
     Raises:
-        RejectedError: the data cannot be trained on, or the loss is not a number.
+        RejectedError: the data cannot be trained on, or the loss is not a number or diverges.
         UsageError: recipe, base model or template is at fault.
-        InfrastructureError: out of memory, or the base model cannot be had.
+        InfrastructureError: interrupted, out of memory, checkpoints cannot be written, or the base model cannot be had.
     """
     started = time.monotonic()
     key_inputs = training_key_inputs(recipe, data)
+    key = sha256_json(key_inputs)
     tokenizer = load_tokenizer(recipe.base_model)
     encoded = encode_files(data, tokenizer, recipe.base_model, recipe.training["max_length"], recipe.training["on_truncation"])
+    import torch
+    from accelerate import PartialState
+
+    main = PartialState().is_main_process
+    if not main:
+        console = Console(quiet=True)
     console.print(
         f"{len(encoded.input_ids)} rows, {encoded.tokens} tokens ({encoded.supervised_tokens} supervised), base model "
         f"{recipe.base_model.name}, rank {recipe.lora['r']}, seed {recipe.seed}",
         soft_wrap=True,
     )
-    import torch
-
-    _quieten()
-    from transformers import PrinterCallback
-
-    try:
-        with new_directory(output) as staging, tempfile.TemporaryDirectory() as scratch:
-            trainer = _build_trainer(recipe, encoded, tokenizer.pad_token_id, Path(scratch))
-            lora_step0 = _lora_digest(trainer.model)
-            progress = _Progress(console, encoded, recipe)
-            trainer.remove_callback(PrinterCallback)  # prints every log line a second time, as a dict
-            trainer.add_callback(progress.callback())
-            trained_from = time.monotonic()
-            with progress:
-                trainer.train()
-            seconds = time.monotonic() - trained_from
-            _save_adapter(trainer.model, recipe, staging)
-            (staging / "chat_template.jinja").write_text(recipe.base_model.chat_template(), encoding="utf-8")
-            manifest = {
-                "schema": "train_manifest/v1",
-                "training_key": sha256_json(key_inputs),
-                "key_inputs": key_inputs,
-                "recipe": repository_path(recipe.path),
-                "base_model": {
-                    "name": recipe.base_model.name,
-                    "source_id": recipe.base_model.source_id,
-                    "revision": recipe.base_model.revision,
-                    "license": recipe.base_model.license,
-                },
-                "data": [{"path": repository_path(path), "sha256": sha256_file(path)} for path in data],
-                "tokens": {
-                    "rows": len(encoded.input_ids),
-                    "total": encoded.tokens,
-                    "supervised": encoded.supervised_tokens,
-                    "longest_row": max(map(len, encoded.input_ids)),
-                    "truncated_rows": encoded.truncated_rows,
-                    "truncated_tokens": encoded.truncated_tokens,
-                },
-                "training": {
-                    "steps": trainer.state.global_step,
-                    "final_loss": progress.history[-1]["loss"],
-                    "loss_history": progress.history,
-                    "seconds": round(seconds, 2),
-                    "tokens_per_second": round(encoded.tokens * recipe.training["num_train_epochs"] / seconds, 1),
-                    "peak_memory_gib": _peak_memory_gib(),
-                    "lora_step0_sha256": lora_step0,
-                },
-                "adapter": {
-                    "digest": adapter_digest(staging),
-                    "rank": recipe.lora["r"],
-                    "dtype": "bfloat16",
-                    "files": [
-                        {"name": name, "size": (staging / name).stat().st_size, "sha256": sha256_file(staging / name)}
-                        for name in adapter_files
-                    ],
-                },
-                "environment": {
-                    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
-                    "python": platform.python_version(),
-                    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-                },
-                "total_seconds": round(time.monotonic() - started, 2),
-                "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            }
-            write_json(staging / MANIFEST, manifest, "train_manifest")
-    except torch.OutOfMemoryError as error:
-        raise InfrastructureError(
-            f"out of memory while training ({str(error).splitlines()[0]}). In {recipe.path}: set gradient_checkpointing: true; "
-            "halve per_device_train_batch_size and double gradient_accumulation_steps; use optim: paged_adamw_8bit; "
-            "lower max_length; at last lower lora.r."
-        ) from None
+    advice = hints(recipe, len(encoded.input_ids))
+    for hint in advice:
+        console.print(f"hint: {hint}", markup=False, soft_wrap=True)
+    checkpoints = Checkpoints(output.parent / f".{output.name}.checkpoints", key, store)
+    training: dict[str, Any] = recipe.training
+    rungs: list[str] = []
+    while True:
+        try:
+            outcome = _attempt(recipe, training, encoded, tokenizer.pad_token_id, checkpoints, console, main=main)
+            break
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+        milder = next_rung(training)
+        if milder is None:
+            raise InfrastructureError(
+                f"out of memory while training ({reason}), and nothing is left to make smaller. Tried: {'; '.join(rungs) or 'nothing'}. "
+                f"In {recipe.path}: use optim: paged_adamw_8bit, lower max_length {training['max_length']}, or at last lower lora.r "
+                f"{recipe.lora['r']}; or take a larger GPU: --preflight says which."
+            )
+        training = milder[0]
+        rungs.append(milder[1])
+        console.print(f"out of memory ({reason}). Again with {milder[1]}.", markup=False, soft_wrap=True)
+        checkpoints.clear()  # they count micro-batches of another size
+        if training["max_length"] != recipe.training["max_length"]:
+            encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], "allow")
+        gc.collect()
+        torch.cuda.empty_cache()
+    trainer, watch = outcome["trainer"], outcome["watch"]
+    if not main:
+        return {}
+    with new_directory(output) as staging:
+        save_adapter(trainer.model, recipe, staging)
+        (staging / "chat_template.jinja").write_text(recipe.base_model.chat_template(), encoding="utf-8")
+        tokens_trained = encoded.tokens * trainer.state.epoch * outcome["share"]
+        manifest = {
+            "schema": "train_manifest/v1",
+            "training_key": key,
+            "key_inputs": key_inputs,
+            "recipe": repository_path(recipe.path),
+            "base_model": {
+                "name": recipe.base_model.name,
+                "source_id": recipe.base_model.source_id,
+                "revision": recipe.base_model.revision,
+                "license": recipe.base_model.license,
+            },
+            "data": [{"path": repository_path(path), "sha256": sha256_file(path)} for path in data],
+            "tokens": {
+                "rows": len(encoded.input_ids),
+                "total": encoded.tokens,
+                "supervised": encoded.supervised_tokens,
+                "longest_row": max(map(len, encoded.input_ids)),
+                "truncated_rows": encoded.truncated_rows,
+                "truncated_tokens": encoded.truncated_tokens,
+                "mask_sample": mask_sample(encoded, tokenizer),
+            },
+            "training": {
+                "steps": trainer.state.global_step,
+                "final_loss": watch.history[-1]["loss"],
+                "loss_history": watch.history,
+                "seconds": round(outcome["seconds"], 2),
+                "tokens_per_second": round(tokens_trained / outcome["seconds"], 1),
+                "peak_memory_gib": peak_memory_gib(),
+                "lora_step0_sha256": outcome["lora_step0"],
+            },
+            "prediction": predict(recipe, training, encoded),
+            "run": {
+                "processes": trainer.args.world_size,
+                "resumed_from_step": outcome["resumed_from"],
+                "out_of_memory": rungs,
+                "stopped": watch.stopped,
+                "held_back": watch.evaluations,
+                "hints": advice,
+            },
+            "adapter": {
+                "digest": adapter_digest(staging),
+                "rank": recipe.lora["r"],
+                "dtype": "bfloat16",
+                "files": [
+                    {"name": name, "size": (staging / name).stat().st_size, "sha256": sha256_file(staging / name)} for name in adapter_files
+                ],
+            },
+            "environment": {
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+                "python": platform.python_version(),
+                "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            },
+            "total_seconds": round(time.monotonic() - started, 2),
+            "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_json(staging / MANIFEST, manifest, "train_manifest")
+        (staging / "loss.svg").write_text(loss_curve(manifest), encoding="utf-8")
+        (staging / "README.md").write_text(model_card(manifest, recipe), encoding="utf-8")
+    checkpoints.clear()
     return manifest
 
 
-def _quieten() -> None:
-    """Keep the libraries' own progress bars and advice out of the stage's output; errors still come as exceptions."""
+def _attempt(
+    recipe: Recipe,
+    training: dict[str, Any],
+    encoded: EncodedData,
+    pad_token_id: int,
+    checkpoints: Checkpoints,
+    console: Console,
+    *,
+    main: bool,
+) -> dict[str, Any]:
+    """Train once with these settings; what is left is in the trainer and in the watch."""
     for name in ("bitsandbytes", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _build_trainer(recipe: Recipe, encoded: EncodedData, pad_token_id: int, directory: Path) -> AnswerTrainer:
+        logging.getLogger(name).setLevel(logging.ERROR)  # advice; errors still come as exceptions
     import torch
-    from transformers import set_seed
 
-    from adapterops.train.cpu import keep_freed_memory
-    from adapterops.train.network import add_lora, apply_kernels, load_base
-    from adapterops.train.packing import Collator, packed_rows
-    from adapterops.train.trainer import AnswerTrainer, training_arguments
+    from adapterops.train.build import build_trainer, hold_back, mean_loss, remember
+    from adapterops.train.packing import Collator
+    from adapterops.train.watch import EarlyStopping, LossGuard, Watch
 
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        keep_freed_memory()
-    training = recipe.training
-    set_seed(recipe.seed)
-    attention = training["attn_implementation"]
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    model = add_lora(load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, device), recipe.lora, recipe.seed)
-    apply_kernels(
-        model,
-        liger=training["liger"],
-        fused_lora=training["fused_lora"],
-        selective_checkpointing=training["gradient_checkpointing"] == "selective",
-    )
     rows = encoded.rows()
-    capacity = training["max_length"] if training["packing"] else None
-    return AnswerTrainer(
-        model=model,
-        args=training_arguments(training, recipe.seed, directory),
-        train_dataset=packed_rows(rows, capacity) if capacity else rows,
-        data_collator=Collator(pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"}),
+    stopping = recipe.training.get("early_stopping")
+    held: list[Any] = []
+    if stopping:
+        rows, held = hold_back(rows, stopping["share"])
+    watch = Watch(
+        console,
+        encoded.tokens,
+        LossGuard(str(recipe.path), training["learning_rate"]),
+        evaluate_steps=stopping["every_steps"] if stopping else 0,
+        early_stopping=EarlyStopping(stopping["patience"]) if stopping else None,
+        main=main,
     )
-
-
-def _save_adapter(model: PeftModel, recipe: Recipe, directory: Path) -> None:
-    """Write config and bf16 safetensors so that equal weights give equal bytes on any machine."""
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    weights = {
-        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
+    with watch:
+        trainer = build_trainer(recipe, training, rows, pad_token_id, checkpoints.directory)
+        trainer.checkpoints = checkpoints
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        keep, restore = remember(trainer.model)
+        if held:
+            collate = Collator(pad_token_id, training["max_length"] if training["packing"] else None, trainer.data_collator.variable_length)
+            watch.keep, watch.evaluate = keep, lambda: mean_loss(trainer.model, held, collate)
+        trainer.add_callback(watch)
+        lora_step0 = lora_digest(trainer.model)
+        found = checkpoints.newest()
+        resumed_from = 0
+        if found:
+            resumed_from = int(found.name.split("-")[1])
+            console.print(f"resuming from step {resumed_from} ({found})", soft_wrap=True)
+            trainer.resume_order(found)
+        began = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+        seconds = time.monotonic() - began
+    if watch.interrupted:
+        saved = not main or (checkpoints.directory / f"checkpoint-{trainer.state.global_step}").is_dir()
+        rest = f"A checkpoint is in {checkpoints.directory}; the same command resumes." if saved else "No checkpoint could be written."
+        raise InfrastructureError(f"interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}. {rest}")
+    if watch.stopped:
+        restore()
+        console.print(f"stopped early: {watch.stopped}", markup=False, soft_wrap=True)
+    return {
+        "trainer": trainer,
+        "watch": watch,
+        "seconds": seconds,
+        "lora_step0": lora_step0,
+        "resumed_from": resumed_from,
+        "share": (trainer.state.global_step - resumed_from) / max(1, trainer.state.global_step),
     }
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise RejectedError("training diverged: the adapter's weights are not finite. Lower training.learning_rate.")
-    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config["inference_mode"] = True
-    # peft records a path of this machine and sets in arbitrary order; both would change the digest.
-    config["base_model_name_or_path"] = recipe.base_model.source_id
-    config["revision"] = recipe.base_model.source.get("revision")
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    config["target_modules"] = sorted(config["target_modules"])
-    text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
-    (directory / "adapter_config.json").write_text(text, encoding="utf-8")
-
-
-def _lora_digest(model: PeftModel) -> str:
-    """SHA-256 over the initial LoRA A matrices: equal for equal seeds, so that a lost seed is seen."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if "lora_A" in name:
-            digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _peak_memory_gib() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    unit = 2**20 if sys.platform == "linux" else 2**30
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
-
-
-class _Progress:
-    """Shows a bar on a terminal and one dense line a logging step elsewhere; keeps the loss history; stops on NaN."""
-
-    def __init__(self, console: Console, encoded: EncodedData, recipe: Recipe) -> None:
-        self.history: list[dict[str, Any]] = []
-        self._console = console
-        self._tokens = encoded.tokens
-        self._recipe = recipe
-        self._started = time.monotonic()
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} · {task.fields[speed]} tok/s"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, loss="-", speed="-")
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def callback(self) -> Any:
-        """A trainer callback that feeds this object."""
-        from transformers import TrainerCallback
-
-        progress = self
-
-        class Callback(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
-            def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-                progress._bar.update(progress._task, total=state.max_steps, completed=state.global_step)
-
-            def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
-                if "loss" in logs:
-                    progress._log(state, logs)
-
-        return Callback()
-
-    def _log(self, state: Any, logs: dict[str, Any]) -> None:
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise RejectedError(
-                f"training diverged: loss {loss} at step {state.global_step}. In {self._recipe.path}: lower "
-                f"learning_rate {self._recipe.training['learning_rate']} or max_grad_norm."
-            )
-        elapsed = time.monotonic() - self._started
-        speed = self._tokens * state.epoch / elapsed
-        self.history.append(
-            {
-                "step": state.global_step,
-                "epoch": round(state.epoch, 3),
-                "loss": round(loss, 5),
-                "learning_rate": logs["learning_rate"],
-            }
-        )
-        if self._console.is_terminal:
-            self._bar.update(self._task, loss=f"{loss:.3f}", speed=f"{speed:.0f}")
-        else:
-            self._console.print(
-                f"step {state.global_step}/{state.max_steps} | loss {loss:.4f} | lr {logs['learning_rate']:.2e} | "
-                f"{speed:.0f} tok/s | {elapsed:.0f} s"
-            )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from adapterops.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from adapterops.train.checkpoints import Checkpoints
+
+_ORDER = "order_rng.json"
 
 
 def training_arguments(training: dict[str, Any], seed: int, directory: Path, **changes: Any) -> TrainingArguments:
@@ -48,8 +58,63 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
     return TrainingArguments(**{**arguments, **changes})
 
 
+class _RepeatableOrder(torch.utils.data.Sampler[int]):
+    """An order drawn from the global generator, whose state at the draw is kept: a resumed epoch must draw the same order.
+
+    transformers does so for its random order alone (accelerate's seedable sampler).
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.drawn_from: torch.Tensor | None = None
+        self.draw_from: torch.Tensor | None = None
+
+    def __iter__(self) -> Any:
+        if self.draw_from is not None:
+            torch.set_rng_state(self.draw_from)
+            self.draw_from = None
+        self.drawn_from = torch.get_rng_state()
+        return iter(list(self.inner))
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
 class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types for it
     """Trainer for batches of `packing.Collator` and models of `network.apply_kernels`."""
+
+    checkpoints: Checkpoints | None = None
+    _order: _RepeatableOrder | None = None
+    _resumed_order: torch.Tensor | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        self._order = _RepeatableOrder(sampler)
+        self._order.draw_from = self._resumed_order
+        return self._order
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*arguments, **options)
+            if self.is_world_process_zero():
+                if self._order is not None and self._order.drawn_from is not None:
+                    state = json.dumps(bytes(self._order.drawn_from.tolist()).hex())
+                    (directory / _ORDER).write_text(state, encoding="utf-8")
+                if self.checkpoints:
+                    self.checkpoints.seal(self.state.global_step)
+        except (OSError, RuntimeError, SafetensorError, InfrastructureError) as error:
+            if not self.checkpoints:
+                raise
+            self.checkpoints.failed(self.state.global_step, str(error))
+
+    def resume_order(self, checkpoint: Path) -> None:
+        """Have the epoch that `checkpoint` interrupted drawn in the order that it had."""
+        if (checkpoint / _ORDER).is_file():
+            state = bytes.fromhex(json.loads((checkpoint / _ORDER).read_text(encoding="utf-8")))
+            self._resumed_order = torch.tensor(list(state), dtype=torch.uint8)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

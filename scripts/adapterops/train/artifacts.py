@@ -1,0 +1,134 @@
+"""The files of a trained adapter: weights, configuration, loss curve, model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterops.errors import RejectedError
+from adapterops.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def save_adapter(model: PeftModel, recipe: Recipe, directory: Path) -> None:
+    """Write config and bf16 safetensors so that equal weights give equal bytes on any machine."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
+    }
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise RejectedError("training diverged: the adapter's weights are not finite. Lower training.learning_rate.")
+    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config["inference_mode"] = True
+    # peft records a path of this machine and sets in arbitrary order; both would change the digest.
+    config["base_model_name_or_path"] = recipe.base_model.source_id
+    config["revision"] = recipe.base_model.source.get("revision")
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
+    (directory / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def lora_digest(model: PeftModel) -> str:
+    """SHA-256 over the initial LoRA A matrices: equal for equal seeds, so that a lost seed is seen."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_A" in name:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def peak_memory_gib() -> float:
+    """Peak of this process: allocated on the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 2**20 if sys.platform == "linux" else 2**30
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
+
+
+def loss_curve(manifest: dict[str, Any]) -> str:
+    """The training loss, and that of held-back rows if there are any, as an SVG that stands alone."""
+    width, height, left, bottom = 640, 320, 52, 36
+    points = [(entry["step"], entry["loss"]) for entry in manifest["training"]["loss_history"]]
+    held = [(entry["step"], entry["loss"]) for entry in manifest["run"]["held_back"]]
+    last = max(step for step, _ in points + held)
+    first = min(step for step, _ in points)
+    top = max(loss for _, loss in points + held) or 1.0
+
+    def place(step: float, loss: float) -> str:
+        x = left + (width - left - 12) * (step - first) / max(1, last - first)
+        return f"{x:.1f},{12 + (height - bottom - 12) * (1 - loss / top):.1f}"
+
+    def line(curve: list[tuple[int, float]], colour: str) -> str:
+        return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(place(*point) for point in curve)}"/>'
+
+    ticks = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = place(first, top * share).split(",")
+        ticks.append(f'<line x1="{x}" y1="{y}" x2="{width - 12}" y2="{y}" stroke="#8884"/>')
+        ticks.append(f'<text x="{left - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{top * share:.2f}</text>')
+        step = first + (last - first) * share
+        ticks.append(f'<text x="{place(step, 0).split(",")[0]}" y="{height - bottom + 18}" text-anchor="middle">{step:.0f}</text>')
+    legend = "loss (nats per supervised token) over steps" + ("; red: held-back rows" if held else "")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#888">\n'
+        f"<title>Training loss from {points[0][1]:.3f} to {points[-1][1]:.3f} in {last} steps</title>\n"
+        + "\n".join(ticks)
+        + f"\n{line(points, '#2f6fdf')}\n{line(held, '#d33') if held else ''}\n"
+        + f'<text x="{left}" y="{height - 4}">{legend}</text>\n</svg>\n'
+    )
+
+
+def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
+    """What this adapter is, for whoever finds it (Hugging Face model card)."""
+    base, tokens, training, lora = manifest["base_model"], manifest["tokens"], manifest["training"], recipe.lora
+    files = "\n".join(f"| `{file['path']}` | `{file['sha256']}` |" for file in manifest["data"])
+    packages = ", ".join(f"{name} {version}" for name, version in manifest["environment"]["packages"].items())
+    return f"""---
+base_model: {base["source_id"]}
+library_name: peft
+license: {base["license"].lower()}
+pipeline_tag: text-generation
+tags: [lora, qlora]
+---
+
+# QLoRA adapter for {base["source_id"]}
+
+Trained on the answers of {tokens["rows"]:,} rows ({tokens["total"]:,} tokens, {tokens["supervised"]:,} of them supervised,
+{tokens["truncated_rows"]} rows cut) with NF4 base weights and LoRA of rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]},
+on {", ".join(lora["target_modules"])}. It is under the base model's licence, {base["license"]}; the rows carry their own licences.
+
+![training loss](loss.svg)
+
+| | |
+|---|---|
+| final training loss | {training["final_loss"]:.4f} nats per supervised token after {training["steps"]} steps |
+| base revision | `{base["revision"]}` |
+| recipe | `{manifest["recipe"]}`, seed {recipe.seed} |
+| training key | `{manifest["training_key"]}` |
+| adapter digest | `{manifest["adapter"]["digest"]}` |
+| hardware | {manifest["environment"]["device"]}, {training["tokens_per_second"]:,.0f} tokens/s, peak {training["peak_memory_gib"]} GiB |
+| software | {packages} |
+
+| data | SHA-256 |
+|---|---|
+{files}
+
+How good it is, and at what, is in the gate report of the same training key. Load it with the base revision above and the
+`chat_template.jinja` beside this file: with another template it was not trained.
+"""

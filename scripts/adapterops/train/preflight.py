@@ -1,0 +1,195 @@
+"""What a training would need and cost, before a GPU second is spent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from adapterops.basemodels import BaseModel, load_tokenizer
+from adapterops.basemodels.materialize import base_model_directory
+from adapterops.errors import UsageError
+from adapterops.schemas import ROOT, did_you_mean, repository_path
+from adapterops.train.encode import EncodedData, encode_files
+from adapterops.train.memory import CONTEXT_BYTES, Estimate, Shape, estimate
+from adapterops.train.recipe import Recipe, hints, training_key
+from adapterops.yamlfile import load_yaml
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PRICING = Path("configs/pricing.yaml")
+_GIB = 2**30
+# Above this share of a GPU's memory the verdict is `tight`: fragmentation and a longer row can still end it.
+_TIGHT = 0.9
+# What a measured throughput was measured with; each that differs makes it a worse guess for a recipe.
+_FEATURES = ("packing", "fused_lora", "gradient_checkpointing", "liger", "attn_implementation")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU type of `configs/pricing.yaml`."""
+
+    name: str
+    memory_gib: float
+    bf16_tflops: float
+    usd_per_hour: float
+
+
+def shape_of(base_model: BaseModel) -> Shape:
+    """The dimensions in the base model's `config.json`; from a hub that file alone is fetched."""
+    return Shape.of(json.loads((base_model_directory(base_model, weights=False) / "config.json").read_text(encoding="utf-8")))
+
+
+def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData) -> Estimate:
+    """The estimate for the largest micro-batch of these rows: the longest row, as often as the micro-batch has rows."""
+    size = training["per_device_train_batch_size"]
+    if training["packing"]:
+        tokens = supervised = size * training["max_length"]
+    else:
+        tokens = size * max(map(len, encoded.input_ids))
+        supervised = sum(sorted((len(row) for row in encoded.input_ids), reverse=True)[:size])
+    return estimate(shape_of(recipe.base_model), recipe.quantization, recipe.lora, training, tokens, supervised)
+
+
+def predict(recipe: Recipe, training: dict[str, Any], encoded: EncodedData) -> dict[str, float]:
+    """Predicted peaks on a GPU in GiB, for the manifest."""
+    needed = memory(recipe, training, encoded)
+    return {
+        "loading_gib": round(needed.loading / _GIB, 2),
+        "training_gib": round(needed.training / _GIB, 2),
+        "evaluation_gib": round(needed.evaluation / _GIB, 2),
+    }
+
+
+def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING) -> dict[str, Any]:
+    """Memory, tokens, minutes and cost of a training, and a verdict for each GPU type.
+
+    Args:
+        recipe: what would be trained.
+        data: on what.
+        pricing: GPU types, prices and measured speeds.
+
+    Returns:
+        A document of `configs/schemas/preflight.json`.
+
+    Raises:
+        RejectedError: the data cannot be trained on.
+        UsageError: recipe or pricing is at fault.
+        InfrastructureError: tokenizer and configuration of the base model cannot be had.
+    """
+    prices = load_yaml(pricing, "pricing")
+    tokenizer = load_tokenizer(recipe.base_model, weights=False)
+    training = recipe.training
+    encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], training["on_truncation"])
+    needed = memory(recipe, training, encoded)
+    peak = max(needed.loading, needed.training, needed.evaluation) + CONTEXT_BYTES
+    total = encoded.tokens * training["num_train_epochs"]
+    gpus = []
+    for name, entry in prices["gpus"].items():
+        gpu = Gpu(name, **entry)
+        speed, basis = throughput(recipe, shape_of(recipe.base_model), gpu, prices)
+        share = peak / (gpu.memory_gib * _GIB)
+        gpus.append(
+            {
+                "gpu": name,
+                "verdict": "fits" if share <= _TIGHT else "tight" if share <= 1 else "does not fit",
+                "memory_share": round(share, 3),
+                "tokens_per_second": round(speed, 1),
+                "speed_from": basis,
+                "minutes": round(total / speed / 60, 1),
+                "usd": round(total / speed / 3600 * gpu.usd_per_hour, 2),
+            }
+        )
+    return {
+        "schema": "preflight/v1",
+        "recipe": repository_path(recipe.path),
+        "training_key": training_key(recipe, data),
+        "rows": len(encoded.input_ids),
+        "tokens": encoded.tokens,
+        "supervised_tokens": encoded.supervised_tokens,
+        "truncated_rows": encoded.truncated_rows,
+        "truncated_tokens": encoded.truncated_tokens,
+        "epochs": training["num_train_epochs"],
+        "memory_gib": {
+            **{part: round(value / _GIB, 3) for part, value in vars(needed).items()},
+            "context": round(CONTEXT_BYTES / _GIB, 3),
+            "peak_loading": round((needed.loading + CONTEXT_BYTES) / _GIB, 2),
+            "peak_training": round((needed.training + CONTEXT_BYTES) / _GIB, 2),
+            "peak_evaluation": round((needed.evaluation + CONTEXT_BYTES) / _GIB, 2),
+        },
+        "gpus": gpus,
+        "hints": hints(recipe, len(encoded.input_ids)),
+    }
+
+
+def throughput(recipe: Recipe, shape: Shape, gpu: Gpu, prices: dict[str, Any]) -> tuple[float, str]:
+    """Real tokens a second, and what the figure rests on.
+
+    The measurement with the most settings in common counts; another GPU is scaled by its bf16 rate, another model by the weights that a
+    token passes through. Both are guesses that ignore memory bandwidth: they are called scaled.
+    """
+    training = recipe.training
+    mine = shape.linear_parameters + shape.embedding_parameters / 2
+
+    def likeness(row: dict[str, Any]) -> tuple[bool, int, bool]:
+        return (
+            row["base_model"] == recipe.base_model.name,
+            sum(row[feature] == training[feature] for feature in _FEATURES),
+            row["gpu"] == gpu.name,
+        )
+
+    best = max(prices["measured"], key=likeness)
+    factor = gpu.bf16_tflops / prices["gpus"][best["gpu"]]["bf16_tflops"] * best["parameters"] / mine
+    same = best["gpu"] == gpu.name and best["base_model"] == recipe.base_model.name
+    alike = sum(best[feature] == training[feature] for feature in _FEATURES)
+    basis = f"{'measured' if same and alike == len(_FEATURES) else 'scaled from'} {best['gpu']}, {best['base_model']}, {best['name']}"
+    return best["tokens_per_second"] * (1.0 if same else factor), basis
+
+
+def choose(document: dict[str, Any], gpu: str) -> dict[str, Any]:
+    """The verdict on one GPU type.
+
+    Raises:
+        UsageError: there is none of that name in the pricing.
+    """
+    known = [entry["gpu"] for entry in document["gpus"]]
+    for entry in document["gpus"]:
+        if entry["gpu"] == gpu:
+            return dict(entry)
+    raise UsageError(f"--gpu {gpu} is not in {PRICING}.{did_you_mean(gpu, known)} Known: {', '.join(known)}.")
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Print the document for people."""
+    parts = document["memory_gib"]
+    lost = f"{document['truncated_rows']} rows would be cut, losing {document['truncated_tokens']:,} tokens"
+    supervised = f"{document['supervised_tokens']:,} supervised"
+    console.print(
+        f"{document['rows']} rows, {document['tokens']:,} tokens ({supervised}), {document['epochs']} epochs; {lost}", soft_wrap=True
+    )
+    console.print(
+        f"peak GiB: loading {parts['peak_loading']} · training {parts['peak_training']} · evaluation {parts['peak_evaluation']}\n"
+        f"  of it: weights {parts['weights']}, quantisation constants {parts['quantisation_constants']}, embeddings {parts['embeddings']}, "
+        f"LoRA {parts['lora']}, gradients {parts['gradients']}, optimiser {parts['optimiser']}, activations {parts['activations']}, "
+        f"working {parts['working']}, logits {parts['logits']}, context {parts['context']}",
+        soft_wrap=True,
+    )
+    table = Table("GPU", "verdict", "memory", "tok/s", "minutes", "cost", "speed")
+    colours = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+    for entry in document["gpus"]:
+        table.add_row(
+            entry["gpu"],
+            f"[{colours[entry['verdict']]}]{entry['verdict']}[/]",
+            f"{entry['memory_share']:.0%}",
+            f"{entry['tokens_per_second']:,.0f}",
+            f"{entry['minutes']:,.1f}",
+            f"${entry['usd']:,.2f}",
+            entry["speed_from"],
+        )
+    console.print(table)
+    for hint in document["hints"]:
+        console.print(f"hint: {hint}", markup=False, soft_wrap=True)
