@@ -188,6 +188,16 @@ def test_a_broken_recipe_is_refused_with_its_line(plan, repository):
     assert str(repository.path) not in json.dumps(document)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 3000, "\xff\n", "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 [1]\n" for n in range(60)), "- 1\n"],
+)
+def test_hostile_settings_are_refused_in_a_moment(plan, content):
+    document = plan({"configs/quality_gate.demo.yaml": content})
+    assert document["verdict"] == "REFUSED"
+    assert "configs/quality_gate.demo.yaml" in document["problems"][0]
+
+
 def test_a_link_is_refused_before_anything_is_read(plan, repository):
     head = repository.path / "data/training/support.jsonl"
     head.unlink()
