@@ -221,7 +221,10 @@ def test_the_linters_have_nothing_to_say(command):
 def test_the_linters_would_find_something(tmp_path):
     bad = tmp_path / ".github/workflows/bad.yaml"
     bad.parent.mkdir(parents=True)
-    bad.write_text("on: push\njobs: {a: {runs-on: nowhere, steps: [{uses: actions/checkout@v4}, {run: 'echo ${{ github.head_ref }}'}]}}\n")
+    bad.write_text(
+        "on: push\njobs:\n  a:\n    runs-on: nowhere\n    steps:\n"
+        "      - uses: actions/checkout@v4\n      - run: echo ${{ github.head_ref }}\n"
+    )
     shutil.copy(ROOT / ".pinact.yaml", tmp_path)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     for command in (
