@@ -5,10 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import EXISTING_DIRECTORY, OUTPUT_PATH, command, console
+
+if TYPE_CHECKING:
+    from adapterops.adapters import AdapterSpec
 
 
 @command()
@@ -65,14 +69,12 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     return 0
 
 
-def _rules(spec: object, root: Path) -> list[str]:
-    """Digests of what an adapter is judged by."""
+def _rules(spec: AdapterSpec, root: Path) -> list[str]:
+    """What an adapter is judged by, as digests and names; `root` is that of its tree."""
     from dataclasses import asdict
 
-    from adapterops.adapters import AdapterSpec
     from adapterops.documents import sha256_file, sha256_json
 
-    assert isinstance(spec, AdapterSpec)
     how = {key: str(value) for key, value in asdict(spec.evaluation).items() if key != "gate"}
     return [sha256_file(spec.evaluation.gate), sha256_file(spec.evaluation_data), sha256_json(how), str(spec.serving.relative_to(root))]
 

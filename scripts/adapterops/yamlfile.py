@@ -39,6 +39,8 @@ def load_yaml(path: Path, schema: str) -> dict[str, Any]:
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}.") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deep. A settings file has a few levels.") from None
     except _AliasError as error:
         raise UsageError(f"{path}:{error.line}: anchors and aliases are not supported. Write the value out.") from None
     for problem in schema_problems(value, schema):

@@ -275,6 +275,9 @@ class GitHub:
         self.rulesets[identity] = body
         return 201, {"id": identity, **body}
 
+    def ruleset(self, identity, body, query):
+        return 200, {"id": int(identity), **self.rulesets[int(identity)]}
+
     def replace_ruleset(self, identity, body, query):
         self.rulesets[int(identity)] = body
         return 200, {"id": int(identity), **body}
@@ -310,6 +313,7 @@ ROUTES = [
     (r"GET /releases/tags/([^/]+)", GitHub.release),
     (r"GET /rulesets", GitHub.list_rulesets),
     (r"POST /rulesets", GitHub.create_ruleset),
+    (r"GET /rulesets/(\d+)", GitHub.ruleset),
     (r"PUT /rulesets/(\d+)", GitHub.replace_ruleset),
     (r"PUT /actions/oidc/customization/sub", GitHub.accept),
 ]

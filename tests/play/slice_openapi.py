@@ -32,7 +32,7 @@ PATHS = {
     f"{REPOSITORY}/releases": ["post"],
     f"{REPOSITORY}/releases/tags/{{tag}}": ["get"],
     f"{REPOSITORY}/rulesets": ["get", "post"],
-    f"{REPOSITORY}/rulesets/{{ruleset_id}}": ["put"],
+    f"{REPOSITORY}/rulesets/{{ruleset_id}}": ["get", "put"],
 }
 
 

@@ -1,12 +1,15 @@
 """The plan: which adapters a pull request affects, what is known already, and what is refused before a GPU is asked."""
 
+import importlib.machinery
 import json
+import sys
+import types
 
 import pytest
 from click.testing import CliRunner
 
 from adapterops.gitops.candidates import Candidate
-from adapterops.plan import build
+from adapterops.plan import build, estimate
 from adapterops.plan.estimate import Estimate
 from adapterops.plan.present import plan_markdown
 from adapterops.schemas import schema_problems
@@ -137,8 +140,28 @@ class TestBudget:
         document = plan({**more_rows(), "configs/pricing.yaml": "cap_usd: 500\n"})
         assert (document["verdict"], document["budget"]["cap_usd"]) == ("REFUSED", 5)
 
+    @pytest.mark.usefixtures("capped")
+    def test_what_is_known_counts_though_something_is_unknown(self, plan, repository, monkeypatch):
+        guesses = {"billing": Estimate(None, None, "unknown"), "support": Estimate(60.0, 8.0, "measured")}
+        monkeypatch.setattr(build, "estimate", lambda keys, _: guesses[keys.spec.name])
+        recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
+        document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "seed: 43")})
+        assert (document["verdict"], document["budget"]["usd"]) == ("REFUSED", None)
+        assert "$8.00 exceeds" in document["reason"]
 
-def test_unknown_cost_is_said_and_not_guessed(plan):
+
+def test_a_prediction_is_taken_from_the_training_room_where_there_is_one(plan, monkeypatch):
+    known = types.ModuleType("adapterops.train.preflight")
+    known.__spec__ = importlib.machinery.ModuleSpec(known.__name__, None)
+    known.preflight = lambda _, data: {"gpus": [{"gpu": "a100-80", "minutes": 12.5, "usd": 0.42, "speed_from": f"{len(data)} file"}]}
+    known.choose = lambda document, gpu: next(entry for entry in document["gpus"] if entry["gpu"] == gpu)
+    monkeypatch.setitem(sys.modules, known.__name__, known)
+    row = plan(more_rows())["adapters"][0]
+    assert (row["minutes"], row["usd"], row["basis"]) == (12.5, 0.42, "training on one a100-80: 1 file")
+
+
+def test_unknown_cost_is_said_and_not_guessed(plan, monkeypatch):
+    monkeypatch.setattr(estimate, "_PREDICTION", "adapterops.train.nothing")
     row = plan(more_rows())["adapters"][0]
     assert (row["minutes"], row["usd"]) == (None, None)
     assert row["basis"].startswith("unknown")
@@ -186,6 +209,16 @@ def test_a_broken_recipe_is_refused_with_its_line(plan, repository):
     assert document["verdict"] == "REFUSED"
     assert "configs/qlora/smollm2-135m.yaml:6: unknown key `sede`. Did you mean `seed`?" in document["problems"][0]
     assert str(repository.path) not in json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 3000, "\xff\n", "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 [1]\n" for n in range(60)), "- 1\n"],
+)
+def test_hostile_settings_are_refused_in_a_moment(plan, content):
+    document = plan({"configs/quality_gate.demo.yaml": content})
+    assert document["verdict"] == "REFUSED"
+    assert "configs/quality_gate.demo.yaml" in document["problems"][0]
 
 
 def test_a_link_is_refused_before_anything_is_read(plan, repository):

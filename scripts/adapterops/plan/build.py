@@ -159,7 +159,8 @@ def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
     wanted = [row["name"] for row in adapters if row["action"] in ("train", "judge")]
     costs = [row["usd"] for row in adapters]
     budget = plan["budget"]
-    budget["usd"] = None if None in costs else round(sum(costs), 2)
+    known = round(sum(cost for cost in costs if cost is not None), 2)
+    budget["usd"] = None if None in costs else known
     code = plan["changes"]["code"]
     if wanted and plan["fork"]:
         problems.append(
@@ -172,9 +173,9 @@ def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
             f"({_names(code[:3])}{' …' if len(code) > 3 else ''}). Such a pull request gets CPU tests and no GPU. Split it: code in one, "
             "data and settings in another."
         )
-    elif wanted and budget["cap_usd"] is not None and (budget["usd"] or 0) > budget["cap_usd"] and not budget["approved"]:
+    elif wanted and budget["cap_usd"] is not None and known > budget["cap_usd"] and not budget["approved"]:
         problems.append(
-            f"predicted cost ${budget['usd']:.2f} exceeds cap_usd {budget['cap_usd']} of {PRICING}. Train on less, or have somebody with "
+            f"predicted cost ${known:.2f} exceeds cap_usd {budget['cap_usd']} of {PRICING}. Train on less, or have somebody with "
             f"write access set the label `{BUDGET_LABEL}` and comment `/retrain`."
         )
     if not wanted:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from adapterops.errors import UsageError
+from adapterops.errors import AdapterOpsError, UsageError
 from adapterops.plan.keys import Keys
 
 PRICING = "configs/pricing.yaml"
+GPU = "a100-80"  # of the runners labelled gpu-a100, as the price list names it
+_PREDICTION = "adapterops.train.preflight"  # where this repository has it
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,16 @@ def estimate(keys: Keys, action: str) -> Estimate:
     """
     if action in ("reuse", "none"):
         return Estimate(0.0, 0.0, "nothing is computed")
-    # The one place that knows no throughput yet: no measured table of tokens/s by GPU and base model is part of the repository.
-    return Estimate(None, None, f"unknown: no measured throughput for {keys.recipe.base_model.name}")
+    if action == "judge":
+        return Estimate(None, None, "unknown: how long an evaluation takes was not measured")
+    if importlib.util.find_spec(_PREDICTION) is None:
+        return Estimate(None, None, f"unknown: no measured throughput for {keys.recipe.base_model.name}")
+    prediction = importlib.import_module(_PREDICTION)
+    try:
+        entry = prediction.choose(prediction.preflight(keys.recipe, list(keys.spec.training_data)), GPU)
+    except AdapterOpsError as error:
+        return Estimate(None, None, f"unknown: {error}".partition("\n")[0])
+    return Estimate(float(entry["minutes"]), float(entry["usd"]), f"training on one {GPU}: {entry['speed_from']}")
 
 
 def cap_usd(root: Path) -> float | None:

@@ -75,11 +75,7 @@ def _judges(key: str) -> bool:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Leaves of a YAML file by dotted key; empty where it is missing or not YAML, which validation says in full."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        return {}
+    """Leaves of a YAML file by dotted key; empty where it is missing or not plain YAML, which the plan says in full elsewhere."""
     leaves: dict[str, Any] = {}
 
     def walk(node: Any, key: str) -> None:
@@ -89,7 +85,14 @@ def _settings(path: Path) -> dict[str, Any]:
         else:
             leaves[key] = node
 
-    walk(value, "")
+    try:
+        content = path.read_text(encoding="utf-8")
+        # Aliases can make a few lines grow without bound; no file of this repository may have them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
+            return {}
+        walk(yaml.safe_load(content), "")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
     return leaves
 
 

@@ -1,0 +1,362 @@
+"""What the workflows say to GitHub: comments, commands, deployments, rules; every request is held to GitHub's own description."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.gitops import commands
+from adapterops.gitops.commands import Command, carry_out, parse
+from adapterops.gitops.github import labels_of, repository, upsert_comment
+from adapterops.gitops.revert import open_revert, push_revert, releasing_commit
+from adapterops.gitops.say import MARKER, comment
+from play.github_api import NAME, GitHub
+from repositories import ROWS, jsonl, with_adapters
+
+
+@pytest.fixture
+def github(monkeypatch):
+    with GitHub() as github:
+        for name, value in {"GITHUB_API_URL": github.url, "GITHUB_TOKEN": "token", "GITHUB_REPOSITORY": NAME}.items():
+            monkeypatch.setenv(name, value)
+        yield github
+        assert github.refused == []
+
+
+def plan(**changes):
+    empty = {kind: [] for kind in ("data", "rules", "settings", "code", "documents")}
+    return {
+        "base": "b" * 40, "head": "a" * 40, "verdict": "PROCEED", "reason": "support gets a GPU job.", "problems": [], "rules": [],
+        "changes": empty, "adapters": [], "train": [], **changes,
+    }  # fmt: skip
+
+
+class TestFake:
+    def test_a_request_that_breaks_the_description_is_refused(self):
+        with GitHub() as github:
+            assert github.handle("POST", f"/repos/{NAME}/issues", b'{"body": "no title"}', {"authorization": "token x"})[0] == 422
+            status, answer = github.handle("POST", f"/repos/{NAME}/deployments", b'{"ref": 5}', {"authorization": "token x"})
+            assert (status, "5 is not of type" in answer["message"]) == (422, True)
+            assert github.handle("GET", f"/repos/{NAME}/nothing", b"", {"authorization": "token x"})[0] == 422
+            assert github.handle("GET", f"/repos/{NAME}", b"", {})[0] == 401
+            assert len(github.refused) == 3
+
+
+class TestComment:
+    def test_it_is_made_once_and_edited_in_place(self, github):
+        number = github.pull_request("data", "a" * 40)
+        for body in ("first", "second", "second"):
+            with repository() as repo:
+                upsert_comment(repo.get_pull(number), MARKER, body)
+        assert github.comments_on(number) == [f"{MARKER}\nsecond\n"]
+        assert [method for method, path, _ in github.requests if "comments" in path and method != "GET"] == ["POST", "PATCH"]
+
+    def test_somebody_elses_comment_with_the_marker_is_left_alone(self, github):
+        number = github.pull_request("data", "a" * 40)
+        github.add_comment(number, f"{MARKER}\nmine", {"login": "mallory", "type": "User"})
+        with repository() as repo:
+            upsert_comment(repo.get_pull(number), MARKER, "ours")
+        assert github.comments_on(number) == [f"{MARKER}\nmine", f"{MARKER}\nours\n"]
+
+    def test_nothing_is_said_where_there_is_nothing_to_say(self, github):
+        assert comment(plan(), [], {}) is None
+        number = github.pull_request("data", "a" * 40)
+        with repository() as repo:
+            assert upsert_comment(repo.get_pull(number), MARKER, None) is None
+        assert github.comments_on(number) == []
+
+    def test_changed_rules_come_before_everything(self):
+        rule = {"file": "configs/quality_gate.yaml", "setting": "gates.rouge_l.min", "old": "0.65", "new": "0.1", "weaker": True}
+        finding = {"file": "data/training/a.jsonl", "line": 3, "code": "E104", "message": "output is @everyone", "severity": "error"}
+        body = comment(plan(rules=[rule]), [{"verdict": "FAIL", "findings": [finding]}], {})
+        assert body.index("0.65 → 0.1") < body.index("The data is not accepted yet")
+        assert "@everyone" not in body
+
+    def test_it_fits_into_a_comment(self):
+        finding = {"file": "data/training/a.jsonl", "line": 3, "code": "E104", "message": "&" * 5000, "severity": "error"}
+        reports = [{"verdict": "FAIL", "findings": [finding] * 50}] * 40
+        body = comment(plan(), reports, {})
+        assert len(f"{MARKER}\n{body}\n") <= 65_536
+        assert "`/retrain`" in body
+
+    @pytest.mark.parametrize("status", [401, 403, 404])
+    def test_a_refusal_names_the_permissions(self, github, status):
+        github.failures.append(status)
+        with pytest.raises(InfrastructureError, match="Check the job's permissions"):
+            labels_of(1)
+
+    def test_labels_are_those_of_now(self, github):
+        number = github.pull_request("data", "a" * 40)
+        assert labels_of(number) == frozenset()
+        github.issues[number]["labels"] = [{"name": "gpu-budget-approved"}]
+        assert labels_of(number) == {"gpu-budget-approved"}
+
+    def test_without_a_token_it_says_so(self, monkeypatch):
+        monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+        with pytest.raises(UsageError, match="GITHUB_TOKEN is not set"), repository(NAME):
+            pass
+
+
+class TestParse:
+    @pytest.mark.parametrize(
+        ("body", "expected"),
+        [
+            ("/retrain", Command("/retrain")),
+            ("  /rerun-gate  \nbecause of the runner", Command("/rerun-gate")),
+            ("/rollback support-demo", Command("/rollback", "support-demo")),
+            ("please /retrain", None),
+            ("/usr/bin/env is missing", None),
+            ("", None),
+        ],
+    )
+    def test_the_first_line_is_the_command(self, body, expected):
+        assert parse(body) == expected
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            ("/retrian", "Did you mean `/retrain`?"),
+            ("/rollback", "takes one adapter"),
+            ("/rollback ../x", "takes one adapter"),
+            ("/rollback a b", "takes one adapter"),
+            ("/retrain --force", "takes nothing after it"),
+        ],
+    )
+    def test_what_is_nearly_a_command_is_answered(self, body, said):
+        with pytest.raises(RejectedError, match=said.replace("?", "\\?")):
+            parse(body)
+
+
+class TestCommands:
+    @pytest.fixture
+    def scene(self, github):
+        number = github.pull_request("data", "a" * 40)
+        github.permissions["reviewer"] = "write"
+        github.runs.append(
+            {"id": 5, "head_sha": "a" * 40, "created_at": "2026-01-01T10:00:00Z", "status": "completed", "event": "pull_request"}
+        )
+
+        def say(body, who="reviewer", at="2026-01-01T11:00:00Z", pull=True):
+            made = github.add_comment(number, body, {"login": who, "type": "User"})
+            issue = {"number": number} | ({"pull_request": {}} if pull else {})
+            event = {"issue": issue, "comment": {"id": made["id"], "body": body, "user": {"login": who}, "created_at": at}}
+            with repository() as repo:
+                return carry_out(event, repo, ["support-demo"])
+
+        return github, number, say
+
+    def test_retrain_runs_the_head_again_and_is_answered_by_a_reaction(self, scene):
+        github, _, say = scene
+        assert "runs again on aaaaaaaaaaaa" in say("/retrain")
+        assert github.dispatches == [("rerun", 5)]
+        assert [content for _, content in github.reactions] == ["eyes", "rocket"]
+
+    def test_rerun_gate_runs_the_failed_jobs(self, scene):
+        github, _, say = scene
+        say("/rerun-gate")
+        assert github.dispatches == [("rerun-failed-jobs", 5)]
+
+    def test_rollback_dispatches_the_deployment(self, scene):
+        github, _, say = scene
+        say("/rollback support-demo", pull=False)
+        inputs = {"adapter": "support-demo", "rollback": "true", "version": ""}
+        assert github.dispatches == [("deploy.yaml", {"ref": "main", "inputs": inputs})]
+
+    @pytest.mark.parametrize("permission", ["read", "triage", "none"])
+    def test_people_without_write_access_are_refused(self, scene, permission):
+        github, number, say = scene
+        github.permissions["visitor"] = permission
+        with pytest.raises(RejectedError, match="for people with write access"):
+            say("/retrain", who="visitor")
+        assert github.dispatches == []
+        assert [content for _, content in github.reactions] == ["-1"]
+        assert "for people with write access" in github.comments_on(number)[-1]
+
+    def test_a_head_that_was_pushed_after_the_comment_is_not_trained(self, scene):
+        github, _, say = scene
+        with pytest.raises(RejectedError, match="was pushed after your comment"):
+            say("/retrain", at="2026-01-01T09:59:59Z")
+        assert github.dispatches == []
+
+    def test_a_head_that_moves_meanwhile_is_cancelled(self, scene, monkeypatch):
+        github, number, say = scene
+        restart = GitHub.restart
+
+        def moving(self, identity, how, body, query):
+            self.pulls[number]["head"]["sha"] = "b" * 40
+            return restart(self, identity, how, body, query)
+
+        monkeypatch.setattr(
+            "play.github_api.ROUTES", [(p, moving if h is restart else h) for p, h in __import__("play.github_api").github_api.ROUTES]
+        )
+        with pytest.raises(RejectedError, match="another commit was pushed meanwhile"):
+            say("/retrain")
+        assert github.dispatches == [("rerun", 5), ("cancel", 5)]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"state": "closed"}, "this pull request is closed"),
+            ({"head": {"ref": "x", "sha": "a" * 40, "repo": {"full_name": "somebody/qlora-gitops"}}}, "forks get no GPU"),
+            ({"head": {"ref": "x", "sha": "c" * 40, "repo": {"full_name": NAME}}}, "there is no run"),
+        ],
+    )
+    def test_what_cannot_be_retrained_is_refused(self, scene, change, said):
+        github, number, say = scene
+        github.pulls[number] |= change
+        with pytest.raises(RejectedError, match=said):
+            say("/retrain")
+        assert github.dispatches == []
+
+    def test_a_run_that_has_not_ended_is_left_alone(self, scene):
+        github, _, say = scene
+        github.runs[0]["status"] = "in_progress"
+        with pytest.raises(RejectedError, match="has not ended yet"):
+            say("/retrain")
+
+    def test_an_unknown_adapter_is_not_rolled_back(self, scene):
+        _, _, say = scene
+        with pytest.raises(RejectedError, match="Did you mean `support-demo`"):
+            say("/rollback suport-demo")
+
+    def test_commands_under_an_issue_that_is_no_pull_request(self, scene):
+        _, _, say = scene
+        with pytest.raises(RejectedError, match="belongs under a pull request"):
+            say("/retrain", pull=False)
+
+    def test_the_workflow_that_is_restarted_exists(self):
+        from adapterops.schemas import ROOT
+
+        assert (ROOT / ".github/workflows" / commands.WORKFLOW).is_file()
+
+
+class TestRevert:
+    def test_the_commit_that_changed_the_adapter_is_reverted_once(self, github, tmp_path):
+        clone = with_adapters(tmp_path, ("support",))
+        released = clone.commit({"data/training/support.jsonl": jsonl(ROWS[:2])})
+        clone.commit({"README.md": "later\n", "data/README.md": "later\n"})
+        assert releasing_commit("support", clone.path) == released
+        branch = push_revert("support", released, clone.path)
+        clone.git("fetch", "-q", "origin", branch)
+        assert clone.git("show", "FETCH_HEAD:data/training/support.jsonl") == jsonl(ROWS).strip()
+        assert clone.git("show", "FETCH_HEAD:README.md") == "later"
+        assert clone.git("status", "--porcelain") == ""
+        for _ in range(2):
+            with repository() as repo:
+                pull = open_revert("support", released, branch, repo)
+        assert (len(github.pulls), pull.head.ref) == (1, branch)
+
+    def test_a_revert_that_conflicts_is_left_to_people(self, tmp_path):
+        clone = with_adapters(tmp_path, ("support",))
+        released = clone.commit({"data/training/support.jsonl": jsonl(ROWS[:2])})
+        clone.commit({"data/training/support.jsonl": jsonl(ROWS[3:])})
+        with pytest.raises(RejectedError, match=f"git revert {released}"):
+            push_revert("support", released, clone.path)
+        assert len(clone.git("worktree", "list").splitlines()) == 1
+
+
+class TestRulesets:
+    def test_they_are_created_then_replaced_and_checked(self, github):
+        import apply_rulesets
+
+        assert CliRunner().invoke(apply_rulesets.main, ["--check"]).exit_code == 1
+        for said in ("ruleset main: created", "ruleset main: replaced"):
+            result = CliRunner().invoke(apply_rulesets.main, [])
+            assert (result.exit_code, said in result.output) == (0, True), result.output
+        assert len(github.rulesets) == 1
+        assert ("PUT", f"/repos/{NAME}/actions/oidc/customization/sub") in [(method, path) for method, path, _ in github.requests]
+        assert CliRunner().invoke(apply_rulesets.main, ["--check"]).exit_code == 0
+        (rules,) = github.rulesets.values()
+        rules["rules"] = [rule for rule in rules["rules"] if rule["type"] != "required_status_checks"]
+        assert CliRunner().invoke(apply_rulesets.main, ["--check"]).exit_code == 1
+
+
+class TestDeployment:
+    @pytest.mark.parametrize(("code", "state"), [(0, "success"), (1, "failure"), (3, "error")])
+    def test_github_learns_how_it_ended(self, github, monkeypatch, code, state):
+        import subprocess
+
+        import deploy_from_actions
+
+        called = []
+        monkeypatch.setenv("GATEWAYS", "http://10.0.0.7:8080 http://10.0.0.8:8080")
+
+        def deploy(command, check):
+            called.append(command)
+            return subprocess.CompletedProcess(command, code)
+
+        monkeypatch.setattr(deploy_from_actions, "subprocess", type("_", (), {"run": staticmethod(deploy)}))
+        result = CliRunner().invoke(deploy_from_actions.main, ["--adapter", "support-demo", "--version", "a" * 64])
+        assert result.exit_code == code
+        assert called[0][-4:] == ["--gateway", "http://10.0.0.7:8080", "--gateway", "http://10.0.0.8:8080"]
+        (deployment,) = github.deployments.values()
+        assert deployment["statuses"] == ["in_progress", state]
+        assert deployment["environment"] == "production/support-demo"
+
+    def test_without_gateways_nothing_starts(self, github, monkeypatch):
+        import deploy_from_actions
+
+        monkeypatch.delenv("GATEWAYS", raising=False)
+        result = CliRunner().invoke(deploy_from_actions.main, ["--adapter", "support-demo", "--version", "latest"])
+        assert result.exit_code == 2
+        assert github.deployments == {}
+
+
+class TestSetup:
+    def test_all_that_is_missing_is_named_at_once(self, monkeypatch):
+        from adapterops.gitops import setup
+
+        for name in ("ADAPTER_BUCKET", "GATEWAYS", "GITHUB_TOKEN", "NO_GPU"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(setup.shutil, "which", lambda _: None)
+        problems = setup.missing(["bucket", "gpu", "gateways", "github"])
+        assert [problem.partition(":")[0] for problem in problems] == ["bucket", "gpu", "gateways", "github"]
+        assert all(problem.endswith("See docs/setup-github.md.") for problem in problems)
+
+    def test_an_unknown_need_is_misuse(self):
+        from adapterops.gitops.setup import missing
+
+        with pytest.raises(UsageError, match="--need gpus"):
+            missing(["gpus"])
+
+
+class TestRole:
+    def test_the_token_goes_to_a_private_file_and_is_masked(self, github, monkeypatch, tmp_path):
+        import assume_role
+
+        for name, value in {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{github.url}/oidc", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x", "RUNNER_TEMP": str(tmp_path), "GITHUB_ENV": str(tmp_path / "env"), "GITHUB_ACTIONS": "true"}.items():  # fmt: skip  # noqa: E501
+            monkeypatch.setenv(name, value)
+        result = CliRunner().invoke(assume_role.main, ["--role", "arn:aws:iam::1:role/x", "--region", "eu-west-1"])
+        assert result.exit_code == 0, result.output
+        token = tmp_path / "aws-web-identity-token"
+        assert token.stat().st_mode & 0o777 == 0o600
+        assert result.output.startswith(f"::add-mask::{token.read_text()}")
+        assert "arn:aws:iam::1:role/x" in (tmp_path / "env").read_text()
+        assert token.read_text() not in (tmp_path / "env").read_text()
+
+    def test_without_the_permission_it_says_which(self, monkeypatch):
+        import assume_role
+
+        monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_URL", raising=False)
+        result = CliRunner().invoke(assume_role.main, ["--role", "arn:aws:iam::1:role/x"])
+        assert result.exit_code == 2
+
+
+def test_an_output_cannot_set_another_variable(monkeypatch, tmp_path):
+    from adapterops.gitops.outputs import set_outputs
+
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "out"))
+    set_outputs(reason="one\nverdict=PASS\nEOF")
+    first, *middle, last = (tmp_path / "out").read_text().splitlines()
+    assert first.startswith("reason<<end-")
+    assert last == first.removeprefix("reason<<")
+    assert middle == ["one", "verdict=PASS", "EOF"]
+
+
+def test_the_description_is_a_slice_of_githubs_own():
+    from play.github_api import DESCRIPTION
+
+    described = json.loads(DESCRIPTION.read_text())
+    assert "GitHub's official OpenAPI" in described["info"]["title"]
+    assert described["paths"]["/repos/{owner}/{repo}/deployments"]["post"]["requestBody"]

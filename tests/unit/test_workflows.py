@@ -1,0 +1,241 @@
+"""Rules that every workflow file keeps, and that neither act nor a linter looks at."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from adapterops.schemas import ROOT
+
+FILES = sorted((ROOT / ".github/workflows").glob("*.yaml"))
+BIN = ROOT / ".venv/bin"
+# Who may have which right; everything else reads.
+GRANTS = {
+    ("pull-request", "report", "pull-requests: write"),
+    ("release", "promote", "contents: write"),
+    *(("release", "deploy", right) for right in ("contents: write", "deployments: write", "pull-requests: write")),
+    *(("deploy", "deploy", right) for right in ("contents: write", "deployments: write", "pull-requests: write")),
+    *(("retrain", "command", right) for right in ("actions: write", "issues: write", "pull-requests: write")),
+    ("reconcile", "reconcile", "issues: write"),
+    ("weekly", "review", "issues: write"),
+}
+# Where a workflow's code is that of the pull request: the repository's own tests, without any right.
+TESTS_CODE = {"ci"}
+
+
+def load(path):
+    workflow = yaml.safe_load(path.read_text())
+    return {**workflow, "on": workflow.pop(True)}
+
+
+WORKFLOWS = {path.stem: load(path) for path in FILES}
+JOBS = [
+    pytest.param(name, job_name, job, id=f"{name}/{job_name}") for name, flow in WORKFLOWS.items() for job_name, job in flow["jobs"].items()
+]
+STEPS = [
+    pytest.param(name, job_name, step, id=f"{name}/{job_name}/{step['name']}")
+    for name, flow in WORKFLOWS.items()
+    for job_name, job in flow["jobs"].items()
+    for step in job.get("steps", [])
+]
+
+
+def test_the_files_are_those_of_the_story():
+    assert set(WORKFLOWS) == {"pull-request", "train", "release", "deploy", "reconcile", "weekly", "retrain", "ci"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_header_says_when_it_runs_and_with_which_rights(path):
+    text = path.read_text()
+    header = text[: text.index("\nname:")]
+    assert header.startswith("# ")
+    assert "Rights:" in header
+    assert len(text.splitlines()) < 250
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_nothing_is_granted_at_the_top_and_runs_do_not_pile_up(name):
+    assert WORKFLOWS[name]["permissions"] == {}
+    assert "group" in WORKFLOWS[name]["concurrency"]
+    if name in ("release", "deploy"):  # what is half done must be ended, and nothing may fall out of the queue
+        assert WORKFLOWS[name]["concurrency"]["cancel-in-progress"] is False
+        assert WORKFLOWS[name]["concurrency"]["queue"] == "max"
+
+
+def test_pull_requests_run_without_path_filters():
+    """A filtered workflow leaves its required check waiting for ever."""
+    assert WORKFLOWS["pull-request"]["on"] == {"pull_request": {"types": ["opened", "synchronize", "reopened"]}}
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_no_trigger_runs_foreign_code_with_rights(name):
+    assert not {"pull_request_target", "workflow_run"} & set(WORKFLOWS[name]["on"])
+
+
+@pytest.mark.parametrize(("name", "job_name", "job"), JOBS)
+def test_each_job_has_just_its_rights_and_a_time_limit(name, job_name, job):
+    writes = {
+        (name, job_name, f"{right}: {value}") for right, value in job["permissions"].items() if value == "write" and right != "id-token"
+    }
+    assert writes <= GRANTS
+    assert "uses" in job or 0 < job["timeout-minutes"] <= 720
+
+
+def test_every_grant_is_used():
+    granted = {
+        (name, job, f"{right}: write")
+        for name, flow in WORKFLOWS.items()
+        for job, facts in flow["jobs"].items()
+        for right, value in facts["permissions"].items()
+        if value == "write" and right != "id-token"
+    }
+    assert granted == GRANTS
+
+
+EVERY_STEP = pytest.mark.parametrize(("name", "job_name", "step"), STEPS)
+
+
+@EVERY_STEP
+def test_actions_are_pinned(name, job_name, step):
+    if "uses" in step:
+        assert re.fullmatch(r"actions/(checkout|upload-artifact|download-artifact)@[0-9a-f]{40}", step["uses"])
+
+
+@EVERY_STEP
+def test_a_checkout_leaves_no_credentials_and_takes_trusted_code(name, job_name, step):
+    if "actions/checkout" in step.get("uses", ""):
+        assert step["with"]["persist-credentials"] is False
+        if name not in TESTS_CODE:
+            assert step["with"]["ref"] == "${{ github.event.repository.default_branch }}"
+
+
+@EVERY_STEP
+def test_expressions_reach_a_shell_only_as_variables(name, job_name, step):
+    assert "${{" not in step.get("run", "")
+
+
+@EVERY_STEP
+def test_a_step_is_one_call(name, job_name, step):
+    if "run" in step:
+        assert len(step["run"].strip().splitlines()) == 1
+        assert re.match(r"(make|\.venv/bin/python scripts/[a-z_]+\.py)( |$)", step["run"])
+        for script in re.findall(r"scripts/[a-z_]+\.py", step["run"]):
+            assert (ROOT / script).is_file()
+
+
+@EVERY_STEP
+def test_no_secret_is_used(name, job_name, step):
+    """Roles and the job's own token are enough; a comment's or branch's text never comes in as a variable."""
+    text = yaml.safe_dump(step)
+    assert "secrets." not in text
+    assert not re.search(
+        r"github\.(head_ref|event\.(comment\.body|pull_request\.(title|body|head\.(ref|label))|issue\.(title|body)))", text
+    )
+
+
+def test_every_pin_carries_its_version():
+    for path in FILES:
+        for line in path.read_text().splitlines():
+            if "uses: actions/" in line:
+                assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_one_version_of_each_action():
+    pins = {match for path in FILES for match in re.findall(r"uses: (actions/[a-z-]+)@(\S+)", path.read_text())}
+    assert len(pins) == len(dict(pins))
+
+
+class TestGpu:
+    def test_only_train_asks_for_a_gpu_and_forks_never_get_there(self):
+        asking = {name for name, flow in WORKFLOWS.items() for job in flow["jobs"].values() if "gpu-a100" in str(job.get("runs-on"))}
+        assert asking == {"train"}
+        condition = WORKFLOWS["train"]["jobs"]["train"]["if"]
+        assert "github.event.pull_request.head.repo.full_name == github.repository" in condition
+        assert "github.ref_name == github.event.repository.default_branch" in condition
+
+    def test_pull_requests_call_it_as_main_has_it(self):
+        job = WORKFLOWS["pull-request"]["jobs"]["train"]
+        assert job["uses"] == "your-org/qlora-gitops/.github/workflows/train.yaml@main"
+        assert "github.event.pull_request.head.repo.full_name == github.repository" in job["if"]
+
+    def test_it_believes_nothing_of_its_caller_but_the_adapters_name(self):
+        assert list(WORKFLOWS["train"]["on"]["workflow_call"]["inputs"]) == ["adapter"]
+        steps = [step.get("run", "") for step in WORKFLOWS["train"]["jobs"]["train"]["steps"]]
+        order = [
+            next(index for index, run in enumerate(steps) if word in run)
+            for word in ("check_setup", "--gpu-for", "take_pull_request", "--until train")
+        ]
+        assert order == sorted(order)
+
+
+class TestRequired:
+    job = WORKFLOWS["pull-request"]["jobs"]["required"]
+
+    def test_it_always_runs_and_sees_every_job(self):
+        """Without `always()` it would be skipped when a job fails, and count as green."""
+        assert self.job["if"] == "always()"
+        assert set(self.job["needs"]) == set(WORKFLOWS["pull-request"]["jobs"]) - {"required"}
+
+    def test_the_ruleset_requires_it_by_this_name(self):
+        import json
+
+        (ruleset,) = [json.loads(path.read_text()) for path in (ROOT / ".github/rulesets").glob("*.json")]
+        (rule,) = [rule for rule in ruleset["rules"] if rule["type"] == "required_status_checks"]
+        assert [check["context"] for check in rule["parameters"]["required_status_checks"]] == [self.job["name"]]
+        assert rule["parameters"]["strict_required_status_checks_policy"] is True
+
+
+class TestProduction:
+    @pytest.mark.parametrize(("name", "job_name"), [("release", "promote"), ("deploy", "deploy")])
+    def test_what_writes_releases_is_bound_to_the_environment(self, name, job_name):
+        assert WORKFLOWS[name]["jobs"][job_name]["environment"] == "production"
+
+    def test_the_release_role_is_named_nowhere_else(self):
+        for name, job_name, job in ((p.values) for p in JOBS):
+            if "AWS_RELEASE_ROLE" in yaml.safe_dump(job):
+                assert job["environment"] == "production", f"{name}/{job_name}"
+
+    def test_candidates_are_written_by_train_alone(self):
+        assert [path.stem for path in FILES if "AWS_CANDIDATE_ROLE" in path.read_text()] == ["train"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["actionlint"],
+        ["zizmor", "--offline", "--quiet", "--persona=auditor", "--strict-collection", "--no-progress", ".github"],
+        ["check-jsonschema", "--quiet", "--builtin-schema", "vendor.github-workflows", *map(str, FILES)],
+        ["pinact", "run", "--check", "--fix=false", "--no-api"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_linters_have_nothing_to_say(command):
+    result = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.replace("No findings to report. Good job!", "")[:2000].split("(")[0].strip()) == (0, ""), (
+        result.stderr
+    )
+
+
+def test_the_linters_would_find_something(tmp_path):
+    bad = tmp_path / ".github/workflows/bad.yaml"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(
+        "on: push\njobs:\n  a:\n    runs-on: nowhere\n    steps:\n"
+        "      - uses: actions/checkout@v4\n      - run: echo ${{ github.head_ref }}\n"
+    )
+    shutil.copy(ROOT / ".pinact.yaml", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    for command in (
+        ["actionlint", bad],
+        ["zizmor", "--offline", "--strict-collection", bad],
+        ["pinact", "run", "--check", "--fix=false", "--no-api", bad],
+    ):
+        assert subprocess.run([BIN / command[0], *command[1:]], cwd=tmp_path, capture_output=True, check=False).returncode != 0
+
+
+def test_owners_cover_what_decides():
+    owners = (ROOT / "CODEOWNERS").read_text()
+    for path in ("/data/", "/configs/", "/adapters/", "/.github/", "/scripts/", "/CODEOWNERS", "/requirements", "/.pinact.yaml"):
+        assert f"\n{path}" in owners
