@@ -318,7 +318,7 @@ def dies_writing(bucket, end_of_key, code):
         f"ObjectStore.put_new = lambda self, key, *rest: os._exit(9) if key.endswith({end_of_key!r}) else put_new(self, key, *rest)\n"
         f"store = ObjectStore({bucket!r})\n"
     )
-    paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests" / "integration")])
+    paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "integration")])
     done = subprocess.run([sys.executable, "-c", program + code], env={**os.environ, "PYTHONPATH": paths}, check=False, timeout=120)
     assert done.returncode == 9
 
