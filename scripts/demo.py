@@ -79,6 +79,7 @@ def up() -> None:
         console.print(f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops them.")
         sys.exit(code)
     ask(gateway, config.base_model.name)
+    roll_back(gateway, f"http://127.0.0.1:{config.engine.port}")
     console.print(
         f"\nDone in {time.monotonic() - started:.0f} s. The adapter is being served:\n"
         f"  curl {gateway}/v1/chat/completions -H 'content-type: application/json' \\\n"
@@ -102,6 +103,82 @@ def ask(gateway: str, base_model: str) -> None:
         texts[model] = completion.choices[0].message.content or ""
     console.rule("one question, through the gateway")
     console.print(answers(QUESTION[0]["content"], base_model, texts[base_model], ADAPTER, texts[ADAPTER]))
+
+
+def roll_back(gateway: str, server_url: str) -> None:
+    """Deploy a second version through the same gates, and roll it back: what on-call does, in seconds.
+
+    Training another adapter would take minutes; the second version is the first with its effect lowered by a hundredth, which its
+    manifest says. It is evaluated, judged, signed and rolled out like any other.
+    """
+    from adapterops.adapters import load_adapter
+
+    spec = load_adapter(ADAPTER)
+    console.rule("a second version, and the way back")
+    model = second_version(newest_run() / "model", STATE / "second")
+    results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
+    evaluation = ["--max-tokens", spec.evaluation.max_tokens, "--latency-requests", spec.evaluation.latency_requests]
+    evaluation += ["--latency-concurrency", spec.evaluation.latency_concurrency, "--server-url", server_url]
+    script("evaluate", "--model", model, "--eval-data", spec.evaluation_data, "--output", results, *evaluation)
+    if script("quality_gate", "--results", results, "--gates", spec.evaluation.gate, "--output", verdict, "--adapter", ADAPTER, quiet=True):
+        console.print("The gate does not let the second version pass, so that there is nothing to roll back. (make report)")
+        return
+    script("publish_adapter", "--adapter", ADAPTER, "--model", model, "--gate-report", verdict)
+    script("deploy_adapter", "--adapter", ADAPTER, "--version", adapter_version(model), "--gateway", gateway)
+    console.print(f"$ python scripts/deploy_adapter.py --adapter {ADAPTER} --rollback")
+    script("deploy_adapter", "--adapter", ADAPTER, "--rollback", "--gateway", gateway)
+
+
+def second_version(first: Path, directory: Path) -> Path:
+    """The adapter in `first` with its B matrices, and so its effect, at 99 %."""
+    from safetensors.torch import load_file, save_file
+
+    from adapterops.documents import new_directory, read_json, sha256_file, write_json
+    from adapterops.store.releases import adapter_digest, adapter_files
+
+    manifest = read_json(first / "train_manifest.json", "train_manifest")
+    with new_directory(directory / "model") as model:
+        for name in adapter_files:
+            (model / name).write_bytes((first / name).read_bytes())
+        weights = load_file(first / "adapter_model.safetensors")
+        changed = {name: tensor * 0.99 if "lora_B" in name else tensor for name, tensor in weights.items()}
+        save_file(changed, model / "adapter_model.safetensors", metadata={"format": "pt"})
+        files = [{"name": name, "size": (model / name).stat().st_size, "sha256": sha256_file(model / name)} for name in adapter_files]
+        manifest["adapter"] |= {"digest": adapter_digest(model), "files": files}
+        manifest["key_inputs"] |= {"demo": "lora_B of the trained adapter, times 0.99"}
+        write_json(model / "train_manifest.json", manifest, "train_manifest")
+    return directory / "model"
+
+
+def adapter_version(model: Path) -> str:
+    """The version that an adapter directory is published as."""
+    from adapterops.store.releases import adapter_digest
+
+    return adapter_digest(model)
+
+
+def script(name: str, *arguments: object, quiet: bool = False) -> int:
+    """Run one of the scripts as a person would; its exit code.
+
+    Raises:
+        SystemExit: it failed, and `quiet` does not ask for the exit code 1 to be returned.
+    """
+    code = subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)], check=False).returncode
+    if code and not (quiet and code == 1):
+        sys.exit(code)
+    return code
+
+
+def newest_run() -> Path:
+    """The run directory that was written last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    runs = sorted((ROOT / "runs" / ADAPTER).glob("*/eval_results.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
+        raise UsageError("there is no run yet. Run `make demo` first.")
+    return runs[-1].parent
 
 
 def down() -> None:

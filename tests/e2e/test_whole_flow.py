@@ -1,10 +1,12 @@
 """The main job as a newcomer runs it: every script a subprocess, every server real, the answer through the gateway."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 
 import openai
 import pytest
@@ -48,6 +50,16 @@ def test_every_stage_says_what_it_did(demo):
     for stage in ("1/6 validate", "2/6 train", "3/6 evaluate", "4/6 gate", "5/6 publish", "6/6 deploy"):
         assert stage in demo["output"]
     assert "make down" in demo["output"]
+
+
+def test_a_rollback_of_the_second_version_takes_less_than_two_seconds(demo, documents):
+    seconds = re.findall(r"serving on 1 host (\d+\.\d+) s after the channel changed", demo["output"])
+    assert len(seconds) == 1
+    print(f"rollback in {seconds[0]} s")
+    assert float(seconds[0]) < 2
+    with urllib.request.urlopen("http://127.0.0.1:8080/health", timeout=5) as answer:
+        served = json.load(answer)["adapters"][ADAPTER]
+    assert (served["stable"], served["stable_ready"]) == (documents["train_manifest"]["adapter"]["digest"], True)
 
 
 def test_the_adapter_passes_its_gates_and_the_base_model_fails_them(documents):

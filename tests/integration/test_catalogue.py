@@ -12,6 +12,7 @@ from test_store import (  # noqa: F401
     changed,
     client,
     flip,
+    gate_report,
     keys,
     make_adapter,
     published,
@@ -128,3 +129,33 @@ def test_gc_says_first_and_deletes_only_when_told(store, digests, bucket, client
     assert [digest for digest in digests if find_release(store, NAME, digest)] == [digests[0]]
     assert "nothing to delete" in run(*command)[1]
     assert catalogue.garbage(store, generations=1, min_age_days=0) == []
+
+
+def test_the_weekly_report_counts_what_the_audit_log_and_the_runs_say(store, digests, bucket, tmp_path):  # noqa: F811
+    for digest in digests[:2]:
+        changed(store, canary(digest, 10))
+        changed(store, stable(digest))
+    rolled_back(store)
+    changed(store, canary(digests[2], 10))
+    runs = tmp_path / "runs" / "one"
+    runs.mkdir(parents=True)
+    report = gate_report(tmp_path / "1.0", "FAIL")
+    (runs / "gate_report.json").write_text(json.dumps(report))
+    manifest = json.loads((tmp_path / "1.0" / "train_manifest.json").read_text())
+    manifest |= {"finished_at": datetime.datetime.now(datetime.UTC).isoformat(), "total_seconds": 7200.0}
+    (runs / "train_manifest.json").write_text(json.dumps(manifest))
+    code, said = run("retrospective.py", "--bucket", bucket, "--runs", tmp_path / "runs", "--usd-per-gpu-hour", "3.5")
+    assert code == 0, said
+    for line in (
+        "| deployments | 3 |",
+        "| change-failure rate | 50% (1 of 2) |",
+        "| rouge_l | FAIL | 1 |",
+        "| configs/qlora/smollm2-135m.yaml | 1 | 2.00 | 7.00 |",
+        f"{digests[1][:12]} was rolled back",
+        f"canary {digests[2][:12]} at 10 %",
+        "no previous version",
+        "data/training/support.jsonl",
+    ):
+        assert line in said, said
+    assert run("retrospective.py", "--bucket", bucket, "--output", tmp_path / "week")[0] == 0
+    assert "<h2>Open risks</h2>" in (tmp_path / "week.html").read_text()

@@ -216,3 +216,16 @@ def test_clocks_that_differ_change_nothing(fleet, stable):
 
     change_channel(Skewed(BUCKET), NAME, lambda channel: promote(channel, newer), reason="from the past")
     wait_for(lambda: ask(fleet.gateways[1])[1] == newer[:12])
+
+
+def test_sigterm_lets_an_answer_under_way_end(fleet, stable):
+    digest, text = fleet.release(16.0, delay_s=2)
+    deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=60)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(ask(fleet.gateways[0])))
+    asking.start()
+    time.sleep(0.5)
+    status = fleet.hosts[0].kill(signal.SIGTERM)
+    asking.join()
+    fleet.hosts[0].start().ready()
+    assert (status, answers) == (0, [(200, digest[:12], text)])

@@ -214,7 +214,7 @@ def test_a_stream_says_the_same(host, versions):
 
 def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(host, store, versions):
     (first, first_probes), (second, second_probes) = versions
-    deploy(store, ADAPTER, second, [host], QUICK, CONSOLE, timeout_s=180)
+    deploy(store, ADAPTER, second, [host], replace(QUICK, steps=(50,), probes_per_s=8, max_duration_s=120), CONSOLE, timeout_s=180)
     assert say(host, ADAPTER, second_probes[0]["messages"]) == (second_probes[0]["output"], second[:12])
     started = time.monotonic()
     result = script("scripts/deploy_adapter.py", "--adapter", ADAPTER, "--rollback", "--gateway", host, "--bucket", BUCKET)

@@ -57,15 +57,27 @@ def free_port():
 # --- servers -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
+def server_command(server, port):
+    """Two S3 servers: moto, and ministack, which verifies checksums as S3 does."""
+    if server == "moto":
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {}
+    return [sys.executable, "-m", "ministack"], {
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": "127.0.0.1",
+        "SERVICES": "s3",
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+    }
+
+
+@pytest.fixture(scope="module", params=["moto", "ministack"])
+def s3(request, tmp_path_factory):
     """An S3 server process; boto3's environment points to it for this module. Yields its port."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
-    with (tmp_path_factory.mktemp("s3") / "moto.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=subprocess.STDOUT
-        )
+    command, settings = server_command(request.param, port)
+    with (tmp_path_factory.mktemp("s3") / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings)
         try:
             deadline = time.monotonic() + 60
             while True:
@@ -318,7 +330,7 @@ def dies_writing(bucket, end_of_key, code):
         f"ObjectStore.put_new = lambda self, key, *rest: os._exit(9) if key.endswith({end_of_key!r}) else put_new(self, key, *rest)\n"
         f"store = ObjectStore({bucket!r})\n"
     )
-    paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests" / "integration")])
+    paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "integration")])
     done = subprocess.run([sys.executable, "-c", program + code], env={**os.environ, "PYTHONPATH": paths}, check=False, timeout=120)
     assert done.returncode == 9
 

@@ -60,11 +60,18 @@ def test_a_bad_version_passes_no_more_often_than_promised_and_an_equal_one_is_no
     assert failed == 0
 
 
+def test_a_p95_needs_59_answers_to_be_bounded():
+    """0.95^59 < 0.05: the first number of answers of which the largest is above the p95 with 95 % confidence."""
+    assert quantile_bounds(histogram([0.1] * 58), 0.95, 0.95)[1] == float("inf")
+    assert quantile_bounds(histogram([0.1] * 59), 0.95, 0.95)[1] < 0.12
+    assert quantile_bounds(histogram([]), 0.95, 0.95) == (0.0, float("inf"))
+
+
 def test_the_quantile_lies_between_its_bounds():
     generator, inside = random.Random(3), 0
     truth = 0.1 * 20**0.95  # of a log-uniform distribution from 0.1 to 2
     for _ in range(300):
-        low, high = quantile_bounds(histogram([0.1 * 20 ** generator.random() for _ in range(400)]), 0.95, Z)
+        low, high = quantile_bounds(histogram([0.1 * 20 ** generator.random() for _ in range(400)]), 0.95, 0.95)
         inside += low <= truth <= high
     assert inside / 300 > 0.87  # 90 % of two one-sided 95 % bounds, less the width of a bucket
 

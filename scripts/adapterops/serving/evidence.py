@@ -2,7 +2,7 @@
 
 Intervals, not points: a limit is met when the whole interval meets it, missed when the whole interval misses it, and undecided
 otherwise. Rates: difference of two proportions, Newcombe's hybrid score interval (Newcombe 1998, method 10). Quantiles: order
-statistics, with ranks from the normal approximation of the binomial.
+statistics, which assume no distribution.
 """
 
 from __future__ import annotations
@@ -133,12 +133,27 @@ def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tu
     )
 
 
-def quantile_bounds(buckets: Sequence[tuple[float, int]], q: float, z: float) -> tuple[float, float]:
-    """Bounds in seconds of the q-quantile behind a cumulative histogram; (0, inf) where it cannot be bounded."""
+def quantile_bounds(buckets: Sequence[tuple[float, int]], q: float, confidence: float) -> tuple[float, float]:
+    """One-sided bounds in seconds of the q-quantile behind a cumulative histogram; 0 and infinity where it cannot be bounded.
+
+    With B, the number of n values below the quantile, binomial: the value of rank r is an upper bound if P(B >= r) <= 1 - confidence,
+    a lower one if P(B >= r) >= confidence. Above 1,000 values the normal approximation gives the ranks.
+    """
     n = buckets[-1][1] if buckets else 0
-    spread = z * math.sqrt(n * q * (1 - q))
-    low, high = math.floor(n * q - spread), math.ceil(n * q + spread) + 1
-    return (_at(buckets, low) if low >= 1 else 0.0, _at(buckets, high) if 0 < high <= n else math.inf)
+    low, high = 0, n + 1
+    if n > 1000:
+        spread = NormalDist().inv_cdf(confidence) * math.sqrt(n * q * (1 - q))
+        low, high = math.floor(n * q - spread), math.ceil(n * q + spread) + 1
+    else:
+        tail = 0.0
+        for rank in range(n, 0, -1):
+            tail += math.comb(n, rank) * q**rank * (1 - q) ** (n - rank)
+            if tail <= 1 - confidence:
+                high = rank
+            if tail >= confidence:
+                low = rank
+                break
+    return (_at(buckets, low) if low >= 1 else 0.0, _at(buckets, high) if high <= n else math.inf)
 
 
 def _at(buckets: Sequence[tuple[float, int]], rank: int) -> float:
@@ -163,9 +178,8 @@ def judge_latency(canary: Counts, stable: Counts, limit: float, confidence: floa
     """May the canary's p95 be `limit` times the stable version's at most?"""
     if not stable.good:
         return Finding("latency_p95", "PASS", "latency_p95 has nothing to be compared with: there is no stable version")
-    z = NormalDist().inv_cdf(confidence)
-    low, high = quantile_bounds(canary.buckets, 0.95, z)
-    base_low, base_high = quantile_bounds(stable.buckets, 0.95, z)
+    low, high = quantile_bounds(canary.buckets, 0.95, confidence)
+    base_low, base_high = quantile_bounds(stable.buckets, 0.95, confidence)
     smallest = low / base_high if base_high else math.inf
     largest = high / base_low if base_low else math.inf
     verdict: Verdict = "PASS" if largest <= limit else "FAIL" if smallest > limit else "INCONCLUSIVE"

@@ -1,0 +1,78 @@
+"""From the audit log of one adapter to its deployments: when each began, how it ended, how long a bad version was served."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from adapterops.store.channels import Channel
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One version's way to the users.
+
+    Args:
+        adapter: its name.
+        digest: of the version.
+        began: first generation that names it as canary or stable.
+        stable_at: when all traffic went to it; None if it never did.
+        outcome: how it ended, so far.
+        ended: when it was aborted or rolled back.
+        by: who began it.
+    """
+
+    adapter: str
+    digest: str
+    began: datetime.datetime
+    stable_at: datetime.datetime | None
+    outcome: Literal["promoted", "aborted", "rolled back", "under way"]
+    ended: datetime.datetime | None
+    by: str
+
+    @property
+    def failed(self) -> bool:
+        """Counts for the change-failure rate."""
+        return self.outcome in ("aborted", "rolled back")
+
+    @property
+    def restored_after(self) -> datetime.timedelta | None:
+        """From the first request that a failed version could get until none could; None if it did not fail."""
+        return self.ended - self.began if self.failed and self.ended else None
+
+
+def deployments(entries: Iterable[Channel]) -> list[Deployment]:
+    """Every deployment in an audit log, the oldest first; a version that is deployed again is another deployment."""
+    found: list[Deployment] = []
+    former = Channel("")
+    for entry in entries:
+        when = datetime.datetime.fromisoformat(entry.updated_at)
+        rolled_back = entry.rolled_back and entry.rolled_back != former.rolled_back and entry.rolled_back == former.stable
+        if entry.canary and entry.canary != former.canary:
+            found.append(Deployment(entry.adapter, entry.canary, when, None, "under way", None, entry.updated_by))
+        if former.canary and former.canary not in (entry.canary, entry.stable):
+            _end(found, former.canary, "aborted", when)
+        if rolled_back:
+            _end(found, str(entry.rolled_back), "rolled back", when)
+        elif entry.stable and entry.stable != former.stable:
+            last = _last(found, entry.stable)
+            if last is None or found[last].outcome != "under way":  # straight to stable, without a trial
+                found.append(Deployment(entry.adapter, entry.stable, when, when, "promoted", None, entry.updated_by))
+            else:
+                began = found[last]
+                found[last] = Deployment(began.adapter, began.digest, began.began, when, "promoted", None, began.by)
+        former = entry
+    return found
+
+
+def _last(found: list[Deployment], digest: str) -> int | None:
+    return next((number for number in reversed(range(len(found))) if found[number].digest == digest), None)
+
+
+def _end(found: list[Deployment], digest: str, outcome: Literal["aborted", "rolled back"], when: datetime.datetime) -> None:
+    number = _last(found, digest)
+    if number is not None:
+        began = found[number]
+        found[number] = Deployment(began.adapter, began.digest, began.began, began.stable_at, outcome, when, began.by)
