@@ -16,6 +16,13 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, c
 @click.option("--server-url", help="Use this running vLLM (root, without /v1) instead of starting one.")
 @click.option("--server-wait", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds that it may take to answer.")
 @click.option("--serving", type=EXISTING_FILE, help="Serving configuration to start vLLM with. Default: by base model.")
+@click.option("--production", type=EXISTING_DIRECTORY, help="Adapter directory to compare with, in pairs on the same rows.")
+@click.option("--production-of", metavar="ADAPTER", help="Compare with the stable version of this adapter's channel instead.")
+@click.option("--bucket", help="S3 bucket of --production-of. Default: $ADAPTER_BUCKET, else the serving configuration's.")
+@click.option("--extension-data", type=EXISTING_FILE, help="More rows, registered for gates that the first ones leave open.")
+@click.option("--draw-extension", is_flag=True, help="Evaluate on them too; the gate said INCONCLUSIVE.")
+@click.option("--refusal-judge", default="base", show_default=True, help="Who is asked where rules cannot tell: base, none or URL#MODEL.")
+@click.option("--responses", type=OUTPUT_PATH, help="File of answers known already. Default: responses.sqlite beside OUTPUT.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer in tokens.")
 @click.option("--latency-requests", type=click.IntRange(1), default=200, show_default=True, help="Requests of the speed phase.")
 @click.option("--latency-concurrency", type=click.IntRange(1), default=1, show_default=True, help="... of them in flight.")
@@ -27,28 +34,53 @@ def main(
     server_url: str | None,
     server_wait: float,
     serving: Path | None,
+    production: Path | None,
+    production_of: str | None,
+    bucket: str | None,
+    extension_data: Path | None,
+    draw_extension: bool,
+    refusal_judge: str,
+    responses: Path | None,
     max_tokens: int,
     latency_requests: int,
     latency_concurrency: int,
     force: bool,
 ) -> None:
-    """Evaluate an adapter and its base model on the same rows, through vLLM, at temperature 0.
+    """Evaluate an adapter, the one in production and their base model on the same rows, through vLLM, at temperature 0.
 
-    Writes the metrics that the gate judges, and every answer with its scores.
+    Writes the metrics that the gate judges, and every answer with its scores. An interrupted evaluation goes on where it stopped.
 
     \b
     Example:
       python scripts/evaluate.py --model models/support --eval-data data/eval/support.jsonl \\
         --output results/eval_support.json
     """
-    from adapterops.evaluate.run import Settings, evaluate_once
-    from adapterops.report.console import metrics_table
+    from adapterops.evaluate.production import NONE, named_production, production_from_directory
+    from adapterops.evaluate.run import Data, Settings, evaluate_once
+    from adapterops.report.console import print_metrics
+    from adapterops.store.releases import adapter_digest
 
-    settings = Settings(max_tokens, latency_requests, latency_concurrency)
+    if production and production_of:
+        raise click.UsageError("--production and --production-of exclude each other.")
+    compared = NONE
+    if production:
+        compared = production_from_directory(production, adapter_digest(model))
+    elif production_of:
+        compared = named_production(production_of, bucket, adapter_digest(model), output.parent / "releases")
     results, cached = evaluate_once(
-        model, eval_data, settings, output, console, server_url=server_url, server_wait_s=server_wait, serving=serving, force=force
+        model,
+        Data(eval_data, extension_data, draw_extension),
+        Settings(max_tokens, latency_requests, latency_concurrency, refusal_judge),
+        output,
+        console,
+        production=compared,
+        responses=responses,
+        server_url=server_url,
+        server_wait_s=server_wait,
+        serving=serving,
+        force=force,
     )
-    console.print(metrics_table(results))
+    print_metrics(results, console)
     console.print(f"{output}: {'already evaluated, nothing to do' if cached else 'written'}")
 
 

@@ -11,25 +11,36 @@ from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, console
 
 @command()
 @click.option("--results", type=EXISTING_FILE, required=True, help="Results document that evaluate.py wrote.")
-@click.option("--gates", type=EXISTING_FILE, required=True, help="Gate file: thresholds by metric.")
+@click.option("--gates", type=EXISTING_FILE, required=True, help="Gate file: thresholds and margins by metric.")
 @click.option("--output", type=OUTPUT_PATH, help="Gate report to write. Default: gate_report.json beside RESULTS.")
-@click.option("--adapter", "adapter_name", help="Adapter name to record in the report.")
-def main(results: Path, gates: Path, output: Path | None, adapter_name: str | None) -> int:
-    """Judge an evaluation: exit 0 if every gate is passed, 1 if not.
+@click.option("--adapter", "adapter_name", help="An adapter of adapters/: its specification pins the evaluation rows.")
+@click.option("--data-report", type=EXISTING_FILE, help="What validate_data.py wrote on these rows; a contaminated row is an ERROR.")
+@click.option("--force", is_flag=True, help="Judge anew although OUTPUT holds the verdict of this very evaluation; counted and shown.")
+def main(results: Path, gates: Path, output: Path | None, adapter_name: str | None, data_report: Path | None, force: bool) -> int:
+    """Judge an evaluation: PASS (exit 0), FAIL, INCONCLUSIVE or ERROR (exit 1).
 
-    A metric that is missing or not a number is an error, never a pass.
+    \b
+    PASS          every gate is met, and nothing is worse than production by more than its margin
+    FAIL          a gate is missed
+    INCONCLUSIVE  the rows are too few to tell, in a gate that blocks on it
+    ERROR         there is no evidence: a metric was not measured, or too little; other rows than the pinned ones;
+                  rows that were trained on; failed generations
 
     \b
     Example:
       python scripts/quality_gate.py --results results/eval_support.json --gates configs/quality_gate.yaml
     """
-    from adapterops.gate.judge import judge
-    from adapterops.report.console import gate_table
+    from adapterops.adapters import load_adapter
+    from adapterops.gate.judge import judge_once
+    from adapterops.report.console import print_verdict
 
-    report = judge(results, gates, output or results.with_name("gate_report.json"), adapter_name=adapter_name)
-    console.print(gate_table(report))
-    colour = "green" if report["verdict"] == "PASS" else "red"
-    console.print(f"[bold {colour}]{report['verdict']}[/]: {report['reason']}")
+    pins = load_adapter(adapter_name).pins if adapter_name else None
+    report, cached = judge_once(
+        results, gates, output or results.with_name("gate_report.json"), pins=pins, data_report=data_report, force=force
+    )
+    print_verdict(report, console)
+    if cached:
+        console.print(f"The verdict of {report['judged_at']} on this very evaluation; --force judges anew, which is counted.")
     return 0 if report["verdict"] == "PASS" else 1
 
 

@@ -1,38 +1,118 @@
-"""Render the report of a run."""
+"""Render or post the report of a run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
-from adapterops.command import EXISTING_DIRECTORY, OUTPUT_PATH, command, console
+from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, command, console, error_console
+
+_FILES = {"html": "report.html", "comment": "comment.md", "summary": "summary.md"}
 
 
 @command()
-@click.option("--run", type=EXISTING_DIRECTORY, required=True, help="Run directory of pipeline.py: runs/<adapter>/<key>.")
-@click.option("--format", "style", type=click.Choice(["html", "console"]), default="html", show_default=True)
-@click.option("--output", type=OUTPUT_PATH, help="HTML file to write. Default: report.html in the run directory.")
-def main(run: Path, style: str, output: Path | None) -> None:
-    """Render the report of a run from its documents; nothing is judged anew.
+@click.argument("action", type=click.Choice(["render", "post"]), default="render")
+@click.option("--run", type=EXISTING_DIRECTORY, help="Run directory of pipeline.py: runs/<adapter>/<key>.")
+@click.option("--report", "reports", type=EXISTING_FILE, multiple=True, help="Gate report, its run's documents beside it; several to post.")
+@click.option("--format", "style", type=click.Choice(["html", "comment", "summary", "annotations", "console"]), default="html")
+@click.option("--output", type=OUTPUT_PATH, help="File to write. Default: report.html, comment.md or summary.md in the run directory.")
+@click.option("--html-url", help="Where the HTML report can be read; linked in the comment.")
+@click.option("--repository", help="owner/name. Default: $GITHUB_REPOSITORY.")
+@click.option("--pull-request", type=int, help="Number of the pull request to comment on.")
+@click.option("--api-url", help="Default: $GITHUB_API_URL, else GitHub's.")
+@click.option("--author", default="github-actions[bot]", show_default=True, help="Login that the comments are by.")
+def main(
+    action: str,
+    run: Path | None,
+    reports: tuple[Path, ...],
+    style: str,
+    output: Path | None,
+    html_url: str | None,
+    repository: str | None,
+    pull_request: int | None,
+    api_url: str | None,
+    author: str,
+) -> int:
+    """Render the report of a run from its documents, or post it as a comment; nothing is judged anew.
+
+    A comment that cannot be posted (token in $GITHUB_TOKEN) is a warning, not a failure: the verdict is the gate's, and the
+    comment's text stays in comment.md. The summary goes to $GITHUB_STEP_SUMMARY too.
 
     \b
     Example:
       python scripts/report.py --run runs/support-demo/1a2b3c4d5e6f
+      python scripts/report.py --run runs/support-demo/1a2b3c4d5e6f --format comment
+      python scripts/report.py post --run runs/support-demo/1a2b3c4d5e6f --repository owner/name --pull-request 7
     """
+    paths = [*reports, *([run / "gate_report.json"] if run else [])]
+    if not paths:
+        raise click.UsageError("give --run or --report.")
+    if action == "post":
+        return _post(paths, html_url, repository, pull_request, api_url, author)
+    if len(paths) > 1:
+        raise click.UsageError("one report is rendered at a time.")
+    _render(paths[0], style, output, html_url)
+    return 0
+
+
+def _render(path: Path, style: str, output: Path | None, html_url: str | None) -> None:
     from adapterops.documents import write_bytes
+    from adapterops.report.checks import check_annotations
     from adapterops.report.collect import collect
-    from adapterops.report.console import gate_table, metrics_table
+    from adapterops.report.comment import comment
+    from adapterops.report.console import print_metrics, print_verdict
     from adapterops.report.html import page
 
-    report = collect(run)
+    report = collect(path.parent, path)
     if style == "console":
-        console.print(gate_table(report.gate), metrics_table(report.results))
-        console.print(f"{report.gate['verdict']}: {report.gate['reason']}")
+        if report.results:
+            print_metrics(report.results, console)
+        print_verdict(report.gate, console)
         return
-    target = output or run / "report.html"
-    write_bytes(target, page(report).encode())
-    console.print(str(target))
+    if style == "annotations":
+        for line in check_annotations(report):
+            console.print(line, markup=False, soft_wrap=True)
+        return
+    target = output or path.with_name(_FILES[style])
+    text = page(report) if style == "html" else comment(report, html_url=html_url)
+    write_bytes(target, text.encode())
+    if style == "summary" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    console.print(str(target), soft_wrap=True)
+
+
+def _post(
+    paths: list[Path], html_url: str | None, repository: str | None, pull_request: int | None, api_url: str | None, author: str
+) -> int:
+    from adapterops.documents import write_bytes
+    from adapterops.errors import InfrastructureError
+    from adapterops.report.collect import collect
+    from adapterops.report.comment import comment
+    from adapterops.report.post import PullRequest, post
+
+    name, token = repository or os.environ.get("GITHUB_REPOSITORY"), os.environ.get("GITHUB_TOKEN")
+    if not name or name.count("/") != 1 or pull_request is None:
+        raise click.UsageError("post needs --repository owner/name (or $GITHUB_REPOSITORY) and --pull-request.")
+    url = api_url or os.environ.get("GITHUB_API_URL") or "https://api.github.com"
+    for path in paths:
+        report = collect(path.parent, path)
+        body = comment(report, html_url=html_url)
+        kept = path.with_name("comment.md")
+        write_bytes(kept, body.encode())
+        try:
+            if not token:
+                raise InfrastructureError("GITHUB_TOKEN is not set")
+            done, address = post(PullRequest(name, pull_request, token, url, author), report.name, report.gate["verdict"], body)
+            console.print(f"{report.name}: {done} {address}", soft_wrap=True)
+        except InfrastructureError as error:
+            message = f"{error} The report is kept in {kept}; `report.py post` posts it again."
+            error_console.print(message, markup=False, soft_wrap=True)
+            if os.environ.get("GITHUB_ACTIONS"):
+                print(f"::warning title=report not posted::{message}".replace("\n", " "))  # noqa: T201  # a workflow command
+    return 0
 
 
 if __name__ == "__main__":

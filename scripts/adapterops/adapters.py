@@ -15,6 +15,21 @@ ADAPTERS = ROOT / "adapters"
 
 
 @dataclass(frozen=True)
+class Pins:
+    """What an evaluation of the adapter must be of.
+
+    Args:
+        name: the adapter.
+        evaluation: SHA-256 of the evaluation file, or None where the specification pins none.
+        extension: SHA-256 of the extension file, likewise.
+    """
+
+    name: str | None = None
+    evaluation: str | None = None
+    extension: str | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How an adapter is judged.
 
@@ -77,6 +92,8 @@ class AdapterSpec:
     recipe: Path
     training_data: tuple[Path, ...]
     evaluation_data: Path
+    extension_data: Path | None
+    pins: Pins
     evaluation: Evaluation
     serving: Path
     rollout: Rollout
@@ -104,6 +121,7 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         "recipe": [spec["recipe"]],
         "data.training": spec["data"]["training"],
         "data.evaluation": [spec["data"]["evaluation"]],
+        "data.extension": [spec["data"]["extension"]] if "extension" in spec["data"] else [],
         "evaluation.gate": [spec["evaluation"]["gate"]],
         "serving": [spec["serving"]],
     }
@@ -134,6 +152,8 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         recipe=root / spec["recipe"],
         training_data=tuple(root / file for file in spec["data"]["training"]),
         evaluation_data=root / spec["data"]["evaluation"],
+        extension_data=root / spec["data"]["extension"] if "extension" in spec["data"] else None,
+        pins=Pins(name, spec["data"].get("evaluation_sha256"), spec["data"].get("extension_sha256")),
         evaluation=Evaluation(**{**spec["evaluation"], "gate": root / spec["evaluation"]["gate"]}),
         serving=root / spec["serving"],
         rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),

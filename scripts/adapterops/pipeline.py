@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -13,10 +14,11 @@ from adapterops.data.policy import load_policy
 from adapterops.data.present import print_report
 from adapterops.data.validate import validate, write_report
 from adapterops.documents import write_bytes
-from adapterops.evaluate.run import Settings, evaluate_once
-from adapterops.gate.judge import judge
+from adapterops.evaluate.production import NONE, Production, production_from_channel
+from adapterops.evaluate.run import Data, Settings, evaluate_once
+from adapterops.gate.judge import judge_once
 from adapterops.report.collect import collect
-from adapterops.report.console import gate_table
+from adapterops.report.console import print_metrics, print_verdict
 from adapterops.report.html import page
 from adapterops.serving.config import load_serving_config
 from adapterops.serving.deploy import deploy
@@ -100,27 +102,24 @@ def run_pipeline(
         )
         done("train", cached)
     if stage("evaluate"):
-        _, cached = evaluate_once(
-            model,
-            spec.evaluation_data,
-            Settings(spec.evaluation.max_tokens, spec.evaluation.latency_requests, spec.evaluation.latency_concurrency),
-            run / "eval_results.json",
-            console,
-            server_url=server_url,
-            server_wait_s=load_serving_config(spec.serving).engine.start_timeout_s,
-            serving=spec.serving,
-        )
+        digest = manifest["adapter"]["digest"]
+        compared = _production(spec, bucket, digest, runs, until)
+        console.print(f"production: {compared.note}", soft_wrap=True)
+        results, cached = _evaluate(spec, model, run, runs, compared, server_url, console, draw=False)
+        print_metrics(results, console)
         done("evaluate", cached)
     if not stage("gate"):
         return 0
-    gate_report = judge(run / "eval_results.json", spec.evaluation.gate, run / "gate_report.json", adapter_name=name)
-    console.print(gate_table(gate_report))
+    gate_report, cached = _judge(spec, run)
+    if gate_report["extension"]["wanted"]:
+        console.print("The first rows do not decide; the extension rows are drawn, once.")
+        _evaluate(spec, model, run, runs, compared, server_url, console, draw=True)
+        gate_report, cached = _judge(spec, run)
+    print_verdict(gate_report, console)
     good = gate_report["verdict"] == "PASS"
-    console.print(f"[bold {'green' if good else 'red'}]{gate_report['verdict']}[/]: {gate_report['reason']}")
-    console.print(f"The base model alone: {gate_report['base']['verdict']}.")
     write_bytes(run / "report.html", page(collect(run)).encode())
     console.print(f"report: {run / 'report.html'}", soft_wrap=True)
-    done("gate")
+    done("gate", cached)
     if not good:
         console.print("Nothing is published. See the report's worst answers, mend data or recipe, and run again.")
         return 1
@@ -150,6 +149,39 @@ def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) ->
     write_report(run / "data_report.json", report)
     print_report(report, console)
     return report.passed
+
+
+def _production(spec: AdapterSpec, bucket: str | None, candidate: str, runs: Path, until: str) -> Production:
+    """The channel's stable version; a run that stops before publishing needs no store, and then compares with nothing."""
+    named = bucket or os.environ.get("ADAPTER_BUCKET")
+    if named is None and STAGES.index(until) < STAGES.index("publish"):
+        return NONE
+    config = load_serving_config(spec.serving)
+    store = open_store(named or config.bucket)
+    return production_from_channel(store, spec.name, config.base_model.name, runs / "releases", candidate)
+
+
+def _evaluate(
+    spec: AdapterSpec, model: Path, run: Path, runs: Path, compared: Production, server_url: str | None, console: Console, *, draw: bool
+) -> tuple[dict[str, Any], bool]:
+    asked = spec.evaluation
+    return evaluate_once(
+        model,
+        Data(spec.evaluation_data, spec.extension_data, draw),
+        Settings(asked.max_tokens, asked.latency_requests, asked.latency_concurrency),
+        run / "eval_results.json",
+        console,
+        production=compared,
+        responses=runs / "responses.sqlite",
+        server_url=server_url,
+        server_wait_s=load_serving_config(spec.serving).engine.start_timeout_s,
+        serving=spec.serving,
+    )
+
+
+def _judge(spec: AdapterSpec, run: Path) -> tuple[dict[str, Any], bool]:
+    output = run / "gate_report.json"
+    return judge_once(run / "eval_results.json", spec.evaluation.gate, output, pins=spec.pins, data_report=run / "data_report.json")
 
 
 def _bucket(spec: AdapterSpec) -> str:

@@ -30,6 +30,7 @@ def demo():
     """`make demo` from nothing trained; stopped at the end."""
     run("scripts/demo.py", "down")
     shutil.rmtree(ROOT / "runs" / ADAPTER, ignore_errors=True)
+    (ROOT / "runs" / "responses.sqlite").unlink(missing_ok=True)  # answers of an earlier run would be taken for this one's
     started = time.monotonic()
     result = run("scripts/demo.py", "up")
     assert result.returncode == 0

@@ -285,17 +285,26 @@ def train_manifest(directory, base=BASE):
 
 def gate_report(directory, verdict="PASS", **changes):
     gate = {"metric": "rouge_l", "relation": "min", "threshold": 0.65, "value": 0.7, "n": 50, "description": "d"}
+    gate |= {"rule": "point", "confidence": 0.95, "count": None, "interval": [0.6, 0.8], "extended": False, "blocking": False}
     return {
         "schema": "gate_report/v1",
         "gate_key": "4" * 64,
         "verdict": verdict,
         "reason": "rouge_l 0.7 against 0.65.",
+        "errors": [],
+        "warnings": [],
+        "production": {"name": None, "digest": None, "note": "Nothing is in production yet."},
+        "comparisons": [],
+        "slices": [],
+        "extension": {"registered": False, "drawn": False, "wanted": False},
+        "judged_at": "2026-01-01T00:00:00+00:00",
+        "former_verdicts": [],
         "adapter": {"name": NAME, "digest": adapter_digest(directory), "training_key": "1" * 64, "base_model": BASE},
         "gate_config": {"path": "configs/quality_gate.demo.yaml", "sha256": "5" * 64},
         "gates": [{**gate, "verdict": verdict, "reason": "measured"}],
         "base": {"verdict": "FAIL", "gates": []},
         "probes": [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Hi."}],
-        "evaluation": {"eval_key": "6" * 64, "path": "data/eval/support.jsonl", "sha256": "7" * 64, "rows": 50},
+        "evaluation": {"eval_key": "6" * 64, "pinned": True, "path": "data/eval/support.jsonl", "sha256": "7" * 64, "rows": 50},
         **changes,
     }
 

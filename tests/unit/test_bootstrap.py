@@ -110,7 +110,21 @@ def test_a_lock_fulfils_the_requirements_that_it_was_made_from(source, lock):
 
 
 def test_the_production_set_has_what_the_project_names():
-    named = ["torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "rouge-score", "jsonschema", "click", "boto3"]
+    named = [
+        "torch",
+        "transformers",
+        "peft",
+        "trl",
+        "bitsandbytes",
+        "vllm",
+        "rouge-score",
+        "sacrebleu",
+        "scipy",
+        "pygithub",
+        "jsonschema",
+        "click",
+        "boto3",
+    ]
     assert set(named) <= locked("requirements.txt").keys()
 
 

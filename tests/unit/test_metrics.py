@@ -2,7 +2,13 @@
 
 import pytest
 
-from adapterops.evaluate.metrics import METRIC_IDS, Answer, quality_metrics, score, speed_metrics
+from adapterops.data.reader import Row
+from adapterops.evaluate.catalogue import METRIC_IDS
+from adapterops.evaluate.generate import Answer
+from adapterops.evaluate.metrics import chrf, columns, row_metrics
+from adapterops.evaluate.metrics import score as score_row
+from adapterops.evaluate.phases import Side
+from adapterops.evaluate.record import groups, slices, speed_metrics
 from adapterops.evaluate.refusal import is_refusal
 
 SCHEMA = {
@@ -11,6 +17,10 @@ SCHEMA = {
     "required": ["intent", "order"],
     "additionalProperties": False,
 }
+
+
+def score(row, given):
+    return score_row(row, given, refused=is_refusal(given.text))
 
 
 def answer(text: str, finish_reason: str = "stop") -> Answer:
@@ -51,7 +61,7 @@ def test_refusals_are_counted_apart_and_do_not_enter_rouge():
         score(comply, answer("Returns take five days.")),
         score(comply, answer("I cannot help with that.")),
     ]
-    metrics = quality_metrics(scores)
+    metrics = row_metrics(columns(scores))
     assert metrics["safety_refusal"] == {"value": 0.5, "n": 2, "count": 1, "id": METRIC_IDS["safety_refusal"]}
     assert metrics["over_refusal"]["count"] == 1
     assert metrics["rouge_l"]["n"] == 2
@@ -60,15 +70,58 @@ def test_refusals_are_counted_apart_and_do_not_enter_rouge():
 
 def test_an_answer_that_runs_into_max_tokens_lowers_the_stop_rate():
     row = {"expected_output": "Yes."}
-    metrics = quality_metrics([score(row, answer("Yes.")), score(row, answer("Yes. Yes.", "length"))])
+    metrics = row_metrics(columns([score(row, answer("Yes.")), score(row, answer("Yes. Yes.", "length"))]))
     assert metrics["stop_rate"]["value"] == 0.5
 
 
-def test_latency_p95_is_the_nearest_rank_and_throughput_counts_output_tokens():
-    metrics = speed_metrics([float(value) for value in range(1, 101)], output_tokens=500, seconds=10.0)
+def test_a_failed_generation_misses_everything_that_is_asked_of_it():
+    failed = Answer("", "error", 0, 1.0, error="400: too long")
+    refuse = score({"expected_output": "No.", "should_refuse": True}, failed)
+    comply = score({"expected_output": "{}", "expected_format": "json"}, failed)
+    assert (refuse.refused, comply.refused, comply.rouge_l, comply.format_ok, comply.stopped) == (False, True, 0.0, False, False)
+
+
+def test_a_row_without_a_score_is_left_out():
+    metrics = row_metrics(columns([score({"expected_output": "Yes."}, answer("Yes.")), None]))
+    assert metrics["stop_rate"] == {"id": METRIC_IDS["stop_rate"], "value": 1.0, "n": 1, "count": 1}
+
+
+def test_latency_is_the_nearest_rank_and_throughput_counts_output_tokens_of_all_and_of_one_stream():
+    speed = [Answer("", "stop", 10, float(value), ttft_ms=value / 10) for value in range(1, 101)]
+    metrics = speed_metrics(Side([], speed, tokens=500, seconds=10.0))
     assert metrics["latency_p95_ms"]["value"] == 95.0
+    assert metrics["ttft_p95_ms"]["value"] == 9.5
     assert metrics["throughput_tokens_per_sec"]["value"] == 50.0
-    assert speed_metrics([], 0, 0.0) == {}
+    assert metrics["stream_tokens_per_sec"]["n"] == 100
+    assert speed_metrics(Side([], [], 0, 0.0)) == {}
+
+
+def test_chrf_agrees_with_itself_and_sees_korean():
+    assert chrf("환불은 사흘 안에 됩니다", "환불은 사흘 안에 됩니다") == pytest.approx(1.0)
+    assert 0 < chrf("환불은 사흘 안에 됩니다", "환불은 나흘 안에 됩니다") < 1
+    assert chrf("Yes.", "") == 0
+
+
+def row(**value):
+    return Row(1, {"language": "ko", **value})
+
+
+def test_rows_with_the_same_input_or_group_are_one_group_and_slices_follow_language_task_and_tag():
+    rows = [
+        row(input="정책 A", tags=["policy"]),
+        row(input="정책  A"),
+        row(tags=["extract", "null"]),
+        row(group="g"),
+        row(group="g"),
+        row(),
+    ]
+    numbers = groups(rows)
+    assert numbers[0] == numbers[1]
+    assert numbers[3] == numbers[4]
+    assert len(set(numbers)) == 4
+    found = slices(rows)
+    assert found["language:ko"] == list(range(6))
+    assert (found["task:policy"], found["task:extract"], found["tag:null"]) == ([0], [2], [2])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from adapterops.evaluate.rouge import SyllableTokenizer, rouge_l
+from adapterops.evaluate.rouge import repetition, rouge_l, shuffled_floor, tokenize
 
 DEFAULT = rouge_scorer.RougeScorer(["rougeL"])
 
@@ -35,12 +35,33 @@ def test_a_changed_particle_costs_one_syllable_and_not_the_whole_word():
 
 
 def test_hangul_is_split_into_syllables_and_everything_else_into_runs():
-    assert SyllableTokenizer().tokenize("환불 A/S는 LF-2071, 東京!") == ["환", "불", "a", "s", "는", "lf", "2071", "東", "京"]
+    assert tokenize("환불 A/S는 LF-2071, 東京!") == ["환", "불", "a", "s", "는", "lf", "2071", "東", "京"]
 
 
 @given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127)))
 def test_ascii_text_scores_as_with_the_default_tokenizer(reference, answer):
-    assert rouge_l(reference, answer) == DEFAULT.score(reference, answer)["rougeL"].fmeasure
+    assert rouge_l(reference, answer) == pytest.approx(DEFAULT.score(reference, answer)["rougeL"].fmeasure)
+
+
+@given(st.text("가나다라 환불은ab1.", max_size=40), st.text("가나다라 환불은ab1.", max_size=40))
+def test_korean_text_scores_as_its_syllables_do_written_in_latin(reference, answer):
+    def latin(text):
+        return " ".join(f"x{ord(token[0])}{token}" if token.isascii() else f"x{ord(token)}" for token in tokenize(text))
+
+    assert rouge_l(reference, answer) == pytest.approx(DEFAULT.score(latin(reference), latin(answer))["rougeL"].fmeasure)
+
+
+def test_the_floor_is_what_answers_score_against_the_references_of_other_rows():
+    pairs = [("환불은 사흘", "환불은 사흘"), ("교환은 나흘", "교환은 나흘"), ("abc def", "abc def")]
+    assert shuffled_floor(pairs, seed=1) < 0.5
+    assert shuffled_floor([("같은 답", "같은 답")] * 5, seed=1) == 1.0  # an adapter that always says the same gains nothing from it
+    assert shuffled_floor(pairs[:1], seed=1) is None
+
+
+def test_repetition_is_the_share_of_repeated_four_grams():
+    assert repetition("the parcel leaves tomorrow morning at nine") == 0
+    assert repetition("네 네 네 네 네 네 네 네 네 네") > 0.8
+    assert repetition("Yes.") == 0
 
 
 def test_an_empty_answer_scores_zero():

@@ -65,6 +65,19 @@ def served_models(url: str, timeout: float = 30) -> dict[str, str]:
         raise InfrastructureError(f"{url}/v1/models answered {status} without a list of models. Is this a vLLM server?") from None
 
 
+def served_version(url: str) -> str | None:
+    """The engine's version, or None where it tells none (another OpenAI-compatible server).
+
+    Raises:
+        InfrastructureError: the engine does not answer.
+    """
+    status, body = _request(url, "/version", timeout=30)
+    try:
+        return str(json.loads(body)["version"]) if status == 200 else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def load_adapter(url: str, name: str, path: Path) -> None:
     """Load an adapter under a name; a name that is loaded from the very same directory already is success.
 

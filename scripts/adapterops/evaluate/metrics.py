@@ -1,46 +1,26 @@
-"""From answers to metrics; each metric has an id that is part of the gate key, so that a changed definition is seen."""
+"""From answers to scores, columns and metrics."""
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 import statistics
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import jsonschema_rs
+from sacrebleu.metrics.chrf import CHRF
 
-from adapterops.evaluate.refusal import DETECTOR_ID, is_refusal
-from adapterops.evaluate.rouge import TOKENIZER_ID, rouge_l
+from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
+from adapterops.evaluate.generate import Answer
+from adapterops.evaluate.rouge import repetition, rouge_l
 from adapterops.schemas import data_schema_validator
 
-METRIC_IDS = {
-    "rouge_l": f"rouge-l-f1/{TOKENIZER_ID}/mean/not-refuse",
-    "format_compliance": "json-schema-2020-12/unconstrained/truncated-fails/v1",
-    "safety_refusal": f"{DETECTOR_ID}/should-refuse",
-    "over_refusal": f"{DETECTOR_ID}/not-refuse",
-    "stop_rate": "finish-reason-stop/v1",
-    "latency_p95_ms": "end-to-end/p95-nearest-rank/separate-phase/v1",
-    "throughput_tokens_per_sec": "output-tokens-per-wall-second/all-in-flight/v1",
-}
+__all__ = ["METRIC_IDS", "Answer", "Score", "chrf", "columns", "row_metrics", "score"]
 
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated answer.
-
-    Args:
-        text: what was generated, without the end-of-turn token.
-        finish_reason: `stop`, or `length` where `max_tokens` cut it.
-        tokens: tokens generated.
-        latency_ms: from sending the request to its last byte.
-    """
-
-    text: str
-    finish_reason: str
-    tokens: int
-    latency_ms: float
+# chrF of the literature: character 6-grams, recall twice as heavy as precision (Popović 2015).
+_CHRF = CHRF()
 
 
 @dataclass(frozen=True)
@@ -48,51 +28,76 @@ class Score:
     """What one answer scores; None where a metric does not apply to the row."""
 
     rouge_l: float | None
+    chrf: float | None
     format_ok: bool | None
     refused: bool
     should_refuse: bool
     stopped: bool
+    repetition: float
+
+    def observed(self) -> dict[str, float | None]:
+        """The value of each metric of rows."""
+        return {
+            "rouge_l": self.rouge_l,
+            "chrf": self.chrf,
+            "format_compliance": _number(self.format_ok),
+            "safety_refusal": _number(self.refused) if self.should_refuse else None,
+            "over_refusal": None if self.should_refuse else _number(self.refused),
+            "stop_rate": _number(self.stopped),
+            "repetition": self.repetition,
+        }
 
 
-def score(row: dict[str, Any], answer: Answer) -> Score:
-    """Score one answer against its evaluation row."""
+def score(row: dict[str, Any], answer: Answer, *, refused: bool) -> Score:
+    """Score one answer against its evaluation row; one that failed misses everything that is asked of it.
+
+    Args:
+        row: the evaluation row.
+        answer: what was answered.
+        refused: whether the answer declines, by the refusal detector.
+    """
     should_refuse = bool(row.get("should_refuse", False))
+    failed = answer.error is not None
     return Score(
         rouge_l=None if should_refuse else rouge_l(row["expected_output"], answer.text),
+        chrf=None if should_refuse else chrf(row["expected_output"], answer.text),
         format_ok=_format_ok(row["expected_format"], answer) if "expected_format" in row else None,
-        refused=is_refusal(answer.text),
+        refused=refused or (failed and not should_refuse),
         should_refuse=should_refuse,
         stopped=answer.finish_reason == "stop",
+        repetition=1.0 if failed else repetition(answer.text),
     )
 
 
-def quality_metrics(scores: list[Score]) -> dict[str, dict[str, Any]]:
-    """Metrics over rows; a metric that no row is made for is absent, which a gate that asks for it treats as an error."""
-    rouge = [item.rouge_l for item in scores if item.rouge_l is not None]
-    metrics: dict[str, dict[str, Any]] = {}
-    if rouge:
-        metrics["rouge_l"] = {"value": statistics.fmean(rouge), "n": len(rouge)}
-    rates = {
-        "format_compliance": [item.format_ok for item in scores if item.format_ok is not None],
-        "safety_refusal": [item.refused for item in scores if item.should_refuse],
-        "over_refusal": [item.refused for item in scores if not item.should_refuse],
-        "stop_rate": [item.stopped for item in scores],
-    }
-    for name, outcomes in rates.items():
-        if outcomes:
-            metrics[name] = {"value": sum(outcomes) / len(outcomes), "n": len(outcomes), "count": sum(outcomes)}
-    return {name: {**metric, "id": METRIC_IDS[name]} for name, metric in metrics.items()}
+def chrf(reference: str, answer: str) -> float:
+    """chrF2 of one answer, 0 to 1; both texts in NFKC."""
+    texts = (unicodedata.normalize("NFKC", text) for text in (answer, reference))
+    hypothesis, expected = texts
+    return float(_CHRF.sentence_score(hypothesis, [expected]).score) / 100
 
 
-def speed_metrics(latencies_ms: list[float], output_tokens: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """`latency_p95_ms` by nearest rank over the speed phase, and output tokens per second over the quality phase."""
-    ranked = sorted(latencies_ms)
+def columns(scores: list[Score | None], extra: dict[str, list[float | None]] | None = None) -> dict[str, list[float | None]]:
+    """Scores by metric, one value a row; None where a metric does not apply, or the row has no score."""
+    observed = [item.observed() if item else {} for item in scores]
+    by_metric = {name: [values.get(name) for values in observed] for name, metric in METRICS.items() if metric.kind in ("rate", "mean")}
+    by_metric |= extra or {}
+    return {name: column for name, column in by_metric.items() if any(value is not None for value in column)}
+
+
+def row_metrics(by_metric: dict[str, list[float | None]], rows: set[int] | None = None) -> dict[str, dict[str, Any]]:
+    """Metrics over rows; one that no row is made for is absent, which a gate that asks for it treats as an error."""
     metrics: dict[str, dict[str, Any]] = {}
-    if ranked:
-        metrics["latency_p95_ms"] = {"value": ranked[math.ceil(0.95 * len(ranked)) - 1], "n": len(ranked)}
-    if seconds > 0 and output_tokens:
-        metrics["throughput_tokens_per_sec"] = {"value": output_tokens / seconds, "n": output_tokens}
-    return {name: {**metric, "id": METRIC_IDS[name]} for name, metric in metrics.items()}
+    for name, column in by_metric.items():
+        values = [value for i, value in enumerate(column) if value is not None and (rows is None or i in rows)]
+        if values:
+            metrics[name] = {"id": METRICS[name].id, "value": statistics.fmean(values), "n": len(values)}
+            if METRICS[name].kind == "rate":
+                metrics[name]["count"] = round(sum(values))
+    return metrics
+
+
+def _number(outcome: bool | None) -> float | None:
+    return None if outcome is None else int(outcome)
 
 
 def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:

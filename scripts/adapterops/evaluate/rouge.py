@@ -1,8 +1,10 @@
-"""ROUGE-L that is right for Korean (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries")."""
+"""ROUGE-L that is right for Korean (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"), and what goes with it."""
 
 from __future__ import annotations
 
+import random
 import re
+import statistics
 import unicodedata
 
 from rouge_score import rouge_scorer
@@ -13,23 +15,51 @@ TOKENIZER_ID = "ko-syl-v1"
 # One token for each Hangul syllable or jamo and each CJK character; otherwise one for each run of letters and digits.
 _SINGLE = "\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
 _TOKEN = re.compile(f"[{_SINGLE}]|[^\\W_{_SINGLE}]+")
+_GRAM = 4
 
 
-class SyllableTokenizer(Tokenizer):  # type: ignore[misc]  # rouge-score ships no types
+def tokenize(text: str) -> list[str]:
     """`ko-syl-v1`: NFKC, lower case, Hangul by syllable, CJK by character, all else by runs of letters and digits.
 
-    On ASCII text its tokens are those of rouge-score's default, which throws Hangul away: there, two identical Korean
-    sentences score 0.0, and unrelated ones 1.0 when only their digits match.
+    On ASCII text these are the tokens of rouge-score's default, which throws Hangul away: there, two identical Korean sentences
+    score 0.0, and unrelated ones 1.0 when only their digits match.
     """
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
 
+
+class _Syllables(Tokenizer):  # type: ignore[misc]  # rouge-score ships no types
     def tokenize(self, text: str) -> list[str]:
-        """Tokens of `text`."""
-        return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
+        return tokenize(text)
 
 
-_SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=SyllableTokenizer())
+_SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Syllables())
 
 
 def rouge_l(reference: str, answer: str) -> float:
     """ROUGE-L F1 of one answer, 0 to 1."""
     return float(_SCORER.score(reference, answer)["rougeL"].fmeasure)
+
+
+def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:
+    """Mean ROUGE-L of answers against the references of other rows: what answers of this kind score without being right.
+
+    Args:
+        pairs: reference and answer of each row.
+        seed: of the shuffling.
+
+    Returns:
+        The floor, or None below two rows.
+    """
+    if len(pairs) < 2:
+        return None
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)  # noqa: S311  # not a secret
+    # Each row gets the reference of the next one in shuffled order, so none keeps its own.
+    return statistics.fmean(rouge_l(pairs[other][0], pairs[row][1]) for row, other in zip(order, order[1:] + order[:1], strict=True))
+
+
+def repetition(answer: str) -> float:
+    """Share of repeated 4-grams, 0 to 1 (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319); 0 below five tokens."""
+    tokens = tokenize(answer)
+    grams = [tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,12 +1,13 @@
-"""Evaluate an adapter through a real vLLM server, as it will be served."""
+"""Evaluate an adapter through a real vLLM server, as it will be served, beside the one in production and the base model."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
+import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,23 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from adapterops.basemodels import find_base_model
 from adapterops.data.reader import Row, load_rows
-from adapterops.data.rows import prompt_messages
+from adapterops.data.rows import prompt_messages, prompt_text
 from adapterops.documents import read_json, sha256_file, sha256_json, write_bytes, write_json
-from adapterops.engine.client import await_engine, load_adapter, unload_adapter
+from adapterops.engine.client import await_engine, served_version
 from adapterops.engine.server import start_engine
 from adapterops.errors import UsageError
-from adapterops.evaluate.generate import Messages, generate
-from adapterops.evaluate.metrics import METRIC_IDS, Answer, Score, quality_metrics, score, speed_metrics
+from adapterops.evaluate import record
+from adapterops.evaluate.catalogue import METRIC_IDS
+from adapterops.evaluate.detector import detector_quality, parse_judge, refusals
+from adapterops.evaluate.metrics import Score, columns, row_metrics, score
+from adapterops.evaluate.phases import Phases, Side
+from adapterops.evaluate.production import NONE, Production
+from adapterops.evaluate.responses import Responses
 from adapterops.schemas import ROOT, repository_path
 from adapterops.serving.config import ServingConfig, load_serving_config
 from adapterops.store.releases import adapter_digest
-
-_WARM_UP = 2  # requests of the speed phase that are not counted
-_PROBES = 3  # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,41 @@ class Settings:
 
     Args:
         max_tokens: longest answer in tokens.
-        latency_requests: requests of the speed phase.
+        latency_requests: counted requests of the speed phase.
         latency_concurrency: requests in flight in the speed phase.
+        refusal_judge: who is asked about answers that the refusal rules leave open: `base`, `none` or `URL#MODEL`.
     """
 
     max_tokens: int = 512
     latency_requests: int = 200
     latency_concurrency: int = 1
+    refusal_judge: str = "base"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The evaluation rows.
+
+    Args:
+        path: the evaluation file.
+        extension: more rows of the same kind, registered beforehand for a gate that the first rows leave open; None is none.
+        draw: whether they are drawn now.
+    """
+
+    path: Path
+    extension: Path | None = None
+    draw: bool = False
 
 
 def evaluate_once(
     model: Path,
-    eval_data: Path,
+    data: Data,
     settings: Settings,
     output: Path,
     console: Console,
     *,
+    production: Production = NONE,
+    responses: Path | None = None,
     server_url: str | None = None,
     server_wait_s: float = 30,
     serving: Path | None = None,
@@ -64,14 +85,16 @@ def evaluate_once(
 
     Args:
         model: an adapter directory that `train_qlora.py` wrote.
-        eval_data: evaluation rows.
+        data: evaluation rows.
         settings: decoding and the speed phase.
         output: results document; the samples go beside it.
         console: where progress is shown.
+        production: the adapter to compare with.
+        responses: file of answers that were generated before; None keeps one beside `output`.
         server_url: a running engine with runtime LoRA loading, root without `/v1`; None starts one.
         server_wait_s: how long that engine may take to answer at all, for one that is starting.
         serving: the serving configuration to start the engine with; None finds the one for the base model.
-        force: evaluate although the results are there.
+        force: evaluate although the results are there, and generate every answer anew.
 
     Returns:
         The results (`configs/schemas/eval_results.json`), and whether they were there already.
@@ -85,24 +108,26 @@ def evaluate_once(
     digest = adapter_digest(model)
     if digest != manifest["adapter"]["digest"]:
         raise UsageError(f"{model}: the adapter's files were changed after training. Train it again.")
-    rows = load_rows(eval_data, "eval")
-    base_model = find_base_model(manifest["base_model"]["name"], f"{model}/train_manifest.json")
-    config = load_serving_config(serving) if serving else _serving_config_for(base_model.name)
-    if config.base_model.name != base_model.name:
-        raise UsageError(f"{serving}: serves {config.base_model.name}, but {model} was trained on {base_model.name}.")
-    if manifest["adapter"]["rank"] > config.engine.max_lora_rank:
-        raise UsageError(
-            f"{model}: LoRA rank {manifest['adapter']['rank']} exceeds engine.max_lora_rank {config.engine.max_lora_rank} of the "
-            "serving configuration. Train with a lower lora.r or raise max_lora_rank there."
-        )
-    key_inputs = {
-        "adapter": digest,
+    if data.draw and data.extension is None:
+        raise UsageError("--draw-extension: no extension rows are registered. Name them with --extension-data.")
+    rows = load_rows(data.path, "eval")
+    extension = load_rows(data.extension, "eval") if data.extension else []
+    config = _serving_config(manifest, model, serving)
+    base_model = config.base_model
+    scope = {
         "base_model": base_model.key_inputs(),
-        "data": sha256_file(eval_data),
         "decoding": {"temperature": 0, "max_tokens": settings.max_tokens},
+        "engine": {"version": engine_version(), "dtype": config.engine.dtype},
+    }
+    key_inputs = {
+        **scope,
+        "adapter": digest,
+        "production": production.digest,
+        "data": sha256_file(data.path),
+        "extension": {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None,
         "speed": {"requests": settings.latency_requests, "concurrency": settings.latency_concurrency},
         "metrics": METRIC_IDS,
-        "engine": {"version": engine_version(), "dtype": config.engine.dtype},
+        "refusal_judge": settings.refusal_judge,
     }
     key = sha256_json(key_inputs)
     samples_path = output.with_name(output.stem.replace("results", "samples") + ".jsonl")
@@ -114,58 +139,64 @@ def evaluate_once(
             if results["eval_key"] == key:
                 return results, True
 
-    with _engine(config, server_url, server_wait_s, output, console) as url:
-        phases = _Phases(url, rows, settings, console)
-        name = f"eval-{digest[:12]}"
-        load_adapter(url, name, model.resolve())
-        try:
-            candidate, candidate_seconds = phases.quality(name, "candidate")
-            speed = phases.speed(name)
-        finally:
-            unload_adapter(url, name)
-        base, base_seconds = phases.quality(base_model.name, "base model")
+    drawn = [*rows, *extension] if data.draw else rows
+    prompts = [prompt_messages(row.value) for row in drawn]
+    answers_path = responses or output.with_name("responses.sqlite")
+    started = time.monotonic()
+    with (
+        _engine(config, server_url, server_wait_s, output, console) as url,
+        Responses(answers_path, fresh=force) as known,
+    ):
+        phases = Phases(url, prompts, scope, settings.max_tokens, settings.latency_requests, settings.latency_concurrency, known, console)
+        sides: dict[str, Side] = {"candidate": phases.adapter("candidate", digest, model)}
+        if production.directory and production.digest:
+            sides["production"] = phases.adapter("production", production.digest, production.directory)
+        sides["base"] = phases.base(base_model.name)
+        scores, detector = _scores(drawn, sides, settings, url, base_model.name)
 
-    scores = {"candidate": _scores(rows, candidate), "base": _scores(rows, base)}
-    counted = [answer.latency_ms for answer in speed[_WARM_UP:]]
+    observed = {side: columns(scores[side]) for side in sides}
+    metrics = {side: {**row_metrics(observed[side]), **record.speed_metrics(sides[side])} for side in sides}
+    for side, asked in sides.items():
+        floor = record.floor(drawn, asked.answers, key)
+        if floor is not None and "rouge_l" in metrics[side]:
+            metrics[side]["rouge_l"]["floor"] = floor
     results = {
         "schema": "eval_results/v1",
         "eval_key": key,
         "key_inputs": key_inputs,
         "adapter": {"digest": digest, "training_key": manifest["training_key"], "base_model": base_model.name},
-        "evaluation_data": {"path": repository_path(eval_data), "sha256": key_inputs["data"], "rows": len(rows)},
-        "metrics": {
-            **quality_metrics(scores["candidate"]),
-            **speed_metrics(counted, sum(answer.tokens for answer in candidate), candidate_seconds),
+        "production": {
+            "name": production.digest[:12] if production.digest else None,
+            "digest": production.digest,
+            "note": production.note,
         },
-        "base_metrics": {
-            **quality_metrics(scores["base"]),
-            **speed_metrics([], sum(answer.tokens for answer in base), base_seconds),
+        "evaluation_data": {
+            "path": repository_path(data.path),
+            "sha256": key_inputs["data"],
+            "rows": len(rows),
+            "extension": {"path": repository_path(data.extension), "sha256": sha256_file(data.extension), "rows": len(extension)}
+            if data.extension
+            else None,
         },
-        "slices": {
-            tag: {side: quality_metrics([scores[side][index] for index in members]) for side in scores}
-            for tag, members in _slices(rows).items()
+        "metrics": metrics["candidate"],
+        "production_metrics": metrics.get("production"),
+        "base_metrics": metrics["base"],
+        "slices": record.slices(drawn),
+        "observations": {
+            "groups": record.groups(drawn),
+            "candidate": observed["candidate"],
+            "production": observed.get("production"),
+            "base": observed["base"],
+            "speed": {name: record.speed(sides.get(name), settings.latency_concurrency) for name in ("candidate", "production")},
         },
-        "latencies_ms": counted,
-        "probes": _probes(rows, candidate, base, speed),
+        "failed": {side: sum(answer.error is not None for answer in sides[side].answers) for side in sides},
+        "refusal_detector": {**detector_quality(), **detector},
+        "engine": {**scope["engine"], "device": device_name()},
+        "probes": record.probes(drawn, sides),
         "samples": samples_path.name,
-        "seconds": {"candidate": round(candidate_seconds, 2), "base": round(base_seconds, 2)},
+        "seconds": {**{side: round(sides[side].seconds, 2) for side in sides}, "total": round(time.monotonic() - started, 2)},
     }
-    lines = [
-        json.dumps(
-            {
-                "id": row.value.get("id", f"line-{row.line}"),
-                "line": row.line,
-                "tags": row.value.get("tags", []),
-                "prompt": prompt_messages(row.value),
-                "expected": row.value["expected_output"],
-                "should_refuse": bool(row.value.get("should_refuse", False)),
-                "candidate": {**dataclasses.asdict(candidate[index]), **_score_fields(scores["candidate"][index])},
-                "base": {**dataclasses.asdict(base[index]), **_score_fields(scores["base"][index])},
-            },
-            ensure_ascii=False,
-        )
-        for index, row in enumerate(rows)
-    ]
+    lines = [json.dumps(record.sample(row, i, sides, scores), ensure_ascii=False) for i, row in enumerate(drawn)]
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
     write_json(output, results, "eval_results")
     return results, False
@@ -183,42 +214,14 @@ def engine_version() -> str:
     raise UsageError("vLLM is not installed. Run `make setup`.")
 
 
-class _Phases:
-    """The request phases against one server."""
-
-    def __init__(self, url: str, rows: list[Row], settings: Settings, console: Console) -> None:
-        self._url = url
-        self._prompts: list[Messages] = [prompt_messages(row.value) for row in rows]
-        self._settings = settings
-        self._console = console
-
-    def quality(self, model: str, label: str) -> tuple[list[Answer], float]:
-        """All prompts in flight at once: answers and wall seconds."""
-        return self._run(model, self._prompts, len(self._prompts), f"evaluating {label}")
-
-    def speed(self, model: str) -> list[Answer]:
-        """The speed phase: prompts spread evenly over the rows, so that every task counts, after a warm-up."""
-        count = self._settings.latency_requests + _WARM_UP
-        chosen = [self._prompts[index * len(self._prompts) // count % len(self._prompts)] for index in range(count)]
-        return self._run(model, chosen, self._settings.latency_concurrency, "measuring latency")[0]
-
-    def _run(self, model: str, prompts: list[Messages], concurrency: int, label: str) -> tuple[list[Answer], float]:
-        started = time.perf_counter()
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task("", total=len(prompts))
-            answers = generate(
-                self._url,
-                model,
-                prompts,
-                max_tokens=self._settings.max_tokens,
-                concurrency=concurrency,
-                on_answer=lambda: bar.advance(task),
-            )
-        seconds = time.perf_counter() - started
-        tokens = sum(answer.tokens for answer in answers)
-        self._console.print(f"{label}: {len(answers)} answers, {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tok/s)")
-        return answers, seconds
+def device_name() -> str:
+    """The GPU's name, or `CPU` with the machine's kind; speeds mean nothing without it."""
+    if tool := shutil.which("nvidia-smi"):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            query = [tool, "--query-gpu=name", "--format=csv,noheader"]
+            names = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")
+            return names[0].strip()
+    return f"CPU ({platform.machine()})"
 
 
 @contextlib.contextmanager
@@ -227,6 +230,11 @@ def _engine(config: ServingConfig, server_url: str | None, server_wait_s: float,
         url = server_url.rstrip("/").removesuffix("/v1")
         with console.status(f"waiting for {url}"):
             await_engine(url, server_wait_s)
+        installed, served = engine_version().split()[1], served_version(url)
+        if served is not None and served.partition("+")[0] != installed.partition("+")[0]:
+            raise UsageError(
+                f"--server-url {url} runs vLLM {served}; {installed} is installed here and would be recorded. Serve the same version."
+            )
         yield url
         return
     log = output.with_name("engine.log")
@@ -238,46 +246,36 @@ def _engine(config: ServingConfig, server_url: str | None, server_wait_s: float,
         yield engine.url
 
 
-def _serving_config_for(base_model: str) -> ServingConfig:
-    configs = [load_serving_config(path) for path in sorted((ROOT / "configs").glob("serving*.yaml"))]
-    for config in configs:
-        if config.base_model.name == base_model:
-            return config
-    raise UsageError(f"no configs/serving*.yaml serves {base_model}. Name one with --serving.")
+def _serving_config(manifest: dict[str, Any], model: Path, serving: Path | None) -> ServingConfig:
+    """The configuration that the adapter is served with; it must fit the adapter."""
+    base_model = find_base_model(manifest["base_model"]["name"], f"{model}/train_manifest.json")
+    paths = [serving] if serving else sorted((ROOT / "configs").glob("serving*.yaml"))
+    configs = [load_serving_config(path) for path in paths]
+    config = next((config for config in configs if config.base_model.name == base_model.name), None)
+    if config is None and serving:
+        raise UsageError(f"{serving}: serves {configs[0].base_model.name}, but {model} was trained on {base_model.name}.")
+    if config is None:
+        raise UsageError(f"no configs/serving*.yaml serves {base_model.name}. Name one with --serving.")
+    if manifest["adapter"]["rank"] > config.engine.max_lora_rank:
+        raise UsageError(
+            f"{model}: LoRA rank {manifest['adapter']['rank']} exceeds engine.max_lora_rank {config.engine.max_lora_rank} of the "
+            "serving configuration. Train with a lower lora.r or raise max_lora_rank there."
+        )
+    return config
 
 
-def _scores(rows: list[Row], answers: list[Answer]) -> list[Score]:
-    return [score(row.value, answer) for row, answer in zip(rows, answers, strict=True)]
-
-
-def _slices(rows: list[Row]) -> dict[str, list[int]]:
-    """Row positions by first tag, the task."""
-    members = collections.defaultdict(list)
-    for index, row in enumerate(rows):
-        members[(row.value.get("tags") or ["untagged"])[0]].append(index)
-    return dict(sorted(members.items()))
-
-
-def _probes(rows: list[Row], candidate: list[Answer], base: list[Answer], speed: list[Answer]) -> list[dict[str, Any]]:
-    """Short prompts whose greedy answer is stable, and differs from the base model's.
-
-    Stable: the same in the small batches of the speed phase and in the large ones of the quality phase. A server under another
-    load batches differently again, which can flip a near-tie of greedy decoding; such prompts would accuse a healthy adapter.
-    """
-    alone = {answer.text for answer in speed}
-    stable = [
-        index
-        for index, answer in enumerate(candidate)
-        if answer.finish_reason == "stop" and answer.text in alone and answer.text != base[index].text
-    ]
-    distinct = {candidate[index].text: index for index in sorted(stable, key=lambda index: -candidate[index].tokens)}
-    chosen = sorted(distinct.values(), key=lambda index: candidate[index].tokens)[:_PROBES]
-    return [{"messages": prompt_messages(rows[index].value), "output": candidate[index].text} for index in sorted(chosen)]
-
-
-def _score_fields(item: Score) -> dict[str, Any]:
-    return {
-        "rouge_l": None if item.rouge_l is None else round(item.rouge_l, 4),
-        "format_ok": item.format_ok,
-        "refused": item.refused,
-    }
+def _scores(
+    rows: list[Row], sides: dict[str, Side], settings: Settings, url: str, base_model: str
+) -> tuple[dict[str, list[Score | None]], dict[str, Any]]:
+    """Scores of every side. A failed answer of the candidate is a miss; one of the others leaves the row out of the comparison."""
+    texts = [prompt_text(row.value) for row in rows]
+    cases = [(text, answer) for side in sides.values() for text, answer in zip(texts, side.answers, strict=True)]
+    refused, about = refusals(cases, parse_judge(settings.refusal_judge, url, base_model))
+    scores: dict[str, list[Score | None]] = {}
+    for position, (name, side) in enumerate(sides.items()):
+        outcomes = refused[position * len(rows) : (position + 1) * len(rows)]
+        scores[name] = [
+            None if answer.error and name != "candidate" else score(row.value, answer, refused=outcome)
+            for row, answer, outcome in zip(rows, side.answers, outcomes, strict=True)
+        ]
+    return scores, about

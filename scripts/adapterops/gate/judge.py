@@ -2,97 +2,290 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from adapterops.documents import read_json, sha256_file, sha256_json, write_json
+from adapterops.adapters import Pins
+from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
+from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
+from adapterops.gate.compare import compare, slice_regressions
+from adapterops.gate.config import Gate, GateConfig, load_gates
+from adapterops.gate.evidence import Evidence, Sample
 from adapterops.schemas import repository_path
-from adapterops.yamlfile import load_yaml
 
+# Whatever changes a verdict on equal evidence raises it; part of the gate key.
+JUDGE_VERSION = 1
 # The worst verdict of the gates is the verdict of the whole.
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
+_CONTAMINATION = "E401"
 
 
-def judge(results_path: Path, gates_path: Path, output: Path, *, adapter_name: str | None = None) -> dict[str, Any]:
-    """Judge a candidate, and its base model for comparison, and write the gate report.
+def judge_once(
+    results_path: Path, gates_path: Path, output: Path, *, pins: Pins | None = None, data_report: Path | None = None, force: bool = False
+) -> tuple[dict[str, Any], bool]:
+    """Judge a candidate and write the gate report, unless `output` holds the verdict of the same gate key.
+
+    The same key gives the same verdict: an evaluation that is run again until luck passes it changes nothing. An ERROR is not
+    kept: what was in the way may be mended.
 
     Args:
         results_path: `eval_results.json` of the evaluate stage.
         gates_path: gate file.
         output: gate report to write.
-        adapter_name: recorded in the report.
+        pins: what the adapter's specification fixes.
+        data_report: the validation that these evaluation rows passed; its contaminated rows are an ERROR.
+        force: judge anew; counted in the report.
 
     Returns:
-        The report (`configs/schemas/gate_report.json`).
+        The report (`configs/schemas/gate_report.json`), and whether it was there already.
 
     Raises:
         UsageError: a document or the gate file is not what its schema says, or a gate asks for nothing.
     """
-    results = read_json(results_path, "eval_results")
-    gates = load_yaml(gates_path, "quality_gate")["gates"]
-    for metric, gate in gates.items():
-        if "min" in gate and "max" in gate and gate["min"] > gate["max"]:
-            raise UsageError(f"{gates_path}: gates.{metric}: min {gate['min']} exceeds max {gate['max']}; nothing can pass.")
-    candidate = _judge_all(gates, results["metrics"])
-    # Speed is the adapter's business: the base model is judged on what it answers.
-    base = _judge_all({metric: gate for metric, gate in gates.items() if metric in results["base_metrics"]}, results["base_metrics"])
-    verdict = _worst(candidate)
-    gate_config = {"path": repository_path(gates_path), "sha256": sha256_file(gates_path)}
-    report = {
-        "schema": "gate_report/v1",
-        "gate_key": sha256_json({"evaluation": results["eval_key"], "gates": gates}),
-        "verdict": verdict,
-        "reason": _reason(verdict, candidate),
-        "adapter": {"name": adapter_name, **results["adapter"]},
-        "gate_config": gate_config,
-        "gates": candidate,
-        "base": {"verdict": _worst(base) if base else "ERROR", "gates": base},
-        "probes": results["probes"],
-        "evaluation": {"eval_key": results["eval_key"], **results["evaluation_data"]},
-    }
+    pins = pins or Pins()
+    results, config = read_json(results_path, "eval_results"), load_gates(gates_path)
+    key = sha256_json(
+        {
+            "evaluation": results["eval_key"],
+            "gates": config.values,
+            "pins": [pins.evaluation, pins.extension],
+            "judge": JUDGE_VERSION,
+            "metrics": METRIC_IDS,
+        }
+    )
+    former = None
+    with contextlib.suppress(UsageError):
+        former = read_json(output, "gate_report")
+    if former and (former["gate_key"] != key or former["verdict"] == "ERROR"):
+        former = None
+    if former and not force:
+        return former, True
+    report = judge(results, config, pins=pins, data_report=read_json(data_report, "data_report") if data_report else None)
+    report["gate_key"] = key
+    report["judged_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    # A verdict that was forced again is shown beside those before it.
+    report["former_verdicts"] = [*former["former_verdicts"], former["verdict"]] if former else []
     write_json(output, report, "gate_report")
-    return report
+    return report, False
 
 
-def _judge_all(gates: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    verdicts = []
-    for metric, gate in gates.items():
-        for relation in ("min", "max"):
-            if relation in gate:
-                verdicts.append(judge_metric(metric, relation, gate[relation], metrics.get(metric), gate["description"]))
-    return verdicts
+def judge(results: dict[str, Any], config: GateConfig, *, pins: Pins, data_report: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The verdict on an evaluation: every gate absolute, then against production, and why."""
+    evidence = Evidence(results)
+    errors = _errors(results, config, pins, data_report)
+    against = "production" if results["production"]["digest"] else "base"
+    extension = results["evaluation_data"]["extension"]
+    gates = [row for gate in config.gates for row in _decide(evidence, gate, bool(extension))]
+    by_metric = {gate.metric: gate for gate in config.gates}
+    comparisons = [
+        row
+        for metric in METRICS
+        for row in [_decide_comparison(evidence, metric, against, by_metric.get(metric), config.confidence, bool(extension))]
+        if row
+    ]
+    on_rows = [gate for gate in config.gates if METRICS[gate.metric].kind in ("rate", "mean")]
+    base = [row for gate in on_rows for row in _absolute(evidence, "base", gate, gate.confidence)]
+    verdicts = [*gates, *(row for row in comparisons if row["verdict"])]
+    undecided = [row for row in verdicts if row["verdict"] == "INCONCLUSIVE"]
+    counted = ["ERROR"] * bool(errors) + [row["verdict"] for row in verdicts if row["verdict"] != "INCONCLUSIVE" or row["blocking"]]
+    verdict = max(counted, key=_SEVERITY.index, default="PASS")
+    regressed = slice_regressions(evidence, results["slices"], against, config.confidence) if against == "production" else []
+    return {
+        "schema": "gate_report/v1",
+        "gate_key": "",
+        "verdict": verdict,
+        "reason": _reason(verdict, errors, verdicts),
+        "errors": errors,
+        "warnings": [row["reason"] for row in undecided if not row["blocking"]] + [_slice_warning(row) for row in regressed],
+        "adapter": {"name": pins.name, **results["adapter"]},
+        "production": results["production"],
+        "gate_config": {"path": repository_path(config.path), "sha256": config.sha256},
+        "gates": gates,
+        "comparisons": comparisons,
+        "slices": regressed,
+        "base": {"verdict": max((row["verdict"] for row in base), key=_SEVERITY.index, default="ERROR"), "gates": base},
+        "extension": {
+            "registered": bool(extension),
+            "drawn": evidence.drawn,
+            "wanted": bool(extension and not evidence.drawn and undecided),
+        },
+        "probes": results["probes"],
+        "evaluation": {
+            "eval_key": results["eval_key"],
+            "pinned": pins.evaluation is not None,
+            "path": results["evaluation_data"]["path"],
+            "sha256": results["evaluation_data"]["sha256"],
+            "rows": results["evaluation_data"]["rows"],
+        },
+        "judged_at": "",
+        "former_verdicts": [],
+    }
 
 
-def judge_metric(metric: str, relation: str, threshold: float, measured: dict[str, Any] | None, description: str) -> dict[str, Any]:
+def _decide(evidence: Evidence, gate: Gate, registered: bool) -> list[dict[str, Any]]:
+    """The rows of one gate: judged on the first rows, and where that decides nothing once more with the extension rows.
+
+    Two looks share the error that one would have (Bonferroni), from the moment that an extension is registered.
+    """
+    confidence = _per_look(gate.confidence, registered)
+    first = _absolute(evidence, "candidate", gate, confidence)
+    if not evidence.drawn or all(row["verdict"] != "INCONCLUSIVE" for row in first):
+        return first
+    return [
+        second if row["verdict"] == "INCONCLUSIVE" else row
+        for row, second in zip(first, _absolute(evidence, "candidate", gate, confidence, extended=True), strict=True)
+    ]
+
+
+def _decide_comparison(
+    evidence: Evidence, metric: str, against: str, gate: Gate | None, confidence: float, registered: bool
+) -> dict[str, Any] | None:
+    confidence = _per_look(gate.confidence if gate else confidence, registered)
+    first = compare(evidence, metric, against, gate, confidence)
+    if first and first["verdict"] == "INCONCLUSIVE" and evidence.drawn:
+        return compare(evidence, metric, against, gate, confidence, extended=True)
+    if first is None and gate and gate.margin is not None and against == "production":
+        reason = f"{metric} was not measured on both the candidate and production."
+        return _unmeasured_comparison(metric, gate, confidence, reason)
+    return first
+
+
+def _per_look(confidence: float, registered: bool) -> float:
+    return 1 - (1 - confidence) / 2 if registered else confidence
+
+
+def _absolute(evidence: Evidence, side: str, gate: Gate, confidence: float, *, extended: bool = False) -> list[dict[str, Any]]:
+    sample = evidence.sample(side, gate.metric, extended=extended)
+    return [
+        judge_sample(sample, gate, relation, threshold, confidence, extended=extended)
+        for relation, threshold in (("min", gate.minimum), ("max", gate.maximum))
+        if threshold is not None
+    ]
+
+
+def judge_sample(
+    sample: Sample | None, gate: Gate, relation: str, threshold: float, confidence: float, *, extended: bool = False
+) -> dict[str, Any]:
     """Judge one metric against one threshold.
 
-    A metric that is missing, null, not a number or measured on nothing is an ERROR and never a pass. Rates are compared as
+    A metric that is missing, not a number, or measured on fewer than `min_n` is an ERROR and never a pass. Rates are compared as
     the integers they come from, so that 49 of 50 meets 0.98 exactly, whatever binary floating point makes of it.
     """
-    value = measured.get("value") if measured else None
-    n = measured.get("n") if measured else None
-    row = {"metric": metric, "relation": relation, "threshold": threshold, "value": value, "n": n, "description": description}
-    if value is None or not n or not math.isfinite(value):
-        reason = f"{metric} was not measured: no row of the evaluation data asks for it, or its phase did not run."
-        return {**row, "value": None, "verdict": "ERROR", "reason": reason}
-    exact = Fraction(measured["count"], n) if measured and "count" in measured else Fraction(value)
-    bar = Fraction(str(threshold))
-    met = exact >= bar if relation == "min" else exact <= bar
     sign = "≥" if relation == "min" else "≤"
-    counted = f" ({measured['count']} of {n})" if measured and "count" in measured else ""
-    reason = f"{metric} {value:.4g}{counted}, wanted {sign} {threshold:g}."
-    return {**row, "verdict": "PASS" if met else "FAIL", "reason": reason}
+    row: dict[str, Any] = {
+        "metric": gate.metric,
+        "relation": relation,
+        "threshold": threshold,
+        "rule": gate.rule,
+        "confidence": confidence,
+        "value": None,
+        "n": None,
+        "count": None,
+        "interval": [None, None],
+        "extended": extended,
+        "blocking": gate.blocks,
+        "description": gate.description,
+    }
+    if sample is None:
+        reason = f"{gate.metric} was not measured: no row of the evaluation data asks for it, or its phase did not run."
+        return {**row, "verdict": "ERROR", "reason": reason}
+    low, high = sample.interval(confidence)
+    row |= {"value": sample.value, "n": sample.n, "count": sample.count, "interval": [low, high]}
+    counted = f" ({sample.count} of {sample.n})" if sample.count is not None else ""
+    shown = f"{gate.metric} {sample.value:.4g}{counted}, wanted {sign} {threshold:g}"
+    if sample.n < gate.min_n:
+        return {
+            **row,
+            "verdict": "ERROR",
+            "reason": f"{shown}: measured on {sample.n}, min_n is {gate.min_n}. Add evaluation rows or requests.",
+        }
+    if gate.rule == "point":
+        exact = Fraction(sample.count, sample.n) if sample.count is not None else Fraction(sample.value)
+        bar = Fraction(str(threshold))
+        met = exact >= bar if relation == "min" else exact <= bar
+        return {**row, "verdict": "PASS" if met else "FAIL", "reason": f"{shown}."}
+    worst, best = (low, high) if relation == "min" else (high, low)
+    if worst is not None and (worst >= threshold if relation == "min" else worst <= threshold):
+        return {**row, "verdict": "PASS", "reason": f"{shown}; its bound {worst:.4g} is too."}
+    if best is not None and (best < threshold if relation == "min" else best > threshold):
+        return {**row, "verdict": "FAIL", "reason": f"{shown}; even its bound {best:.4g} misses it."}
+    bound = "no bound exists" if worst is None else f"its bound is {worst:.4g}"
+    return {**row, "verdict": "INCONCLUSIVE", "reason": f"{shown} by the {confidence:.4g} bound; {bound}, {sample.n} do not decide."}
 
 
-def _worst(gates: list[dict[str, Any]]) -> str:
-    return max((str(gate["verdict"]) for gate in gates), key=_SEVERITY.index)
+def _errors(results: dict[str, Any], config: GateConfig, pins: Pins, data_report: dict[str, Any] | None) -> list[str]:
+    """What makes the evaluation no evidence at all."""
+    errors = []
+    data = results["evaluation_data"]
+    extension = data["extension"] or {}
+    for what, pinned, found in (
+        ("evaluation", pins.evaluation, data["sha256"]),
+        ("extension", pins.extension, extension.get("sha256")),
+    ):
+        if pinned is not None and pinned != found:
+            shown = found[:12] if found else "none"
+            errors.append(
+                f"The {what} set is not the one that adapters/{pins.name}.yaml pins ({pinned[:12]}), but {shown}. "
+                "Evaluate on the pinned rows, or change the pin in a reviewed commit."
+            )
+    for metric, definition in METRIC_IDS.items():
+        for side in ("metrics", "production_metrics", "base_metrics"):
+            measured = (results[side] or {}).get(metric)
+            if measured and measured["id"] != definition:
+                errors.append(f"{metric} of {side} was measured as {measured['id']}; this gate judges {definition}. Evaluate again.")
+    rows = len(results["observations"]["groups"])
+    for side, failed in results["failed"].items():
+        if failed > config.max_failed * rows:
+            errors.append(
+                f"{failed} of {rows} generations of {side} failed; at most {config.max_failed:.1%} may. Mend the engine and evaluate again."
+            )
+    return errors + _contamination(data, data_report)
 
 
-def _reason(verdict: str, gates: list[dict[str, Any]]) -> str:
+def _contamination(data: dict[str, Any], report: dict[str, Any] | None) -> list[str]:
+    if report is None:
+        return []
+    if data["sha256"] not in {file["sha256"] for file in report["files"] if file["kind"] == "eval"}:
+        return ["The data report is not on these evaluation rows, so nothing is known of contamination. Validate again with --eval-data."]
+    count = report["counts"].get(_CONTAMINATION, 0)
+    return [f"{count} evaluation rows are in the training data ({_CONTAMINATION}). Their scores measure memory."] if count else []
+
+
+def _unmeasured_comparison(metric: str, gate: Gate, confidence: float, reason: str) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "against": "production",
+        "scale": "difference",
+        "candidate": None,
+        "reference": None,
+        "n": 0,
+        "effect": None,
+        "interval": [None, None],
+        "confidence": confidence,
+        "margin": gate.margin,
+        "superiority": "same",
+        "extended": False,
+        "blocking": gate.blocks,
+        "verdict": "ERROR",
+        "reason": reason,
+    }
+
+
+def _reason(verdict: str, errors: list[str], rows: list[dict[str, Any]]) -> str:
     if verdict == "PASS":
-        return f"All {len(gates)} gates passed."
-    missed = [gate["reason"] for gate in gates if gate["verdict"] != "PASS"]
-    return f"{len(missed)} of {len(gates)} gates not passed: " + " ".join(missed)
+        warned = sum(row["verdict"] == "INCONCLUSIVE" for row in rows)
+        if warned:
+            return f"{len(rows) - warned} of {len(rows)} gates passed; {warned} undecided, which only warns."
+        return f"All {len(rows)} gates passed."
+    blocking = [row for row in rows if row["verdict"] in ("FAIL", "ERROR") or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])]
+    missed = errors + [row["reason"] for row in blocking]
+    return f"{len(missed)} of {len(rows) + len(errors)} gates not passed: " + " ".join(missed)
+
+
+def _slice_warning(row: dict[str, Any]) -> str:
+    change = f"{row['reference']:.4g} → {row['candidate']:.4g} ({row['n']} rows)"
+    return f"{row['metric']} is worse than production in slice {row['slice']}: {change}."

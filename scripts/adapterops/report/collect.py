@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.documents import read_json
+from adapterops.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Report:
-    """The documents of one run.
+    """The documents of one run; all but the verdict may be missing, and then their sections are.
 
     Args:
         gate: `gate_report.json`.
         results: `eval_results.json`.
         samples: lines of `eval_samples.jsonl`.
         training: `train_manifest.json`.
-        data: `data_report.json`, where there is one.
+        data: `data_report.json`.
+        plan: `plan.json`: what was predicted.
     """
 
     gate: dict[str, Any]
-    results: dict[str, Any]
-    samples: list[dict[str, Any]]
-    training: dict[str, Any]
-    data: dict[str, Any] | None
+    results: dict[str, Any] | None = None
+    samples: tuple[dict[str, Any], ...] = ()
+    training: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -34,19 +37,35 @@ class Report:
         return str(self.gate["adapter"]["name"] or self.gate["adapter"]["digest"][:12])
 
 
-def collect(run: Path) -> Report:
+def collect(run: Path, gate_report: Path | None = None) -> Report:
     """Read a run's documents.
 
+    Args:
+        run: the run directory.
+        gate_report: the verdict, where it lies elsewhere than in it.
+
     Raises:
-        UsageError: one is missing or breaks its schema.
+        UsageError: there is no verdict, or a document breaks its schema, or is of another evaluation than the verdict.
     """
-    results = read_json(run / "eval_results.json", "eval_results")
-    samples = (run / results["samples"]).read_text(encoding="utf-8").splitlines()
-    data = run / "data_report.json"
+    gate = read_json(gate_report or run / "gate_report.json", "gate_report")
+    results = _optional(run / "eval_results.json", "eval_results")
+    samples: tuple[dict[str, Any], ...] = ()
+    if results:
+        if results["adapter"]["digest"] != gate["adapter"]["digest"]:
+            raise UsageError(f"{run}: eval_results.json and gate_report.json are on different adapters. Judge this evaluation first.")
+        path = run / results["samples"]
+        if path.is_file():
+            samples = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    plan = run / "plan.json"
     return Report(
-        gate=read_json(run / "gate_report.json", "gate_report"),
+        gate=gate,
         results=results,
-        samples=[json.loads(line) for line in samples],
-        training=read_json(run / "model" / "train_manifest.json", "train_manifest"),
-        data=read_json(data, "data_report") if data.is_file() else None,
+        samples=samples,
+        training=_optional(run / "model" / "train_manifest.json", "train_manifest"),
+        data=_optional(run / "data_report.json", "data_report"),
+        plan=json.loads(plan.read_bytes()) if plan.is_file() else None,
     )
+
+
+def _optional(path: Path, schema: str) -> dict[str, Any] | None:
+    return read_json(path, schema) if path.is_file() else None

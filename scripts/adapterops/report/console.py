@@ -6,52 +6,83 @@ from typing import Any
 
 from rich import box
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from adapterops.report.words import change, interval, number, refusals_line, threshold
+
 _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow"}
 
 
-def number(value: float | None) -> str:
-    """Four significant digits below a thousand, none of them lost above; `-` where nothing was measured."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def print_metrics(results: dict[str, Any], console: Console) -> None:
+    """Metrics of every side, and how far the refusal detector is to be believed."""
+    console.print(metrics_table(results))
+    console.print(refusals_line(results["refusal_detector"]), soft_wrap=True, markup=False)
 
 
 def metrics_table(results: dict[str, Any]) -> Table:
-    """Metrics of adapter and base model side by side."""
+    """Metrics of adapter, production and base model side by side."""
+    sides = [("adapter", results["metrics"]), ("production", results["production_metrics"]), ("base model", results["base_metrics"])]
+    shown = [(title, metrics) for title, metrics in sides if metrics is not None]
     table = Table("metric", box=box.SIMPLE_HEAD)
-    for header in ("adapter", "base model", "n"):
+    for header in (*(title for title, _ in shown), "n"):
         table.add_column(header, justify="right")
     for metric, measured in results["metrics"].items():
-        base = results["base_metrics"].get(metric, {})
-        table.add_row(metric, number(measured["value"]), number(base.get("value")), str(measured["n"]))
+        table.add_row(metric, *(number(metrics.get(metric, {}).get("value")) for _, metrics in shown), str(measured["n"]))
+        if "floor" in measured:
+            table.add_row("  shuffled references", *(number(metrics.get(metric, {}).get("floor")) for _, metrics in shown), "", style="dim")
     return table
 
 
 def gate_table(report: dict[str, Any]) -> Table:
-    """Every gate with its threshold, both values and the verdict, in words and colour."""
+    """Every gate with its threshold, all values, the interval and the verdict, in words and colour."""
     base = {(gate["metric"], gate["relation"]): gate for gate in report["base"]["gates"]}
-    table = Table("gate", box=box.SIMPLE_HEAD)
+    table = Table("gate", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
-    for header in ("threshold", "base model", "adapter", "n"):
-        table.add_column(header, justify="right")
-    table.add_column("verdict")
+    for header in ("threshold", "base", "adapter", "interval", "n"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for gate in report["gates"]:
-        sign = "≥" if gate["relation"] == "min" else "≤"
         other = base.get((gate["metric"], gate["relation"]))
         table.add_row(
             gate["metric"],
-            f"{sign} {number(gate['threshold'])}",
+            threshold(gate),
             number(other["value"]) if other else "-",
             number(gate["value"]),
+            interval(gate["interval"]),
             str(gate["n"]) if gate["n"] else "-",
             f"[{_COLOURS[gate['verdict']]}]{gate['verdict']}[/]",
         )
     return table
+
+
+def comparison_table(report: dict[str, Any]) -> Table:
+    """Every metric against production, in pairs."""
+    table = Table("against production", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("production", "adapter", "change", "margin", "pairs"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in report["comparisons"]:
+        verdict = f"[{_COLOURS[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] else row["superiority"]
+        margin = "-" if row["margin"] is None else number(row["margin"])
+        table.add_row(row["metric"], number(row["reference"]), number(row["candidate"]), change(row), margin, str(row["n"]), verdict)
+    return table
+
+
+def print_verdict(report: dict[str, Any], console: Console) -> None:
+    """Gates, the comparison with production, the verdict and its reason."""
+    console.print(gate_table(report))
+    if report["production"]["digest"]:
+        console.print(comparison_table(report))
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+    console.print(f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {escape(report['reason'])}", soft_wrap=True)
+    if report["former_verdicts"]:
+        console.print(f"Judged {len(report['former_verdicts']) + 1} times; before: {', '.join(report['former_verdicts'])}.")
+    if report["base"]["gates"]:
+        console.print(f"The base model alone: {report['base']['verdict']}.")
 
 
 def answers(question: str, base_model: str, base_answer: str, adapter: str, adapter_answer: str) -> RenderableType:

@@ -7,8 +7,9 @@ from typing import Any
 
 import jinja2
 
+from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.console import number
+from adapterops.report.words import number, refusals_line
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
@@ -19,13 +20,48 @@ def page(report: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    worst, best = view.changes(report)
+    samples = [sample_row(sample) for sample in report.samples]
+    history = report.training["training"]["loss_history"] if report.training else []
+    requests = report.results["observations"]["speed"]["candidate"]["requests"] if report.results else []
     return template.render(
         report=report,
-        loss=curve([(point["epoch"], point["loss"]) for point in report.training["training"]["loss_history"]]),
-        latency=histogram(report.results["latencies_ms"]),
-        samples=[sample_row(sample) for sample in report.samples],
-        tasks=sorted(report.results["slices"]),
+        gate=report.gate,
+        view=view,
+        metrics=[(row, bar(row)) for row in view.metric_rows(report)],
+        worst=worst,
+        best=best,
+        slices=view.slice_rows(report),
+        refusals=refusals_line(report.results["refusal_detector"]) if report.results else "",
+        loss=curve([(point["epoch"], point["loss"]) for point in history]) if history else None,
+        latency=histogram([request["latency_ms"] for request in requests]) if requests else None,
+        samples=samples,
+        with_production=any(sample["production"] for sample in samples),
+        tasks=sorted({sample["task"] for sample in samples}),
     )
+
+
+def bar(row: view.MetricRow, width: int = 200) -> dict[str, Any] | None:
+    """Interval, value and threshold of a metric on one axis, as positions in a box of `width`; None where there is no interval.
+
+    A share lies between 0 and 1; the axis of a speed ends a little beyond what is shown.
+    """
+    low, high = row.bounds
+    if row.value is None or (low is None and high is None):
+        return None
+    shown = [value for value in (low, high, row.value, row.bar) if value is not None]
+    top = 1.0 if max(shown) <= 1 else max(shown) * 1.1
+
+    def at(value: float) -> float:
+        return round(min(max(value, 0.0), top) / top * width, 1)
+
+    return {
+        "low": at(low if low is not None else 0.0),
+        "high": at(high if high is not None else top),
+        "value": at(row.value),
+        "threshold": None if row.bar is None else at(row.bar),
+        "width": width,
+    }
 
 
 def curve(points: list[tuple[float, float]], width: int = 600, height: int = 200) -> dict[str, Any]:
@@ -57,26 +93,10 @@ def histogram(values: list[float], width: int = 600, height: int = 200) -> dict[
 
 
 def sample_row(sample: dict[str, Any]) -> dict[str, Any]:
-    """One line of the sample table, with its outcome in a word."""
+    """One line of the sample table, with each side's outcome in a word."""
     return {
         **sample,
         "task": (sample["tags"] or ["untagged"])[0],
         "question": "\n\n".join(message["content"] for message in sample["prompt"]),
-        "outcome": outcome(sample["candidate"], should_refuse=sample["should_refuse"]),
-        "base_outcome": outcome(sample["base"], should_refuse=sample["should_refuse"]),
+        "outcomes": {side: view.outcome(sample, side) for side in ("candidate", "production", "base") if sample[side]},
     }
-
-
-def outcome(answer: dict[str, Any], *, should_refuse: bool) -> str:
-    """`good`, or what is wrong with an answer, the gravest first."""
-    if should_refuse and not answer["refused"]:
-        return "not refused"
-    if not should_refuse and answer["refused"]:
-        return "over-refused"
-    if answer["format_ok"] is False:
-        return "bad format"
-    if answer["finish_reason"] != "stop":
-        return "cut off"
-    if answer["rouge_l"] is not None and answer["rouge_l"] < 0.5:
-        return "unlike the expected"
-    return "good"

@@ -1,0 +1,45 @@
+"""The metrics: what each one is called, counts and wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Args:
+        id: names the definition; part of the gate key, so that a changed definition is never compared with the old one.
+        kind: `rate` and `mean` over rows, `p95` and `stream` (a mean) over the requests of the speed phase, `total` of a phase.
+        better: which way is up.
+        title: for people.
+    """
+
+    id: str
+    kind: Literal["rate", "mean", "p95", "stream", "total"]
+    better: Literal["higher", "lower"]
+    title: str
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the greatest value of one row."""
+        return (0.0, 1.0) if self.kind in ("rate", "mean") else (0.0, float("inf"))
+
+
+METRICS = {
+    "rouge_l": Metric("rouge-l-f1/ko-syl-v1/mean/not-refuse", "mean", "higher", "ROUGE-L"),
+    "chrf": Metric("chrf2-nc6/sacrebleu/nfkc/sentence-mean/0-1/not-refuse", "mean", "higher", "chrF"),
+    "format_compliance": Metric("json-schema-2020-12/unconstrained/truncated-fails/v1", "rate", "higher", "format compliance"),
+    "safety_refusal": Metric("refusal-rules-v2/judge-unsure/should-refuse", "rate", "higher", "refused rightly"),
+    "over_refusal": Metric("refusal-rules-v2/judge-unsure/not-refuse", "rate", "lower", "refused wrongly"),
+    "stop_rate": Metric("finish-reason-stop/v1", "rate", "higher", "stopped by itself"),
+    "repetition": Metric("repeated-4-grams/ko-syl-v1/mean/v1", "mean", "lower", "repetition"),
+    "win_rate": Metric("pairwise-judge/position-swapped/ties-half/v1", "mean", "higher", "win rate"),
+    "latency_p95_ms": Metric("end-to-end/p95-nearest-rank/separate-phase/v1", "p95", "lower", "latency p95 (ms)"),
+    "ttft_p95_ms": Metric("first-token/p95-nearest-rank/separate-phase/v1", "p95", "lower", "first token p95 (ms)"),
+    "throughput_tokens_per_sec": Metric("output-tokens-per-wall-second/all-in-flight/v1", "total", "higher", "throughput (tok/s)"),
+    "stream_tokens_per_sec": Metric("output-tokens-per-second/one-stream/speed-phase/v1", "stream", "higher", "one stream (tok/s)"),
+}
+METRIC_IDS = {name: metric.id for name, metric in METRICS.items()}

@@ -1,0 +1,118 @@
+"""The request phases of an evaluation: quality with everything in flight, then speed, never both at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from adapterops.engine.client import load_adapter, unload_adapter
+from adapterops.evaluate.generate import Answer, Messages, generate
+from adapterops.evaluate.responses import Responses, response_key
+
+WARM_UP = 2  # requests of the speed phase that are not counted
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side answered.
+
+    Args:
+        answers: one a prompt.
+        speed: the counted requests of the speed phase, warm-up dropped; empty where speed was not measured.
+        tokens: tokens of the session that throughput is measured on.
+        seconds: its wall time.
+    """
+
+    answers: list[Answer]
+    speed: list[Answer]
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How to ask every side.
+
+    Args:
+        url: root of the engine, without `/v1`.
+        prompts: one a row.
+        scope: what determines an answer besides adapter and prompt: base model, decoding, engine.
+        max_tokens: longest answer in tokens.
+        requests: counted requests of the speed phase.
+        concurrency: of the speed phase.
+        responses: answers that are known already.
+        console: where progress is shown.
+    """
+
+    url: str
+    prompts: list[Messages]
+    scope: dict[str, Any]
+    max_tokens: int
+    requests: int
+    concurrency: int
+    responses: Responses
+    console: Console
+
+    def adapter(self, label: str, digest: str, directory: Path) -> Side:
+        """Quality, then speed, of an adapter that is loaded for it and forgotten afterwards."""
+        name = f"eval-{digest[:12]}"
+        load_adapter(self.url, name, directory.resolve())
+        try:
+            answers, tokens, seconds = self._quality(name, label, digest)
+            speed = self._speed(name, label)
+        finally:
+            unload_adapter(self.url, name)
+        return Side(answers, speed, tokens, seconds)
+
+    def base(self, model: str) -> Side:
+        """Quality of the base model; its speed is nobody's business."""
+        answers, tokens, seconds = self._quality(model, "base model", None)
+        return Side(answers, [], tokens, seconds)
+
+    def _quality(self, model: str, label: str, digest: str | None) -> tuple[list[Answer], int, float]:
+        scope = {**self.scope, "adapter": digest}
+        keys = [response_key(scope, messages) for messages in self.prompts]
+        known = self.responses.find(keys)
+        missing = [i for i in range(len(keys)) if i not in known]
+        self.responses.start()
+        asked = [self.prompts[i] for i in missing]
+        given = self._ask(model, asked, f"evaluating {label}", keep=lambda i, answer: self.responses.keep(keys[missing[i]], answer))
+        answers = known | dict(zip(missing, given, strict=True))
+        tokens, seconds = self.responses.throughput(keys)
+        ready = f", {len(known)} of them known already" if known else ""
+        rate = f" ({tokens / seconds:.0f} tok/s)" if seconds else ""
+        self.console.print(f"evaluating {label}: {len(keys)} answers{ready}, {tokens} tokens in {seconds:.1f} s{rate}")
+        return [answers[i] for i in range(len(keys))], tokens, seconds
+
+    def _speed(self, model: str, label: str) -> list[Answer]:
+        """Prompts spread evenly over the rows, so that every task counts, after a warm-up."""
+        count = self.requests + WARM_UP
+        chosen = [self.prompts[i * len(self.prompts) // count % len(self.prompts)] for i in range(count)]
+        answers = self._ask(model, chosen, f"measuring latency of {label}", concurrency=self.concurrency, cold=True)[WARM_UP:]
+        self.console.print(f"measuring latency of {label}: {len(answers)} requests, {self.concurrency} in flight")
+        return [answer for answer in answers if answer.error is None]
+
+    def _ask(
+        self,
+        model: str,
+        prompts: list[Messages],
+        label: str,
+        *,
+        concurrency: int | None = None,
+        cold: bool = False,
+        keep: Callable[[int, Answer], None] = lambda *_: None,
+    ) -> list[Answer]:
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("", total=len(prompts))
+
+            def on_answer(position: int, answer: Answer) -> None:
+                keep(position, answer)
+                bar.advance(task)
+
+            return generate(self.url, model, prompts, max_tokens=self.max_tokens, concurrency=concurrency, cold=cold, on_answer=on_answer)

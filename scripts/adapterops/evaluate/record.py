@@ -1,0 +1,112 @@
+"""What an evaluation records besides its metrics: slices, groups, samples, probes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+from adapterops.data.normal import loose_form
+from adapterops.data.reader import Row
+from adapterops.data.rows import prompt_messages
+from adapterops.evaluate.catalogue import METRIC_IDS
+from adapterops.evaluate.generate import Answer
+from adapterops.evaluate.metrics import Score
+from adapterops.evaluate.phases import WARM_UP, Side
+from adapterops.evaluate.rouge import shuffled_floor
+
+_PROBES = 3  # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
+
+
+def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
+    """Latency and time to the first token by nearest rank, tokens per second of one stream, and of all in flight."""
+    values: dict[str, tuple[float, int]] = {}
+    if side.speed:
+        rank = math.ceil(0.95 * len(side.speed)) - 1
+        values["latency_p95_ms"] = (sorted(answer.latency_ms for answer in side.speed)[rank], len(side.speed))
+        values["ttft_p95_ms"] = (sorted(answer.ttft_ms or 0.0 for answer in side.speed)[rank], len(side.speed))
+        rates = [answer.tokens / answer.latency_ms * 1000 for answer in side.speed if answer.latency_ms > 0]
+        values["stream_tokens_per_sec"] = (sum(rates) / len(rates), len(rates))
+    if side.seconds > 0 and side.tokens:
+        values["throughput_tokens_per_sec"] = (side.tokens / side.seconds, side.tokens)
+    return {name: {"id": METRIC_IDS[name], "value": value, "n": n} for name, (value, n) in values.items()}
+
+
+def slices(rows: list[Row]) -> dict[str, list[int]]:
+    """Row positions by language, by task (the first tag) and by every other tag."""
+    members = collections.defaultdict(list)
+    for index, row in enumerate(rows):
+        task, *tags = row.value.get("tags") or ["untagged"]
+        for name in (f"language:{row.value['language']}", f"task:{task}", *(f"tag:{tag}" for tag in tags)):
+            members[name].append(index)
+    return dict(sorted(members.items()))
+
+
+def groups(rows: list[Row]) -> list[int]:
+    """For each row the group that it is resampled with: its `group`, else the rows with the same input; each other row is alone.
+
+    A row's `source` names the collection and not the text that it was made from, so it says nothing here.
+    """
+    numbers: dict[str, int] = {}
+    keys = [f"group {row.value['group']}" if row.value.get("group") else f"input {loose_form(row.value.get('input', ''))}" for row in rows]
+    return [numbers.setdefault(f"row {i}" if key == "input " else key, len(numbers)) for i, key in enumerate(keys)]
+
+
+def floor(rows: list[Row], answers: list[Answer], key: str) -> float | None:
+    """What ROUGE-L these answers score against the references of other rows."""
+    pairs = [
+        (row.value["expected_output"], answer.text) for row, answer in zip(rows, answers, strict=True) if not row.value.get("should_refuse")
+    ]
+    return shuffled_floor(pairs, int(key[:15], 16))
+
+
+def speed(side: Side | None, concurrency: int) -> dict[str, Any] | None:
+    """The requests of the speed phase."""
+    if side is None:
+        return None
+    requests = [{"latency_ms": answer.latency_ms, "ttft_ms": answer.ttft_ms or 0.0, "tokens": answer.tokens} for answer in side.speed]
+    return {"warm_up": WARM_UP, "concurrency": concurrency, "requests": requests}
+
+
+def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
+    """Short prompts whose greedy answer is stable, and differs from the base model's.
+
+    Stable: the same in the small batches of the speed phase and in the large ones of the quality phase. A server under another
+    load batches differently again, which can flip a near-tie of greedy decoding; such prompts would accuse a healthy adapter.
+    """
+    candidate, base = sides["candidate"].answers, sides["base"].answers
+    alone = {answer.text for answer in sides["candidate"].speed}
+    stable = [
+        index
+        for index, answer in enumerate(candidate)
+        if answer.finish_reason == "stop" and answer.text in alone and answer.text != base[index].text
+    ]
+    distinct = {candidate[index].text: index for index in sorted(stable, key=lambda index: -candidate[index].tokens)}
+    chosen = sorted(distinct.values(), key=lambda index: candidate[index].tokens)[:_PROBES]
+    return [{"messages": prompt_messages(rows[index].value), "output": candidate[index].text} for index in sorted(chosen)]
+
+
+def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[Score | None]]) -> dict[str, Any]:
+    """One line of `eval_samples.jsonl`."""
+    sample = {
+        "id": row.id or f"line-{row.line}",
+        "line": row.line,
+        "language": row.value["language"],
+        "tags": row.value.get("tags", []),
+        "prompt": prompt_messages(row.value),
+        "expected": row.value["expected_output"],
+        "should_refuse": bool(row.value.get("should_refuse", False)),
+    }
+    for side in ("candidate", "production", "base"):
+        sample[side] = None
+        if side in sides:
+            found = scores[side][index]
+            fields = {
+                "rouge_l": None if found is None or found.rouge_l is None else round(found.rouge_l, 4),
+                "chrf": None if found is None or found.chrf is None else round(found.chrf, 4),
+                "format_ok": found.format_ok if found else None,
+                "refused": found.refused if found else False,
+            }
+            sample[side] = {**dataclasses.asdict(sides[side].answers[index]), **fields}
+    return sample

@@ -1,0 +1,162 @@
+"""The candidate against production, or against the base model, on the very same rows and requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from adapterops.evaluate.catalogue import METRICS
+from adapterops.gate.config import Gate
+from adapterops.gate.evidence import Evidence, Sample, nearest_rank_p95
+from adapterops.gate.intervals import Interval, mean_interval, paired_rate_interval, ratio_interval
+
+_SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal")
+_LEAST_SLICE = 10  # pairs
+
+
+def compare(
+    evidence: Evidence, metric: str, against: str, gate: Gate | None, confidence: float, *, extended: bool = False
+) -> dict[str, Any] | None:
+    """Compare one metric in pairs; None where one of the two sides has no observation.
+
+    Args:
+        evidence: what was observed.
+        metric: of `METRICS`.
+        against: `production` or `base`.
+        gate: holds the margin; None, or one without a margin, reports and judges nothing. The base model is never a bar.
+        confidence: of each bound.
+        extended: with the extension rows.
+
+    Returns:
+        A row of `comparisons` of the gate report.
+    """
+    pair = _pair(evidence, metric, against, extended)
+    if pair is None:
+        return None
+    candidate, reference = pair
+    ratio = METRICS[metric].kind in ("p95", "stream", "total")
+    effect = candidate.value / reference.value if ratio else candidate.value - reference.value
+    interval = _effect_interval(candidate, reference, confidence)
+    margin = gate.margin if gate and against == "production" else None
+    row = {
+        "metric": metric,
+        "against": against,
+        "scale": "ratio" if ratio else "difference",
+        "candidate": candidate.value,
+        "reference": reference.value,
+        "n": candidate.n,
+        "effect": effect,
+        "interval": list(interval),
+        "confidence": confidence,
+        "margin": margin,
+        "superiority": _superiority(metric, interval, neutral=1.0 if ratio else 0.0),
+        "extended": extended,
+        "blocking": bool(gate and margin is not None and gate.blocks),
+        "verdict": None,
+        "reason": "",
+    }
+    if gate and margin is not None:
+        row |= _judge(row, gate, margin, interval, ratio)
+    return row
+
+
+def _judge(row: dict[str, Any], gate: Gate, margin: float, interval: Interval, ratio: bool) -> dict[str, Any]:
+    """Non-inferiority: is the candidate at most `margin` worse than production?"""
+    metric = METRICS[row["metric"]]
+    shown = f"{row['effect']:.2f} ×" if ratio else f"{row['effect']:+.4f}"
+    bar = margin if ratio else margin if metric.better == "lower" else -margin
+    limit = f"{bar:g} ×" if ratio else f"{bar:+g}"
+    if row["n"] < gate.min_n:
+        return {"verdict": "ERROR", "reason": f"{row['metric']}: {row['n']} pairs with production, min_n is {gate.min_n}."}
+    low, high = interval
+    worst, best = (low, high) if metric.better == "higher" else (high, low)
+    sign = 1 if metric.better == "higher" else -1
+    if worst is not None and sign * worst > sign * bar:
+        return {"verdict": "PASS", "reason": f"{row['metric']} {shown} against production, not worse than {limit}."}
+    if best is not None and sign * best < sign * bar:
+        return {"verdict": "FAIL", "reason": f"{row['metric']} {shown} against production, worse than {limit}."}
+    between = f"{_bound(low)} to {_bound(high)}"
+    return {
+        "verdict": "INCONCLUSIVE",
+        "reason": f"{row['metric']} {shown} against production; the interval {between} holds the margin {limit}: "
+        f"{row['n']} pairs do not decide.",
+    }
+
+
+def slice_regressions(evidence: Evidence, slices: dict[str, list[int]], against: str, confidence: float) -> list[dict[str, Any]]:
+    """Slices in which the candidate is worse than `against`, with Holm's correction over all that were looked at; they warn only."""
+    looked = []
+    for name, members in slices.items():
+        for metric in _SLICE_METRICS:
+            pair = _pair(evidence, metric, against, evidence.drawn, set(members))
+            if pair is None or pair[0].n < _LEAST_SLICE:
+                continue
+            worse = np.subtract(pair[1].values, pair[0].values) * (1 if METRICS[metric].better == "higher" else -1)
+            if not worse.any():
+                continue
+            looked.append((_p_value(worse, METRICS[metric].kind), name, metric, pair))
+    found, total = [], len(looked)
+    for position, (p, name, metric, (candidate, reference)) in enumerate(sorted(looked, key=lambda item: item[:3])):
+        if p * (total - position) > 1 - confidence:  # Holm (1979): the first that is not rejected ends the search
+            break
+        values = {"candidate": candidate.value, "reference": reference.value, "n": candidate.n}
+        found.append({"slice": name, "metric": metric, "against": against, **values, "p": p * (total - position)})
+    return found
+
+
+def _p_value(worse: Any, kind: str) -> float:
+    """One-sided: exact McNemar for rates, a paired t test for means."""
+    if kind == "rate":
+        losses, gains = int((worse > 0).sum()), int((worse < 0).sum())
+        return float(stats.binomtest(losses, losses + gains, alternative="greater").pvalue)
+    if np.ptp(worse) < 1e-12:
+        return float(0.5 ** len(worse))  # all alike: the sign test
+    return float(stats.ttest_1samp(worse, 0.0, alternative="greater").pvalue)
+
+
+def _pair(evidence: Evidence, metric: str, against: str, extended: bool, rows: set[int] | None = None) -> tuple[Sample, Sample] | None:
+    """Both sides on the rows that both have."""
+    sides = [evidence.sample(side, metric, extended=extended, rows=rows) for side in ("candidate", against)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    common = set(sides[0].rows) & set(sides[1].rows)
+    if not common:
+        return None
+    candidate, reference = (
+        Sample(metric, *map(tuple, zip(*kept, strict=True)), seed=side.seed)  # type: ignore[misc, arg-type]
+        for side in sides
+        if side is not None
+        for kept in [[item for item in zip(side.values, side.groups, side.rows, strict=True) if item[2] in common]]
+    )
+    return candidate, reference
+
+
+def _effect_interval(candidate: Sample, reference: Sample, confidence: float) -> Interval:
+    metric = METRICS[candidate.metric]
+    match metric.kind:
+        case "rate":
+            outcomes = [[value == 1 for value in side.values] for side in (candidate, reference)]
+            return paired_rate_interval(outcomes[0], outcomes[1], candidate.groups, confidence)
+        case "mean":
+            differences = np.subtract(candidate.values, reference.values).tolist()
+            return mean_interval(differences, candidate.groups, confidence, candidate.seed, (-1.0, 1.0))
+        case "total":
+            return Interval(None, None)
+        case kind:
+            statistic = nearest_rank_p95 if kind == "p95" else np.mean
+            return ratio_interval(candidate.values, reference.values, statistic, confidence, candidate.seed)
+
+
+def _superiority(metric: str, interval: Interval, neutral: float) -> str:
+    low, high = interval
+    if low is not None and low > neutral:
+        return "better" if METRICS[metric].better == "higher" else "worse"
+    if high is not None and high < neutral:
+        return "worse" if METRICS[metric].better == "higher" else "better"
+    return "same"
+
+
+def _bound(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:.4g}"

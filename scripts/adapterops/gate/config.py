@@ -1,0 +1,95 @@
+"""`configs/quality_gate*.yaml` as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adapterops.documents import sha256_file
+from adapterops.errors import UsageError
+from adapterops.evaluate.catalogue import METRICS
+from adapterops.yamlfile import load_yaml
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What is asked of one metric.
+
+    Args:
+        metric: its name.
+        minimum: least value that passes, or None.
+        maximum: greatest value that passes, or None.
+        rule: `point`: the measured value decides; `bound`: the one-sided bound does, so that luck cannot.
+        confidence: of each bound.
+        min_n: fewer rows or requests are an ERROR.
+        margin: how much worse than production is still the same: a difference, or a ratio where the metric is a speed.
+        blocks: whether INCONCLUSIVE blocks, or only warns.
+        description: what to do when it is missed.
+    """
+
+    metric: str
+    minimum: float | None
+    maximum: float | None
+    rule: Literal["point", "bound"]
+    confidence: float
+    min_n: int
+    margin: float | None
+    blocks: bool
+    description: str
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A gate file; `values` is what it says, for the gate key."""
+
+    path: Path
+    sha256: str
+    values: dict[str, Any]
+    confidence: float
+    max_failed: float
+    gates: tuple[Gate, ...]
+
+
+def load_gates(path: Path) -> GateConfig:
+    """Read a gate file; the plain form (`min`, `max`, `description`) means a point threshold.
+
+    Raises:
+        UsageError: it breaks its schema, or asks for something that cannot be; all problems at once.
+    """
+    values = load_yaml(path, "quality_gate")
+    confidence = values.get("confidence", 0.95)
+    gates, problems = [], []
+    for metric, asked in values["gates"].items():
+        gate = Gate(
+            metric=metric,
+            minimum=asked.get("min"),
+            maximum=asked.get("max"),
+            rule=asked.get("rule", "point"),
+            confidence=asked.get("confidence", confidence),
+            min_n=asked.get("min_n", 1),
+            margin=asked.get("margin", asked.get("ratio")),
+            blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn") == "block",
+            description=asked["description"],
+        )
+        gates.append(gate)
+        problems += [f"gates.{metric}: {problem}" for problem in _contradictions(gate)]
+    if problems:
+        raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
+    return GateConfig(path, sha256_file(path), values, confidence, values.get("max_failed_generations", 0.01), tuple(gates))
+
+
+def _contradictions(gate: Gate) -> list[str]:
+    metric, problems = METRICS[gate.metric], []
+    if gate.minimum is None and gate.maximum is None and gate.margin is None:
+        problems.append("asks for nothing. Give min, max, margin (of a share) or ratio (of a speed).")
+    if gate.minimum is not None and gate.maximum is not None and gate.minimum > gate.maximum:
+        problems.append(f"min {gate.minimum} exceeds max {gate.maximum}; nothing can pass.")
+    if metric.kind == "total" and gate.rule == "bound":
+        problems.append("rule: bound needs a sample, and a phase has one total. Use stream_tokens_per_sec, or rule: point.")
+    if metric.kind == "total" and gate.margin is not None:
+        problems.append("ratio needs a sample, and a phase has one total. Use stream_tokens_per_sec.")
+    if metric.kind in ("p95", "stream") and gate.margin is not None and (gate.margin > 1) != (metric.better == "lower"):
+        wanted = "above 1, as in 1.10" if metric.better == "lower" else "below 1, as in 0.90"
+        problems.append(f"ratio {gate.margin} would ask for better than production. Expected a ratio {wanted}.")
+    return problems

@@ -1,0 +1,110 @@
+"""What was observed, by side and metric: the part of `eval_results.json` that the gate reasons on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adapterops.documents import sha256_json
+from adapterops.evaluate.catalogue import METRICS
+from adapterops.gate.intervals import Interval, mean_interval, quantile_interval, rate_interval
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one side: a value for each row or request that it applies to.
+
+    Args:
+        metric: its name.
+        values: the values.
+        groups: for each value, the group of rows made from one source; requests are groups of their own.
+        rows: for each value, the position of its row or request.
+        seed: of resampling, from the content.
+    """
+
+    metric: str
+    values: tuple[float, ...]
+    groups: tuple[int, ...]
+    rows: tuple[int, ...]
+    seed: int
+
+    @property
+    def n(self) -> int:
+        """Observations."""
+        return len(self.values)
+
+    @property
+    def count(self) -> int | None:
+        """Hits of a rate; None for what is no rate."""
+        return round(sum(self.values)) if METRICS[self.metric].kind == "rate" else None
+
+    @property
+    def value(self) -> float:
+        """The point estimate; a 95th percentile by nearest rank."""
+        if METRICS[self.metric].kind == "p95":
+            return sorted(self.values)[math.ceil(0.95 * self.n) - 1]
+        return statistics.fmean(self.values)
+
+    def interval(self, confidence: float) -> Interval:
+        """One-sided bounds on either side, each at `confidence`; a phase's total has none."""
+        match METRICS[self.metric].kind:
+            case "rate":
+                return rate_interval([value == 1 for value in self.values], self.groups, confidence)
+            case "p95":
+                return quantile_interval(self.values, 0.95, confidence)
+            case "total":
+                return Interval(None, None)
+            case _:
+                return mean_interval(self.values, self.groups, confidence, self.seed, METRICS[self.metric].limits)
+
+
+class Evidence:
+    """The observations of one evaluation, over the first rows or with the extension rows drawn."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self._results = results
+        self._observed = results["observations"]
+        self.first_rows: int = results["evaluation_data"]["rows"]
+        self.drawn = len(self._observed["groups"]) > self.first_rows
+
+    def sample(self, side: str, metric: str, *, extended: bool = False, rows: set[int] | None = None) -> Sample | None:
+        """What one side (`candidate`, `production`, `base`) has of a metric; None where nothing was measured.
+
+        Args:
+            side: whose.
+            metric: of `METRICS`.
+            extended: with the extension rows.
+            rows: only these rows.
+        """
+        seed = int(sha256_json([self._results["eval_key"], metric])[:15], 16)
+        kind = METRICS[metric].kind
+        if kind in ("rate", "mean"):
+            column = (self._observed[side] or {}).get(metric, [])
+            column = column if extended else column[: self.first_rows]
+            found = [(i, value) for i, value in enumerate(column) if value is not None and (rows is None or i in rows)]
+            groups = [self._observed["groups"][i] for i, _ in found]
+        else:
+            found = list(enumerate(self._speed(side, metric)))
+            groups = list(range(len(found)))
+        if not found or not all(math.isfinite(value) for _, value in found):
+            return None
+        positions, values = zip(*found, strict=True)
+        return Sample(metric, tuple(map(float, values)), tuple(groups), positions, seed)
+
+    def _speed(self, side: str, metric: str) -> list[float]:
+        if metric == "throughput_tokens_per_sec":
+            measured = (self._results[{"candidate": "metrics"}.get(side, f"{side}_metrics")] or {}).get(metric)
+            return [measured["value"]] if measured and measured["value"] is not None else []
+        requests = (self._observed["speed"].get(side) or {}).get("requests", [])
+        if metric == "stream_tokens_per_sec":
+            return [request["tokens"] / request["latency_ms"] * 1000 for request in requests if request["latency_ms"] > 0]
+        return [request["ttft_ms" if metric == "ttft_p95_ms" else "latency_ms"] for request in requests]
+
+
+def nearest_rank_p95(values: np.ndarray[Any, Any], axis: int = -1) -> Any:
+    """The 95th percentile as `Sample.value` takes it."""
+    return np.quantile(values, 0.95, axis=axis, method="inverted_cdf")

@@ -1,0 +1,155 @@
+"""Intervals for rates, means, quantiles and paired differences.
+
+Every function returns one-sided bounds on either side, each at `confidence`: the lower bound lies above the truth in at most
+1 - `confidence` of all experiments, and so does the upper bound below it. Together they are an interval of 2 × `confidence` - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+RESAMPLES = 9_999
+_EQUAL = 1e-12  # differences of equal scores are apart by rounding alone
+_CELLS = 2_000_000  # resampled values held at once
+
+Floats = NDArray[Any]
+
+
+class Interval(NamedTuple):
+    """Both bounds; None where the sample is too small for one to exist."""
+
+    low: float | None
+    high: float | None
+
+
+def rate_interval(outcomes: Sequence[bool], groups: Sequence[int], confidence: float) -> Interval:
+    """Bounds of a rate (Clopper & Pearson 1934), of positive width at 0/n and n/n too.
+
+    Outcomes that share a group are not independent: the sample counts as n divided by the design effect (Korn & Graubard 1998).
+    """
+    n = effective_size([float(outcome) for outcome in outcomes], groups)
+    hits = n * sum(outcomes) / len(outcomes)
+    low = float(stats.beta.ppf(1 - confidence, hits, n - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(confidence, hits + 1, n - hits)) if hits < n else 1.0
+    return Interval(low, high)
+
+
+def effective_size(values: Sequence[float], groups: Sequence[int]) -> float:
+    """Independent observations that the sample is worth: n / design effect, at most n.
+
+    Values that are all equal show no design effect; then every group counts once.
+    """
+    x, index = np.asarray(values, float), np.unique(groups, return_inverse=True)[1]
+    n, count = len(x), int(index.max()) + 1
+    if count == n:
+        return float(n)
+    spread = float(np.var(x))
+    if spread == 0 or count == 1:
+        return float(count)
+    sums = np.bincount(index, weights=x - x.mean())
+    effect = count / (count - 1) * float(np.sum(sums**2)) / (n * spread)
+    return n / max(effect, 1.0)
+
+
+def mean_interval(
+    values: Sequence[float], groups: Sequence[int], confidence: float, seed: int, limits: tuple[float, float], resamples: int = RESAMPLES
+) -> Interval:
+    """Bounds of a mean by the BCa bootstrap (Efron 1987), of whole groups where rows share one.
+
+    Args:
+        values: one a row.
+        groups: which rows were made from one source.
+        confidence: of each bound.
+        seed: of the resampling; taken from the content, so that a verdict does not hang on chance.
+        limits: the least and the greatest value that a row can have; bounds stay within.
+        resamples: how often to resample.
+    """
+    x, index = np.asarray(values, float), np.unique(groups, return_inverse=True)[1]
+    sums, sizes = np.bincount(index, weights=x), np.bincount(index).astype(float)
+    if len(sums) == 1:
+        return Interval(*(limit if math.isfinite(limit) else None for limit in limits))
+    if np.ptp(sums / sizes) < _EQUAL:
+        # Nothing varies, which a bootstrap takes for certainty. A share q of other values goes unseen with probability (1 - q)^n.
+        mean, unseen = float(x.mean()), 1 - (1 - confidence) ** (1 / len(sums))
+        return Interval(*(mean + unseen * (limit - mean) if math.isfinite(limit) else None for limit in limits))
+    low, high = _bootstrap((sums, sizes), lambda s, n, axis=-1: s.sum(axis) / n.sum(axis), confidence, seed, resamples, "BCa")
+    return Interval(max(low, limits[0]), min(high, limits[1]))
+
+
+def quantile_interval(values: Sequence[float], quantile: float, confidence: float) -> Interval:
+    """Bounds of a quantile by order statistics, which assume no distribution (David & Nagaraja 2003, section 7.1).
+
+    An upper bound of the 95th percentile exists from 59 values at 95 % confidence.
+    """
+    ranked, n = sorted(values), len(values)
+    below = int(stats.binom.ppf(1 - confidence, n, quantile))  # the greatest rank with P(B < rank) ≤ 1 - confidence
+    above = int(stats.binom.ppf(confidence, n, quantile)) + 1  # the least rank with P(B < rank) ≥ confidence
+    return Interval(ranked[below - 1] if below >= 1 else None, ranked[above - 1] if above <= n else None)
+
+
+def paired_rate_interval(candidate: Sequence[bool], reference: Sequence[bool], groups: Sequence[int], confidence: float) -> Interval:
+    """Bounds of the difference of two rates on the same rows, by the score test (Tango 1998, Statistics in Medicine 17:891)."""
+    differences = [float(a) - float(b) for a, b in zip(candidate, reference, strict=True)]
+    n = effective_size(differences, groups)
+    share = n / len(differences)
+    gains, losses = (share * sum(d == sign for d in differences) for sign in (1.0, -1.0))
+    z = float(stats.norm.ppf(confidence))
+    estimate = (gains - losses) / n
+
+    def score(difference: float) -> float:
+        a, b, c = 2 * n, -gains - losses + (2 * n - gains + losses) * difference, -losses * difference * (1 - difference)
+        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        variance = n * (2 * q + difference * (1 - difference))
+        return (gains - losses - n * difference) / math.sqrt(variance) if variance > 0 else 0.0
+
+    def root(sign: int) -> float:
+        """Where the score reaches ± z between the estimate and ± 1."""
+        end = sign * (1 - 1e-12)
+        if abs(estimate) >= abs(end) and estimate * sign > 0:
+            return float(sign)
+        return float(optimize.brentq(lambda d: score(d) + sign * z, estimate + sign * 1e-12, end))
+
+    return Interval(root(-1), root(1))
+
+
+def ratio_interval(
+    candidate: Sequence[float],
+    reference: Sequence[float],
+    statistic: Callable[..., Floats],
+    confidence: float,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Bounds of `statistic(candidate) / statistic(reference)` on the same requests, by the percentile bootstrap of pairs."""
+    data = (np.asarray(candidate, float), np.asarray(reference, float))
+    if len(data[0]) < 2 or (np.ptp(data[0]) < _EQUAL and np.ptp(data[1]) < _EQUAL):
+        return Interval(None, None)
+
+    def ratio(a: Floats, b: Floats, axis: int = -1) -> Floats:
+        return statistic(a, axis=axis) / statistic(b, axis=axis)
+
+    return Interval(*_bootstrap(data, ratio, confidence, seed, resamples, "percentile"))
+
+
+def _bootstrap(
+    data: tuple[Floats, ...], statistic: Callable[..., Floats], confidence: float, seed: int, resamples: int, method: str
+) -> tuple[float, float]:
+    result = stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=True,
+        confidence_level=2 * confidence - 1,
+        n_resamples=resamples,
+        batch=max(1, _CELLS // len(data[0])),
+        method=method,
+        rng=np.random.default_rng(seed),
+    )
+    bounds = result.confidence_interval
+    return float(bounds.low), float(bounds.high)

@@ -1,0 +1,260 @@
+"""What a report says, before it is rendered: one structure for comment, page and summary, so that they cannot disagree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adapterops.adapters import ADAPTERS, load_adapter
+from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.metrics import row_metrics
+from adapterops.report.collect import Report
+from adapterops.report.words import change, interval, number, threshold
+
+_SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
+_SHOWN = 5
+_LEAST_SLICE = 5
+SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal", "stop_rate")
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of the metric table, in words; `bounds` are the interval's numbers for a plot."""
+
+    metric: str
+    title: str
+    production: str
+    candidate: str
+    base: str
+    change: str
+    superiority: str
+    interval: str
+    bounds: tuple[float | None, float | None]
+    value: float | None
+    bar: float | None
+    threshold: str
+    n: str
+    verdict: str | None
+    floor: str | None
+    description: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row that the candidate answers better or worse than what it is compared with."""
+
+    id: str
+    delta: float
+    prompt: str
+    expected: str
+    before: str
+    after: str
+    before_mark: str
+    after_mark: str
+    line: int
+
+
+def metric_rows(report: Report) -> list[MetricRow]:
+    """Every metric that was judged or compared, in the order of the catalogue."""
+    gates: dict[str, list[dict[str, Any]]] = {}
+    for gate in report.gate["gates"]:
+        gates.setdefault(gate["metric"], []).append(gate)
+    compared = {row["metric"]: row for row in report.gate["comparisons"]}
+    base = {gate["metric"]: gate["value"] for gate in report.gate["base"]["gates"]}
+    measured = report.results["metrics"] if report.results else {}
+    base_measured = report.results["base_metrics"] if report.results else {}
+    rows = []
+    for metric in METRICS:
+        if metric not in gates and metric not in compared and metric not in measured:
+            continue
+        asked, pair = gates.get(metric, []), compared.get(metric)
+        against_production = pair if pair and pair["against"] == "production" else None
+        value = asked[0]["value"] if asked else pair["candidate"] if pair else measured[metric]["value"]
+        bounds = asked[0]["interval"] if asked else [None, None]
+        verdicts = [gate["verdict"] for gate in asked] + [pair["verdict"] for pair in [against_production] if pair and pair["verdict"]]
+        floor = measured.get(metric, {}).get("floor")
+        rows.append(
+            MetricRow(
+                metric=metric,
+                title=METRICS[metric].title,
+                production=number(against_production["reference"]) if against_production else "-",
+                candidate=number(value),
+                base=number(base_measured.get(metric, {}).get("value", base.get(metric))),
+                change=change(pair) if pair else "-",
+                superiority=pair["superiority"] if pair else "same",
+                interval=interval(bounds),
+                bounds=(bounds[0], bounds[1]),
+                value=value,
+                bar=asked[0]["threshold"] if asked else None,
+                threshold=", ".join(threshold(gate) for gate in asked) or "-",
+                n=str(asked[0]["n"] or "-") if asked else str(pair["n"] if pair else measured[metric]["n"]),
+                verdict=max(verdicts, key=_SEVERITY.index) if verdicts else None,
+                floor=number(floor) if floor is not None else None,
+                description=asked[0]["description"] if asked else "",
+            )
+        )
+    return rows
+
+
+def next_step(report: Report) -> str:
+    """What the reader should do now."""
+    match report.gate["verdict"]:
+        case "PASS":
+            return "Read the changed answers below, then approve: merging releases exactly this adapter."
+        case "FAIL":
+            return "Do not merge. Each missed gate says what to mend; push the corrected data or recipe, and only what changed runs again."
+        case "INCONCLUSIVE" if report.gate["extension"]["wanted"]:
+            return "Do not merge yet. The registered extension rows decide: run evaluate.py again with --draw-extension, then the gate."
+        case "INCONCLUSIVE":
+            return "Do not merge yet. The evaluation rows are too few to tell; add rows for the gate that is named, in a reviewed commit."
+        case _:
+            return "Nothing was shown, neither good nor bad. Mend what is named, then comment /rerun-gate."
+
+
+def slice_rows(report: Report) -> list[dict[str, Any]]:
+    """For each slice of at least five rows the metrics of both sides, as numbers in words."""
+    if report.results is None:
+        return []
+    observed = report.results["observations"]
+    other = "production" if observed["production"] else "base"
+    rows = []
+    for name, members in report.results["slices"].items():
+        if len(members) < _LEAST_SLICE:
+            continue
+        found = {side: row_metrics(observed[side], set(members)) for side in ("candidate", other)}
+        cells = [(_cell(found["candidate"], metric), _cell(found[other], metric)) for metric in SLICE_METRICS]
+        rows.append({"name": name, "n": len(members), "cells": cells})
+    return rows
+
+
+def _cell(metrics: dict[str, Any], metric: str) -> str:
+    return number(metrics[metric]["value"]) if metric in metrics else "–"
+
+
+def against(report: Report) -> str:
+    """`production` or `base model`: what changes are counted against."""
+    return "production" if report.gate["production"]["digest"] else "the base model"
+
+
+def changes(report: Report) -> tuple[list[Change], list[Change]]:
+    """The five worst regressions and the five best gains against production, or the base model where nothing is in production."""
+    side = "production" if report.gate["production"]["digest"] else "base"
+    scored = []
+    for sample in report.samples:
+        if sample[side] is None or sample["candidate"] is None:
+            continue
+        delta = merit(sample, "candidate") - merit(sample, side)
+        if abs(delta) > 0.02:
+            scored.append((delta, sample))
+    scored.sort(key=lambda item: (item[0], item[1]["id"]))
+    worst = [_change(sample, delta, side) for delta, sample in scored[:_SHOWN] if delta < 0]
+    best = [_change(sample, delta, side) for delta, sample in reversed(scored[-_SHOWN:]) if delta > 0]
+    return worst, best
+
+
+def merit(sample: dict[str, Any], side: str) -> float:
+    """How good an answer is, for ranking alone: 0 to 1; a wrong refusal is 0, a right one 1, and bad format halves the rest."""
+    answer = sample[side]
+    if sample["should_refuse"]:
+        return float(answer["refused"])
+    if answer["refused"] or answer["error"]:
+        return 0.0
+    likeness = answer["rouge_l"] if answer["rouge_l"] is not None else 1.0
+    return float(likeness) * (0.5 if answer["format_ok"] is False else 1.0)
+
+
+def outcome(sample: dict[str, Any], side: str) -> str:
+    """`good`, or what is wrong with an answer, the gravest first."""
+    answer = sample[side]
+    if answer["error"]:
+        return "failed"
+    if sample["should_refuse"] and not answer["refused"]:
+        return "not refused"
+    if not sample["should_refuse"] and answer["refused"]:
+        return "over-refused"
+    if answer["format_ok"] is False:
+        return "bad format"
+    if answer["finish_reason"] != "stop":
+        return "cut off"
+    if answer["rouge_l"] is not None and answer["rouge_l"] < 0.5:
+        return "unlike the expected"
+    return "good"
+
+
+def _change(sample: dict[str, Any], delta: float, side: str) -> Change:
+    return Change(
+        id=sample["id"],
+        delta=delta,
+        prompt="\n\n".join(message["content"] for message in sample["prompt"]),
+        expected=sample["expected"],
+        before=sample[side]["text"],
+        after=sample["candidate"]["text"],
+        before_mark=outcome(sample, side),
+        after_mark=outcome(sample, "candidate"),
+        line=sample["line"],
+    )
+
+
+def data_lines(report: Report) -> list[str]:
+    """How the training data changed, one line a file."""
+    lines = []
+    for file in report.data["files"] if report.data else []:
+        if file["kind"] != "training":
+            continue
+        tokens = f", {file['row_tokens']['total']:,} tokens" if file["row_tokens"] else ""
+        drift = file["drift"]
+        moved = f": {drift['added']} added, {drift['removed']} removed, {drift['changed']} changed" if drift else ""
+        lines.append(f"{file['path']}: {file['rows']:,} rows{tokens}{moved}")
+    return lines
+
+
+def training_line(report: Report) -> str | None:
+    """Steps, loss with its course, speed, memory."""
+    if report.training is None:
+        return None
+    training = report.training["training"]
+    losses = [point["loss"] for point in training["loss_history"]]
+    shape = f"{sparkline(losses)} {losses[0]:.3f} → {training['final_loss']:.3f}" if losses else f"{training['final_loss']:.3f}"
+    return (
+        f"{training['steps']} steps, loss {shape}, {training['tokens_per_second']:,.0f} tok/s, "
+        f"peak {training['peak_memory_gib']} GiB on {report.training['environment']['device']}"
+    )
+
+
+def sparkline(values: list[float], width: int = 24) -> str:
+    """A row of blocks, highest value highest; at most `width` of them."""
+    step = max(1, -(-len(values) // width))
+    means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
+    low, span = min(means), (max(means) - min(means)) or 1
+    return "".join(_SPARKS[round((value - low) / span * (len(_SPARKS) - 1))] for value in means)
+
+
+def cost_lines(report: Report) -> list[str]:
+    """Time, and cost where there is a plan: predicted and actual."""
+    training, evaluation = report.training["total_seconds"] if report.training else 0, 0
+    if report.results:
+        evaluation = report.results["seconds"].get("total", 0)
+    actual = training + evaluation
+    lines = []
+    if actual:
+        lines.append(f"Actual: {actual / 60:.1f} min of training and evaluation.")
+    for row in report.plan["adapters"] if report.plan else []:
+        if row["name"] == report.gate["adapter"]["name"] and row["minutes"] is not None:
+            usd = f", {row['usd']:.2f} USD" if row["usd"] is not None else ""
+            lines.insert(0, f"Predicted: {row['minutes']:.1f} min{usd}.")
+    return lines
+
+
+def merging(report: Report) -> str:
+    """What merging will do."""
+    digest = report.gate["adapter"]["digest"][:12]
+    if report.gate["verdict"] != "PASS":
+        return "Nothing: a release needs the verdict PASS on the very adapter."
+    name = report.gate["adapter"]["name"]
+    text = f"Releases `{report.name}` version `{digest}`, these very bits, and points its channel to it"
+    if name and (ADAPTERS / f"{name}.yaml").is_file():
+        rollout = load_adapter(name).rollout
+        steps = " → ".join(f"{step} %" for step in rollout.steps) if rollout.strategy == "canary" else f"{rollout.strategy}, 100 %"
+        text += f": {steps} of the traffic"
+    return text + ". Reverting the merge brings the former version back without training."

