@@ -204,6 +204,25 @@ def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adap
     assert not list(output.parent.glob(".*checkpoints*"))
 
 
+def test_a_merged_model_is_written_only_if_it_speaks_as_adapter_on_base_does(recipe, data, tmp_path):
+    from safetensors.torch import load_file
+
+    assert train(recipe, data, tmp_path / "adapter").returncode == 0
+
+    def merge(*options):
+        command = [sys.executable, "scripts/merge_adapter.py", "--adapter", tmp_path / "adapter", "--output", tmp_path / "merged", *options]
+        return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    refused = merge("--tolerance", "0")
+    assert refused.returncode == 1
+    assert "Nothing is written" in refused.stderr
+    assert not (tmp_path / "merged").exists()
+    assert merge().returncode == 0
+    weights = load_file(tmp_path / "merged/model.safetensors")
+    assert not any("lora" in name for name in weights)
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.bfloat16"}
+
+
 def test_an_output_that_is_not_an_adapter_is_not_overwritten(recipe, data, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("…")
