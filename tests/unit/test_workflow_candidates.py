@@ -3,8 +3,10 @@
 import json
 
 import boto3
+import numpy as np
 import pytest
 from moto import mock_aws
+from safetensors.numpy import save_file
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -51,7 +53,7 @@ def run_of(keys, directory, *, weights=b"weights", verdict="PASS"):
     """A run directory as train, evaluate and gate leave it."""
     model = directory / "model"
     model.mkdir(parents=True)
-    (model / "adapter_model.safetensors").write_bytes(weights)
+    save_file({"lora": np.frombuffer(weights, np.uint8)}, model / "adapter_model.safetensors")
     (model / "adapter_config.json").write_text("{}")
     (model / "chat_template.jinja").write_text("t")
     digest = adapter_digest(model)
