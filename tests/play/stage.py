@@ -44,7 +44,16 @@ evaluation:
 serving: configs/serving.demo.yaml
 rollout:
   strategy: canary
-  steps: [100]
+  steps: [50]
+  min_duration_s: 0
+  max_duration_s: 180
+  min_requests: 40
+  probes_per_s: 8
+  confidence: 0.8
+  limits:
+    error_rate: 0.1
+    latency_p95_ratio: 4.0
+    saturation: 0.9
 """,
     "configs/quality_gate.demo.yaml": """\
 gates:
