@@ -62,7 +62,7 @@ gates:
     description: Share of JSON answers that are valid. Below it, add format examples.
 """,
     # What a code change has to pass: the real tests of what the play's pull requests change, not the hour of all of them.
-    "Makefile": "setup:\n\t@python3 scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q tests/unit/test_gate.py\n",
+    "Makefile": "setup:\n\t@python3 scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q tests/unit/test_rouge.py\n",
 }
 
 
