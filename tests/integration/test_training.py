@@ -171,9 +171,11 @@ def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(reci
     assert (output / "train_manifest.json").is_file()
 
 
-def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(recipe, data, tmp_path):
-    """A spot instance that goes: SIGTERM after the first of four steps, then the command again."""
-    recipe.write_text(recipe.read_text().replace("num_train_epochs: 1", "num_train_epochs: 2"))
+@pytest.mark.parametrize("seen", [2, 3])
+def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(recipe, data, tmp_path, seen):
+    """A spot instance that goes: SIGTERM in the middle of an epoch and at the end of one (of four steps), then the command again."""
+    text = recipe.read_text().replace("num_train_epochs: 1", "num_train_epochs: 2")
+    recipe.write_text(text.replace("per_device_train_batch_size: 2", "per_device_train_batch_size: 1"))
     whole, output = tmp_path / "whole", tmp_path / "models" / "adapter"
     assert train(recipe, data, whole).returncode == 0
     command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
@@ -186,7 +188,7 @@ def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adap
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     for line in process.stdout:
-        if line.startswith("step 1/"):
+        if line.startswith(f"step {seen}/"):
             process.send_signal(signal.SIGTERM)
             break
     _, errors = process.communicate()

@@ -100,7 +100,8 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         try:
             super()._save_checkpoint(*arguments, **options)
             if self.is_world_process_zero():
-                if self._order is not None and self._order.drawn_from is not None:
+                # Between two epochs there is no order to go on with: the next is drawn from the state that Trainer itself restores.
+                if self._order is not None and self._order.drawn_from is not None and self.state.epoch % 1:
                     state = json.dumps(bytes(self._order.drawn_from.tolist()).hex())
                     (directory / _ORDER).write_text(state, encoding="utf-8")
                 if self.checkpoints:
@@ -109,6 +110,14 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
             if not self.checkpoints:
                 raise
             self.checkpoints.failed(self.state.global_step, str(error))
+
+    def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        types = {name: parameter.dtype for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        super()._load_from_checkpoint(*arguments, **options)
+        # peft's load_adapter makes the adapter float32: a resumed training would go on in another precision than it began.
+        for name, parameter in self.model.named_parameters():
+            if name in types:
+                parameter.data = parameter.data.to(types[name])
 
     def resume_order(self, checkpoint: Path) -> None:
         """Have the epoch that `checkpoint` interrupted drawn in the order that it had."""
