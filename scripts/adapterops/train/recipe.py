@@ -32,7 +32,7 @@ class Recipe:
         training = {
             key: float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
             for key, value in self.training.items()
-            if key not in {"logging_steps", "on_truncation", "report_to"}
+            if key not in {"logging_steps", "on_truncation"}
         }
         lora = {
             **self.lora,
@@ -40,8 +40,7 @@ class Recipe:
             "dropout": float(self.lora["dropout"]),
             "target_modules": sorted(self.lora["target_modules"]),
         }
-        quantization = {key: value for key, value in self.quantization.items() if key not in {"check_rows", "max_loss_difference"}}
-        return {"quantization": quantization, "lora": lora, "training": training}
+        return {"quantization": self.quantization, "lora": lora, "training": training}
 
 
 def load_recipe(path: Path) -> Recipe:
