@@ -1,8 +1,4 @@
-"""The story of pull requests, played with the workflow files as they are: `make play` plays all of it, `make test` the marked part.
-
-python -m pytest tests/e2e/test_play.py -m e2e        # docs, bad row, fork, edited judge, correction, merge
-python -m pytest tests/e2e/test_play.py -m "e2e or play"
-"""
+"""The story of pull requests, played with the workflow files as they are: `make play`."""
 
 import json
 import threading
@@ -16,8 +12,7 @@ from play.stage import ADAPTER, Stage, rows
 
 DATA = "data/training/support.jsonl"
 POSTS = "post" in (ROOT / "scripts/report.py").read_text()  # the gate's comment, which is report.py's business
-small = pytest.mark.e2e
-whole = pytest.mark.play
+play = pytest.mark.play
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +63,7 @@ def served(stage):
     return answer.headers["x-adapter-version"]
 
 
-@small
+@play
 def test_1_documents_train_nothing_and_the_check_is_green(stage):
     number = stage.open("docs", {"README.md": "# Other words\n"})
     run = stage.run_pull_request(number)
@@ -76,7 +71,7 @@ def test_1_documents_train_nothing_and_the_check_is_green(stage):
     assert stage.github.comments_on(number) == []  # nobody is told what does not concern them
 
 
-@small
+@play
 def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
     lines = rows("training", 72)
     number = story["data"] = stage.open("data", training([*lines[:20], corrupt(lines[20]), *lines[21:]]))
@@ -90,7 +85,7 @@ def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
     assert objects(stage, "candidates/") == {}
 
 
-@small
+@play
 def test_9_a_fork_gets_no_gpu_and_no_store(stage):
     number = stage.open("fork", training(rows("training", 60)), fork=True)
     run = stage.run_pull_request(number)
@@ -99,7 +94,7 @@ def test_9_a_fork_gets_no_gpu_and_no_store(stage):
     assert "AWS_ROLE_ARN" not in run.output
 
 
-@small
+@play
 def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
     marker = tmp_path / "the pull request's judge ran"
     judge = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nprint('PASS')\n"
@@ -116,7 +111,7 @@ def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
     assert not marker.exists()
 
 
-@small
+@play
 def test_3_the_correction_is_trained_judged_and_the_comment_edited(stage, story):
     before = len(stage.github.comments_on(story["data"]))
     stage.push("data", training(rows("training", 72)), "mend the row")
@@ -138,7 +133,7 @@ def test_3_the_correction_is_trained_judged_and_the_comment_edited(stage, story)
     assert judgement["source"]["pr"] == str(story["data"])
 
 
-@whole
+@play
 def test_4_the_same_push_again_trains_nothing(stage, story):
     known = objects(stage)
     run = stage.run_pull_request(story["data"])
@@ -148,7 +143,7 @@ def test_4_the_same_push_again_trains_nothing(stage, story):
     assert objects(stage) == known
 
 
-@small
+@play
 def test_5_the_merge_releases_the_very_bits_that_were_judged(stage, story):
     before, after = story["merge"] = stage.merge("data")
     run = stage.run_release(before, after)
@@ -164,7 +159,7 @@ def test_5_the_merge_releases_the_very_bits_that_were_judged(stage, story):
     assert f"{ADAPTER}-{digest[:12]}" in stage.github.releases
 
 
-@whole
+@play
 def test_6_a_pull_request_that_fails_the_gate_is_not_merged(stage, story):
     unlike = [json.dumps({**json.loads(line), "output": "I would rather not say anything about that."}) for line in rows("training", 48)]
     number = stage.open("worse", training(unlike))
@@ -178,7 +173,7 @@ def test_6_a_pull_request_that_fails_the_gate_is_not_merged(stage, story):
     assert served(stage) == story["first"][:12]
 
 
-@whole
+@play
 def test_7_a_revert_serves_the_former_adapter_without_training(stage, story):
     stage.open("better", training(rows("training", 80)))
     run = stage.run_pull_request(max(stage.github.pulls))
@@ -199,7 +194,7 @@ def test_7_a_revert_serves_the_former_adapter_without_training(stage, story):
     story["second"] = second
 
 
-@whole
+@play
 def test_8_two_merges_at_once_lose_no_update(stage, story):
     first = stage.git("rev-parse", "main")
     stage.git("revert", "--no-edit", "HEAD")  # the second version again
@@ -221,7 +216,7 @@ def test_8_two_merges_at_once_lose_no_update(stage, story):
     assert sorted(generations) == list(range(1, max(generations) + 1))
 
 
-@small
+@play
 def test_nothing_of_the_play_is_left_in_the_repository():
     assert not (ROOT / ".main").exists()
     assert not (ROOT / "promoted").exists()
