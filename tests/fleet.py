@@ -21,16 +21,11 @@ from safetensors.numpy import save_file
 from adapterops.schemas import ROOT
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, publish
-from processes import free_port
+from processes import AWS, answers, free_port, s3_command
+from release_documents import gate_report, train_manifest
 from stub_engine import answer_of
 
 NAME, BASE, BUCKET = "support-demo", "smollm2-135m-instruct", "fleet"
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 def wait_for(what, seconds=30):
@@ -41,17 +36,6 @@ def wait_for(what, seconds=30):
             return result
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s")
-
-
-def answers(url):
-    """True if something speaks HTTP there, whatever it says."""
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 class Process:
@@ -91,10 +75,10 @@ class Fleet:
     def __init__(self, directory: Path, hosts=1, engines=1, **changes):
         self.directory, self.changes = directory, changes
         port = free_port()
-        os.environ |= CREDENTIALS | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}"}
+        os.environ |= AWS | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}"}
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET"):
             os.environ.pop(name, None)
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        command, _ = s3_command("moto", port)
         self.s3 = Process(command, directory / "s3.log", f"http://127.0.0.1:{port}")
         self.engines, self.hosts, self.gateways = [], [], []
         self.s3.ready()
@@ -141,21 +125,8 @@ class Fleet:
         (directory / "chat_template.jinja").write_text("{{ messages[0].content }}\n")
         digest, text = adapter_digest(directory), answer_of(directory)
         probes = [{"messages": [{"role": "user", "content": f"Who are you? {number}"}], "output": text} for number in range(2)]
-        gate_report = {
-            "verdict": "PASS",
-            "reason": "made up",
-            "adapter": {"name": name, "digest": digest},
-            "gate_key": "0" * 64,
-            "gates": [{"metric": "rouge_l", "value": 0.9}],
-            "probes": probes,
-        }
-        manifest = {
-            "training_key": "1" * 64,
-            "base_model": {"name": BASE, "source_id": "test/base", "revision": "main"},
-            "adapter": {"digest": digest, "rank": 2},
-            "finished_at": "2026-11-23T12:00:00+00:00",
-        }
-        publish(self.store, name, directory, gate_report, manifest, source={"commit": "c" * 40, "pr": 7, "actor": "tester"})
+        report, manifest = gate_report(name, digest, probes), train_manifest(digest, 2, (BASE, "test/base", "main"))
+        publish(self.store, name, directory, report, manifest, source={"commit": "c" * 40, "pr": 7, "actor": "tester"})
         return digest, text
 
     def close(self):

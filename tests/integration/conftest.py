@@ -3,11 +3,7 @@
 import dataclasses
 import functools
 import shutil
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 
@@ -17,7 +13,7 @@ from adapterops.engine.server import start_engine
 from adapterops.schemas import ROOT
 from adapterops.serving.config import load_serving_config
 from adapterops.store.releases import adapter_digest
-from processes import free_port
+from processes import AWS, free_port, s3_server
 
 PROMPTS = [
     "Is water wet? Answer yes or no.",
@@ -34,38 +30,13 @@ PROMPTS = [
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """An S3 server process; boto3's environment points to it for the session. Yields that environment."""
-    port = free_port()
-    log = (tmp_path_factory.mktemp("s3") / "moto.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=subprocess.STDOUT
-    )
-    settings = {
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(settings["AWS_ENDPOINT_URL_S3"], timeout=1).close()
-            break
-        except urllib.error.HTTPError:
-            break
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    with pytest.MonkeyPatch.context() as patch:
+    with s3_server(tmp_path_factory.mktemp("s3") / "moto.log") as port, pytest.MonkeyPatch.context() as patch:
+        settings = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", **AWS}
         for name, value in settings.items():
             patch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET"):
             patch.delenv(name, raising=False)
         yield settings
-    process.terminate()
-    process.wait()
-    log.close()
 
 
 @pytest.fixture(scope="session")

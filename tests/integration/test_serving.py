@@ -28,6 +28,7 @@ from adapterops.store.objects import open_store
 from adapterops.store.releases import adapter_digest, publish
 from adapterops.store.signing import Signer, make_key_pair
 from processes import environment, free_port
+from release_documents import gate_report, train_manifest
 from rollouts import QUICK, UNJUDGED
 
 pytestmark = pytest.mark.integration
@@ -129,26 +130,11 @@ def release(store, settings, serving_config, random_adapter, record_probes):
         else:
             raise AssertionError("no probes")
         digest = adapter_digest(directory)
-        gate_report = {
-            "verdict": "PASS",
-            "reason": "test",
-            "adapter": {"name": name, "digest": digest},
-            "gate_key": "0" * 64,
-            "gates": [{"metric": "rouge_l", "value": 0.9}],
-            "probes": recorded,
-        }
-        manifest = {
-            "training_key": "1" * 64,
-            "base_model": {
-                "name": base_model or serving_config.base_model.name,
-                "source_id": serving_config.base_model.source_id,
-                "revision": serving_config.base_model.revision,
-            },
-            "adapter": {"digest": digest, "rank": 8},
-            "finished_at": "2026-11-23T12:00:00+00:00",
-        }
+        base = serving_config.base_model
+        report = gate_report(name, digest, recorded)
+        manifest = train_manifest(digest, 8, (base_model or base.name, base.source_id, base.revision))
         source = {"commit": None, "pr": None, "actor": None}
-        publish(store, name, directory, gate_report, manifest, source=source, signer=settings["signer"])
+        publish(store, name, directory, report, manifest, source=source, signer=settings["signer"])
         return digest, recorded
 
     return make

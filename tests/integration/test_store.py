@@ -14,8 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,6 +34,7 @@ from adapterops.store import channels, releases
 from adapterops.store.channels import abort_canary, change_channel, history, promote, read_channel, roll_back, start_canary
 from adapterops.store.objects import ConflictError, ObjectStore, open_store
 from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
+from processes import AWS, s3_server
 from rollouts import UNJUDGED
 
 pytestmark = pytest.mark.integration
@@ -57,51 +56,15 @@ def free_port():
 # --- servers -----------------------------------------------------------------------------------------------------------------
 
 
-def server_command(server, port):
-    """Two S3 servers: moto, and ministack, which verifies checksums as S3 does."""
-    if server == "moto":
-        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {}
-    return [sys.executable, "-m", "ministack"], {
-        "GATEWAY_PORT": str(port),
-        "BIND_HOST": "127.0.0.1",
-        "SERVICES": "s3",
-        "IOT_MTLS_ENABLED": "0",
-        "SFTP_ENABLED": "0",
-    }
-
-
 @pytest.fixture(scope="module", params=["moto", "ministack"])
 def s3(request, tmp_path_factory):
     """An S3 server process; boto3's environment points to it for this module. Yields its port."""
-    port = free_port()
-    endpoint = f"http://127.0.0.1:{port}"
-    command, settings = server_command(request.param, port)
-    with (tmp_path_factory.mktemp("s3") / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings)
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    urllib.request.urlopen(endpoint, timeout=5).close()
-                    break
-                except urllib.error.HTTPError:
-                    break
-                except OSError:
-                    assert process.poll() is None
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-                patch.setenv("AWS_ACCESS_KEY_ID", "test")
-                patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-                patch.setenv("AWS_REGION", "us-east-1")
-                patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-                for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET", "GITHUB_ACTOR", "GITHUB_SHA"):
-                    patch.delenv(name, raising=False)
-                yield port
-        finally:
-            process.terminate()
-            process.wait(30)
+    with s3_server(tmp_path_factory.mktemp("s3") / "server.log", request.param) as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", **AWS}.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET", "GITHUB_ACTOR", "GITHUB_SHA"):
+            patch.delenv(name, raising=False)
+        yield port
 
 
 class Front(ThreadingHTTPServer):

@@ -13,15 +13,13 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import yaml
 
 from adapterops.schemas import ROOT
 from play.github_api import NAME, GitHub
-from processes import environment, free_port
+from processes import environment, free_port, wait_for_http
 from repositories import Repository
 
 ADAPTER = "support-demo"
@@ -127,7 +125,7 @@ class Stage(Repository):
         keys = {"AWS_ACCESS_KEY_ID": "play", "AWS_SECRET_ACCESS_KEY": "play"}
         self.environment = environment(**self.aws, **keys, ADAPTER_BUCKET="qlora-adapters", AWS_PROFILE=None, AWS_SESSION_TOKEN=None)
         self._start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.ports["s3"])])
-        self._await(self.aws["AWS_ENDPOINT_URL"])
+        wait_for_http(self.aws["AWS_ENDPOINT_URL"])
         import boto3
 
         session = boto3.Session("play", "play", region_name="us-east-1")
@@ -148,20 +146,8 @@ class Stage(Repository):
         log = (self.directory / f"{name}.log").open("wb")
         self.processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, cwd=self.path))
 
-    def _await(self, url, seconds=60):
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=1).close()
-                return
-            except urllib.error.HTTPError:
-                return
-            except OSError:
-                assert time.monotonic() < deadline, url
-                time.sleep(0.1)
-
     def await_engine(self):
-        self._await(f"http://127.0.0.1:{self.ports['engine']}/health", 300)
+        wait_for_http(f"http://127.0.0.1:{self.ports['engine']}/health", 300)
 
     @property
     def gateway(self):

@@ -22,6 +22,15 @@ QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where 
 STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
 
 
+async def broken_stream(request):
+    """A stream that ends after its first piece."""
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(STREAM[0])
+    request.transport.close()
+    return response
+
+
 class Engine:
     """Answers as told, and records the requests."""
 

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-from gateway_host import CANARY, QUESTION, STABLE, STREAM, with_host
+from gateway_host import CANARY, QUESTION, STABLE, STREAM, broken_stream, with_host
 
 from adapterops.errors import UsageError
 from adapterops.serving.keys import ApiKeys
@@ -136,16 +136,9 @@ def test_another_engine_takes_over_before_the_first_byte(trouble):
 
 
 def test_an_answer_that_began_is_not_begun_again():
-    async def broken(request):
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(STREAM[0])
-        request.transport.close()
-        return response
-
     async def test(gateway):
         for engine in gateway.engines:
-            engine.answer = broken
+            engine.answer = broken_stream
         with pytest.raises(aiohttp.ClientPayloadError):
             await gateway.ask({**QUESTION, "stream": True})
         assert len(gateway.asked()) == 1

@@ -10,7 +10,7 @@ import socket
 import aiohttp
 import pytest
 from aiohttp import web
-from gateway_host import CANARY, QUESTION, STABLE, STREAM, with_host
+from gateway_host import CANARY, QUESTION, STABLE, STREAM, broken_stream, with_host
 
 from adapterops.serving.routes import Route
 from adapterops.serving.state import Followed
@@ -302,15 +302,8 @@ def test_an_engine_that_forgot_a_version_is_503_and_not_404():
 
 
 def test_a_stream_that_breaks_does_not_look_complete():
-    async def broken(request):
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(STREAM[0])
-        request.transport.close()
-        return response
-
     async def test(gateway):
-        gateway.engine.answer = broken
+        gateway.engine.answer = broken_stream
         with pytest.raises(aiohttp.ClientPayloadError):
             await gateway.ask({**QUESTION, "stream": True})
 
