@@ -13,12 +13,12 @@ import pytest
 
 from adapterops.schemas import ROOT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two cores without bf16 arithmetic train for seven minutes
 
 ADAPTER = "support-demo"
 
 
-def run(*arguments, timeout=900):
+def run(*arguments, timeout=1500):
     """A command as CI would call it; its output is shown when the test fails."""
     result = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     print(f"$ {' '.join(map(str, arguments))}\n{result.stdout}{result.stderr}")

@@ -19,6 +19,7 @@ from adapterops.documents import canonical_json, sha256_json, write_bytes
 from adapterops.engine import keeper
 from adapterops.engine.client import is_healthy
 from adapterops.errors import InfrastructureError, UsageError
+from adapterops.processor import cpu_dtype
 from adapterops.schemas import ROOT
 from adapterops.serving.config import ServingConfig
 
@@ -135,7 +136,7 @@ def engine_command(config: ServingConfig, model: Path, port: int) -> list[str]:
         "port": port,
         "chat-template": ROOT / config.base_model.chat_template_path,
         "generation-config": _generation_config(config.base_model, model),
-        "dtype": engine.dtype,
+        "dtype": _dtype(engine.dtype),
         "max-model-len": engine.max_model_len,
         "max-num-seqs": engine.max_num_seqs,
         "gpu-memory-utilization": engine.gpu_memory_utilization,
@@ -182,6 +183,12 @@ def _environment(config: ServingConfig, replica: int = 0) -> dict[str, str]:
             )
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[number] if visible else str(number) for number in mine)
     return environment
+
+
+def _dtype(configured: str) -> str:
+    if configured != "auto":
+        return configured
+    return cpu_dtype() if _cpu_build() else "bfloat16"
 
 
 def _cpu_build() -> bool:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from adapterops.errors import UsageError
+from adapterops.processor import cpu_dtype
 from adapterops.train import attention
 from adapterops.train.labels import IGNORED
 from adapterops.train.loss import score_answers_only
 from adapterops.train.packing import Collator
 
 
-def nf4(quantization: dict[str, Any]) -> Any:
+def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat16) -> Any:
     """The recipe's `quantization` as transformers wants it."""
     from transformers import BitsAndBytesConfig
 
@@ -22,19 +23,25 @@ def nf4(quantization: dict[str, Any]) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization["type"],
         bnb_4bit_use_double_quant=quantization["double_quant"],
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_dtype,
     )
 
 
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16, as recipes say; float32 on a CPU that would emulate it."""
+    return torch.bfloat16 if device.type == "cuda" or cpu_dtype() == "bfloat16" else torch.float32
+
+
 def load_base(directory: Path, quantization: dict[str, Any], attn_implementation: str, device: torch.device) -> Any:
-    """A base model in NF4, all that is not quantised in bf16, on one device."""
+    """A base model in NF4, all that is not quantised in the format that the device computes in, on one device."""
     from transformers import AutoModelForCausalLM
 
     attention.register()
+    dtype = compute_dtype(device)
     return AutoModelForCausalLM.from_pretrained(
         directory,
-        quantization_config=nf4(quantization),
-        dtype=torch.bfloat16,
+        quantization_config=nf4(quantization, dtype),
+        dtype=dtype,
         device_map={"": device},
         attn_implementation=attn_implementation,
         trust_remote_code=False,
@@ -42,7 +49,7 @@ def load_base(directory: Path, quantization: dict[str, Any], attn_implementation
 
 
 def add_lora(network: Any, lora: dict[str, Any], seed: int) -> Any:
-    """Wrap a base model with a new adapter in bf16 (arXiv:2305.14314 §3), its A matrices drawn from `seed`."""
+    """Wrap a base model with a new adapter in its format (bf16: arXiv:2305.14314 §3), its A matrices drawn from `seed`."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
@@ -60,7 +67,7 @@ def add_lora(network: Any, lora: dict[str, Any], seed: int) -> Any:
     )
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.data = parameter.data.to(network.dtype)
     return model
 
 
