@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from adapterops.engine import server
 from adapterops.engine.server import EngineProcess, engine_command, start_engine
 from adapterops.errors import InfrastructureError, UsageError
+from adapterops.processor import cpu_dtype
 from adapterops.schemas import ROOT
 from adapterops.serving.config import load_serving_config
 
@@ -43,6 +44,16 @@ def test_the_command_line_serves_adapters_on_loopback_with_the_pinned_template(c
     assert (option(command, "--max-loras"), option(command, "--max-cpu-loras")) == ("3", "4")
     assert "--enable-lora" in command
     assert "--trust-remote-code" not in command
+
+
+def test_auto_is_what_the_processor_computes_in(config, model):
+    assert config.engine.dtype == "auto"
+    assert option(engine_command(config, model, 1234), "--dtype") == cpu_dtype()
+
+
+def test_production_computes_in_what_the_configuration_says(config, model):
+    production = load_serving_config(ROOT / "configs/serving.yaml").engine
+    assert option(engine_command(replace(config, engine=production), model, 1234), "--dtype") == "bfloat16"
 
 
 def test_generation_stops_at_every_stop_token_of_the_base_model_entry(config, model):

@@ -2,10 +2,7 @@
 
 import pytest
 
-from adapterops.engine.server import engine_command
 from adapterops.processor import cpu_dtype
-from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
 
 
 @pytest.mark.parametrize(
@@ -25,13 +22,3 @@ def test_bf16_needs_instructions_for_it(tmp_path, flags, expected):
 
 def test_an_unknown_processor_computes_in_float32(tmp_path):
     assert cpu_dtype(tmp_path / "none") == "float32"
-
-
-def test_the_demo_s_engine_computes_as_the_processor_does(tmp_path):
-    command = engine_command(load_serving_config(ROOT / "configs/serving.demo.yaml"), tmp_path, 8101)
-    assert command[command.index("--dtype") + 1] == cpu_dtype()
-
-
-def test_production_s_engine_computes_in_what_the_configuration_says(tmp_path):
-    command = engine_command(load_serving_config(ROOT / "configs/serving.yaml"), tmp_path, 8101)
-    assert command[command.index("--dtype") + 1] == "bfloat16"
