@@ -144,6 +144,10 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
         case "pattern":
             wanted = schema.get("description", f"Expected it to match {expected}.")
             return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]
+        case "not":
+            return [SchemaProblem(path, f"this key is not allowed here.{_reason(schema)}")]
+        case "minItems":
+            return [SchemaProblem(path, f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}")]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
             relation = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
             return [SchemaProblem(path, f"{shown} is out of range. Expected {relation[error.validator]} {expected}.")]
