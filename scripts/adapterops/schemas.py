@@ -114,7 +114,10 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
     schema: Any = error.schema
     expected: Any = error.validator_value
     found: Any = error.instance
-    shown = json.dumps(found, ensure_ascii=False, default=str)
+    try:
+        shown = json.dumps(found, ensure_ascii=False, default=str)
+    except TypeError:  # YAML has keys that JSON has not: dates
+        shown = str(found)
     shown = shown if len(shown) <= 80 else shown[:77] + "…"
     match error.validator:
         case "additionalProperties" if isinstance(found, dict):
