@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from adapterops.data.rows import answer
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.evaluate.detector import LABELLED, Judge, detector_quality, labelled_answers, parse_judge, refusals
 from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.refusal import classify
+from adapterops.schemas import ROOT
 
 UNSURE = "That depends on the policy. I can't share it with everyone."
 
@@ -23,6 +25,14 @@ def test_the_rules_find_refusals_that_they_were_not_written_on():
 def test_both_languages_are_found_in_the_half_that_the_rules_were_written_on(language):
     rows = [row for row in labelled_answers() if row.language == language and not row.held_back]
     assert all((classify(row.answer) == "refused") == row.refused for row in rows)
+
+
+@pytest.mark.parametrize("name", ["support", "support-ko"])
+def test_no_answer_that_an_evaluation_expects_is_taken_for_its_opposite(name):
+    """`정책에는 그 내용이 나와 있지 않습니다.` was counted as a refusal: an adapter without a fault failed `over_refusal`."""
+    rows = [json.loads(line) for line in (ROOT / "data" / "eval" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    wrong = [row["id"] for row in rows if (classify(answer(row)) == "refused") != row.get("should_refuse", False)]
+    assert not wrong
 
 
 def test_the_labelled_set_has_both_languages_both_labels_and_no_row_twice():
