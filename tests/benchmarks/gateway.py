@@ -124,7 +124,9 @@ def run_gateway(port, engine, cores):
     channel = Channel("support", 1, stable.digest, canary.digest, 10)
     state = HostState("base", [Engine(f"http://127.0.0.1:{engine}", up=True, ready=ready)], {"support": Followed(channel)})
     state.refresh()
-    settings = GatewaySettings("127.0.0.1", port, 1 << 22, 4096, 600, 1800, 0, 1, None, access_log=True, log_prompts=False)
+    settings = GatewaySettings(
+        "127.0.0.1", port, 1 << 22, 4096, 600, 1800, 0, 1, None, access_log=True, log_prompts=False, engine_metrics=False
+    )
 
     async def main():
         runner = web.AppRunner(make_gateway(state, settings, Metrics()), access_log=None, handler_cancellation=True)

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import boto3
 import openai
@@ -18,8 +19,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from adapterops.basemodels import base_model_directory
 from adapterops.documents import sha256_file
 from adapterops.engine.client import greedy_answer, served_models, unload_adapter
+from adapterops.engine.server import engine_command, write_engine_config
 from adapterops.errors import InfrastructureError, RejectedError
 from adapterops.schemas import ROOT
 from adapterops.serving.deploy import deploy
@@ -311,6 +314,28 @@ def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host,
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=5)
         assert caught.value.code == 404
+
+
+def test_vllm_reads_the_written_options_as_it_reads_its_command_line(serving_config, tmp_path):
+    """What `vllm serve --config FILE` makes of `serve.py --engine-config FILE`: the containers of configs/kubernetes."""
+    write_engine_config(serving_config, tmp_path / "engine.yaml")
+    model = base_model_directory(serving_config.base_model)
+    program = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+for arguments in json.loads(sys.argv[1]):
+    print("read:" + json.dumps(vars(make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)), default=repr))
+"""
+    arguments = [["--config", str(tmp_path / "engine.yaml")], engine_command(serving_config, model, serving_config.engine.port)[3:]]
+    result = script("-c", program, json.dumps(arguments))
+    assert result.returncode == 0, result.stderr[-2000:]
+    written, plain = (json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("read:"))
+    assert Path(written.pop("chat_template")).read_text() == Path(plain.pop("chat_template")).read_text()
+    assert written.pop("config", None) in (None, str(tmp_path / "engine.yaml"))
+    plain.pop("config", None)
+    assert written == plain
+    assert (written["enable_lora"], written["host"]) == (True, "127.0.0.1")
 
 
 def test_a_host_that_is_killed_leaves_no_engine_behind(settings, tmp_path, s3):
