@@ -29,8 +29,8 @@ test: lint test-fast  ## everything: linters, unit tests, tests with real server
 	@$(BIN)/python -m pytest -m e2e
 
 test-tools:  ## install the programs that tests look for and PyPI has not (Debian, Ubuntu)
-	@command -v promtool >/dev/null || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends prometheus; }
+	@{ command -v promtool && command -v nginx; } >/dev/null || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends prometheus nginx-light; }
 
 test-fast: setup  ## unit tests (seconds)
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not play"

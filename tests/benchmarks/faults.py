@@ -10,6 +10,7 @@ Two hosts with two stub engines each, a real S3 server, real gateways and reconc
 `--rate` requests a second over both hosts. `wrong` counts answers whose text is not that of the version that the gateway names, or of
 a version that was never to be served; `converged` is the time from the end of the fault until every host is as the channel says.
 
+With `--nginx` the requests go through configs/hosts/nginx.conf, which has both hosts behind it (Debian: apt-get install nginx).
 With `--real` the adapters are random, and what each of them says greedily is recorded from the engine before the load begins.
 """
 
@@ -21,6 +22,7 @@ import collections
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,9 +41,11 @@ from rich.console import Console  # noqa: E402
 
 from adapterops.basemodels import find_base_model  # noqa: E402
 from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter  # noqa: E402
+from adapterops.schemas import ROOT  # noqa: E402
 from adapterops.serving.deploy import deploy, rollback  # noqa: E402
 from adapterops.store.channels import abort_canary, change_channel, promote, read_channel, start_canary  # noqa: E402
 from fleet import BASE, BUCKET, NAME, Fleet, health, running, wait_for  # noqa: E402
+from processes import answers, free_port  # noqa: E402
 from random_adapters import RandomAdapters  # noqa: E402
 from rollouts import UNJUDGED  # noqa: E402
 
@@ -51,8 +55,8 @@ QUESTION, TOKENS = [{"role": "user", "content": "Write one word."}], 16
 class Load:
     """Requests at a constant rate, whatever became of the ones before."""
 
-    def __init__(self, fleet, rate, texts):
-        self.fleet, self.rate, self.texts = fleet, rate, texts
+    def __init__(self, doors, rate, texts):
+        self.doors, self.rate, self.texts = doors, rate, texts
         self.statuses, self.wrong, self.slowest = collections.Counter(), 0, 0.0
         self.examples = collections.Counter()
         self._tasks, self._running = set(), True
@@ -61,8 +65,8 @@ class Load:
         body = {"model": NAME, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0}
         started = time.perf_counter()
         try:
-            gateway = self.fleet.gateways[number % len(self.fleet.gateways)]
-            async with client.post(f"{gateway}/v1/chat/completions", json=body) as answer:
+            door = self.doors[number % len(self.doors)]
+            async with client.post(f"{door}/v1/chat/completions", json=body) as answer:
                 status = answer.status
                 if status == 200:
                     said = (await answer.json())["choices"][0]["message"]["content"]
@@ -275,15 +279,35 @@ def real_releases(fleet):
     raise SystemExit("too few random adapters say something of their own")
 
 
+@contextlib.contextmanager
+def balancer(fleet, directory):
+    """The shipped nginx configuration in front of the fleet; yields its root."""
+    port, text = free_port(), (ROOT / "configs" / "hosts" / "nginx.conf").read_text()
+    hosts = "".join(f"    server {gateway.removeprefix('http://')} max_fails=1 fail_timeout=2s;\n" for gateway in fleet.gateways)
+    text = re.sub(r"(    server 10\.0\.0\..*\n)+", hosts, text).replace("listen 8443", f"listen 127.0.0.1:{port}")
+    (directory / "nginx.conf").write_text(text.replace("/run/nginx.pid", str(directory / "nginx.pid")))
+    command = ["nginx", "-e", str(directory / "nginx.log"), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
+    process = subprocess.Popen(command)
+    try:
+        wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}"))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[*NAMES, "vllm_killed"], action="append", help="just this one; repeatable")
     parser.add_argument("--rate", type=float, help="requests a second; 50, with --real 2")
     parser.add_argument("--real", action="store_true", help="on vLLM instead of stub engines")
+    parser.add_argument("--nginx", action="store_true", help="through a load balancer")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="faults-"))
     changes = {"gateway__read_timeout_s": 60 if options.real else 5, "gateway__access_log": False}
-    with running(directory, hosts=1 if options.real else 2, engines=2, real=options.real, **changes) as fleet:
+    with contextlib.ExitStack() as stack:
+        fleet = stack.enter_context(running(directory, hosts=1 if options.real else 2, engines=2, real=options.real, **changes))
+        doors = [stack.enter_context(balancer(fleet, directory))] if options.nginx else fleet.gateways
         digests, texts = (real_releases if options.real else stub_releases)(fleet)
         faults = Faults(fleet, digests)
         for digest in (faults.other, faults.stable):
@@ -291,7 +315,7 @@ def main():
         print("| fault | requests | failed | of which | wrong version | slowest answer | converged after |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for name in options.only or (REAL if options.real else NAMES):
-            fault, load = getattr(faults, name), Load(fleet, options.rate or (2 if options.real else 50), texts)
+            fault, load = getattr(faults, name), Load(doors, options.rate or (2 if options.real else 50), texts)
             took = asyncio.run(measure(fleet, fault, load))
             failed = {str(status): count for status, count in load.statuses.items() if status != 200}
             kinds = ", ".join(f"{count} × {status}" for status, count in failed.items()) or "-"

@@ -44,3 +44,14 @@ def test_the_image_runs_as_the_user_that_kubernetes_gives_it():
     assert f"--uid {uid} " in CONTAINER
     hosts = next(item for item in yaml.safe_load_all((ROOT / "configs/kubernetes/hosts.yaml").read_text()) if item["kind"] == "StatefulSet")
     assert hosts["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == int(uid)
+
+
+def test_nginx_understands_the_load_balancers_configuration(tmp_path):
+    text = (HOSTS / "nginx.conf").read_text()
+    (tmp_path / "nginx.conf").write_text(text.replace("/run/nginx.pid", str(tmp_path / "nginx.pid")))
+    command = [program("nginx", "nginx-light"), "-t", "-q", "-e", str(tmp_path / "nginx.log"), "-c", str(tmp_path / "nginx.conf")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    config = load_serving_config(ROOT / "configs/serving.yaml")
+    assert f"proxy_read_timeout {config.gateway.read_timeout_s}s;" in text
+    assert f"client_max_body_size {config.gateway.max_body_bytes >> 20}m;" in text
