@@ -15,7 +15,12 @@ from adapterops.plan.present import plan_markdown
 from adapterops.schemas import schema_problems
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
-UNKNOWN = Candidate(None, None)
+
+def candidate(digest=None, verdict=None, *, released=False):
+    return Candidate(digest, "b" * 64, {"verdict": verdict} if verdict else None, released)
+
+
+UNKNOWN = candidate()
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def plan(repository, monkeypatch):
 
 
 def judged(verdict):
-    return Candidate("a" * 64, {"verdict": verdict})
+    return candidate("a" * 64, verdict)
 
 
 def more_rows():
@@ -79,8 +84,21 @@ def test_what_was_computed_before_is_not_computed_again(plan):
 
 
 def test_weights_without_a_verdict_are_judged(plan):
-    document = plan(more_rows(), Candidate("a" * 64, None))
+    document = plan(more_rows(), candidate("a" * 64))
     assert (document["train"], document["adapters"][0]["action"]) == (["support"], "judge")
+
+
+def test_going_back_to_a_release_needs_no_new_verdict(plan):
+    """It passed when it was released; a revert must not wait for a GPU."""
+    document = plan(more_rows(), candidate("a" * 64, released=True))
+    assert (document["train"], document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == ([], "reuse", "PASS")
+    assert document["reason"] == "Computed before: support released. Nothing is trained."
+
+
+def test_other_rules_for_what_is_served_ask_for_a_verdict(plan, repository):
+    gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+    document = plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")}, candidate("a" * 64, released=True))
+    assert {row["action"] for row in document["adapters"]} == {"judge"}
 
 
 def test_a_new_adapter_is_trained_and_a_removed_one_is_not(plan, repository):

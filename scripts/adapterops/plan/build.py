@@ -106,7 +106,7 @@ def classify(paths: list[str]) -> dict[str, list[str]]:
 def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: list[str]) -> list[dict[str, Any]]:
     rows = []
     for name in sorted({*adapter_names(before), *adapter_names(after)}):
-        row: dict[str, Any] = {"name": name, "training_key": None, "judgement_key": None, "digest": None, "verdict": None}
+        row: dict[str, Any] = {"name": name, **dict.fromkeys(("training_key", "judgement_key", "digest", "verdict")), "released": False}
         if name not in adapter_names(after):
             rows.append({**row, "change": "removed", "action": "none", "minutes": 0.0, "usd": 0.0, "basis": "nothing is computed"})
             continue
@@ -119,17 +119,21 @@ def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: li
         change = _change(former, keys)
         if change is None:
             continue
-        known = find_candidate(store, keys.training, keys.judgement) if store else Candidate(None, None)
-        action = "train" if known.digest is None else "judge" if known.verdict is None else "reuse"
+        known = find_candidate(store, keys) if store else Candidate(None, keys.judgement(None), None, released=False)
+        # It passed when it was released, and going back to it must not need a GPU, whatever the rules are by now.
+        going_back = known.released and change != "judgement"
+        verdict = "PASS" if going_back else known.verdict
+        action = "train" if known.digest is None else "judge" if verdict is None else "reuse"
         guess = estimate(keys, action)
         rows.append(
             {
                 **row,
                 "change": change,
                 "training_key": keys.training,
-                "judgement_key": keys.judgement,
+                "judgement_key": known.judgement_key,
                 "digest": known.digest,
-                "verdict": known.verdict,
+                "verdict": verdict,
+                "released": going_back,
                 "action": action,
                 **asdict(guess),
             }
@@ -150,7 +154,7 @@ def _change(former: Keys | None, keys: Keys) -> str | None:
         return "new"
     if former.training != keys.training:
         return "weights"
-    return "judgement" if former.judgement != keys.judgement else None
+    return "judgement" if former.rules != keys.rules else None
 
 
 def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
@@ -193,13 +197,14 @@ def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(plan: dict[str, Any]) -> str:
+    adapters = plan["adapters"]
     if plan["problems"]:
         return str(plan["problems"][0]).partition("\n")[0]
     if plan["train"]:
         return f"{_names(plan['train'])} gets a GPU job."
-    judged = {row["name"]: row["verdict"] for row in plan["adapters"] if row["verdict"]}
-    if judged:
-        return "Computed before: " + ", ".join(f"{name} {verdict}" for name, verdict in judged.items()) + ". Nothing is trained."
+    known = [f"{row['name']} {'released' if row['released'] else row['verdict']}" for row in adapters if row["verdict"]]
+    if known:
+        return f"Computed before: {_names(known)}. Nothing is trained."
     return "No adapter's weights or verdict depend on what changes here. Nothing is trained."
 
 
