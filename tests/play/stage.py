@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from adapterops.schemas import ROOT
+from adapterops.store.signing import make_key_pair
 from play.github_api import NAME, GitHub
 from processes import environment, free_port, wait_for_http
 from repositories import Repository
@@ -57,17 +58,21 @@ rollout:
 gates:
   format_compliance:
     min: 0.4
+    margin: 0.1
     description: Share of JSON answers that are valid. Below it, add format examples.
+  rouge_l:
+    margin: 0.1
+    description: Likeness to the expected answers. Worse than production, look at the worst answers.
 """,
     # What a code change has to pass: the real tests of what the play's pull requests change, not the hour of all of them.
     "Makefile": "setup:\n\t@python3 scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q tests/unit/test_rouge.py\n",
 }
 
 
-def rows(kind, count):
-    """JSON rows of the demo's data, as text lines."""
+def rows(kind, count, first=0):
+    """JSON rows of the demo's data, as text lines: of two short tasks, so that a minute of training learns them."""
     lines = (ROOT / f"data/{kind}/support.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if "extract" in json.loads(line)["tags"]][:count]
+    return [line for line in lines if {"stock", "pickup"} & set(json.loads(line)["tags"])][first : first + count]
 
 
 class Run:
@@ -102,12 +107,15 @@ class Stage(Repository):
         serving = (ROOT / "configs/serving.demo.yaml").read_text()
         serving = serving.replace("port: 8101", f"port: {self.ports['engine']}").replace("port: 8080", f"port: {self.ports['gateway']}")
         recipe = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
+        self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
+        make_key_pair(self.signing_key, public_key)
+        serving = serving.replace(".demo/signing.pub.pem", str(public_key))
         first = {
             **SETTINGS,
             "configs/serving.demo.yaml": serving.replace(".demo/serving", str(directory / "serving")),
             "configs/qlora/smollm2-135m.yaml": recipe.replace("num_train_epochs: 2", "num_train_epochs: 4"),
-            "data/training/support.jsonl": "\n".join(rows("training", 64)) + "\n",
-            "data/eval/support.jsonl": "\n".join(rows("eval", 12)) + "\n",
+            "data/training/support.jsonl": "\n".join(rows("training", 40)) + "\n",
+            "data/eval/support.jsonl": "\n".join(rows("eval", 17)) + "\n",
         }
         self.commit(first, "The repository as it is set up")
         self.git("push", "-q", "origin", "main")
@@ -206,6 +214,7 @@ class Stage(Repository):
         (place / "event.json").write_text(json.dumps(event))
         variables = {
             "ADAPTER_BUCKET": "qlora-adapters", "AWS_REGION": "us-east-1", "GATEWAYS": self.gateway, "NO_GPU": "true",
+            "SIGNING_KEY": str(self.signing_key),
             "EVALUATION_SERVER_URL": f"http://127.0.0.1:{self.ports['engine']}",
             **{f"AWS_{role}_ROLE": f"arn:aws:iam::123456789012:role/qlora-{role.lower()}" for role in ("READ", "CANDIDATE", "RELEASE")},
         }  # fmt: skip

@@ -107,9 +107,7 @@ def classify(paths: list[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _adapters(
-    before: Path, after: Path, store: ObjectStore | None, problems: list[str], unknown: list[str]
-) -> list[dict[str, Any]]:
+def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: list[str], unknown: list[str]) -> list[dict[str, Any]]:
     """A row for each affected adapter; what is broken goes to `problems`, whose cost cannot be predicted to `unknown`."""
     rows = []
     for name in sorted({*adapter_names(before), *adapter_names(after)}):

@@ -9,9 +9,9 @@ from typing import Any
 
 from adapterops.adapters import AdapterSpec, load_adapter
 from adapterops.documents import sha256_file, sha256_json
+from adapterops.engine.installed import engine_version
 from adapterops.errors import UsageError
-from adapterops.evaluate.metrics import METRIC_IDS
-from adapterops.evaluate.run import engine_version
+from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.serving.config import load_serving_config
 from adapterops.train.recipe import Recipe, load_recipe, training_key
 from adapterops.yamlfile import load_yaml
