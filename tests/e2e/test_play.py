@@ -40,17 +40,11 @@ def corrupt(line):
 
 
 def objects(stage, prefix=""):
-    import boto3
-
-    client = boto3.Session("play", "play", region_name="us-east-1").client("s3", endpoint_url=stage.aws["AWS_ENDPOINT_URL"])
-    return {item["Key"]: item["Size"] for item in client.list_objects_v2(Bucket="qlora-adapters", Prefix=prefix).get("Contents", [])}
+    return {item["Key"]: item["Size"] for item in stage.s3.list_objects_v2(Bucket="qlora-adapters", Prefix=prefix).get("Contents", [])}
 
 
 def document(stage, key):
-    import boto3
-
-    client = boto3.Session("play", "play", region_name="us-east-1").client("s3", endpoint_url=stage.aws["AWS_ENDPOINT_URL"])
-    return json.loads(client.get_object(Bucket="qlora-adapters", Key=key)["Body"].read())
+    return json.loads(stage.s3.get_object(Bucket="qlora-adapters", Key=key)["Body"].read())
 
 
 def judgement_of(stage, number):

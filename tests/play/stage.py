@@ -15,10 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+import boto3
 import yaml
 
 from adapterops.schemas import ROOT
 from adapterops.store.signing import make_key_pair
+from play.aws import ACCOUNT, set_up
 from play.github_api import NAME, GitHub
 from processes import environment, free_port, wait_for_http
 from repositories import Repository
@@ -129,15 +131,17 @@ class Stage(Repository):
         }
 
     def start(self):
-        """S3 server and serving host; returns once the S3 server answers."""
-        keys = {"AWS_ACCESS_KEY_ID": "play", "AWS_SECRET_ACCESS_KEY": "play"}
-        self.environment = environment(**self.aws, **keys, ADAPTER_BUCKET="qlora-adapters", AWS_PROFILE=None, AWS_SESSION_TOKEN=None)
-        self._start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.ports["s3"])])
-        wait_for_http(self.aws["AWS_ENDPOINT_URL"])
-        import boto3
-
-        session = boto3.Session("play", "play", region_name="us-east-1")
-        session.client("s3", endpoint_url=self.aws["AWS_ENDPOINT_URL"]).create_bucket(Bucket="qlora-adapters")
+        """S3 server and serving host; returns once the S3 server answers. It lets each role do what docs/aws/main.tf says."""
+        endpoint = self.aws["AWS_ENDPOINT_URL"]
+        self.environment = environment(PYTHONPATH=f"{ROOT / 'scripts'}:{ROOT / 'tests'}")
+        self._start("s3", [sys.executable, str(ROOT / "tests/play/aws.py"), str(self.ports["s3"])])
+        wait_for_http(endpoint)
+        keys = set_up(endpoint)
+        owner = boto3.Session(*keys["owner"].values(), region_name="us-east-1")
+        self.s3 = owner.client("s3", endpoint_url=endpoint)
+        self.environment = environment(
+            **self.aws, **keys["reader"], ADAPTER_BUCKET="qlora-adapters", AWS_PROFILE=None, AWS_SESSION_TOKEN=None
+        )
         (self.path / ".git/info/exclude").write_text(".venv\n")
         (self.path / ".venv").symlink_to(ROOT / ".venv")
         self._start(
@@ -216,7 +220,7 @@ class Stage(Repository):
             "ADAPTER_BUCKET": "qlora-adapters", "AWS_REGION": "us-east-1", "GATEWAYS": self.gateway, "NO_GPU": "true",
             "SIGNING_KEY": str(self.signing_key),
             "EVALUATION_SERVER_URL": f"http://127.0.0.1:{self.ports['engine']}",
-            **{f"AWS_{role}_ROLE": f"arn:aws:iam::123456789012:role/qlora-{role.lower()}" for role in ("READ", "CANDIDATE", "RELEASE")},
+            **{f"AWS_{role}_ROLE": f"arn:aws:iam::{ACCOUNT}:role/qlora-{role.lower()}" for role in ("READ", "CANDIDATE", "RELEASE")},
         }  # fmt: skip
         outside = {
             **self.aws, "GITHUB_API_URL": self.github.url, "GITHUB_REPOSITORY": NAME, "GITHUB_SERVER_URL": "http://github.invalid",
