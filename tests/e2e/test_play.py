@@ -12,6 +12,7 @@ from play.stage import ADAPTER, Stage, rows
 
 DATA = "data/training/support.jsonl"
 play = pytest.mark.play
+pytestmark = pytest.mark.timeout(3000)  # a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_1_documents_train_nothing_and_the_check_is_green(stage):
 
 @play
 def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
-    lines = rows("training", 48)
+    lines = rows("training", 28)
     number = story["data"] = stage.open("data", training([*lines[:20], corrupt(lines[20]), *lines[21:]]))
     run = stage.run_pull_request(number)
     assert run.jobs == {"plan": "succeeded", f"validate {ADAPTER}": "failed", "report": "succeeded", "required": "failed"}
@@ -87,7 +88,7 @@ def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
 
 @play
 def test_9_a_fork_gets_no_gpu_and_no_store(stage):
-    number = stage.open("fork", training(rows("training", 44)), fork=True)
+    number = stage.open("fork", training(rows("training", 27)), fork=True)
     run = stage.run_pull_request(number)
     assert run.jobs == {"plan": "failed", "required": "failed"}
     assert "pull requests from forks get no GPU" in run.output
@@ -104,7 +105,7 @@ def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
     assert run.jobs == {"plan": "succeeded", "test": "succeeded", "report": "succeeded", "required": "succeeded"}
     assert not marker.exists()
     assert "Code changes (3 files): CPU tests, no GPU." in stage.github.comments_on(number)[0]
-    number = stage.open("both", {"scripts/quality_gate.py": judge, **training(rows("training", 42))})
+    number = stage.open("both", {"scripts/quality_gate.py": judge, **training(rows("training", 26))})
     run = stage.run_pull_request(number)
     assert (run.jobs["plan"], run.jobs["required"]) == ("failed", "failed")
     assert "Split it: code in one" in stage.github.comments_on(number)[0]
@@ -125,7 +126,7 @@ def test_0_the_first_adapter_is_trained_and_released_by_hand(stage, story):
 @play
 def test_3_the_correction_is_trained_judged_and_the_comment_edited(stage, story):
     before = len(stage.github.comments_on(story["data"]))
-    stage.push("data", training(rows("training", 48)), "mend the row")
+    stage.push("data", training(rows("training", 28)), "mend the row")
     run = stage.run_pull_request(story["data"])
     assert run.jobs == {
         "plan": "succeeded",
@@ -172,7 +173,7 @@ def test_5_the_merge_releases_the_very_bits_that_were_judged(stage, story):
 
 @play
 def test_6_a_pull_request_that_is_worse_than_production_is_not_merged(stage, story):
-    unlike = [json.dumps({**json.loads(line), "output": "I would rather not say."}) for line in rows("training", 32)]
+    unlike = [json.dumps({**json.loads(line), "output": "I would rather not say."}) for line in rows("training", 12)]
     number = stage.open("worse", training(unlike))
     run = stage.run_pull_request(number)
     assert run.jobs[ADAPTER] == "failed"

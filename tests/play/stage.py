@@ -59,7 +59,7 @@ rollout:
     "configs/quality_gate.demo.yaml": """\
 gates:
   format_compliance:
-    min: 0.4
+    min: 0.3
     margin: 0.1
     description: Share of JSON answers that are valid. Below it, add format examples.
   rouge_l:
@@ -109,15 +109,18 @@ class Stage(Repository):
         serving = (ROOT / "configs/serving.demo.yaml").read_text()
         serving = serving.replace("port: 8101", f"port: {self.ports['engine']}").replace("port: 8080", f"port: {self.ports['gateway']}")
         recipe = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
+        recipe = recipe.replace("num_train_epochs: 2", "num_train_epochs: 3").replace("batch_size: 8", "batch_size: 4")
         self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
         make_key_pair(self.signing_key, public_key)
-        serving = serving.replace(".demo/signing.pub.pem", str(public_key))
+        serving = serving.replace(".demo/signing.pub.pem", str(public_key)).replace("start_timeout_s: 300", "start_timeout_s: 1200")
         first = {
             **SETTINGS,
             "configs/serving.demo.yaml": serving.replace(".demo/serving", str(directory / "serving")),
-            "configs/qlora/smollm2-135m.yaml": recipe.replace("num_train_epochs: 2", "num_train_epochs: 4"),
-            "data/training/support.jsonl": "\n".join(rows("training", 40)) + "\n",
-            "data/eval/support.jsonl": "\n".join(rows("eval", 17)) + "\n",
+            "configs/qlora/smollm2-135m.yaml": recipe.replace("num_train_epochs: 2", "num_train_epochs: 3").replace(
+                "batch_size: 8", "batch_size: 4"
+            ),
+            "data/training/support.jsonl": "\n".join(rows("training", 24)) + "\n",
+            "data/eval/support.jsonl": "\n".join(rows("eval", 12)) + "\n",
         }
         self.commit(first, "The repository as it is set up")
         self.git("push", "-q", "origin", "main")
@@ -159,7 +162,7 @@ class Stage(Repository):
         self.processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, cwd=self.path))
 
     def await_engine(self):
-        wait_for_http(f"http://127.0.0.1:{self.ports['engine']}/health", 300)
+        wait_for_http(f"http://127.0.0.1:{self.ports['engine']}/health", 1200)
 
     @property
     def gateway(self):
@@ -255,7 +258,7 @@ class Stage(Repository):
         started = time.monotonic()
         secrets = {name: None for name in self.environment if name.startswith("AWS_")}
         result = subprocess.run(
-            command, cwd=tree, capture_output=True, text=True, env=environment(**secrets) | cache, check=False, timeout=1500
+            command, cwd=tree, capture_output=True, text=True, env=environment(**secrets) | cache, check=False, timeout=3000
         )
         run = Run(result.stdout + result.stderr, result.returncode, time.monotonic() - started)
         (place / "log.txt").write_text(run.output)

@@ -71,7 +71,7 @@ def build_plan(
         return _conclude(plan)
     changed = changed_paths(f"{base}^{{tree}}", tree, repository)
     plan["changes"] = classify(changed)
-    problems += problems_of(entries(tree, repository, *TAKEN), entries(base, repository, *TAKEN))
+    problems += problems_of(entries(tree, repository, *TAKEN), entries(base, repository, *TAKEN), repository)
     if problems:
         return _conclude(plan)
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
