@@ -185,12 +185,10 @@ def test_attributes_change_no_byte_of_what_is_taken(repository):
     """Line ends, encodings, keywords and filters are a working copy's business; blobs are written as they are."""
     content = '{"id": "a"}\r\n$Id$\n'
     attributes = "* text eol=crlf ident working-tree-encoding=UTF-16 filter=lfs diff=lfs merge=lfs export-subst\n"
-    blob = subprocess.run(
-        ["git", "-C", repository.path, "hash-object", "-w", "--stdin"], input=content.encode(), capture_output=True, check=True
-    )
-    (repository.path / ".gitattributes").write_text(attributes)
-    repository.git("add", ".gitattributes")
-    repository.git("update-index", "--add", "--cacheinfo", f"100644,{blob.stdout.decode().strip()},data/training/odd.jsonl")
+    for path, text in {".gitattributes": attributes, "data/training/odd.jsonl": content}.items():
+        command = ["git", "-C", repository.path, "hash-object", "-w", "--stdin"]
+        blob = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout.decode().strip()
+        repository.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
     written = repository.git("write-tree")
     repository.git("reset", "-q", "--hard")
     take(repository, repository.git("commit-tree", written, "-p", "main", "-m", "attributes"))

@@ -3,10 +3,8 @@
 import json
 
 import boto3
-import numpy as np
 import pytest
-from moto import mock_aws
-from safetensors.numpy import save_file
+from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -16,27 +14,14 @@ from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_pr
 from adapterops.plan.keys import adapter_keys
 from adapterops.plan.tree import extract
 from adapterops.store.channels import change_channel, promote
-from adapterops.store.objects import ObjectStore
-from adapterops.store.releases import adapter_digest, publish
+from adapterops.store.releases import adapter_digest
 from repositories import ROWS, jsonl, with_adapters
-
-BUCKET = "candidates-test"
 
 
 @pytest.fixture
 def store(monkeypatch):
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield ObjectStore(BUCKET)
+    with empty_store(monkeypatch) as store:
+        yield store
 
 
 @pytest.fixture
@@ -49,44 +34,10 @@ def keys(repository):
     return adapter_keys("support", repository.path)
 
 
-def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=None):
-    """A run directory as train, evaluate and gate leave it."""
-    model = directory / "model"
-    model.mkdir(parents=True)
-    save_file({"lora": np.frombuffer(weights, np.uint8)}, model / "adapter_model.safetensors")
-    (model / "adapter_config.json").write_text("{}")
-    (model / "chat_template.jinja").write_text("t")
-    digest = adapter_digest(model)
-    manifest = {
-        "training_key": keys.training,
-        "adapter": {"digest": digest, "rank": 16},
-        "base_model": {"name": "smollm2-135m-instruct", "source_id": "x", "revision": "y"},
-        "finished_at": "2026-01-01T00:00:00+00:00",
-    }
-    (model / "train_manifest.json").write_text(json.dumps(manifest))
-    judged = {"name": "support", "digest": digest, "training_key": keys.training, "base_model": "smollm2-135m-instruct"}
-    report = {"verdict": verdict, "reason": "because", "gate_key": "b" * 64, "adapter": judged, "gates": [], "probes": []}
-    report["production"] = {"name": None, "digest": production, "note": ""}
-    (directory / "gate_report.json").write_text(json.dumps(report))
-    (directory / "eval_samples.jsonl").write_text("{}\n")
-    (directory / "main").mkdir()
-    (directory / "main/gate_report.json").write_text("{}")
-    return directory
-
-
 @pytest.fixture(autouse=True)
 def documents_as_they_are(monkeypatch):
     """Other stages' documents are tested with their stages; here only the fields that candidates look at matter."""
     monkeypatch.setattr(candidates, "read_json", lambda path, _: json.loads(path.read_text()))
-
-
-SOURCE = {"commit": "c" * 40, "pr": "7", "run": None}
-
-
-def kept(store, keys, directory, **options):
-    run = run_of(keys, directory, **options)
-    keep_adapter(store, keys.training, run / "model")
-    return keep_judgement(store, keys, run, SOURCE)
 
 
 def test_nothing_is_known_at_first(store, keys, tmp_path):
@@ -169,15 +120,6 @@ def test_a_judgement_cannot_write_outside_its_run(store, keys, tmp_path):
     with pytest.raises(InfrastructureError, match="outside its run"):
         fetch_judgement(store, judgement, tmp_path / "fetched")
     assert not (tmp_path.parent / "escaped.json").exists()
-
-
-def release(store, keys, run, **options):
-    """Publish a candidate and serve it; returns its digest."""
-    digest = kept(store, keys, run, **options)["digest"]
-    report, manifest = read(run / "gate_report.json"), read(run / "model/train_manifest.json")
-    publish(store, "support", run / "model", report, manifest, source={"commit": None, "pr": None, "actor": None})
-    change_channel(store, "support", lambda channel: promote(channel, digest), reason="test")
-    return digest
 
 
 class TestProduction:
@@ -274,10 +216,6 @@ class TestPromotion:
         assert adapter_keys("support", repository.path).training == adapter_keys("support", tmp_path / "pull").training
         repository.git("revert", "--no-edit", "HEAD")
         assert adapter_keys("support", repository.path).training == keys.training
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_the_schemas_are_those_of_the_documents(store, keys, tmp_path):
