@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import boto3
 import numpy as np
@@ -72,3 +73,9 @@ def release(store, keys, run, **options):
 
 def read(path):
     return json.loads(path.read_text())
+
+
+def copy_tree(source, target):
+    """Data, configs and adapters, as take_pull_request.py --main-copy writes them."""
+    for name in ("data", "configs", "adapters"):
+        shutil.copytree(source / name, target / name)
