@@ -1,4 +1,4 @@
-"""The story of pull requests, played with the workflow files as they are: `make play`."""
+"""The story of pull requests, played with the workflow files as they are: `make play`. Scenes that train nothing are in `make test` too."""
 
 import json
 import threading
@@ -16,9 +16,11 @@ pytestmark = pytest.mark.timeout(3000)  # a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
+def stage(tmp_path_factory, request):
     stage = Stage(tmp_path_factory.mktemp("play"))
     stage.start()
+    if any(item.get_closest_marker("play") and not item.get_closest_marker("e2e") for item in request.session.items):
+        stage.serve()  # its engine starts while the first scenes are played
     yield stage
     stage.stop()
     print("\n".join(f"{seconds:6.0f} s  {name}: {jobs}" for name, jobs, seconds in stage.timeline))
@@ -65,6 +67,7 @@ def served(stage):
 
 
 @play
+@pytest.mark.e2e
 def test_1_documents_train_nothing_and_the_check_is_green(stage):
     number = stage.open("docs", {"README.md": "# Other words\n"})
     run = stage.run_pull_request(number)
@@ -73,6 +76,7 @@ def test_1_documents_train_nothing_and_the_check_is_green(stage):
 
 
 @play
+@pytest.mark.e2e
 def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
     lines = rows("training", 28)
     number = story["data"] = stage.open("data", training([*lines[:20], corrupt(lines[20]), *lines[21:]]))
@@ -87,6 +91,7 @@ def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
 
 
 @play
+@pytest.mark.e2e
 def test_9_a_fork_gets_no_gpu_and_no_store(stage):
     number = stage.open("fork", training(rows("training", 27)), fork=True)
     run = stage.run_pull_request(number)
@@ -96,6 +101,7 @@ def test_9_a_fork_gets_no_gpu_and_no_store(stage):
 
 
 @play
+@pytest.mark.e2e
 def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
     marker = tmp_path / "the pull request's judge ran"
     judge = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nprint('PASS')\n"
@@ -223,6 +229,7 @@ def test_8_two_merges_at_once_lose_no_update(stage, story):
 
 
 @play
+@pytest.mark.e2e
 def test_nothing_of_the_play_is_left_in_the_repository():
     assert not (ROOT / ".main").exists()
     assert not (ROOT / "promoted").exists()

@@ -134,7 +134,7 @@ class Stage(Repository):
         }
 
     def start(self):
-        """S3 server and serving host; returns once the S3 server answers. It lets each role do what docs/aws/main.tf says."""
+        """S3 server, once it answers. It lets each role do what docs/aws/main.tf says."""
         endpoint = self.aws["AWS_ENDPOINT_URL"]
         self.environment = environment(PYTHONPATH=f"{ROOT / 'scripts'}:{ROOT / 'tests'}")
         self._start("s3", [sys.executable, str(ROOT / "tests/play/aws.py"), str(self.ports["s3"])])
@@ -145,6 +145,9 @@ class Stage(Repository):
         self.environment = environment(
             **self.aws, **keys["reader"], ADAPTER_BUCKET="qlora-adapters", AWS_PROFILE=None, AWS_SESSION_TOKEN=None
         )
+
+    def serve(self):
+        """A serving host; `await_engine` waits for it."""
         (self.path / ".git/info/exclude").write_text(".venv\n")
         (self.path / ".venv").symlink_to(ROOT / ".venv")
         self._start(
