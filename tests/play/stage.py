@@ -226,7 +226,10 @@ class Stage(Repository):
             "ADAPTER_BUCKET": "qlora-adapters", "AWS_REGION": "us-east-1", "GATEWAYS": self.gateway, "NO_GPU": "true",
             "SIGNING_KEY": str(self.signing_key),
             "EVALUATION_SERVER_URL": f"http://127.0.0.1:{self.ports['engine']}",
-            **{f"AWS_{role}_ROLE": f"arn:aws:iam::{ACCOUNT}:role/qlora-{role.lower()}" for role in ("READ", "CANDIDATE", "RELEASE")},
+            **{
+                f"AWS_{name}_ROLE": f"arn:aws:iam::{ACCOUNT}:role/qlora-{role}"
+                for name, role in {"READ": "read", "CANDIDATE": "candidates", "RELEASE": "release"}.items()
+            },
         }  # fmt: skip
         outside = {
             **self.aws, "GITHUB_API_URL": self.github.url, "GITHUB_REPOSITORY": NAME, "GITHUB_SERVER_URL": "http://github.invalid",
