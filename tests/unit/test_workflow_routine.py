@@ -228,14 +228,16 @@ def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(github,
     assert f"-f adapter=support -f version={digest[:12]}" in made["body"]
 
 
-def test_the_plans_comment_is_kept_up_to_date(github, repository, tmp_path):
+def test_the_plans_comment_is_kept_up_to_date(github, repository, monkeypatch, tmp_path):
     from adapterops.documents import write_json
-    from adapterops.plan.build import build_plan
+    from adapterops.plan import build
+    from adapterops.plan.estimate import Estimate
 
+    monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
     number = github.pull_request("data", "a" * 40)
     gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
     head = repository.branch("lower", {"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.10")})
-    plan = build_plan(repository.git("rev-parse", "main"), head, repository.path, None, labels={"gpu-budget-approved"})
+    plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
     write_json(tmp_path / "plan.json", plan, "plan")
     for _ in range(2):
         assert run("comment_plan", "--plan", tmp_path / "plan.json", "--pull-request", number).exit_code == 0
