@@ -36,7 +36,7 @@ test-fast: setup  ## unit tests (seconds)
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not play"
 
 play: setup  ## the whole story of pull requests on GitHub Actions, with the real workflow files and no GitHub
-	@$(BIN)/python -m pytest -m play
+	@$(BIN)/python -m pytest -m play -s tests/e2e/test_play.py
 
 lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 	@$(BIN)/ruff check

