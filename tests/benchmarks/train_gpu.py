@@ -7,7 +7,7 @@ Weights are random (speed does not depend on them) and made in NF4 on the GPU; r
     python tests/benchmarks/train_gpu.py --tiny                 # a smoke test on the CPU, in a minute
     python tests/benchmarks/train_gpu.py --check                # fused layers against peft's on this machine
 
-It needs torch, transformers, peft, bitsandbytes, accelerate, and for the configurations that name it liger_kernel.
+It needs torch, transformers, trl, peft, bitsandbytes, accelerate, and for the configurations that name it liger_kernel.
 """
 
 from __future__ import annotations
@@ -132,13 +132,23 @@ def random_network(shape: dict[str, Any], attention: str, device: Any) -> Any:
     return network
 
 
+def no_tokenizer() -> Any:
+    """What TRL asks for and rows of tokens do not need."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), pad_token="-", eos_token="-")
+
+
 def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed: int) -> dict[str, Any]:
     """Train `warm` + `timed` steps in this process and time the latter."""
+    import datasets
     import torch
     from transformers import TrainerCallback
 
     from adapterops.train.memory import Shape, estimate
-    from adapterops.train.network import add_lora, apply_kernels
+    from adapterops.train.network import apply_kernels, lora_config
     from adapterops.train.packing import Collator, packed_rows
     from adapterops.train.trainer import AnswerTrainer, training_arguments
 
@@ -160,34 +170,22 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
         "weight_decay": 0.0, "max_grad_norm": 0.3, "train_sampling_strategy": "random", "logging_steps": 1000,
     }  # fmt: skip
     steps = warm + timed
-    data = rows(steps * (100 if options["packing"] else 32), shape["vocab_size"], PACK // 32 if tiny else PACK)
+    datasets.disable_progress_bars()
+    data = datasets.Dataset.from_list(rows(steps * (100 if options["packing"] else 32), shape["vocab_size"], PACK // 32 if tiny else PACK))
     if options["packing"]:
-        data = packed_rows(data, pack)[: steps * packs_a_step]
+        data = packed_rows(data, pack)
+        data = data.select(range(min(len(data), steps * packs_a_step)))
 
     started = time.monotonic()
     network = random_network(shape, options["attn_implementation"], device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    changes: dict[str, Any] = {}
-    trainer_class: Any = AnswerTrainer
     if options.get("guide"):
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+        from peft import get_peft_model, prepare_model_for_kbit_training
         from transformers import Trainer
 
         network = prepare_model_for_kbit_training(network, gradient_checkpointing_kwargs={"use_reentrant": False})
-        config = LoraConfig(r=lora["r"], lora_alpha=128, lora_dropout=lora["dropout"], target_modules=PROJECTIONS, task_type="CAUSAL_LM")
-        model = get_peft_model(network, config)
-        trainer_class, changes = Trainer, {"bf16": on_gpu}
-    else:
-        model = add_lora(network, lora, seed=0)
-        apply_kernels(
-            model, liger=options["liger"], fused_lora=options["fused_lora"], loss=options["loss"],
-            selective_checkpointing=options["gradient_checkpointing"] == "selective", keep_dequantized=options["keep_dequantized"],
-        )  # fmt: skip
-    if options["compile"]:
-        for layer in model.get_base_model().model.layers:
-            layer.compile()
-    loaded = time.monotonic() - started
+        network = get_peft_model(network, lora_config(lora))
 
     collate = Collator(0, pack if options["packing"] else None, variable_length=options["attn_implementation"] == "varlen")
     real: list[int] = []
@@ -210,13 +208,27 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
             ends.append(time.monotonic())
 
     with tempfile.TemporaryDirectory() as directory:
-        trainer = trainer_class(
-            model=model,
-            args=training_arguments(training, 0, Path(directory), max_steps=steps, use_cpu=not on_gpu, **changes),
-            train_dataset=data,
-            data_collator=collator,
-            callbacks=[Clock()],
-        )
+        guide = options.get("guide", False)
+        arguments = training_arguments(training, 0, Path(directory), max_steps=steps, use_cpu=not on_gpu, bf16=bool(guide and on_gpu))
+        given: dict[str, Any] = {
+            "model": network,
+            "args": arguments,
+            "train_dataset": data,
+            "data_collator": collator,
+            "callbacks": [Clock()],
+        }
+        if guide:
+            trainer = Trainer(**given)
+        else:
+            trainer = AnswerTrainer(**given, peft_config=lora_config(lora), processing_class=no_tokenizer())
+            apply_kernels(
+                trainer.model, liger=options["liger"], fused_lora=options["fused_lora"], loss=options["loss"],
+                selective_checkpointing=options["gradient_checkpointing"] == "selective", keep_dequantized=options["keep_dequantized"],
+            )  # fmt: skip
+        if options["compile"]:
+            for layer in trainer.model.get_base_model().model.layers:
+                layer.compile()
+        loaded = time.monotonic() - started
         trainer.train()
     seconds = ends[-1] - ends[warm - 1]
     first, last = warm * accumulation, steps * accumulation
@@ -243,13 +255,15 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
 def check() -> None:
     """Losses and gradients of the fused layers against peft's, on random weights, in bf16."""
     import torch
+    from datasets import Dataset
+    from peft import get_peft_model
 
-    from adapterops.train.network import add_lora, apply_kernels
+    from adapterops.train.network import apply_kernels, lora_config
     from adapterops.train.packing import Collator, packed_rows
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = {**TINY_SHAPE, "head_dim": 64, "hidden_size": 256}
-    data = packed_rows(rows(40, shape["vocab_size"], 128), 512)
+    data = packed_rows(Dataset.from_list(rows(40, shape["vocab_size"], 128)), 512).to_list()
     outcomes = {}
     for name, attention, fused, selective, loss, liger in [
         ("peft", "sdpa", False, False, "plain", False),
@@ -259,9 +273,12 @@ def check() -> None:
         *([("varlen, Liger, fused", "varlen", True, False, None, True)] if device.type == "cuda" else []),
     ]:
         torch.manual_seed(0)
-        model = add_lora(random_network(shape, attention, device), {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": PROJECTIONS}, 0)
+        lora = lora_config({"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": PROJECTIONS})
+        model = get_peft_model(random_network(shape, attention, device), lora)
         generator = torch.Generator().manual_seed(0)
         for parameter_name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
             if "lora_B" in parameter_name:
                 parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
         apply_kernels(model, liger=liger, fused_lora=fused, selective_checkpointing=selective, loss=loss)
@@ -324,7 +341,7 @@ def print_table(results: list[dict[str, Any]], *, tiny: bool) -> None:
     """The results as Markdown, with what they were measured on."""
     import torch
 
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "liger_kernel")
+    packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "liger_kernel")
     versions = []
     for name in packages:
         try:

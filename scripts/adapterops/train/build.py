@@ -7,26 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback
 
 from adapterops.basemodels import base_model_directory
+from adapterops.errors import UsageError
 from adapterops.train.cpu import keep_freed_memory
 from adapterops.train.labels import Row
-from adapterops.train.network import add_lora, apply_kernels, load_base, refuse_leaks
+from adapterops.train.network import apply_kernels, load_base, lora_config, refuse_leaks
 from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.recipe import Recipe
 from adapterops.train.trainer import AnswerTrainer, training_arguments
 
 
-def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], pad_token_id: int, checkpoints: Path) -> AnswerTrainer:
-    """Load the base model, add LoRA and kernels, and hand all to Trainer.
+def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tokenizer: Any, checkpoints: Path) -> AnswerTrainer:
+    """Load the base model, hand it to TRL, which adds LoRA, and apply the kernels.
 
     Args:
         recipe: what to train.
         training: its settings, or milder ones of the ladder.
         rows: what to train on.
-        pad_token_id: fills up batches.
+        tokenizer: the base model's.
         checkpoints: where Trainer writes them.
 
     Raises:
@@ -35,34 +37,44 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], pad
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         keep_freed_memory()
-    set_seed(recipe.seed)
+    datasets.disable_progress_bars()
     arguments = training_arguments(training, recipe.seed, checkpoints)
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"{arguments.n_gpu} GPUs are visible to one process, which trains on one. Set CUDA_VISIBLE_DEVICES=0, or start one for each: "
+            f"accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes {arguments.n_gpu} scripts/train_qlora.py …"
+        )
     attention = training["attn_implementation"]
-    model = add_lora(
-        load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device), recipe.lora, recipe.seed
+    capacity = training["max_length"] if training["packing"] else None
+    collate = Collator(tokenizer.pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"})
+    examples = datasets.Dataset.from_list(rows)
+    trainer = AnswerTrainer(
+        model=load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device),
+        peft_config=lora_config(recipe.lora),
+        args=arguments,
+        train_dataset=packed_rows(examples, capacity) if capacity else examples,
+        data_collator=collate,
+        processing_class=tokenizer,
     )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # TRL makes it bf16, whatever the base model computes in
+            parameter.data = parameter.data.to(trainer.model.get_base_model().dtype)
     apply_kernels(
-        model,
+        trainer.model,
         liger=training["liger"],
         fused_lora=training["fused_lora"],
         selective_checkpointing=training["gradient_checkpointing"] == "selective",
     )
-    capacity = training["max_length"] if training["packing"] else None
-    collate = Collator(pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"})
     if capacity:
-        refuse_leaks(model, collate, model.config.vocab_size)
-    trainer = AnswerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=packed_rows(rows, capacity) if capacity else rows,
-        data_collator=collate,
-    )
+        refuse_leaks(trainer.model, collate, trainer.model.config.vocab_size)
     trainer.remove_callback(PrinterCallback)  # prints every log line a second time, as a dict
     return trainer
 
 
-def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int = 8) -> float:
-    """Mean negative log-likelihood in nats over the supervised tokens of the rows, without dropout."""
+def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int) -> float:
+    """Mean negative log-likelihood in nats over the supervised tokens of the rows, `batch` rows or packs at a time, without dropout."""
+    if collate.capacity:
+        rows = packed_rows(datasets.Dataset.from_list(rows), collate.capacity).to_list()
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

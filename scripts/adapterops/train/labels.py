@@ -3,4 +3,4 @@
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 Row = dict[str, list[int]]
-"""`input_ids` and `labels` of equal length; a pack of rows has `lengths` too, theirs."""
+"""`input_ids` and `labels` of equal length; a pack of rows has `seq_lengths` too, theirs."""

@@ -12,13 +12,14 @@ _BF16, _FP32 = 2, 4
 # NF4: half a byte a weight. Its constants: one float32 for 64 weights, or, quantised again, one byte and a float32 for 256 of those.
 _NF4 = 0.5
 _CONSTANTS = {False: 4 / 64, True: 1 / 64 + 4 / (64 * 256)}
-# State of the optimiser, bytes a trained parameter: two moments, in float32, in bf16 like the parameter, or in 8 bits.
+# State of the optimiser, bytes a trained parameter: two moments, in bf16 like the parameter or in 8 bits. Paged, they are in memory that
+# the driver moves to the host when something else needs the room: they never add to the peak.
 _OPTIMISER = {
     "adamw_torch": 2 * _BF16,
     "adamw_torch_fused": 2 * _BF16,
     "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-    "paged_adamw_32bit": 2 * _FP32,
+    "paged_adamw_8bit": 0,
+    "paged_adamw_32bit": 0,
 }
 # CUDA context, cuBLAS workspace and kernels of torch, bitsandbytes and Triton: seen by nvidia-smi, not by torch.
 CONTEXT_BYTES = 0.7e9
@@ -131,8 +132,10 @@ def estimate(
     hidden = shape.hidden_size * _BF16
     kept = shape.num_hidden_layers * (hidden if training["gradient_checkpointing"] is True else layer) + 3 * hidden
     widest = shape.hidden_size * shape.intermediate_size * _BF16  # a projection, dequantised
-    # The backward pass of an MLP: gradients of gate, up and product, the product itself, and what LoRA adds.
-    working: float = (4 * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + 2 * widest
+    # The backward pass of an MLP. Fused, the gradients of product, gate and up are there at once; layer by layer, when those of gate and
+    # up are made, what the down projection kept is gone: the peak is at its own, with the product's gradient through weight and LoRA.
+    inner = 3 if training["fused_lora"] else 2
+    working: float = (inner * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + 2 * widest
     if training["gradient_checkpointing"] is True:
         working += layer * tokens
     elif training["gradient_checkpointing"] == "selective":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from adapterops.train import attention
 from adapterops.train.labels import IGNORED
 from adapterops.train.loss import score_answers_only
 from adapterops.train.packing import Collator
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -48,27 +51,18 @@ def load_base(directory: Path, quantization: dict[str, Any], attn_implementation
     )
 
 
-def add_lora(network: Any, lora: dict[str, Any], seed: int) -> Any:
-    """Wrap a base model with a new adapter in its format (bf16: arXiv:2305.14314 §3), its A matrices drawn from `seed`."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
+def lora_config(lora: dict[str, Any]) -> LoraConfig:
+    """The recipe's `lora` as peft wants it."""
+    from peft import LoraConfig
 
-    set_seed(seed)
-    model = get_peft_model(
-        network,
-        LoraConfig(
-            r=lora["r"],
-            lora_alpha=lora["alpha"],
-            lora_dropout=lora["dropout"],
-            target_modules=sorted(lora["target_modules"]),
-            bias="none",
-            task_type="CAUSAL_LM",
-        ),
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=sorted(lora["target_modules"]),
+        bias="none",
+        task_type="CAUSAL_LM",
     )
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(network.dtype)
-    return model
 
 
 def apply_kernels(
@@ -83,7 +77,7 @@ def apply_kernels(
     """Give a peft model the loss over the answers alone, and the kernels that a recipe asks for.
 
     Args:
-        model: what `add_lora` made.
+        model: a peft model with one adapter.
         liger: Liger's Triton kernels for norms, rotary embeddings and the loss.
         fused_lora: the LoRA layers of `adapterops.train.fused`.
         selective_checkpointing: recompute the projections of the MLPs; needs `fused_lora`.
@@ -126,7 +120,7 @@ def refuse_leaks(model: Any, collate: Collator, vocabulary: int) -> None:
     first, other, second = torch.randint(vocabulary, (3, 24), generator=generator).tolist()
     losses = []
     for neighbour in (first, other):
-        pack = {"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "lengths": [24, 24]}
+        pack = {"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "seq_lengths": [24, 24]}
         batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in collate([pack]).items() if name != "labels"}
         with torch.no_grad():
             losses.append(float(model.eval()(**batch)) / 23)

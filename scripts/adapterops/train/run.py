@@ -27,7 +27,7 @@ from adapterops.train.preflight import predict
 from adapterops.train.recipe import Recipe, hints, training_key_inputs
 
 MANIFEST = "train_manifest.json"
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 
 
 def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, store: ObjectStore | None = None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
     rungs: list[str] = []
     while True:
         try:
-            outcome = _attempt(recipe, training, encoded, tokenizer.pad_token_id, checkpoints, console, main=main)
+            outcome = _attempt(recipe, training, encoded, tokenizer, checkpoints, console, main=main)
             break
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -168,7 +168,7 @@ def _attempt(
     recipe: Recipe,
     training: dict[str, Any],
     encoded: EncodedData,
-    pad_token_id: int,
+    tokenizer: Any,
     checkpoints: Checkpoints,
     console: Console,
     *,
@@ -180,7 +180,6 @@ def _attempt(
     import torch
 
     from adapterops.train.build import build_trainer, hold_back, mean_loss, remember
-    from adapterops.train.packing import Collator
     from adapterops.train.watch import EarlyStopping, LossGuard, Watch
 
     rows = encoded.rows()
@@ -197,14 +196,13 @@ def _attempt(
         main=main,
     )
     with watch:
-        trainer = build_trainer(recipe, training, rows, pad_token_id, checkpoints.directory)
+        trainer = build_trainer(recipe, training, rows, tokenizer, checkpoints.directory)
         trainer.checkpoints = checkpoints
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         keep, restore = remember(trainer.model)
         if held:
-            collate = Collator(pad_token_id, training["max_length"] if training["packing"] else None, trainer.data_collator.variable_length)
-            watch.keep, watch.evaluate = keep, lambda: mean_loss(trainer.model, held, collate)
+            watch.keep, watch.evaluate = keep, lambda: mean_loss(trainer.model, held, trainer.data_collator, trainer.args.train_batch_size)
         trainer.add_callback(watch)
         lora_step0 = lora_digest(trainer.model)
         found = checkpoints.newest()

@@ -1,4 +1,4 @@
-"""transformers' Trainer with the loss over the answers alone."""
+"""TRL's SFTTrainer with the loss over the answers alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl import SFTConfig, SFTTrainer
 
 from adapterops.errors import InfrastructureError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _ORDER = "order_rng.json"
 
 
-def training_arguments(training: dict[str, Any], seed: int, directory: Path, **changes: Any) -> TrainingArguments:
-    """The recipe's `training` as Trainer wants it.
+def training_arguments(training: dict[str, Any], seed: int, directory: Path, **changes: Any) -> SFTConfig:
+    """The recipe's `training` as TRL wants it.
 
     Args:
         training: the recipe's section.
@@ -53,9 +53,12 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
+        # Rows come rendered, masked, checked against max_length and packed: TRL would cut them without a word.
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
         "remove_unused_columns": False,  # the collator makes the batch
     }
-    return TrainingArguments(**{**arguments, **changes})
+    return SFTConfig(**{**arguments, **changes})
 
 
 class _RepeatableOrder(torch.utils.data.Sampler[int]):
@@ -80,9 +83,13 @@ class _RepeatableOrder(torch.utils.data.Sampler[int]):
         return len(self.inner)
 
 
-class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types for it
-    """Trainer for batches of `packing.Collator` and models of `network.apply_kernels`."""
+class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for it
+    """SFTTrainer for batches of `packing.Collator` and models of `network.apply_kernels`.
 
+    TRL seeds, adds the adapter and keeps it in bf16 (arXiv:2305.14314 §3) when it is made; kernels are applied after that.
+    """
+
+    loss_is_scaled_for_ga = True  # by `num_items_in_batch`
     checkpoints: Checkpoints | None = None
     _order: _RepeatableOrder | None = None
     _resumed_order: torch.Tensor | None = None
@@ -94,6 +101,12 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         self._order = _RepeatableOrder(sampler)
         self._order.draw_from = self._resumed_order
         return self._order
+
+    def _send_telemetry(self) -> None:
+        """A training tells nobody about itself."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Written once, when the training is done: `artifacts.model_card`. TRL writes its own with every checkpoint."""
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -128,7 +141,10 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
-        """Mean negative log-likelihood in nats over supervised tokens; `num_items_in_batch` counts those of all micro-batches."""
+        """Mean negative log-likelihood in nats over supervised tokens; `num_items_in_batch` counts those of all micro-batches.
+
+        TRL's own loss waits for the GPU several times a micro-batch, to count and to log entropy and accuracy.
+        """
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         total = model(**inputs)
         if num_items_in_batch is None:
