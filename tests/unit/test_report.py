@@ -188,6 +188,17 @@ def test_a_forced_verdict_is_shown_with_those_before_it(run):
     assert "Judged 2 times by force; before: FAIL." in body
 
 
+def test_cost_and_time_stand_as_predicted_and_as_they_were(run):
+    directory = run(GOOD)
+    document = json.loads((directory / "eval_results.json").read_text())
+    write(directory / "eval_results.json", document | {"seconds": {"total": 360.0}})
+    row = {"name": "support", "minutes": 30.0, "usd": 1.0, "basis": "training on one a100-80"}
+    (directory / "plan.json").write_text(json.dumps({"adapters": [{**row, "name": "other", "minutes": 9.0}, row]}))
+    body = comment(collect(directory))
+    assert "Predicted: 30.0 min, 1.00 USD (training on one a100-80)." in body
+    assert "Actual: 6.0 min (0.0 of training, 6.0 of evaluation), 0.20 USD at the same price." in body
+
+
 def test_an_inconclusive_run_says_what_is_missing(run):
     gates = "gates: {rouge_l: {min: 0.748, rule: bound, on_inconclusive: block, description: d}}"
     body = comment(collect(run(GOOD, gates=gates)))
