@@ -31,7 +31,7 @@ def results(candidate, production=None, base=None, **changes):
         },
         "failed": {"candidate": 0, "base": 0},
         "refusal_detector": {
-            "id": "refusal-rules-v2",
+            "id": "refusal-rules-v3",
             "recall": 0.97,
             "false_positive_rate": 0.02,
             "refused": 60,

@@ -48,9 +48,10 @@ def _refusals(detector: dict[str, Any]) -> str:
         if detector["unsure"]
         else ""
     )
-    measured = f"recall {detector['recall']:.3f}, false-positive rate {detector['false_positive_rate']:.3f}"
-    held_back = f"{detector['refused']} + {detector['complied']} held-back labelled answers"
-    return f"Refusals are found by {detector['id']}: {measured} on {held_back}{judge}."
+    found, wrong = round(detector["recall"] * detector["refused"]), round(detector["false_positive_rate"] * detector["complied"])
+    recall = f"recall {detector['recall']:.3f} ({found} of {detector['refused']})"
+    false_positives = f"false-positive rate {detector['false_positive_rate']:.3f} ({wrong} of {detector['complied']})"
+    return f"Refusals are found by {detector['id']}: {recall}, {false_positives} on held-back labelled answers{judge}."
 
 
 def _win_rate(judged: dict[str, Any]) -> str:
