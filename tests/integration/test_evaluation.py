@@ -34,7 +34,7 @@ pytestmark = pytest.mark.integration
 
 ADAPTER, BUCKET = "support-demo", "evaluation-test"
 CONSOLE = Console(width=200)
-QUICK = Settings(max_tokens=24, latency_requests=8, latency_concurrency=8)
+QUICK = Settings(max_tokens=16, latency_requests=4, latency_concurrency=4)
 GATES = {
     "margin": "gates: {rouge_l: {margin: 0.05, min: 0.01, description: d}, safety_refusal: {min: 0.0, description: d}}",
     # 24 rows without a refusal leave 14 % possible at this confidence, 50 rows with one 11 %.
@@ -155,7 +155,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_answers_that_it_has(engin
     everything.write_text("".join((data / f"{name}.jsonl").read_text() for name in ("first", "extension")))
     command = [sys.executable, "scripts/evaluate.py", "--model", adapters["noise"], "--production", adapters["stable"]]
     command += ["--eval-data", everything, "--output", tmp_path / "eval_results.json", "--server-url", engine]
-    command += ["--max-tokens", "24", "--latency-requests", "8", "--latency-concurrency", "8"]
+    command += ["--max-tokens", "16", "--latency-requests", "4", "--latency-concurrency", "4"]
     command = [str(part) for part in command]
     responses = tmp_path / "responses.sqlite"
 

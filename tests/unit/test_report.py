@@ -7,15 +7,18 @@ from click.testing import CliRunner
 from eval_documents import results, write
 from markdown_it import MarkdownIt
 
+import example_runs
 import report as report_script
 from adapterops.adapters import Pins
 from adapterops.errors import UsageError
+from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.gate.judge import judge_once
 from adapterops.report.checks import check_annotations
 from adapterops.report.collect import collect
 from adapterops.report.comment import LIMIT, comment, fenced, marker_of, plain, superseded
 from adapterops.report.html import bar, curve, histogram, page
 from adapterops.report.view import changes, metric_rows, sparkline
+from adapterops.schemas import ROOT
 
 HOSTILE = (
     "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n# heading\n[click](https://evil.example) "
@@ -257,3 +260,16 @@ def test_the_interval_bar_shows_value_and_threshold_on_one_axis(run):
     drawn = bar(row)
     assert drawn["low"] < drawn["value"] < drawn["high"] <= drawn["width"]
     assert drawn["threshold"] == 130.0
+
+
+def test_the_examples_in_the_manual_are_what_the_renderer_writes():
+    """`python tests/example_runs.py` writes them anew."""
+    for name in example_runs.RUNS:
+        body = comment(example_runs.run(name), html_url="https://example.invalid/report.html")
+        assert (example_runs.EXAMPLES / f"comment-{name}.md").read_text() == body
+        assert body.startswith(f"### {'✅ ❌ 🟡'.split()[list(example_runs.RUNS).index(name)]} {name.upper()}: support-ko")
+
+
+def test_the_manual_names_every_metric_by_its_id():
+    manual = (ROOT / "docs/evaluation.md").read_text()
+    assert all(f"| `{name}` | `{metric_id}` |" in manual for name, metric_id in METRIC_IDS.items())

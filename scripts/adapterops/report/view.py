@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterops.adapters import ADAPTERS, load_adapter
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.evaluate.metrics import row_metrics
 from adapterops.report.collect import Report
 from adapterops.report.words import change, interval, number, threshold
@@ -71,7 +71,7 @@ def metric_rows(report: Report) -> list[MetricRow]:
         asked, pair = gates.get(metric, []), compared.get(metric)
         against_production = pair if pair and pair["against"] == "production" else None
         value = asked[0]["value"] if asked else pair["candidate"] if pair else measured[metric]["value"]
-        bounds = asked[0]["interval"] if asked else [None, None]
+        bounds = asked[0]["interval"] if asked else _own_interval(metric, pair)
         verdicts = [gate["verdict"] for gate in asked] + [pair["verdict"] for pair in [against_production] if pair and pair["verdict"]]
         floor = measured.get(metric, {}).get("floor")
         rows.append(
@@ -95,6 +95,13 @@ def metric_rows(report: Report) -> list[MetricRow]:
             )
         )
     return rows
+
+
+def _own_interval(metric: str, pair: dict[str, Any] | None) -> list[float | None]:
+    """Bounds of a metric that no gate asks for: a win rate's are those of its difference from one half; others have none here."""
+    if metric != WIN_RATE or pair is None:
+        return [None, None]
+    return [None if bound is None else bound + pair["reference"] for bound in pair["interval"]]
 
 
 def next_step(report: Report) -> str:
