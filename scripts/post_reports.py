@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
             run = Path(scratch) / row["name"] / row["training_key"][:12]
             fetch_adapter(store, row["training_key"], run / "model")
             fetch_judgement(store, judgement, run)
+            shutil.copy(plan_path, run / "plan.json")  # what was predicted stands beside what it took
             reports.append(run / "gate_report.json")
         if not reports:
             return 0

@@ -42,7 +42,7 @@ def s3(tmp_path_factory):
 def serving_config():
     """The demo's configuration with the engine on a free port."""
     config = load_serving_config(ROOT / "configs/serving.demo.yaml")
-    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, port=free_port()))
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, port=free_port(), start_timeout_s=800))
 
 
 @pytest.fixture(scope="session")

