@@ -132,17 +132,19 @@ def probes(url: str, base_model: str, directory: Path) -> list[dict[str, Any]]:
     """Up to two answers that end by themselves, are the same alone and in a batch, and are not the base model's."""
     name = f"record-{adapter_digest(directory)[:12]}"
     load_adapter(url, name, directory.resolve())
+    found: list[dict[str, Any]] = []
     try:
-        alone = generate(url, name, PROMPTS, max_tokens=32, concurrency=1)
-        batch = generate(url, name, PROMPTS, max_tokens=32)
-        base = generate(url, base_model, PROMPTS, max_tokens=32, concurrency=1)
+        for prompt in PROMPTS:
+            [answer] = generate(url, name, [prompt], max_tokens=32, concurrency=1)
+            if answer.finish_reason == "stop" and answer.text:
+                [other] = generate(url, base_model, [prompt], max_tokens=max(1, answer.tokens), concurrency=1)
+                if answer.text != other.text and answer.text == generate(url, name, [prompt, *PROMPTS], max_tokens=32)[0].text:
+                    found.append({"messages": prompt, "output": answer.text})
+            if len(found) == 2:
+                break
     finally:
         unload_adapter(url, name)
-    return [
-        {"messages": prompt, "output": answer.text}
-        for prompt, answer, again, other in zip(PROMPTS, alone, batch, base, strict=True)
-        if answer.finish_reason == "stop" and answer.text and answer.text == again.text != other.text
-    ][:2]
+    return found
 
 
 def publish_versions(
