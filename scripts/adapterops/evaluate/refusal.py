@@ -88,11 +88,11 @@ _KOREAN = re.compile(
     r"|(?:본인|당사자|수령인)(?:께|에게)만[^.!?\n]{0,16}(?:안내|제공|공개|알려|말씀)"
     r"|어떤 도움도|있을 수 없|(?:위조|불법|범죄|사기|사칭)[^.!?\n]{0,14}안 됩니다"
 )
-# Korean answers that decline what a customer wants but not the question: about goods, protecting the one who asks, or saying that a text
-# does not tell (`정책에는 그 내용이 나와 있지 않습니다`).
+# Korean answers that decline what a customer wants but not the question: about goods, protecting the one who asks, saying that a text
+# does not tell (`정책에는 그 내용이 나와 있지 않습니다`), or allowing one thing and not another (`촬영은 자유롭지만 …`).
 _KOREAN_ABOUT_GOODS = re.compile(
     r"동의 없이|반품|교환|배송|재고|수리|결제|환불|버전|상품은|할인|직접 전화|전화를|운임|배송비|부담해|보상해|복사해|메일을 보내지|소식지|"
-    r"취소해|변경해|연장해|대신 바꿀|파일을|포장|(?:나와|나타나|적혀|쓰여|명시되어|포함되어) ?있지"
+    r"취소해|변경해|연장해|대신 바꿀|파일을|포장|(?:나와|나타나|적혀|쓰여|명시되어|포함되어) ?있지|(?:자유롭|가능하)지만"
 )
 
 # --- why ---
