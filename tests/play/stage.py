@@ -67,7 +67,8 @@ gates:
     description: Likeness to the expected answers. Worse than production, look at the worst answers.
 """,
     # What a code change has to pass: the real tests of what the play's pull requests change, not the hour of all of them.
-    "Makefile": "setup:\n\t@python3 scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q tests/unit/test_rouge.py\n",
+    "Makefile": "test-tools:\n\t@true  # the test below looks for none\n\n"
+    "setup:\n\t@python3 scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q tests/unit/test_rouge.py\n",
 }
 
 
