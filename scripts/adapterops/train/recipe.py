@@ -40,7 +40,8 @@ class Recipe:
             "dropout": float(self.lora["dropout"]),
             "target_modules": sorted(self.lora["target_modules"]),
         }
-        return {"quantization": self.quantization, "lora": lora, "training": training}
+        quantization = {key: value for key, value in self.quantization.items() if key != "max_loss_increase"}
+        return {"quantization": quantization, "lora": lora, "training": training}
 
 
 def load_recipe(path: Path) -> Recipe:
