@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down report validate test test-fast play lint format lock clean
+.PHONY: help setup demo down report validate test test-tools test-fast play lint format lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,15 @@ test: lint test-fast  ## everything: linters, unit tests, tests with real server
 	@$(BIN)/python -m pytest -m integration
 	@$(BIN)/python -m pytest -m e2e
 
+test-tools:  ## install the programs that tests look for and PyPI has not (Debian, Ubuntu)
+	@{ command -v promtool && command -v nginx; } >/dev/null || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends prometheus nginx-light; }
+
 test-fast: setup  ## unit tests (seconds)
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not play"
 
 play: setup  ## the whole story of pull requests on GitHub Actions, with the real workflow files and no GitHub
-	@$(BIN)/python -m pytest -m play
+	@$(BIN)/python -m pytest -m play -s tests/e2e/test_play.py
 
 lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 	@$(BIN)/ruff check

@@ -60,6 +60,8 @@ def main(
     if action in ("history", "show", "verify") and not adapter:
         raise UsageError(f"{action} of which adapter? Name it: adapters.py {action} ADAPTER.")
     name = str(adapter)
+    if adapter and action in ("list", "history"):
+        _check_known(store, adapter)
     match action:
         case "list":
             _list(store, [adapter] if adapter else None, gateway, as_json)
@@ -71,6 +73,13 @@ def main(
             _verify(store, name, version, config)
         case _:
             _gc(store, generations, min_age_days, delete)
+
+
+def _check_known(store: ObjectStore, name: str) -> None:
+    from adapterops.store.catalogue import adapter_names
+
+    if name not in (known := adapter_names(store)):
+        raise UsageError(f"{name} has neither a channel nor a release in bucket {store.bucket}. Known: {', '.join(known) or 'none'}.")
 
 
 def _list(store: ObjectStore, names: list[str] | None, gateways: tuple[str, ...], as_json: bool) -> None:

@@ -40,7 +40,7 @@ def main(action: str, adapter: str, runs: Path, bucket: str | None, commit: str 
     store = open_store(bucket)
     set_outputs(run=str(run))
     if action == "fetch":
-        known = find_candidate(store, keys.training, keys.judgement)
+        known = find_candidate(store, keys)
         if known.digest:
             fetch_adapter(store, keys.training, run / "model")
         if known.judgement:
@@ -53,8 +53,11 @@ def main(action: str, adapter: str, runs: Path, bucket: str | None, commit: str 
     if (run / "gate_report.json").is_file():
         source = {"commit": commit, "pr": pr, "run": _run_url()}
         judgement = keep_judgement(store, keys, run, source)
-        said = f"verdict {judgement['verdict']}" if judgement else "the verdict is an ERROR and not kept: it may be tried again"
-        console.print(f"candidates/{keys.training}/judgements/{keys.judgement[:12]}: {said}", soft_wrap=True)
+        if judgement:
+            said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
+        else:
+            said = "the verdict is an ERROR and not kept: it may be tried again"
+        console.print(f"candidates/{keys.training}: {said}", soft_wrap=True)
 
 
 def _run_url() -> str | None:

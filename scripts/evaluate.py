@@ -22,6 +22,7 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, c
 @click.option("--extension-data", type=EXISTING_FILE, help="More rows, registered for gates that the first ones leave open.")
 @click.option("--draw-extension", is_flag=True, help="Evaluate on them too; the gate said INCONCLUSIVE.")
 @click.option("--refusal-judge", default="base", show_default=True, help="Who is asked where rules cannot tell: base, none or URL#MODEL.")
+@click.option("--win-rate-judge", default="none", show_default=True, help="Who compares answers in pairs: none, base or URL#MODEL.")
 @click.option("--responses", type=OUTPUT_PATH, help="File of answers known already. Default: responses.sqlite beside OUTPUT.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer in tokens.")
 @click.option("--latency-requests", type=click.IntRange(1), default=200, show_default=True, help="Requests of the speed phase.")
@@ -40,6 +41,7 @@ def main(
     extension_data: Path | None,
     draw_extension: bool,
     refusal_judge: str,
+    win_rate_judge: str,
     responses: Path | None,
     max_tokens: int,
     latency_requests: int,
@@ -70,7 +72,7 @@ def main(
     results, cached = evaluate_once(
         model,
         Data(eval_data, extension_data, draw_extension),
-        Settings(max_tokens, latency_requests, latency_concurrency, refusal_judge),
+        Settings(max_tokens, latency_requests, latency_concurrency, refusal_judge, win_rate_judge),
         output,
         console,
         production=compared,

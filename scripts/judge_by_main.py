@@ -54,6 +54,7 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     evaluate = ["evaluate.py", "--model", run / "model", "--eval-data", theirs.spec.evaluation_data, "--output", results]
     evaluate += ["--max-tokens", how.max_tokens, "--latency-requests", how.latency_requests]
     evaluate += ["--latency-concurrency", how.latency_concurrency, "--serving", theirs.spec.serving]
+    evaluate += ["--win-rate-judge", how.win_rate_judge]
     if server_url:
         evaluate += ["--server-url", server_url, "--server-wait", 300]
     gate = ["quality_gate.py", "--results", results, "--gates", how.gate, "--output", report, "--adapter", adapter]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
     """
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
-    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate
+    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judgement
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
@@ -43,13 +44,14 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
     with tempfile.TemporaryDirectory(prefix="reports-") as scratch:
         reports = []
         for row in wanted:
-            known = find_candidate(store, row["training_key"], row["judgement_key"])
-            if known.judgement is None:
+            judgement = find_judgement(store, row["training_key"], row["judgement_key"])
+            if judgement is None:
                 console.print(f"{row['name']}: no verdict yet")
                 continue
             run = Path(scratch) / row["name"] / row["training_key"][:12]
             fetch_adapter(store, row["training_key"], run / "model")
-            fetch_judgement(store, known.judgement, run)
+            fetch_judgement(store, judgement, run)
+            shutil.copy(plan_path, run / "plan.json")  # what was predicted stands beside what it took
             reports.append(run / "gate_report.json")
         if not reports:
             return 0

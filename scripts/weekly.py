@@ -44,15 +44,15 @@ def _data(output: Path) -> int:
 
 
 def _waiting(bucket: str | None) -> list[str]:
-    """Adapters of the checkout whose keys have no verdict in the store."""
+    """Adapters of the checkout that were neither judged nor released with the keys that they have now."""
     from adapterops.gitops.candidates import find_candidate
     from adapterops.plan.keys import adapter_keys, adapter_names
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
     store = open_store(bucket)
-    keys = [adapter_keys(adapter, ROOT) for adapter in adapter_names(ROOT)]
-    return [key.spec.name for key in keys if find_candidate(store, key.training, key.judgement).judgement is None]
+    known = {adapter: find_candidate(store, adapter_keys(adapter, ROOT)) for adapter in adapter_names(ROOT)}
+    return [adapter for adapter, candidate in known.items() if candidate.judgement is None and not candidate.released]
 
 
 def _plan(bucket: str | None) -> int:

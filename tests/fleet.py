@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +23,7 @@ from safetensors.numpy import save_file
 from adapterops.schemas import ROOT
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, publish
-from processes import AWS, answers, free_port, s3_command
+from processes import AWS, answers, free_port, free_port_range, s3_command
 from release_documents import gate_report, train_manifest
 from stub_engine import answer_of
 
@@ -41,13 +43,13 @@ def wait_for(what, seconds=30):
 class Process:
     """A child that can be killed, frozen and started again with the same command."""
 
-    def __init__(self, command, log, address):
-        self.command, self.log, self.address = command, log, address
+    def __init__(self, command, log, address, **variables):
+        self.command, self.log, self.address, self.variables = command, log, address, variables
         self.start()
 
     def start(self):
         with self.log.open("ab") as log:
-            self.child = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
+            self.child = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | self.variables)
         return self
 
     def ready(self, seconds=60):
@@ -62,6 +64,37 @@ class Process:
         return self.child.wait(60)
 
 
+class Link:
+    """A way to a server that can be cut: then nothing comes through in either direction and nobody is told, as if a cable were pulled."""
+
+    def __init__(self, port):
+        self.whole, self._to = threading.Event(), ("127.0.0.1", port)
+        self.whole.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._listener.accept()[0]
+                far = socket.create_connection(self._to)
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.whole.wait()
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self.whole.set()
+        self._listener.close()
+
+
 class Fleet:
     """An S3 server, and hosts of `engines` stub engines each, on loopback addresses of their own.
 
@@ -69,18 +102,19 @@ class Fleet:
         directory: for logs and state.
         hosts: how many.
         engines: for each host.
+        real: the hosts start and supervise vLLM; there is no stub.
         changes: of the serving configuration, `section.key`.
     """
 
-    def __init__(self, directory: Path, hosts=1, engines=1, **changes):
-        self.directory, self.changes = directory, changes
+    def __init__(self, directory: Path, hosts=1, engines=1, *, real=False, **changes):
+        self.directory, self.changes, self.real = directory, changes, real
         port = free_port()
         os.environ |= AWS | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}"}
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET"):
             os.environ.pop(name, None)
         command, _ = s3_command("moto", port)
         self.s3 = Process(command, directory / "s3.log", f"http://127.0.0.1:{port}")
-        self.engines, self.hosts, self.gateways = [], [], []
+        self.engines, self.hosts, self.gateways, self.engine_urls, self.links = [], [], [], [], []
         self.s3.ready()
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         self.store = ObjectStore(BUCKET, timeout_s=3)
@@ -89,12 +123,12 @@ class Fleet:
         for process in [*self.engines, *self.hosts]:
             process.ready()
         for gateway in self.gateways:
-            wait_for(lambda gateway=gateway: health(gateway).get("status") == "ok")
+            wait_for(lambda gateway=gateway: health(gateway).get("status") == "ok", 400 if real else 30)
 
     def _add_host(self, number, engines):
         address = f"127.0.0.{2 + number}"
         engine_urls = []
-        for engine in range(engines):
+        for engine in range(0 if self.real else engines):
             port = free_port()
             command = [sys.executable, str(ROOT / "tests" / "stub_engine.py"), str(port), BASE, address]
             self.engines.append(Process(command, self.directory / f"engine{number}-{engine}.log", f"http://{address}:{port}/health"))
@@ -103,17 +137,22 @@ class Fleet:
         values["store"] = {"bucket": BUCKET, "signed_by": None}
         values["state_directory"] = str(self.directory / f"host{number}")
         values["adapters"] = [NAME]
-
-        values["gateway"] |= {"host": "127.0.0.1", "port": free_port()}
+        if self.real:
+            values["engine"] |= {"port": free_port_range(engines), "replicas": engines}
+            self.engine_urls += [f"http://127.0.0.1:{values['engine']['port'] + engine}" for engine in range(engines)]
+        values["gateway"] |= {"host": address, "port": free_port()}
         for key, value in self.changes.items():
             section, _, name = key.partition("__")
             values[section][name] = value
         path = self.directory / f"serving{number}.yaml"
         path.write_text(yaml.safe_dump(values))
-        gateway = f"http://127.0.0.1:{values['gateway']['port']}"
+        gateway = f"http://{address}:{values['gateway']['port']}"
+        self.links.append(Link(int(self.s3.address.rpartition(":")[2])))
         command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(path), *engine_urls]
         self.gateways.append(gateway)
-        self.hosts.append(Process(command, self.directory / f"host{number}.log", f"{gateway}/health"))
+        self.hosts.append(
+            Process(command, self.directory / f"host{number}.log", f"{gateway}/health", AWS_ENDPOINT_URL_S3=self.links[-1].url)
+        )
 
     def release(self, value, name=NAME, **stub):
         """Publish a made-up adapter; `stub` says how it behaves. Returns its digest and what it answers."""
@@ -123,15 +162,22 @@ class Fleet:
         (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "stub": stub}))
         save_file({"layer.lora_A": numpy.full((2, 4), value, dtype=numpy.float32)}, directory / "adapter_model.safetensors")
         (directory / "chat_template.jinja").write_text("{{ messages[0].content }}\n")
-        digest, text = adapter_digest(directory), answer_of(directory)
+        text = stub.get("said_at_evaluation") or stub.get("text") or answer_of(directory)
         probes = [{"messages": [{"role": "user", "content": f"Who are you? {number}"}], "output": text} for number in range(2)]
+        return self.publish(directory, probes, name), text
+
+    def publish(self, directory, probes, name=NAME):
+        """Publish an adapter directory with a verdict of PASS; returns its digest."""
+        digest = adapter_digest(directory)
         report, manifest = gate_report(name, digest, probes), train_manifest(digest, 2, (BASE, "test/base", "main"))
         publish(self.store, name, directory, report, manifest, source={"commit": "c" * 40, "pr": 7, "actor": "tester"})
-        return digest, text
+        return digest
 
     def close(self):
         for process in [*self.hosts, *self.engines, self.s3]:
             process.kill(signal.SIGTERM if process in self.hosts else signal.SIGKILL)
+        for link in self.links:
+            link.close()
 
 
 @contextlib.contextmanager

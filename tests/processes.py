@@ -18,6 +18,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def free_port_range(count):
+    """The first of `count` ports in a row that nobody listens on."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+        return first
+
+
 def environment(**changes):
     """The environment of a child process with some variables changed; None removes one."""
     merged = {**os.environ, **{name: str(value) for name, value in changes.items() if value is not None}}

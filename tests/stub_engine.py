@@ -3,7 +3,8 @@
     python tests/stub_engine.py PORT BASE_MODEL [HOST]
 
 An adapter answers `I am <first 12 digits of its weights' SHA-256>.`, the base model `I am the base model.` How an adapter behaves is
-written in its adapter_config.json: `"stub": {"delay_s": 0.02, "fail_share": 0.5, "fail_after": 10, "load_s": 0}`.
+written in its adapter_config.json: `"stub": {"delay_s": 0.02, "fail_share": 0.5, "fail_after": 10, "load_s": 0}`; with `"text"` it says
+that, and with `"refuse"` it is not loaded, as vLLM does not load weights that do not fit the model (500).
 `POST /stub` `{"hang": true}` makes the engine answer nothing any more.
 """
 
@@ -34,6 +35,8 @@ class Stub:
         try:
             config = json.loads((Path(path) / "adapter_config.json").read_text()).get("stub", {})
             await asyncio.sleep(config.get("load_s", 0))
+            if "refuse" in config:
+                return error(500, config["refuse"])
             self.adapters[name] = {"root": path, "text": answer_of(path), "asked": 0, **config}
         except OSError:
             return error(404, f"Loading lora {name} failed: No adapter found for {path}")

@@ -38,12 +38,14 @@ class Evaluation:
         max_tokens: the longest answer that is generated; a longer one counts as truncated.
         latency_requests: requests of the speed phase.
         latency_concurrency: requests in flight in the speed phase.
+        win_rate_judge: the model that compares answers in pairs: `none`, `base`, or a model at `$JUDGE_URL`.
     """
 
     gate: Path
     max_tokens: int
     latency_requests: int
     latency_concurrency: int
+    win_rate_judge: str = "none"
 
 
 @dataclass(frozen=True)

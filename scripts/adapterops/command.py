@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -33,6 +34,11 @@ EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 OUTPUT_PATH = click.Path(path_type=Path)
 
 
+# A path of the user's that cannot be read or written, and a disk that is full: no defect, so that a sentence says it.
+_BAD_PATH = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EBUSY}
+_BAD_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
 class StageCommand(click.Command):
     """A click command that ends with the project's exit codes and never shows a traceback for a user's mistake."""
 
@@ -58,6 +64,14 @@ class StageCommand(click.Command):
             error_console.print("[bold red]error:[/] ", end="")
             error_console.print(str(error), markup=False, soft_wrap=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in _BAD_PATH | _BAD_DISK or error.filename is None:
+                traceback.print_exc()
+                sys.exit(3)
+            name = error.filename2 or error.filename  # of two, the one that was asked for: files are written beside and renamed
+            error_console.print("[bold red]error:[/] ", end="")
+            error_console.print(f"{name}: {error.strerror}.", markup=False, soft_wrap=True)
+            sys.exit(3 if error.errno in _BAD_DISK else 2)
         except Exception:
             # A defect of this project or a broken machine, never "the gate says no": exit code 1 would say that.
             traceback.print_exc()

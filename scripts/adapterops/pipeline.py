@@ -168,7 +168,7 @@ def _evaluate(
     return evaluate_once(
         model,
         Data(spec.evaluation_data, spec.extension_data, draw),
-        Settings(asked.max_tokens, asked.latency_requests, asked.latency_concurrency),
+        Settings(asked.max_tokens, asked.latency_requests, asked.latency_concurrency, win_rate_judge=asked.win_rate_judge),
         run / "eval_results.json",
         console,
         production=compared,

@@ -114,7 +114,10 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
     schema: Any = error.schema
     expected: Any = error.validator_value
     found: Any = error.instance
-    shown = json.dumps(found, ensure_ascii=False, default=str)
+    try:
+        shown = json.dumps(found, ensure_ascii=False, default=str)
+    except TypeError:  # YAML has keys that JSON has not: dates
+        shown = str(found)
     shown = shown if len(shown) <= 80 else shown[:77] + "…"
     match error.validator:
         case "additionalProperties" if isinstance(found, dict):
@@ -144,6 +147,10 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
         case "pattern":
             wanted = schema.get("description", f"Expected it to match {expected}.")
             return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]
+        case "not":
+            return [SchemaProblem(path, f"this key is not allowed here.{_reason(schema)}")]
+        case "minItems":
+            return [SchemaProblem(path, f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}")]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
             relation = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
             return [SchemaProblem(path, f"{shown} is out of range. Expected {relation[error.validator]} {expected}.")]

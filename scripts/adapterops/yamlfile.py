@@ -41,6 +41,9 @@ def load_yaml(path: Path, schema: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deep. A settings file has a few levels.") from None
+    except ValueError as error:  # `2024-02-30` is a date for YAML, and a number can have too many digits
+        reason = str(error).split(";", maxsplit=1)[0]
+        raise UsageError(f"{path}: not valid YAML: {reason}. Put what is no date or number in quotes.") from None
     except _AliasError as error:
         raise UsageError(f"{path}:{error.line}: anchors and aliases are not supported. Write the value out.") from None
     for problem in schema_problems(value, schema):

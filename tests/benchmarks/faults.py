@@ -2,12 +2,16 @@
 
 Suggested usage:
 
-    python tests/benchmarks/faults.py                 # prints the table of docs/reliability.md, some minutes
+    python tests/benchmarks/faults.py                 # prints the table of docs/reliability.md, some ten minutes
     python tests/benchmarks/faults.py --only swaps    # one of them
+    python tests/benchmarks/faults.py --real          # on a real vLLM: two engines of one host, on two CPU cores some ten minutes
 
 Two hosts with two stub engines each, a real S3 server, real gateways and reconcilers; every answer says which adapter gave it. Load:
 `--rate` requests a second over both hosts. `wrong` counts answers whose text is not that of the version that the gateway names, or of
 a version that was never to be served; `converged` is the time from the end of the fault until every host is as the channel says.
+
+With `--nginx` the requests go through configs/hosts/nginx.conf, which has both hosts behind it (Debian: apt-get install nginx).
+With `--real` the adapters are random, and what each of them says greedily is recorded from the engine before the load begins.
 """
 
 from __future__ import annotations
@@ -15,45 +19,61 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import aiohttp
+import boto3
+import psutil
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "scripts"), str(Path(__file__).parents[1])]
 
 from rich.console import Console  # noqa: E402
 
+from adapterops.basemodels import find_base_model  # noqa: E402
+from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter  # noqa: E402
+from adapterops.schemas import ROOT  # noqa: E402
 from adapterops.serving.deploy import deploy, rollback  # noqa: E402
 from adapterops.store.channels import abort_canary, change_channel, promote, read_channel, start_canary  # noqa: E402
-from fleet import NAME, Fleet, health, running  # noqa: E402
+from fleet import BASE, BUCKET, NAME, Fleet, health, running, wait_for  # noqa: E402
+from processes import answers, free_port  # noqa: E402
+from random_adapters import RandomAdapters  # noqa: E402
 from rollouts import UNJUDGED  # noqa: E402
+
+QUESTION, TOKENS = [{"role": "user", "content": "Write one word."}], 16
 
 
 class Load:
     """Requests at a constant rate, whatever became of the ones before."""
 
-    def __init__(self, fleet, rate, texts):
-        self.fleet, self.rate, self.texts = fleet, rate, texts
+    def __init__(self, doors, rate, texts):
+        self.doors, self.rate, self.texts = doors, rate, texts
         self.statuses, self.wrong, self.slowest = collections.Counter(), 0, 0.0
+        self.examples = collections.Counter()
         self._tasks, self._running = set(), True
 
     async def one(self, client, number):
-        body = {"model": NAME, "messages": [{"role": "user", "content": "Who are you?"}]}
+        body = {"model": NAME, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0}
         started = time.perf_counter()
         try:
-            gateway = self.fleet.gateways[number % len(self.fleet.gateways)]
-            async with client.post(f"{gateway}/v1/chat/completions", json=body) as answer:
+            door = self.doors[number % len(self.doors)]
+            async with client.post(f"{door}/v1/chat/completions", json=body) as answer:
                 status = answer.status
                 if status == 200:
                     said = (await answer.json())["choices"][0]["message"]["content"]
-                    self.wrong += self.texts.get(answer.headers["x-adapter-version"]) != said
+                    version = answer.headers["x-adapter-version"]
+                    if self.texts.get(version) != said:
+                        self.wrong += 1
+                        self.examples[f"{version} said {said!r}"] += 1
         except (aiohttp.ClientError, TimeoutError) as error:
             status = type(error).__name__
         self.statuses[status] += 1
@@ -87,10 +107,15 @@ def converged(fleet):
 
 
 class Faults:
-    """Each does something to the fleet and returns when the fault is over."""
+    """Each does something to the fleet and returns when the fault is over.
 
-    def __init__(self, fleet, releases):
-        self.fleet, (self.stable, self.other) = fleet, releases
+    Args:
+        fleet: the hosts.
+        digests: of releases: what is stable, another one, three canaries, and those that nothing has loaded yet.
+    """
+
+    def __init__(self, fleet, digests):
+        self.fleet, self.stable, self.other, self.trials, self.fresh = fleet, *digests[:2], digests[2:5], digests[5:]
 
     def swap(self, digest):
         channel = change_channel(self.fleet.store, NAME, lambda channel: promote(channel, digest), reason="swap")
@@ -107,7 +132,7 @@ class Faults:
     def canaries(self):
         """canary 20 times, begun and aborted"""
         for number in range(20):
-            step = functools.partial(start_canary, digest=self.fleet.release(100.0 + number % 3)[0], weight=50)
+            step = functools.partial(start_canary, digest=self.trials[number % len(self.trials)], weight=50)
             change_channel(self.fleet.store, NAME, step, reason="canary")
             time.sleep(0.7)
             change_channel(self.fleet.store, NAME, abort_canary, reason="aborted")
@@ -132,9 +157,27 @@ class Faults:
         self.fleet.hosts[0].kill()
         self.fleet.hosts[0].start()
 
+    def reconciler_killed(self):
+        """reconciler killed while it loads a new version, started again at once"""
+        digest = self.fresh.pop()
+        self.promote(digest, "deployed")
+        wait_for(lambda: health(self.fleet.gateways[0])["adapters"][NAME]["stable"] == digest)
+        self.gateway_killed()
+
     def store_down(self):
-        """object store silent for 30 s"""
-        self.freeze(self.fleet.s3, 30)
+        """object store silent for 3 minutes"""
+        self.freeze(self.fleet.s3, 180)
+
+    def corrupted_download(self):
+        """a new version whose weights arrive with a flipped bit for 10 s"""
+        digest = self.fresh.pop()
+        client, key = boto3.client("s3"), f"adapters/{NAME}/sha256-{digest}/adapter_model.safetensors"
+        good = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        client.put_object(Bucket=BUCKET, Key=key, Body=good[:-1] + bytes([good[-1] ^ 1]))
+        self.promote(digest, "deployed, and damaged on the way")
+        time.sleep(10)
+        client.put_object(Bucket=BUCKET, Key=key, Body=good)
+        assert not list(self.fleet.directory.glob(f"host*/releases/{NAME}/sha256-{digest}")), "damaged bytes were kept"
 
     def corrupted(self):
         """local copy changed, then the engine restarted"""
@@ -148,22 +191,35 @@ class Faults:
         self.engine_killed()
 
     def disk_full(self):
-        """releases cannot be written while a new version is deployed"""
+        """disk of a host full for 10 s while a new version is deployed"""
         releases = self.fleet.directory / "host0" / "releases"
-        shutil.move(releases, releases.with_name("aside"))
-        releases.write_text("not a directory: nothing can be written below it, by root either")
-        change_channel(
-            self.fleet.store, NAME, lambda channel: promote(channel, self.fleet.release(200.0)[0]), reason="deployed on a full disk"
-        )
-        time.sleep(5)
-        change_channel(self.fleet.store, NAME, lambda channel: promote(channel, self.stable), reason="back")
-        releases.unlink()
-        shutil.move(releases.with_name("aside"), releases)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", releases], check=True)
+        try:
+            with contextlib.suppress(OSError), (releases / "filler").open("wb") as filler:
+                filler.write(bytes(1 << 17))
+            self.promote(self.fresh.pop(), "deployed on a full disk")
+            time.sleep(10)
+            message = "; ".join(health(self.fleet.gateways[0])["adapters"][NAME]["errors"])
+            assert "No space left on device" in message, message
+        finally:
+            subprocess.run(["umount", releases], check=True)
+
+    def promote(self, digest, reason):
+        change_channel(self.fleet.store, NAME, lambda channel: promote(channel, digest), reason=reason)
 
     def freeze(self, process, seconds):
         os.kill(process.child.pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.kill(process.child.pid, signal.SIGCONT)
+
+    def vllm_killed(self):
+        """vLLM killed, started again by the host"""
+        [port] = [url.rpartition(":")[2] for url in self.fleet.engine_urls[:1]]
+        for process in psutil.Process(self.fleet.hosts[0].child.pid).children(recursive=True):
+            command = process.cmdline()
+            if command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and command[command.index("--port") + 1] == port:
+                process.kill()
+        wait_for(lambda: not health(self.fleet.gateways[0])["engines"][0]["up"])
 
 
 NAMES = [
@@ -171,13 +227,16 @@ NAMES = [
     "canaries",
     "rollback",
     "store_down",
+    "corrupted_download",
     "engine_killed",
     "engine_hangs",
     "gateway_killed",
+    "reconciler_killed",
     "corrupted",
     "deleted",
     "disk_full",
 ]
+REAL = ["swaps", "canaries", "rollback", "vllm_killed"]
 
 
 async def measure(fleet: Fleet, fault, load: Load):
@@ -186,8 +245,8 @@ async def measure(fleet: Fleet, fault, load: Load):
     await asyncio.to_thread(fault)
     over = time.perf_counter()
     while not await asyncio.to_thread(converged, fleet):
-        if time.perf_counter() - over > 120:
-            raise SystemExit(f"{fault.__name__}: not converged after 120 s: {[health(gateway) for gateway in fleet.gateways]}")
+        if time.perf_counter() - over > 300:
+            raise SystemExit(f"{fault.__name__}: not converged after 300 s: {[health(gateway) for gateway in fleet.gateways]}")
         await asyncio.sleep(0.05)
     took = time.perf_counter() - over
     await asyncio.sleep(1)
@@ -196,23 +255,67 @@ async def measure(fleet: Fleet, fault, load: Load):
     return took
 
 
+def stub_releases(fleet):
+    """Versions, and what each of them says by its first digits."""
+    releases = [fleet.release(float(value)) for value in range(5)] + [fleet.release(100.0 + value, load_s=1) for value in range(3)]
+    return [digest for digest, _ in releases], {digest[:12]: text for digest, text in releases}
+
+
+def real_releases(fleet):
+    """As `stub_releases`, without those that nothing has loaded: each is asked on the engine itself, alone."""
+    adapters, engine, digests, texts = RandomAdapters(find_base_model(BASE, "faults.py")), fleet.engine_urls[0], [], {}
+    said_by_base = greedy_answer(engine, BASE, QUESTION, TOKENS).text
+    for seed in range(1, 100):
+        directory, name = adapters.make(fleet.directory / f"adapter-{seed}", seed), f"record-{seed}"
+        load_adapter(engine, name, directory)
+        text, whole = greedy_answer(engine, name, QUESTION, TOKENS).text, greedy_answer(engine, name, QUESTION, 64)
+        unload_adapter(engine, name)
+        if whole.finish_reason == "stop" and text not in (said_by_base, *texts.values()):
+            digest = fleet.publish(directory, [{"messages": QUESTION, "output": whole.text}])
+            digests.append(digest)
+            texts[digest[:12]] = text
+        if len(digests) == 5:
+            return digests, texts
+    raise SystemExit("too few random adapters say something of their own")
+
+
+@contextlib.contextmanager
+def balancer(fleet, directory):
+    """The shipped nginx configuration in front of the fleet; yields its root."""
+    port, text = free_port(), (ROOT / "configs" / "hosts" / "nginx.conf").read_text()
+    hosts = "".join(f"    server {gateway.removeprefix('http://')} max_fails=1 fail_timeout=2s;\n" for gateway in fleet.gateways)
+    text = re.sub(r"(    server 10\.0\.0\..*\n)+", hosts, text).replace("listen 8443", f"listen 127.0.0.1:{port}")
+    (directory / "nginx.conf").write_text(text.replace("/run/nginx.pid", str(directory / "nginx.pid")))
+    command = ["nginx", "-e", str(directory / "nginx.log"), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
+    process = subprocess.Popen(command)
+    try:
+        wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}"))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=NAMES, action="append", help="just this one; repeatable")
-    parser.add_argument("--rate", type=float, default=50, help="requests a second")
+    parser.add_argument("--only", choices=[*NAMES, "vllm_killed"], action="append", help="just this one; repeatable")
+    parser.add_argument("--rate", type=float, help="requests a second; 50, with --real 2")
+    parser.add_argument("--real", action="store_true", help="on vLLM instead of stub engines")
+    parser.add_argument("--nginx", action="store_true", help="through a load balancer")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="faults-"))
-    with running(directory, hosts=2, engines=2, gateway__read_timeout_s=5, gateway__access_log=False) as fleet:
-        releases = [fleet.release(value) for value in (1.0, 2.0)]
-        texts = {digest[:12]: text for digest, text in releases}
-        texts |= {digest[:12]: text for digest, text in (fleet.release(value) for value in (100.0, 101.0, 102.0, 200.0))}
-        faults = Faults(fleet, [digest for digest, _ in releases])
+    changes = {"gateway__read_timeout_s": 60 if options.real else 5, "gateway__access_log": False}
+    with contextlib.ExitStack() as stack:
+        fleet = stack.enter_context(running(directory, hosts=1 if options.real else 2, engines=2, real=options.real, **changes))
+        doors = [stack.enter_context(balancer(fleet, directory))] if options.nginx else fleet.gateways
+        digests, texts = (real_releases if options.real else stub_releases)(fleet)
+        faults = Faults(fleet, digests)
         for digest in (faults.other, faults.stable):
-            deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=60)
+            deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=300)
         print("| fault | requests | failed | of which | wrong version | slowest answer | converged after |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        for name in options.only or NAMES:
-            fault, load = getattr(faults, name), Load(fleet, options.rate, texts)
+        for name in options.only or (REAL if options.real else NAMES):
+            fault, load = getattr(faults, name), Load(doors, options.rate or (2 if options.real else 50), texts)
             took = asyncio.run(measure(fleet, fault, load))
             failed = {str(status): count for status, count in load.statuses.items() if status != 200}
             kinds = ", ".join(f"{count} × {status}" for status, count in failed.items()) or "-"
@@ -226,7 +329,9 @@ def main():
                 f"{took:.1f} s",
             ]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-            change_channel(fleet.store, NAME, lambda channel: promote(channel, faults.stable), reason="as before")
+            for example, count in load.examples.most_common(3):
+                print(f"  wrong: {count} × {example}, expected one of {texts}", flush=True)
+            faults.promote(faults.stable, "as before")
             while not converged(fleet):
                 time.sleep(0.1)
     shutil.rmtree(directory)

@@ -124,7 +124,9 @@ def run_gateway(port, engine, cores):
     channel = Channel("support", 1, stable.digest, canary.digest, 10)
     state = HostState("base", [Engine(f"http://127.0.0.1:{engine}", up=True, ready=ready)], {"support": Followed(channel)})
     state.refresh()
-    settings = GatewaySettings("127.0.0.1", port, 1 << 22, 4096, 600, 1800, 0, 1, None, access_log=True, log_prompts=False)
+    settings = GatewaySettings(
+        "127.0.0.1", port, 1 << 22, 4096, 600, 1800, 0, 1, None, access_log=True, log_prompts=False, engine_metrics=False
+    )
 
     async def main():
         runner = web.AppRunner(make_gateway(state, settings, Metrics()), access_log=None, handler_cancellation=True)
@@ -251,14 +253,19 @@ def main():
         memory = psutil.Process(ours.pid).memory_info
         # Memory grows until 65,536 answers are remembered for feedback, and is flat from then on.
         uvloop.run(throughput(gateway, 70_000 if options.requests > 50_000 else 5_000))
-        before = memory().rss
-        rates = {name: uvloop.run(throughput(port, options.requests)) for name, port in targets.items()}
-        grown = memory().rss - before
+        used = [memory().rss]
+        rates = {name: uvloop.run(throughput(port, options.requests)) for name, port in targets.items() if name != "gateway"}
+        quarters = []
+        for _ in range(4):
+            quarters.append(uvloop.run(throughput(gateway, options.requests // 4)))
+            used.append(memory().rss)
+        rates["gateway"] = statistics.harmonic_mean(quarters)
         print(f"{'':10} {'p50 ms':>8} {'p99 ms':>8} {'added p50':>10} {'added p99':>10} {'requests/s':>11}")
         for name, (p50, p99) in figures.items():
             added = [f"{now - base:10.2f}" for now, base in zip((p50, p99), figures["engine"], strict=True)]
             print(f"{name:10} {p50:8.2f} {p99:8.2f} {' '.join(added)} {rates[name]:11.0f}")
-        print(f"gateway's memory: {before / 2**20:.1f} MiB, {grown / 2**20:+.1f} MiB after {options.requests} requests")
+        grown = ", ".join(f"{(now - used[0]) / 2**20:+.1f}" for now in used[1:])
+        print(f"gateway's memory: {used[0] / 2**20:.1f} MiB, {grown} MiB after each quarter of {options.requests} requests")
         if not theirs:
             print("nginx is not installed: no comparison (apt-get install nginx)")
     finally:

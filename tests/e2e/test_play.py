@@ -1,4 +1,4 @@
-"""The story of pull requests, played with the workflow files as they are: `make play`."""
+"""The story of pull requests, played with the workflow files as they are: `make play`. Scenes that train nothing are in `make test` too."""
 
 import json
 import threading
@@ -11,14 +11,16 @@ from adapterops.schemas import ROOT
 from play.stage import ADAPTER, Stage, rows
 
 DATA = "data/training/support.jsonl"
-POSTS = "post" in (ROOT / "scripts/report.py").read_text()  # the gate's comment, which is report.py's business
 play = pytest.mark.play
+pytestmark = pytest.mark.timeout(3000)  # a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
+def stage(tmp_path_factory, request):
     stage = Stage(tmp_path_factory.mktemp("play"))
     stage.start()
+    if any(item.get_closest_marker("play") and not item.get_closest_marker("e2e") for item in request.session.items):
+        stage.serve()  # its engine starts while the first scenes are played
     yield stage
     stage.stop()
     print("\n".join(f"{seconds:6.0f} s  {name}: {jobs}" for name, jobs, seconds in stage.timeline))
@@ -41,17 +43,18 @@ def corrupt(line):
 
 
 def objects(stage, prefix=""):
-    import boto3
-
-    client = boto3.Session("play", "play", region_name="us-east-1").client("s3", endpoint_url=stage.aws["AWS_ENDPOINT_URL"])
-    return {item["Key"]: item["Size"] for item in client.list_objects_v2(Bucket="qlora-adapters", Prefix=prefix).get("Contents", [])}
+    return {item["Key"]: item["Size"] for item in stage.s3.list_objects_v2(Bucket="qlora-adapters", Prefix=prefix).get("Contents", [])}
 
 
 def document(stage, key):
-    import boto3
+    return json.loads(stage.s3.get_object(Bucket="qlora-adapters", Key=key)["Body"].read())
 
-    client = boto3.Session("play", "play", region_name="us-east-1").client("s3", endpoint_url=stage.aws["AWS_ENDPOINT_URL"])
-    return json.loads(client.get_object(Bucket="qlora-adapters", Key=key)["Body"].read())
+
+def judgement_of(stage, number):
+    """The one verdict that a pull request's run has left in the store."""
+    found = [document(stage, key) for key in objects(stage, "candidates/") if key.endswith("/judgement.json")]
+    (judgement,) = [judgement for judgement in found if judgement["source"]["pr"] == str(number)]
+    return judgement
 
 
 def served(stage):
@@ -64,6 +67,7 @@ def served(stage):
 
 
 @play
+@pytest.mark.e2e
 def test_1_documents_train_nothing_and_the_check_is_green(stage):
     number = stage.open("docs", {"README.md": "# Other words\n"})
     run = stage.run_pull_request(number)
@@ -72,8 +76,9 @@ def test_1_documents_train_nothing_and_the_check_is_green(stage):
 
 
 @play
+@pytest.mark.e2e
 def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
-    lines = rows("training", 72)
+    lines = rows("training", 28)
     number = story["data"] = stage.open("data", training([*lines[:20], corrupt(lines[20]), *lines[21:]]))
     run = stage.run_pull_request(number)
     assert run.jobs == {"plan": "succeeded", f"validate {ADAPTER}": "failed", "report": "succeeded", "required": "failed"}
@@ -86,8 +91,9 @@ def test_2_a_bad_row_is_blocked_at_its_line_with_what_to_do(stage, story):
 
 
 @play
+@pytest.mark.e2e
 def test_9_a_fork_gets_no_gpu_and_no_store(stage):
-    number = stage.open("fork", training(rows("training", 60)), fork=True)
+    number = stage.open("fork", training(rows("training", 27)), fork=True)
     run = stage.run_pull_request(number)
     assert run.jobs == {"plan": "failed", "required": "failed"}
     assert "pull requests from forks get no GPU" in run.output
@@ -95,6 +101,7 @@ def test_9_a_fork_gets_no_gpu_and_no_store(stage):
 
 
 @play
+@pytest.mark.e2e
 def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
     marker = tmp_path / "the pull request's judge ran"
     judge = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nprint('PASS')\n"
@@ -104,7 +111,7 @@ def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
     assert run.jobs == {"plan": "succeeded", "test": "succeeded", "report": "succeeded", "required": "succeeded"}
     assert not marker.exists()
     assert "Code changes (3 files): CPU tests, no GPU." in stage.github.comments_on(number)[0]
-    number = stage.open("both", {"scripts/quality_gate.py": judge, **training(rows("training", 50))})
+    number = stage.open("both", {"scripts/quality_gate.py": judge, **training(rows("training", 26))})
     run = stage.run_pull_request(number)
     assert (run.jobs["plan"], run.jobs["required"]) == ("failed", "failed")
     assert "Split it: code in one" in stage.github.comments_on(number)[0]
@@ -112,25 +119,36 @@ def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
 
 
 @play
+def test_0_the_first_adapter_is_trained_and_released_by_hand(stage, story):
+    """As docs/setup-github.md ends: from then on pull requests have a production adapter to be compared with."""
+    stage.await_engine()
+    assert stage.dispatch("retrain", {"adapter": ADAPTER}).jobs == {ADAPTER: "succeeded"}
+    run = stage.dispatch("release", {"adapter": ADAPTER})
+    assert run.jobs == {"plan": "succeeded", f"promote {ADAPTER}": "succeeded", ADAPTER: "succeeded"}
+    story["first"] = document(stage, f"channels/{ADAPTER}.json")["stable"]
+    assert served(stage) == story["first"][:12]
+
+
+@play
 def test_3_the_correction_is_trained_judged_and_the_comment_edited(stage, story):
     before = len(stage.github.comments_on(story["data"]))
-    stage.push("data", training(rows("training", 72)), "mend the row")
-    stage.await_engine()
+    stage.push("data", training(rows("training", 28)), "mend the row")
     run = stage.run_pull_request(story["data"])
     assert run.jobs == {
         "plan": "succeeded",
         f"validate {ADAPTER}": "succeeded",
         ADAPTER: "succeeded",
-        "report": "succeeded" if POSTS else "failed",  # blocks nobody
+        "report": "succeeded",
         "required": "succeeded",
     }
     plans = [body for body in stage.github.comments_on(story["data"]) if body.startswith("<!-- qlora-gitops plan -->")]
     assert len(plans) == before == 1
     assert "not accepted" not in plans[0]
-    (key,) = [name for name in objects(stage, "candidates/") if name.endswith("judgement.json")]
-    judgement = story["judgement"] = document(stage, key)
-    assert judgement["verdict"] == "PASS"
-    assert judgement["source"]["pr"] == str(story["data"])
+    judgement = story["judgement"] = judgement_of(stage, story["data"])
+    assert (judgement["verdict"], judgement["production"]) == ("PASS", story["first"])
+    (report,) = [body for body in stage.github.comments_on(story["data"]) if f"adapter-report adapter={ADAPTER} verdict=PASS" in body]
+    assert judgement["digest"] in report
+    print(report)
 
 
 @play
@@ -148,50 +166,44 @@ def test_5_the_merge_releases_the_very_bits_that_were_judged(stage, story):
     before, after = story["merge"] = stage.merge("data")
     run = stage.run_release(before, after)
     assert run.jobs == {"plan": "succeeded", f"promote {ADAPTER}": "succeeded", ADAPTER: "succeeded"}
-    digest = story["first"] = story["judgement"]["digest"]
+    digest = story["second"] = story["judgement"]["digest"]
     channel = document(stage, f"channels/{ADAPTER}.json")
-    assert (channel["stable"], channel["canary"]) == (digest, None)
+    assert (channel["stable"], channel["canary"], channel["previous"]) == (digest, None, story["first"])
     manifest = document(stage, f"adapters/{ADAPTER}/sha256-{digest}/manifest.json")
     assert manifest["training_key"] == story["judgement"]["training_key"]
     assert manifest["source"]["pr"] == str(story["data"])
     assert served(stage) == digest[:12]
-    assert [deployment["statuses"] for deployment in stage.github.deployments.values()] == [["in_progress", "success"]]
+    assert [deployment["statuses"] for deployment in stage.github.deployments.values()] == [["in_progress", "success"]] * 2
     assert f"{ADAPTER}-{digest[:12]}" in stage.github.releases
 
 
 @play
-def test_6_a_pull_request_that_fails_the_gate_is_not_merged(stage, story):
-    unlike = [json.dumps({**json.loads(line), "output": "I would rather not say anything about that."}) for line in rows("training", 48)]
+def test_6_a_pull_request_that_is_worse_than_production_is_not_merged(stage, story):
+    unlike = [json.dumps({**json.loads(line), "output": "I would rather not say."}) for line in rows("training", 12)]
     number = stage.open("worse", training(unlike))
     run = stage.run_pull_request(number)
     assert run.jobs[ADAPTER] == "failed"
     assert run.jobs["required"] == "failed"
     assert "the gate says FAIL" in run.output
+    judgement = judgement_of(stage, number)
+    assert (judgement["verdict"], judgement["production"]) == ("FAIL", story["second"])
     again = stage.run_pull_request(number)  # no retry until green
     assert ADAPTER not in again.jobs
     assert again.jobs["required"] == "failed"
-    assert served(stage) == story["first"][:12]
+    assert served(stage) == story["second"][:12]
 
 
 @play
 def test_7_a_revert_serves_the_former_adapter_without_training(stage, story):
-    stage.open("better", training(rows("training", 80)))
-    run = stage.run_pull_request(max(stage.github.pulls))
-    assert run.jobs["required"] == "succeeded"
-    assert stage.run_release(*stage.merge("better")).code == 0
-    second = served(stage)
-    assert second != story["first"][:12]
-    before = stage.git("rev-parse", "main")
+    before, known = stage.git("rev-parse", "main"), objects(stage, "candidates/")
     started = time.monotonic()
     stage.git("revert", "--no-edit", "HEAD")
     stage.git("push", "-q", "origin", "main")
-    known = objects(stage, "candidates/")
     run = stage.run_release(before, stage.git("rev-parse", "main"))
     assert run.code == 0
     assert served(stage) == story["first"][:12]
     assert objects(stage, "candidates/") == known
     print(f"git revert to former adapter served: {time.monotonic() - started:.0f} s")
-    story["second"] = second
 
 
 @play
@@ -211,12 +223,13 @@ def test_8_two_merges_at_once_lose_no_update(stage, story):
     for thread in threads:
         thread.join()
     assert {name: run.code for name, run in runs.items()} == {"adapter": 0, "documents": 0}
-    assert served(stage) == story["second"]
+    assert served(stage) == story["second"][:12]
     generations = [document(stage, key)["generation"] for key in objects(stage, f"audit/{ADAPTER}/") if key.endswith(".json")]
     assert sorted(generations) == list(range(1, max(generations) + 1))
 
 
 @play
+@pytest.mark.e2e
 def test_nothing_of_the_play_is_left_in_the_repository():
     assert not (ROOT / ".main").exists()
     assert not (ROOT / "promoted").exists()

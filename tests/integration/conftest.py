@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import shutil
 import time
 
 import pytest
 
-from adapterops.basemodels import base_model_directory
 from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter
 from adapterops.engine.server import start_engine
 from adapterops.schemas import ROOT
 from adapterops.serving.config import load_serving_config
 from adapterops.store.releases import adapter_digest
 from processes import AWS, free_port, s3_server
+from random_adapters import RandomAdapters
 
 PROMPTS = [
     "Is water wet? Answer yes or no.",
@@ -43,7 +42,7 @@ def s3(tmp_path_factory):
 def serving_config():
     """The demo's configuration with the engine on a free port."""
     config = load_serving_config(ROOT / "configs/serving.demo.yaml")
-    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, port=free_port()))
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, port=free_port(), start_timeout_s=800))
 
 
 @pytest.fixture(scope="session")
@@ -58,28 +57,10 @@ def engine(serving_config, tmp_path_factory):
 @pytest.fixture(scope="session")
 def random_adapter(serving_config, tmp_path_factory):
     """`make(seed, scale)`: a LoRA adapter of rank 8 with random weights; scale 0 makes one without effect."""
-    import peft
-    import torch
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base_model_directory(serving_config.base_model), dtype=torch.bfloat16)
-    lora = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    torch.manual_seed(0)  # the A matrices; `seed` is for the B matrices
-    network = peft.get_peft_model(model, lora)
+    adapters = RandomAdapters(serving_config.base_model)
 
     def make(seed, scale=0.05):
-        directory = tmp_path_factory.mktemp("adapter") / "model"
-        network.save_pretrained(directory)
-        (directory / "README.md").unlink(missing_ok=True)
-        weights = load_file(directory / "adapter_model.safetensors")
-        generator = torch.Generator().manual_seed(seed)
-        for name, tensor in sorted(weights.items()):
-            if "lora_B" in name:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
-        save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        shutil.copy(ROOT / serving_config.base_model.chat_template_path, directory / "chat_template.jinja")
-        return directory
+        return adapters.make(tmp_path_factory.mktemp("adapter") / "model", seed, scale)
 
     return make
 

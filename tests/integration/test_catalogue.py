@@ -102,6 +102,9 @@ def test_the_commands_say_what_is_served_since_when_by_whom_and_from_which_pull_
     assert (code, "first" in said, "lee" in said) == (0, True, True)
     assert json.loads(run("adapters.py", "show", NAME, "--version", digests[2][:12], "--bucket", bucket)[1])["digest"] == digests[2]
     assert run("adapters.py", "history", "--bucket", bucket)[0] == 2
+    for action in ("list", "history"):
+        code, said = run("adapters.py", action, "nobody", "--bucket", bucket)
+        assert (code, f"Known: {NAME}." in said) == (2, True)
     assert adapter_names(store) == [NAME]
 
 
@@ -144,13 +147,16 @@ def test_the_weekly_report_counts_what_the_audit_log_and_the_runs_say(store, dig
     manifest = json.loads((tmp_path / "1.0" / "train_manifest.json").read_text())
     manifest |= {"finished_at": datetime.datetime.now(datetime.UTC).isoformat(), "total_seconds": 7200.0}
     (runs / "train_manifest.json").write_text(json.dumps(manifest))
+    (runs / "damaged").mkdir()
+    (runs / "damaged" / "train_manifest.json").write_text("{}")
     code, said = run("retrospective.py", "--bucket", bucket, "--runs", tmp_path / "runs", "--usd-per-gpu-hour", "3.5")
     assert code == 0, said
     for line in (
         "| deployments | 3 |",
         "| change-failure rate | 50% (1 of 2) |",
         "| rouge_l | FAIL | 1 |",
-        "| configs/qlora/smollm2-135m.yaml | 1 | 2.00 | 7.00 |",
+        f"| {NAME} | configs/qlora/smollm2-135m.yaml | 1 | 2.00 | 7.00 |",
+        "1 more train_manifest.json are not valid by configs/schemas/train_manifest.json.",
         f"{digests[1][:12]} was rolled back",
         f"canary {digests[2][:12]} at 10 %",
         "no previous version",

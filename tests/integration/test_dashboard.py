@@ -16,13 +16,11 @@ from adapterops.schemas import ROOT
 from adapterops.serving.deploy import deploy
 from adapterops.store.channels import change_channel, start_canary
 from fleet import NAME, ask, running, wait_for
+from needs import program
 from processes import free_port
 from rollouts import UNJUDGED
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed (apt-get install prometheus)"),
-]
+pytestmark = pytest.mark.integration
 MONITORING = ROOT / "configs" / "monitoring"
 PANELS = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
@@ -31,7 +29,7 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory):
     """The root of a Prometheus that has watched traffic: good answers, errors, streams, a canary, thumbs, refusals."""
-    directory = tmp_path_factory.mktemp("prometheus")
+    server, directory = program("prometheus", "prometheus"), tmp_path_factory.mktemp("prometheus")
     with running(directory, hosts=1, engines=2) as fleet:
         gateway = fleet.gateways[0]
         values = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
@@ -40,7 +38,7 @@ def prometheus(tmp_path_factory):
         shutil.copy(MONITORING / "rules.yml", directory)
         (directory / "prometheus.yml").write_text(yaml.safe_dump(values))
         port = free_port()
-        command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+        command = [server, f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
         command += [f"--web.listen-address=127.0.0.1:{port}"]
         with (directory / "prometheus.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_command_shows_how_long_a_rollback_took(fleet, stable):
 
 @pytest.mark.parametrize(
     ("stub", "reason"),
-    [({"fail_share": 1.0}, "error_rate"), ({"delay_s": 0.4}, "latency_p95")],
+    [({"fail_share": 1.0}, "error_rate"), ({"delay_s": 1.0}, "latency_p95")],
     ids=["answers 500", "is slow"],
 )
 def test_a_version_that_misses_a_limit_is_aborted_with_weight_0(fleet, stable, said, stub, reason):
@@ -96,6 +97,27 @@ def test_a_version_that_misses_a_limit_is_aborted_with_weight_0(fleet, stable, s
     assert channel(fleet) == (stable[0], None, 0)
     wait_for(lambda: all(health(gateway)["adapters"][NAME]["weight"] == 0 for gateway in fleet.gateways), 3)
     assert "canary aborted" in said.export_text()
+
+
+@pytest.mark.parametrize(
+    ("stub", "reason"),
+    [
+        ({"refuse": "LoRA rank 128 is greater than max_lora_rank 16."}, r"the engine refused adapter .*LoRA rank 128 is greater"),
+        ({"text": "I am the base model."}, "the adapter has no effect"),
+        ({"said_at_evaluation": "I was another one."}, "probe 1 is answered with 'I am .*at evaluation it was 'I was another one"),
+    ],
+    ids=["the engine refuses", "without effect", "other weights than were judged"],
+)
+def test_a_version_that_is_unfit_never_gets_a_request(fleet, stable, said, stub, reason):
+    digest, _ = fleet.release(4.5, **stub)
+    with pytest.raises(RejectedError, match=reason):
+        deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, said, timeout_s=30)
+    assert channel(fleet) == (stable[0], None, 0)
+    assert {entry.weight for entry in history(fleet.store, NAME) if entry.canary == digest} == {0}
+    assert [ask(gateway)[1:] for gateway in fleet.gateways] == [(stable[0][:12], stable[1])] * 3
+    for gateway in fleet.gateways:
+        with urllib.request.urlopen(f"{gateway}/metrics", timeout=5) as answer:
+            assert digest[:12] not in answer.read().decode()
 
 
 def test_without_traffic_and_probes_nothing_is_decided_and_the_rollout_pauses_and_goes_on(fleet, stable):
@@ -144,7 +166,7 @@ def test_two_rollouts_at_once_do_not_mix(fleet, stable):
 
 def test_a_host_that_is_restarted_in_the_middle_of_a_rollout_comes_back_and_the_rollout_ends_well(fleet, stable):
     digest, text = fleet.release(10.0)
-    slow = replace(QUICK, min_duration_s=4, max_duration_s=15)
+    slow = replace(QUICK, min_duration_s=4)
     rolling = threading.Thread(target=deploy, args=(fleet.store, NAME, digest, fleet.gateways, slow, Console(quiet=True)))
     rolling.start()
     wait_for(lambda: channel(fleet)[2] == 10)
@@ -155,29 +177,54 @@ def test_a_host_that_is_restarted_in_the_middle_of_a_rollout_comes_back_and_the_
     assert ask(fleet.gateways[0])[1:] == (digest[:12], text)
 
 
-def test_with_half_of_the_hosts_down_a_rollout_is_aborted_and_a_rollback_still_reaches_the_others(fleet, stable, monkeypatch):
+def test_with_more_than_half_of_the_hosts_down_a_rollout_is_aborted_and_a_rollback_still_reaches_the_other(fleet, stable, monkeypatch):
     monkeypatch.setattr("adapterops.serving.fleet._SILENT_S", 2.0)
     newer, _ = fleet.release(11.0)
     deploy(fleet.store, NAME, newer, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
-    fleet.hosts[0].kill()
+    down = fleet.hosts[:2]
+    for host in down:
+        host.kill()
     try:
         digest, _ = fleet.release(12.0)
-        with pytest.raises(InfrastructureError, match=rf"{fleet.gateways[0]}: .* is not ready .*2 of 3 hosts have it"):
+        with pytest.raises(InfrastructureError, match=rf"{fleet.gateways[0]}, {fleet.gateways[1]}: .* is not ready .*1 of 3 hosts have it"):
             deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, Console(quiet=True), timeout_s=10)
         assert channel(fleet) == (newer, None, 0)
-        with pytest.raises(InfrastructureError, match="2 of 3 hosts have it; a host that comes back follows by itself"):
+        with pytest.raises(InfrastructureError, match="1 of 3 hosts have it; a host that comes back follows by itself"):
             rollback(fleet.store, NAME, fleet.gateways, Console(quiet=True), timeout_s=10)
-        assert [ask(gateway)[1] for gateway in fleet.gateways[1:]] == [stable[0][:12]] * 2
+        assert ask(fleet.gateways[2])[1] == stable[0][:12]
     finally:
-        fleet.hosts[0].start().ready()
-    wait_for(lambda: ask(fleet.gateways[0])[1] == stable[0][:12])
+        for host in down:
+            host.start().ready()
+    for gateway in fleet.gateways[:2]:
+        wait_for(lambda gateway=gateway: ask(gateway)[1] == stable[0][:12])
 
 
-def test_a_host_that_was_cut_off_serves_on_and_follows_when_it_is_back(fleet, stable):
-    """SIGSTOP cuts it off whole; what it missed it takes up by itself."""
+def test_a_host_that_is_cut_off_from_the_store_serves_on_and_follows_when_the_cut_is_healed(fleet, stable, monkeypatch):
+    monkeypatch.setattr("adapterops.serving.fleet._SILENT_S", 2.0)
     newer, text = fleet.release(13.0)
+    others, lonely = fleet.gateways[:2], fleet.gateways[2]
+    fleet.links[2].whole.clear()
+    try:
+        # A deployment needs all hosts: it is not promoted over the head of one that cannot know.
+        with pytest.raises(InfrastructureError, match=rf"{lonely}: .* is not ready .*2 of 3 hosts have it"):
+            deploy(fleet.store, NAME, newer, fleet.gateways, QUICK, Console(quiet=True), timeout_s=5)
+        assert channel(fleet) == (stable[0], None, 0)
+        change_channel(fleet.store, NAME, lambda channel: promote(channel, newer), reason="promoted while a host is cut off")
+        for gateway in others:
+            wait_for(lambda gateway=gateway: ask(gateway)[1:] == (newer[:12], text))
+        assert {ask(lonely) for _ in range(20)} == {(200, stable[0][:12], stable[1])}
+        wait_for(lambda: "serving what was seen last" in "".join(health(lonely)["adapters"][NAME]["errors"]))
+        assert health(lonely)["status"] == "ok"
+    finally:
+        fleet.links[2].whole.set()
+    wait_for(lambda: ask(lonely)[1:] == (newer[:12], text), 15)
+    wait_for(lambda: not health(lonely)["adapters"][NAME]["errors"])
+
+
+def test_a_host_that_stood_still_follows_when_it_goes_on(fleet, stable):
+    newer, text = fleet.release(13.5)
     fleet.hosts[2].child.send_signal(signal.SIGSTOP)
-    change_channel(fleet.store, NAME, lambda channel: promote(channel, newer), reason="promoted while a host is cut off")
+    change_channel(fleet.store, NAME, lambda channel: promote(channel, newer), reason="promoted while a host stands still")
     wait_for(lambda: ask(fleet.gateways[0])[1] == newer[:12])
     fleet.hosts[2].child.send_signal(signal.SIGCONT)
     wait_for(lambda: ask(fleet.gateways[2])[1:] == (newer[:12], text), 10)
@@ -187,7 +234,7 @@ def test_the_store_may_be_away_in_the_middle_of_a_rollout(fleet, stable, monkeyp
     """Last: the S3 server has its objects in memory and forgets them when it ends, so it is frozen and not ended."""
     monkeypatch.setattr(deploying, "_STORE_AWAY_S", 60)
     digest, text = fleet.release(14.0)
-    slow = replace(QUICK, min_duration_s=3, max_duration_s=20)
+    slow = replace(QUICK, min_duration_s=3)
     rolling = threading.Thread(target=deploy, args=(fleet.store, NAME, digest, fleet.gateways, slow, Console(quiet=True)))
     rolling.start()
     wait_for(lambda: channel(fleet)[2] == 10)

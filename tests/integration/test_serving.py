@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import boto3
 import openai
@@ -18,8 +19,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from adapterops.basemodels import base_model_directory
 from adapterops.documents import sha256_file
 from adapterops.engine.client import greedy_answer, served_models, unload_adapter
+from adapterops.engine.server import engine_command, write_engine_config
 from adapterops.errors import InfrastructureError, RejectedError
 from adapterops.schemas import ROOT
 from adapterops.serving.deploy import deploy
@@ -303,14 +306,51 @@ def test_a_local_copy_that_rotted_is_fetched_anew(settings, engine, store, host,
     assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
 
 
-def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host, tmp_path):
-    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize", "/ping", "/pause"):
-        request = urllib.request.Request(
-            host + path, b'{"lora_name": "x", "lora_path": "/x"}', {"content-type": "application/json"}, method="POST"
-        )
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=5)
-        assert caught.value.code == 404
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/x", "/invocations", "/tokenize", "/ping", "/pause"],
+)
+def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host, path, method):
+    assert post_nothing(host + path, method) == 404
+
+
+def test_the_engine_itself_would_have_answered_them(engine):
+    """Or the test above would show nothing: some of these routes are vLLM's, some come with what it depends on."""
+    opened = [path for path in ("/v1/load_lora_adapter", "/invocations", "/tokenize") if post_nothing(engine + path, "POST") != 404]
+    assert opened == ["/v1/load_lora_adapter", "/invocations", "/tokenize"]
+
+
+def post_nothing(url, method):
+    """The status of a request whose body can load nothing."""
+    request = urllib.request.Request(url, b'{"lora_name": "", "lora_path": ""}', {"content-type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_vllm_reads_the_written_options_as_it_reads_its_command_line(serving_config, tmp_path):
+    """What `vllm serve --config FILE` makes of `serve.py --engine-config FILE`: the containers of configs/kubernetes."""
+    write_engine_config(serving_config, tmp_path / "engine.yaml")
+    model = base_model_directory(serving_config.base_model)
+    program = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+for arguments in json.loads(sys.argv[1]):
+    print("read:" + json.dumps(vars(make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)), default=repr))
+"""
+    arguments = [["--config", str(tmp_path / "engine.yaml")], engine_command(serving_config, model, serving_config.engine.port)[3:]]
+    result = script("-c", program, json.dumps(arguments))
+    assert result.returncode == 0, result.stderr[-2000:]
+    written, plain = (json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("read:"))
+    assert Path(written.pop("chat_template")).read_text() == Path(plain.pop("chat_template")).read_text()
+    assert written.pop("config", None) in (None, str(tmp_path / "engine.yaml"))
+    plain.pop("config", None)
+    assert written == plain
+    assert (written["enable_lora"], written["host"]) == (True, "127.0.0.1")
 
 
 def test_a_host_that_is_killed_leaves_no_engine_behind(settings, tmp_path, s3):

@@ -1,12 +1,15 @@
 """Signed releases: what was changed since, or signed by somebody else, is not loaded, and the reason is said."""
 
+# ruff: noqa: F811  # fixtures are imported by name
+import hashlib
 import json
 import pickle
 
 import pytest
-from test_store import BASE, NAME, SOURCE, bucket, client, content, gate_report, keys, make_adapter, s3, store  # noqa: F401
+from test_store import BASE, NAME, SOURCE, bucket, client, content, edit_manifest, gate_report, keys, make_adapter, s3, store  # noqa: F401
 
-from adapterops.errors import RejectedError, UsageError
+from adapterops.documents import sha256_json
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.store.releases import MANIFEST, SIGNATURE, adapter_digest, fetch_release, publish
 from adapterops.store.signing import Signer, Trust, make_key_pair, signer_from
 
@@ -22,7 +25,7 @@ def pair(tmp_path_factory):
     return Signer(directory / "signing.pem"), Trust(directory / "signing.pub.pem")
 
 
-def published(store, directory, signer):  # noqa: F811
+def published(store, directory, signer):
     trained = json.loads((directory / "train_manifest.json").read_bytes())
     return publish(store, NAME, directory, gate_report(directory), trained, source=SOURCE, signer=signer)
 
@@ -33,15 +36,15 @@ def adapter(tmp_path):
 
 
 @pytest.fixture
-def release(store, adapter, pair):  # noqa: F811
+def release(store, adapter, pair):
     return published(store, adapter, pair[0])
 
 
-def fetch(store, release, tmp_path, trust, base_model=BASE):  # noqa: F811
+def fetch(store, release, tmp_path, trust, base_model=BASE):
     return fetch_release(store, NAME, release.digest, tmp_path / "releases", base_model=base_model, trust=trust)
 
 
-def test_a_signed_release_is_fetched_and_its_local_copy_is_verified_again(store, release, pair, tmp_path):  # noqa: F811
+def test_a_signed_release_is_fetched_and_its_local_copy_is_verified_again(store, release, pair, tmp_path):
     directory, _ = fetch(store, release, tmp_path, pair[1])
     assert {path.name for path in directory.iterdir()} == {*(file["name"] for file in release.manifest["files"]), MANIFEST, SIGNATURE}
     assert fetch(store, release, tmp_path, pair[1])[0] == directory
@@ -52,7 +55,7 @@ def test_a_signed_release_is_fetched_and_its_local_copy_is_verified_again(store,
         fetch(store, release, tmp_path, pair[1])
 
 
-def test_a_release_that_nobody_signed_is_refused_where_a_signature_is_asked_for(store, adapter, pair, tmp_path):  # noqa: F811
+def test_a_release_that_nobody_signed_is_refused_where_a_signature_is_asked_for(store, adapter, pair, tmp_path):
     release = published(store, adapter, None)
     assert fetch(store, release, tmp_path / "any", None)[0].is_dir()
     with pytest.raises(RejectedError, match="is not signed"):
@@ -60,7 +63,7 @@ def test_a_release_that_nobody_signed_is_refused_where_a_signature_is_asked_for(
     assert not (tmp_path / "releases" / NAME / f"sha256-{release.digest}").exists()
 
 
-def test_a_release_that_somebody_else_signed_is_refused(store, adapter, pair, tmp_path):  # noqa: F811
+def test_a_release_that_somebody_else_signed_is_refused(store, adapter, pair, tmp_path):
     make_key_pair(tmp_path / "other.pem", tmp_path / "other.pub.pem")
     release = published(store, adapter, Signer(tmp_path / "other.pem"))
     with pytest.raises(RejectedError, match="the signature does not hold"):
@@ -68,7 +71,7 @@ def test_a_release_that_somebody_else_signed_is_refused(store, adapter, pair, tm
     assert not (tmp_path / "releases" / NAME / f"sha256-{release.digest}").exists()
 
 
-def test_a_manifest_that_was_changed_after_it_was_signed_is_refused(client, bucket, store, release, pair, tmp_path):  # noqa: F811
+def test_a_manifest_that_was_changed_after_it_was_signed_is_refused(client, bucket, store, release, pair, tmp_path):
     """Its digests are right: only the signature tells."""
     manifest = json.loads(content(client, bucket, f"{release.uri}/{MANIFEST}"))
     manifest["probes"] = [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Something else."}]
@@ -77,7 +80,7 @@ def test_a_manifest_that_was_changed_after_it_was_signed_is_refused(client, buck
         fetch(store, release, tmp_path, pair[1])
 
 
-def test_a_signature_of_another_release_does_not_hold(client, bucket, store, release, pair, tmp_path):  # noqa: F811
+def test_a_signature_of_another_release_does_not_hold(client, bucket, store, release, pair, tmp_path):
     other = published(store, make_adapter(tmp_path / "other", 2.0), pair[0])
     [mine] = [key for key in keys(client, bucket) if key.startswith(f"{release.uri}/signature-")]
     [theirs] = [key for key in keys(client, bucket) if key.startswith(f"{other.uri}/signature-")]
@@ -86,14 +89,14 @@ def test_a_signature_of_another_release_does_not_hold(client, bucket, store, rel
         fetch(store, release, tmp_path, pair[1])
 
 
-def test_a_local_copy_with_another_file_beside_it_is_not_loaded(store, release, pair, tmp_path):  # noqa: F811
+def test_a_local_copy_with_another_file_beside_it_is_not_loaded(store, release, pair, tmp_path):
     directory, _ = fetch(store, release, tmp_path, pair[1])
     (directory / "adapter_model.bin").write_bytes(pickle.dumps({}))
     fetch(store, release, tmp_path, pair[1])
     assert not (directory / "adapter_model.bin").exists()  # fetched anew, without it
 
 
-def test_a_pickle_that_is_called_safetensors_is_neither_published_nor_loaded(store, pair, tmp_path):  # noqa: F811
+def test_a_pickle_that_is_called_safetensors_is_neither_published_nor_loaded(store, pair, tmp_path):
     directory = make_adapter(tmp_path / "adapter")
     (directory / "adapter_model.safetensors").write_bytes(pickle.dumps({"layer": [0.0] * 64}))
     trained = json.loads((directory / "train_manifest.json").read_bytes())
@@ -103,10 +106,83 @@ def test_a_pickle_that_is_called_safetensors_is_neither_published_nor_loaded(sto
     assert not list(store.keys(""))
 
 
-def test_a_key_that_cannot_sign_is_named(store, adapter, tmp_path):  # noqa: F811
+def test_a_key_that_cannot_sign_is_named(store, adapter, tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         signer_from(str(tmp_path / "nowhere.pem"))
     (tmp_path / "bad.pem").write_text("not a key")
     with pytest.raises(UsageError, match=r"bad\.pem"):
         published(store, adapter, signer_from(str(tmp_path / "bad.pem")))
     assert not any(key.endswith(MANIFEST) for key in store.keys(""))
+
+
+def byte_changed(client, bucket, release, _):
+    key = f"{release.uri}/adapter_model.safetensors"
+    client.put_object(Bucket=bucket, Key=key, Body=content(client, bucket, key)[:-1] + b"\xff")
+
+
+def file_swapped(client, bucket, release, other):
+    theirs = content(client, bucket, f"{other.uri}/adapter_model.safetensors")
+    client.put_object(Bucket=bucket, Key=f"{release.uri}/adapter_model.safetensors", Body=theirs)
+
+
+def base_model_renamed(client, bucket, release, _):
+    edit_manifest(client, bucket, release, base_model={"name": "llama", "source_id": "x", "revision": "y"})
+
+
+def pickle_listed(client, bucket, release, _):
+    body = pickle.dumps({})
+    client.put_object(Bucket=bucket, Key=f"{release.uri}/adapter_model.bin", Body=body)
+    listed = [{"name": "adapter_model.bin", "size": len(body), "sha256": hashlib.sha256(body).hexdigest()}]
+    edit_manifest(client, bucket, release, files=release.manifest["files"] + listed)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "base_model", "reason"),
+    [
+        (byte_changed, BASE, r"adapter_model\.safetensors: .*damaged or replaced"),
+        (file_swapped, BASE, r"adapter_model\.safetensors: .*damaged or replaced"),
+        (base_model_renamed, "llama", "not signed, or its manifest was changed since"),
+        (lambda *_: None, "llama", f"was trained on {BASE}; llama is served here"),
+        (pickle_listed, BASE, "not a valid release manifest"),
+    ],
+    ids=["a changed byte", "a swapped file", "a manifest made for another base model", "another base model", "a pickle among the files"],
+)
+def test_what_somebody_with_write_access_to_the_bucket_can_do_is_refused_with_the_reason(
+    client,
+    bucket,
+    store,
+    release,
+    pair,
+    tmp_path,
+    tamper,
+    base_model,
+    reason,
+):
+    other = published(store, make_adapter(tmp_path / "other", 2.0), pair[0])
+    tamper(client, bucket, release, other)
+    with pytest.raises((RejectedError, InfrastructureError), match=reason):
+        fetch(store, release, tmp_path, pair[1], base_model)
+    assert [path for path in (tmp_path / "releases").rglob("*") if path.is_file()] == []
+
+
+def test_a_whole_forged_release_of_a_pickle_is_refused_also_where_no_signature_is_asked_for(client, bucket, store, release, pair, tmp_path):
+    """Every digest of it is right."""
+    body = pickle.dumps({"layer": [0.0] * 64})
+    files = [
+        {**file, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()} if file["name"] == "adapter_model.safetensors" else file
+        for file in release.manifest["files"]
+    ]
+    digest = sha256_json({file["name"]: file["sha256"] for file in files})
+    forged = f"adapters/{NAME}/sha256-{digest}"
+    for file in files:
+        good = content(client, bucket, f"{release.uri}/{file['name']}")
+        client.put_object(
+            Bucket=bucket, Key=f"{forged}/{file['name']}", Body=body if file["sha256"] != hashlib.sha256(good).hexdigest() else good
+        )
+    manifest = {**release.manifest, "digest": digest, "files": files}
+    client.put_object(Bucket=bucket, Key=f"{forged}/{MANIFEST}", Body=json.dumps(manifest).encode())
+    with pytest.raises(RejectedError, match="begins like a pickle"):
+        fetch_release(store, NAME, digest, tmp_path / "releases", base_model=BASE)
+    with pytest.raises(RejectedError, match="is not signed"):
+        fetch_release(store, NAME, digest, tmp_path / "releases", base_model=BASE, trust=pair[1])
+    assert [path for path in (tmp_path / "releases").rglob("*") if path.is_file()] == []

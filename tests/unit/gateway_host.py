@@ -81,7 +81,7 @@ async def host(route=None, engines=1, **settings):
     ready = {version.engine_name: version for version in (STABLE, CANARY)}
     state = HostState(
         "base-model",
-        [EngineState(str(upstream.make_url("")).rstrip("/"), up=True, ready=ready) for upstream in upstreams],
+        [EngineState(str(upstream.make_url("")).rstrip("/"), up=True, settled=True, ready=ready) for upstream in upstreams],
         {name: Followed(Channel(name)) for name in ("support", "other")},
         routes={"support": route or Route(stable=STABLE)},
     )
@@ -98,6 +98,7 @@ async def host(route=None, engines=1, **settings):
         "api_keys": None,
         "access_log": False,
         "log_prompts": False,
+        "engine_metrics": False,
         **settings,
     }
     server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))

@@ -65,6 +65,9 @@ def test_a_misspelt_key_is_answered_with_the_right_one(recipe):
     [
         ("a: 1\na: 2\n", "key `a` stands twice; the first is on line 1"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases are not supported"),
+        ("2024-01-01: x\n", "unknown key `2024-01-01`"),
+        ("seed: 2024-02-30\n", "day is out of range for month. Put what is no date or number in quotes"),
+        ("seed: " + "9" * 5000 + "\n", "Exceeds the limit"),
         ("a: [1\n", "not valid YAML"),
         ("a: !!python/object/apply:os.system [id]\n", "not valid YAML"),
         ("", "null is not a mapping"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import tracemalloc
@@ -63,10 +64,15 @@ def prose(number, count):
 FIRES = [
     Case("E101", GOOD + b'{"id": "\xff"}\n', 2),
     Case("E101", b"[" + GOOD + b',{"id": "\xff"}]', 2, "array"),
+    Case("E101", gzip.compress(GOOD), 1, "compressed"),
+    Case("E101", GOOD.decode().encode("utf-16"), 1, "UTF-16"),
     Case("E102", b"\xef\xbb\xbf" + GOOD, 1),
     Case("E103", GOOD + GOOD[:50] + b"\n" + GOOD, 2, "truncated"),
     Case("E103", GOOD.strip() + b",\n", 1, "comma behind a row"),
     Case("E103", GOOD + b'{"id": ' + b"[" * 101 + b"]" * 101 + b"}\n", 2, "nested too deeply"),
+    Case("E103", GOOD + b"\xef\xbb\xbf" + GOOD, 2, "files joined with their marks"),
+    Case("E103", json.dumps(english(1), indent=2).encode(), 1, "a row over several lines"),
+    Case("E103", json.dumps({"data": rows(3)}, indent=2).encode(), 1, "rows inside an object"),
     Case("E104", GOOD + b"[1]\n", 2),
     Case("E105", GOOD + b'{"id": "a", "id": "b"}\n', 2),
     Case("E105", b'{"expected_format": {"enum": [[[{"a": 1, "a": 2}]]]}}\n', 1, "in lists of lists"),
@@ -78,7 +84,15 @@ FIRES = [
     Case("E109", b'{"id": "\\ud83d"}\n', 1),
     Case("E109", b'{"\\ud83d": 1, "\\ud83d": 2}\n', 1, "in a key that stands twice"),
     Case("E110", [english(1), english(2, output=" ")], 2, "empty output"),
+    Case("E110", [english(1), english(2, output="\u200b\u200b")], 2, "output of nothing that is seen"),
     Case("E110", [english(1, source=None)], 1, "no source"),
+    Case("E110", [english(1, source=" ")], 1, "blank source"),
+    Case(
+        "E110",
+        [conversation("Hi there, you", "Hello"), {**conversation("Hi", "Hello"), "instruction": "Hi"}],
+        2,
+        "messages and instruction",
+    ),
     Case("E110", [conversation("Hi", "Hello", roles=("assistant", "user"))], 1, "roles out of turn"),
     Case("E111", [english(1), english(2), english(3, id="r1")], 3),
     Case("E201", [english(1, instruction="x" * 9, output="x" * 5)], 1, template=BYTES_TEMPLATE),
@@ -110,6 +124,8 @@ FIRES = [
     Case("H101", GOOD.replace(b"\n", b"\r\n"), 1),
     Case("H102", [english(1), english(2, output="Cafe\u0301 is open, and it is free.")], 2),
     Case("H102", json.dumps(english(1, output="Cafe\u0301 is open.")).encode(), 1, "written as an escape"),
+    Case("H103", [english(1), english(2, instruction="What would a ket\u200btle cost, and who brings it?")], 2, "zero width"),
+    Case("H103", json.dumps(english(1, output="It is \u202eeerf\u202c for you and me.")).encode(), 1, "direction turned, as an escape"),
     Case("H205", [*rows(30), english(3, id="copy", **DUPLICATE)], 31),
     Case("H205", [*rows(30), english(3, id="copy", instruction=" " + english(3)["instruction"].upper())], 31, "case and blanks"),
     Case("H205", [*rows(30), conversation(english(3)["instruction"], english(3)["output"], id="copy")], 31, "as messages"),
@@ -179,6 +195,7 @@ SILENT = [
     Case("H101", GOOD),
     Case("H102", [english(1, output="Café is open, 네, 그렇습니다.")]),
     Case("H102", [english(1, output="Sum:\n\u0303 is a tilde on nothing.")], why="a mark behind an escape"),
+    Case("H103", [english(1, output="A family 👨\u200d👩\u200d👧 and می\u200cخواهم are written with joiners.")], why="joiners"),
     Case("H205", [*rows(30), english(3, id="near", output=english(3)["output"] + "!")], why="punctuation: nearly"),
     Case("H206", [*rows(30), english(3, id="copy")], why="exactly"),
     Case("H206", rows(200), why="rows of one kind"),
@@ -245,6 +262,15 @@ def test_good_rows_bring_about_nothing(tmp_path, monkeypatch):
 def test_a_licence_that_is_nearly_right_is_named(tmp_path):
     (finding,) = judge(tmp_path, [english(1, license="CC-BY-SA-4")]).findings
     assert "Did you mean `CC-BY-SA-4.0`?" in finding.message
+
+
+def test_a_message_about_the_schema_says_what_to_write_and_does_not_repeat_the_row(tmp_path):
+    talk = conversation("Where is it?", "On its way.")
+    rows = [{**talk, "instruction": "hong@example.com asks"}, {**talk, "id": "r2", "messages": []}]
+    messages = [finding.message for finding in judge(tmp_path, rows).findings if finding.code == "E110"]
+    assert "`instruction`: this key is not allowed here. Write either `messages`, or `instruction` and `output`." in messages
+    assert "`messages`: it has 0 entries. Expected at least 2." in messages
+    assert not any("hong" in message or "{}" in message for message in messages)
 
 
 def test_secrets_and_personal_data_are_not_repeated(tmp_path):

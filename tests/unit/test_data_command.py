@@ -43,6 +43,11 @@ class TestExitCodes:
     def test_0_may_be_trained_on_1_may_not_2_is_misuse(self, good, bad):
         assert [real("--input", path).returncode for path in (good, bad, "absent.jsonl")] == [0, 1, 2]
 
+    @pytest.mark.parametrize("output", ["", "good.jsonl/report.json", "x" * 300])
+    def test_a_report_that_cannot_be_written_there_is_misuse(self, good, tmp_path, output):
+        result = real("--input", good, "--output", tmp_path / output)
+        assert (result.returncode, "Traceback" in result.stderr, "error: " in result.stderr) == (2, False, True)
+
     def test_hints_do_not_block(self, tmp_path):
         result = run("--input", write(tmp_path / "rows.jsonl", [*rows(30), english(3, id="copy")]))
         assert (result.exit_code, "H205" in result.output) == (0, True)

@@ -73,6 +73,8 @@ FOUND = {
         "+82 (0)10-1234-5678",
         "82-10-1234-5678",
         "0082 10 1234 5678",
+        "+82)10-1234-5678",
+        "010-12\u200b34-5678",
         "02-123-4567",
         "02-1234-5678",
         "02)1234-5678",
@@ -103,6 +105,7 @@ FOUND = {
         "850615-6234567",
         "010101-7234567",
         "010101-8234567",
+        "900101.1234568",
         wide("900101-1234567"),
     ],
     "passport": ["M12345678", "S12345678", "M123A4567", "R12345678"],
@@ -147,7 +150,7 @@ NOT_FOUND = {
     "ip": [
         "10.0.0.1", "192.168.1.1", "172.16.0.1", "127.0.0.1", "169.254.1.1", "203.0.113.7", "100.64.0.1", "224.0.0.1", "0.0.0.0", "::1",
         "fe80::1", "2001:db8::1", "256.1.1.1", "v8.8.8.8", "version 8.8.8.8", "버전 8.8.8.8", "8.8.8", "8.8.8.8.8", "12:30:45",
-        "std::vector",
+        "std::vector", "ab::cd", "fee::add", "제3.2.1.4항", "3.2.1.4조",
     ],
     "secret": [
         "AKI" + "A" + "short", "xAKI" + "A" + "EXAMPLEFAKE01234", "gh" + "p_" + "short", "sk-learn", "sk" + "_test_" + FILL,
@@ -176,6 +179,21 @@ def test_every_writing_is_found_to_the_character_whatever_is_glued_to_it(kind, t
 def test_what_only_looks_like_it_is_not_found(kind, text):
     for sentence in (text, f"보세요: {text} 입니다", f"See {text}, please."):
         assert kind not in [found for found, _ in spans(sentence)], sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("연락처 010-1234-5678/02-123-4567", ["010-1234-5678", "02-123-4567"]),
+        ("TEL-02-123-4567, HP010-1234-5678", ["02-123-4567", "010-1234-5678"]),
+        ("주민번호 900101/1234567", ["900101/1234567"]),
+        ("면허 11 23 456789 01번", ["11 23 456789 01"]),
+        ("여권번호 m12345678", ["m12345678"]),
+        ("hong@exam\u200bple.com으로", ["hong@exam\u200bple.com"]),
+    ],
+)
+def test_writings_that_words_beside_them_make_clear(text, found):
+    assert [part for _, part in spans(text)] == found
 
 
 def test_every_kind_has_its_cases():

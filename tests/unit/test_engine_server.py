@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import Tokenizer, models
 
 from adapterops.engine import server
@@ -54,6 +55,19 @@ def test_auto_is_what_the_processor_computes_in(config, model):
 def test_production_computes_in_what_the_configuration_says(config, model):
     production = load_serving_config(ROOT / "configs/serving.yaml").engine
     assert option(engine_command(replace(config, engine=production), model, 1234), "--dtype") == "bfloat16"
+
+
+def test_the_options_can_be_written_for_an_engine_that_somebody_else_starts(config, model, monkeypatch, tmp_path):
+    monkeypatch.setattr(server, "base_model_directory", lambda _: model)
+    server.write_engine_config(config, tmp_path / "engine" / "engine.yaml")
+    written = yaml.safe_load((tmp_path / "engine" / "engine.yaml").read_text())
+    command = engine_command(config, model, config.engine.port)[3:]
+    template = written.pop("chat-template")
+    assert Path(template).read_text() == config.base_model.chat_template()
+    position = command.index("--chat-template")
+    assert command[:position] + command[position + 2 :] == [
+        part for name, value in written.items() for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
 
 
 def test_generation_stops_at_every_stop_token_of_the_base_model_entry(config, model):

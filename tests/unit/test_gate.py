@@ -2,12 +2,14 @@
 
 import json
 
+import data_rows
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from eval_documents import results, write
 
 from adapterops.adapters import Pins, load_adapter
+from adapterops.data.validate import write_report
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
 from adapterops.gate.config import load_gates
@@ -412,6 +414,34 @@ def test_a_verdict_is_given_once_for_a_gate_key_and_a_forced_one_is_counted(tmp_
     again, _ = judge_once(path, config, output, force=True)
     assert again["former_verdicts"] == ["FAIL", "PASS"]
     assert json.loads(output.read_text()) == again
+
+
+@pytest.mark.parametrize("problem", ["contaminated", "failed generations", "another metric id"])
+def test_a_kept_pass_does_not_outlive_its_evidence(tmp_path, gates, problem):
+    path, output, config = tmp_path / "eval_results.json", tmp_path / "gate_report.json", gates(GATE)
+    found = data_rows.judge(tmp_path, data_rows.rows(5), [data_rows.evaluation(0, instruction=data_rows.english(3)["instruction"])])
+    document = results(GOOD)
+    document["evaluation_data"]["sha256"] = sha256_file(tmp_path / "eval.jsonl")
+    assert judge_once(write(path, document), config, output)[0]["verdict"] == "PASS"
+    report = None
+    if problem == "contaminated":
+        report = tmp_path / "data_report.json"
+        write_report(report, found)
+    elif problem == "failed generations":
+        document["failed"] = {"candidate": 50}
+    else:
+        document["metrics"]["rouge_l"]["id"] = "rouge-l/ascii"
+    second, cached = judge_once(write(path, document), config, output, data_report=report)
+    assert (second["verdict"], cached) == ("ERROR", False)
+
+
+def test_an_error_between_two_verdicts_does_not_hide_the_first(tmp_path, gates):
+    """Else a FAIL could be washed away: break the evaluation once, and have it judged anew with more luck."""
+    path, output, config = tmp_path / "eval_results.json", tmp_path / "gate_report.json", gates(GATE)
+    judge_once(write(path, results({"rouge_l": [0.6] * 50})), config, output)
+    judge_once(write(path, results({"rouge_l": [0.9] * 50}, failed={"candidate": 50})), config, output)
+    report, _ = judge_once(write(path, results({"rouge_l": [0.9] * 50})), config, output)
+    assert (report["verdict"], report["former_verdicts"]) == ("PASS", ["FAIL"])
 
 
 def test_an_error_is_not_kept(tmp_path, gates):

@@ -2,23 +2,24 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
 import yaml
 
 from adapterops.schemas import ROOT
+from needs import program
 
 MONITORING = ROOT / "configs" / "monitoring"
 RUNBOOKS = ROOT / "docs" / "runbooks"
 ALERTS = [rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"] for rule in group["rules"] if "alert" in rule]
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (apt-get install prometheus)")
 @pytest.mark.parametrize("command", ["check rules rules.yml", "test rules rules_test.yml", "check config prometheus.yml"])
 def test_promtool_is_content(command):
-    result = subprocess.run(["promtool", *command.split()], cwd=MONITORING, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [program("promtool", "prometheus"), *command.split()], cwd=MONITORING, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -1,13 +1,12 @@
 """The plan: which adapters a pull request affects, what is known already, and what is refused before a GPU is asked."""
 
-import importlib.machinery
 import json
-import sys
-import types
+import re
 
 import pytest
 from click.testing import CliRunner
 
+from adapterops.errors import InfrastructureError
 from adapterops.gitops.candidates import Candidate
 from adapterops.plan import build, estimate
 from adapterops.plan.estimate import Estimate
@@ -15,7 +14,12 @@ from adapterops.plan.present import plan_markdown
 from adapterops.schemas import schema_problems
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
-UNKNOWN = Candidate(None, None)
+
+def candidate(digest=None, verdict=None, *, released=False):
+    return Candidate(digest, "b" * 64, {"verdict": verdict} if verdict else None, released)
+
+
+UNKNOWN = candidate()
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def plan(repository, monkeypatch):
 
 
 def judged(verdict):
-    return Candidate("a" * 64, {"verdict": verdict})
+    return candidate("a" * 64, verdict)
 
 
 def more_rows():
@@ -79,8 +83,21 @@ def test_what_was_computed_before_is_not_computed_again(plan):
 
 
 def test_weights_without_a_verdict_are_judged(plan):
-    document = plan(more_rows(), Candidate("a" * 64, None))
+    document = plan(more_rows(), candidate("a" * 64))
     assert (document["train"], document["adapters"][0]["action"]) == (["support"], "judge")
+
+
+def test_going_back_to_a_release_needs_no_new_verdict(plan):
+    """It passed when it was released; a revert must not wait for a GPU."""
+    document = plan(more_rows(), candidate("a" * 64, released=True))
+    assert (document["train"], document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == ([], "reuse", "PASS")
+    assert document["reason"] == "Computed before: support released. Nothing is trained."
+
+
+def test_other_rules_for_what_is_served_ask_for_a_verdict(plan, repository):
+    gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+    document = plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")}, candidate("a" * 64, released=True))
+    assert {row["action"] for row in document["adapters"]} == {"judge"}
 
 
 def test_a_new_adapter_is_trained_and_a_removed_one_is_not(plan, repository):
@@ -122,7 +139,8 @@ class TestBudget:
 
     @pytest.fixture
     def capped(self, repository):
-        repository.commit({"configs/pricing.yaml": "cap_usd: 5\n"})
+        prices = (repository.path / "configs/pricing.yaml").read_text()
+        repository.commit({"configs/pricing.yaml": re.sub("(?m)^cap_usd: .*", "cap_usd: 5", prices)})
 
     @pytest.mark.usefixtures("capped")
     def test_over_the_cap_is_refused(self, plan):
@@ -150,21 +168,52 @@ class TestBudget:
         assert "$8.00 exceeds" in document["reason"]
 
 
-def test_a_prediction_is_taken_from_the_training_room_where_there_is_one(plan, monkeypatch):
-    known = types.ModuleType("adapterops.train.preflight")
-    known.__spec__ = importlib.machinery.ModuleSpec(known.__name__, None)
-    known.preflight = lambda _, data: {"gpus": [{"gpu": "a100-80", "minutes": 12.5, "usd": 0.42, "speed_from": f"{len(data)} file"}]}
-    known.choose = lambda document, gpu: next(entry for entry in document["gpus"] if entry["gpu"] == gpu)
-    monkeypatch.setitem(sys.modules, known.__name__, known)
-    row = plan(more_rows())["adapters"][0]
-    assert (row["minutes"], row["usd"], row["basis"]) == (12.5, 0.42, "training on one a100-80: 1 file")
+def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, repository):
+    from adapterops.plan.keys import adapter_keys
+    from adapterops.train.preflight import choose, preflight
+
+    rows = jsonl([{**ROWS[0], "id": f"row-{number}", "output": f"Parcel {number} is on its way. " * 9} for number in range(2000)])
+    row = plan({"data/training/support.jsonl": rows})["adapters"][0]
+    repository.git("switch", "-q", "pull-1")
+    keys = adapter_keys("support", repository.path)
+    entry = choose(preflight(keys.recipe, list(keys.spec.training_data)), "a100-80")
+    assert (row["minutes"], row["usd"]) == (entry["minutes"], entry["usd"])
+    assert row["usd"] > 0
+    assert row["basis"] == f"training on one a100-80: {entry['speed_from']}"
 
 
-def test_unknown_cost_is_said_and_not_guessed(plan, monkeypatch):
-    monkeypatch.setattr(estimate, "_PREDICTION", "adapterops.train.nothing")
-    row = plan(more_rows())["adapters"][0]
-    assert (row["minutes"], row["usd"]) == (None, None)
-    assert row["basis"].startswith("unknown")
+def test_the_real_prices_have_a_cap_and_know_the_runners_gpu():
+    from adapterops.schemas import ROOT
+    from adapterops.yamlfile import load_yaml
+
+    assert estimate.cap_usd(ROOT) > 0
+    assert estimate.GPU in load_yaml(ROOT / estimate.PRICING, "pricing")["gpus"]
+
+
+class TestUnknownCost:
+    """A cap that cannot be checked is no reason to let something through."""
+
+    @pytest.fixture(autouse=True)
+    def offline(self, monkeypatch):
+        def fails(*_):
+            raise InfrastructureError("llama-3.1-8b-instruct: cannot fetch it from the hub: 401. Check HF_TOKEN.")
+
+        monkeypatch.setattr(build, "estimate", fails)
+
+    def test_it_is_refused_with_the_cause_and_the_way_out(self, plan):
+        document = plan(more_rows())
+        assert (document["verdict"], document["train"]) == ("REFUSED", [])
+        assert "Check HF_TOKEN. Or have somebody who may set labels set `gpu-budget-approved`" in document["reason"]
+        assert document["adapters"][0]["basis"].startswith("unknown: llama-3.1-8b-instruct")
+
+    def test_the_label_lets_it_pass(self, plan):
+        assert plan(more_rows(), labels={"gpu-budget-approved"})["train"] == ["support"]
+
+
+def test_rows_that_cannot_be_trained_on_are_left_to_the_validation(plan):
+    document = plan({"data/training/support.jsonl": "{}\n"})
+    assert (document["verdict"], document["validate"]) == ("PROCEED", ["support"])
+    assert document["adapters"][0]["basis"] == "unknown: the data cannot be trained on as it is"
 
 
 class TestRules:

@@ -1,6 +1,9 @@
 """A pull request is data: what of it reaches a trusted checkout, and what never does."""
 
+import contextlib
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -98,12 +101,99 @@ def test_a_conflict_is_named(repository):
         ("100644", "data/training/\x1b[2J.jsonl", "Rename it"),
         ("100644", "data/training/$(id).jsonl", "Rename it"),
         ("100644", "data/training/SUPPORT.jsonl", "upper and lower case"),
+        ("100644", "data/Training/new.jsonl", "data/Training and data/training differ in upper and lower case"),
+        ("100644", "data/.gitattributes", "Rename it"),
+        ("100644", "data/training/.gitmodules", "Rename it"),
+        ("100644", "data/training/aux.jsonl", "devices on Windows"),
+        ("100644", "data/COM1/rows.jsonl", "devices on Windows"),
+        ("100644", "data/training./rows.jsonl", "neither dot nor space"),
+        ("100644", "data/training /rows.jsonl", "neither dot nor space"),
+        ("100644", "data/training/GIT~1.jsonl", "Rename it"),
+        ("100644", "data/training/rows.jsonl:stream.jsonl", "Rename it"),
+        ("100644", "data/training\\..\\..\\rows.jsonl", "Rename it"),
+        ("100644", "data/training/\u202elnosj.jsonl", "Rename it"),
+        ("100644", "data/training/a\u200bb.jsonl", "Rename it"),
+        ("100644", f"data/{'n' * 240}.jsonl", "longer than 200 bytes"),
+        ("100644", f"data/{'deep/' * 300}rows.jsonl", "Shorten it"),
+        ("100644", "configs/qlora/recipe.yml", "only .yaml belong below configs/"),
+        ("100644", "data/training/rows.JSONL", "only .json, .jsonl, .md belong below data/"),
     ],
 )
 def test_what_is_not_a_plain_listed_file_is_refused(repository, mode, path, said):
     message = refusal(repository, commit_raw(repository, mode, path))
     assert said in message
     assert "\x1b" not in message
+
+
+def commit_trees(repository, *entries):
+    """A commit whose `data` directory has these raw entries: (mode, name, content of a file or id of a tree)."""
+    git = repository.git
+
+    def raw_tree(listed):
+        packed = b"".join(f"{mode} {name}".encode() + b"\0" + bytes.fromhex(identity) for mode, name, identity in listed)
+        command = ["git", "-C", repository.path, "hash-object", "-w", "-t", "tree", "--literally", "--stdin"]
+        return subprocess.run(command, input=packed, capture_output=True, check=True).stdout.decode().strip()
+
+    blob = git("hash-object", "-w", "--stdin", input="{}\n")
+    listed = [(mode, name, content or blob) for mode, name, content in entries]
+    root = [line.split(None, 3) for line in git("ls-tree", "main").splitlines()]
+    rows = [(mode.lstrip("0"), name, identity if name != "data" else raw_tree(listed)) for mode, _, identity, name in root]
+    return git("commit-tree", raw_tree(rows), "-p", "main", "-m", "hostile")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("100644", "../../escaped.jsonl", None)],
+        [("100644", "..", None)],
+        [("100644", ".", None)],
+        [("100644", ".git", None)],
+        [("100644", "a/../../escaped.jsonl", None)],
+        [("100644", "/tmp/escaped.jsonl", None)],
+        [("100644", "rows.jsonl", None), ("40000", "rows.jsonl", "4b825dc642cb6eb9a060e54bf8d69288fbee4904")],
+    ],
+    ids=lambda entries: entries[0][1],
+)
+def test_trees_that_no_git_client_writes_reach_nothing_outside(repository, entries):
+    """Objects are as their maker made them: GitHub refuses such trees, and this does not count on it."""
+    before = {path for path in repository.path.parent.rglob("*") if ".git" not in path.parts and "remote.git" not in path.parts}
+    with contextlib.suppress(RejectedError, InfrastructureError):
+        take(repository, commit_trees(repository, *entries))
+    after = {path for path in repository.path.parent.rglob("*") if ".git" not in path.parts and "remote.git" not in path.parts}
+    assert {path.name for path in after - before} <= {"rows.jsonl"}
+    assert not (repository.path.parent / "escaped.jsonl").exists()
+    assert not Path("/tmp/escaped.jsonl").exists()
+
+
+def test_a_file_and_a_directory_of_one_name_are_refused(repository):
+    assert "a file and a directory of one name" in refusal(repository, commit_trees_with_both(repository))
+
+
+def commit_trees_with_both(repository):
+    inner = repository.git("rev-parse", "main:data/training")
+    return commit_trees(repository, ("100644", "rows.jsonl", None), ("40000", "rows.jsonl", inner))
+
+
+def test_a_pointer_of_git_lfs_is_not_taken_for_rows(repository):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
+    assert "data/training/support.jsonl is a pointer of Git LFS" in refusal(
+        repository, repository.branch("lfs", {"data/training/support.jsonl": pointer})
+    )
+
+
+def test_attributes_change_no_byte_of_what_is_taken(repository):
+    """Line ends, encodings, keywords and filters are a working copy's business; blobs are written as they are."""
+    content = '{"id": "a"}\r\n$Id$\n'
+    attributes = "* text eol=crlf ident working-tree-encoding=UTF-16 filter=lfs diff=lfs merge=lfs export-subst\n"
+    for path, text in {".gitattributes": attributes, "data/training/odd.jsonl": content}.items():
+        command = ["git", "-C", repository.path, "hash-object", "-w", "--stdin"]
+        blob = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout.decode().strip()
+        repository.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+    written = repository.git("write-tree")
+    repository.git("reset", "-q", "--hard")
+    take(repository, repository.git("commit-tree", written, "-p", "main", "-m", "attributes"))
+    assert (repository.path / "data/training/odd.jsonl").read_bytes() == content.encode()
+    assert not (repository.path / ".gitattributes").exists()
 
 
 def test_every_refused_file_is_named_at_once(repository):

@@ -7,15 +7,18 @@ from click.testing import CliRunner
 from eval_documents import results, write
 from markdown_it import MarkdownIt
 
+import example_runs
 import report as report_script
 from adapterops.adapters import Pins
 from adapterops.errors import UsageError
+from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.gate.judge import judge_once
 from adapterops.report.checks import check_annotations
 from adapterops.report.collect import collect
 from adapterops.report.comment import LIMIT, comment, fenced, marker_of, plain, superseded
 from adapterops.report.html import bar, curve, histogram, page
 from adapterops.report.view import changes, metric_rows, sparkline
+from adapterops.schemas import ROOT
 
 HOSTILE = (
     "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n# heading\n[click](https://evil.example) "
@@ -188,6 +191,17 @@ def test_a_forced_verdict_is_shown_with_those_before_it(run):
     assert "Judged 2 times by force; before: FAIL." in body
 
 
+def test_cost_and_time_stand_as_predicted_and_as_they_were(run):
+    directory = run(GOOD)
+    document = json.loads((directory / "eval_results.json").read_text())
+    write(directory / "eval_results.json", document | {"seconds": {"total": 360.0}})
+    row = {"name": "support", "minutes": 30.0, "usd": 1.0, "basis": "training on one a100-80"}
+    (directory / "plan.json").write_text(json.dumps({"adapters": [{**row, "name": "other", "minutes": 9.0}, row]}))
+    body = comment(collect(directory))
+    assert "Predicted: 30.0 min, 1.00 USD (training on one a100-80)." in body
+    assert "Actual: 6.0 min (0.0 of training, 6.0 of evaluation), 0.20 USD at the same price." in body
+
+
 def test_an_inconclusive_run_says_what_is_missing(run):
     gates = "gates: {rouge_l: {min: 0.748, rule: bound, on_inconclusive: block, description: d}}"
     body = comment(collect(run(GOOD, gates=gates)))
@@ -246,3 +260,16 @@ def test_the_interval_bar_shows_value_and_threshold_on_one_axis(run):
     drawn = bar(row)
     assert drawn["low"] < drawn["value"] < drawn["high"] <= drawn["width"]
     assert drawn["threshold"] == 130.0
+
+
+def test_the_examples_in_the_manual_are_what_the_renderer_writes():
+    """`python tests/example_runs.py` writes them anew."""
+    for name in example_runs.RUNS:
+        body = comment(example_runs.run(name), html_url="https://example.invalid/report.html")
+        assert (example_runs.EXAMPLES / f"comment-{name}.md").read_text() == body
+        assert body.startswith(f"### {'✅ ❌ 🟡'.split()[list(example_runs.RUNS).index(name)]} {name.upper()}: support-ko")
+
+
+def test_the_manual_names_every_metric_by_its_id():
+    manual = (ROOT / "docs/evaluation.md").read_text()
+    assert all(f"| `{name}` | `{metric_id}` |" in manual for name, metric_id in METRIC_IDS.items())

@@ -41,6 +41,8 @@ def stable(digest):
         ([stable(A)], [(A, "promoted", None)]),
         ([canary(A, 0), canary(A, 10), canary(A, 100), stable(A)], [(A, "promoted", None)]),
         ([stable(A), canary(B, 10), abort_canary], [(A, "promoted", None), (B, "aborted", 1)]),
+        ([stable(A), canary(B, 0), canary(B, 10), abort_canary], [(A, "promoted", None), (B, "aborted", 1)]),
+        ([stable(A), canary(B, 0), abort_canary], [(A, "promoted", None), (B, "aborted", None)]),  # nobody was asked to wait for it
         ([stable(A), canary(B, 10), stable(B), roll_back], [(A, "promoted", None), (B, "rolled back", 2)]),
         ([stable(A), canary(B, 10)], [(A, "promoted", None), (B, "under way", None)]),
         ([stable(A), stable(B), canary(C, 10), roll_back], [(A, "promoted", None), (B, "rolled back", 2), (C, "aborted", 1)]),

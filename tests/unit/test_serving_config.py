@@ -55,3 +55,8 @@ def test_contradictions_are_reported_together(config):
         load_serving_config(config(("max_loras: 3", "max_loras: 5"), ("port: 8101", "port: 8080")))
     assert "max_cpu_loras" in str(caught.value)
     assert "gateway.port" in str(caught.value)
+
+
+def test_a_scheduler_is_shown_one_engine(config):
+    with pytest.raises(UsageError, match=r"gateway\.engine_metrics: true with engine\.replicas 2"):
+        load_serving_config(config(("engine_metrics: false", "engine_metrics: true"), ("replicas: 1", "replicas: 2")))

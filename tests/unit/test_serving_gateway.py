@@ -255,6 +255,36 @@ def test_an_engine_that_starts_is_503_everywhere():
     with_host(test)
 
 
+def test_a_host_is_not_healthy_before_it_has_what_is_stable():
+    """A load balancer that asks must not send it users who would be told to come back later."""
+
+    async def test(gateway):
+        gateway.state.engines[0].settled = False
+        async with gateway.client.get("/health") as answer:
+            assert (answer.status, (await answer.json())["status"]) == (503, "starting")
+        gateway.state.engines[0].settled = True
+        assert (await gateway.get("/health"))[0] == 200
+
+    with_host(test)
+
+
+def test_the_engines_metrics_are_handed_through_only_where_a_scheduler_needs_them():
+    async def test(gateway):
+        gateway.engine.answer = lambda _: web.Response(text="vllm:num_requests_waiting 3\n")
+        assert await gateway.get("/engine/metrics") == (200, "vllm:num_requests_waiting 3\n")
+        assert [(method, path) for method, path, *_ in gateway.engine.requests] == [("GET", "/metrics")]
+        assert (await gateway.get("/engine/metrics/../v1/models"))[1].find("vllm") < 0
+        gateway.state.engines[0].url = "http://127.0.0.1:9"
+        assert (await gateway.get("/engine/metrics"))[0] == 503
+
+    async def closed(gateway):
+        assert (await gateway.get("/engine/metrics"))[0] == 404
+        assert gateway.engine.requests == []
+
+    with_host(test, engine_metrics=True)
+    with_host(closed)
+
+
 def test_an_engine_that_is_gone_is_502():
     async def test(gateway):
         with socket.socket() as probe:

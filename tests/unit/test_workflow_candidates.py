@@ -3,10 +3,8 @@
 import json
 
 import boto3
-import numpy as np
 import pytest
-from moto import mock_aws
-from safetensors.numpy import save_file
+from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -16,27 +14,14 @@ from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_pr
 from adapterops.plan.keys import adapter_keys
 from adapterops.plan.tree import extract
 from adapterops.store.channels import change_channel, promote
-from adapterops.store.objects import ObjectStore
-from adapterops.store.releases import adapter_digest, publish
+from adapterops.store.releases import adapter_digest
 from repositories import ROWS, jsonl, with_adapters
-
-BUCKET = "candidates-test"
 
 
 @pytest.fixture
 def store(monkeypatch):
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield ObjectStore(BUCKET)
+    with empty_store(monkeypatch) as store:
+        yield store
 
 
 @pytest.fixture
@@ -49,53 +34,20 @@ def keys(repository):
     return adapter_keys("support", repository.path)
 
 
-def run_of(keys, directory, *, weights=b"weights", verdict="PASS"):
-    """A run directory as train, evaluate and gate leave it."""
-    model = directory / "model"
-    model.mkdir(parents=True)
-    save_file({"lora": np.frombuffer(weights, np.uint8)}, model / "adapter_model.safetensors")
-    (model / "adapter_config.json").write_text("{}")
-    (model / "chat_template.jinja").write_text("t")
-    digest = adapter_digest(model)
-    manifest = {
-        "training_key": keys.training,
-        "adapter": {"digest": digest, "rank": 16},
-        "base_model": {"name": "smollm2-135m-instruct", "source_id": "x", "revision": "y"},
-        "finished_at": "2026-01-01T00:00:00+00:00",
-    }
-    (model / "train_manifest.json").write_text(json.dumps(manifest))
-    judged = {"name": "support", "digest": digest, "training_key": keys.training, "base_model": "smollm2-135m-instruct"}
-    report = {"verdict": verdict, "reason": "because", "gate_key": "b" * 64, "adapter": judged, "gates": [], "probes": []}
-    (directory / "gate_report.json").write_text(json.dumps(report))
-    (directory / "eval_samples.jsonl").write_text("{}\n")
-    (directory / "main").mkdir()
-    (directory / "main/gate_report.json").write_text("{}")
-    return directory
-
-
 @pytest.fixture(autouse=True)
 def documents_as_they_are(monkeypatch):
     """Other stages' documents are tested with their stages; here only the fields that candidates look at matter."""
     monkeypatch.setattr(candidates, "read_json", lambda path, _: json.loads(path.read_text()))
 
 
-SOURCE = {"commit": "c" * 40, "pr": "7", "run": None}
-
-
-def kept(store, keys, directory, **options):
-    run = run_of(keys, directory, **options)
-    keep_adapter(store, keys.training, run / "model")
-    return keep_judgement(store, keys, run, SOURCE)
-
-
 def test_nothing_is_known_at_first(store, keys, tmp_path):
-    assert find_candidate(store, keys.training, keys.judgement) == Candidate(None, None)
+    assert find_candidate(store, keys) == Candidate(None, keys.judgement(None), None, released=False)
     assert fetch_adapter(store, keys.training, tmp_path / "model") is None
 
 
 def test_what_was_kept_is_fetched_bit_for_bit(store, keys, tmp_path):
     judgement = kept(store, keys, tmp_path / "run")
-    known = find_candidate(store, keys.training, keys.judgement)
+    known = find_candidate(store, keys)
     assert (known.verdict, known.digest) == ("PASS", judgement["digest"])
     fetch_adapter(store, keys.training, tmp_path / "other/model")
     fetch_judgement(store, known.judgement, tmp_path / "other")
@@ -129,7 +81,7 @@ def test_other_rules_ask_for_another_verdict_on_the_same_weights(store, keys, re
     gates.write_text(gates.read_text().replace("min: 0.80", "min: 0.90"))
     stricter = adapter_keys("support", repository.path)
     assert stricter.training == keys.training
-    known = find_candidate(store, stricter.training, stricter.judgement)
+    known = find_candidate(store, stricter)
     assert known.digest
     assert known.verdict is None
 
@@ -155,9 +107,9 @@ def test_a_damaged_file_is_not_used(store, keys, tmp_path, name):
 
 def test_a_forged_verdict_contradicts_its_report(store, keys, tmp_path):
     judgement = kept(store, keys, tmp_path / "run", verdict="FAIL")
-    key = f"candidates/{keys.training}/judgements/{keys.judgement}/judgement.json"
+    key = f"candidates/{keys.training}/judgements/{keys.judgement(None)}/judgement.json"
     boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps({**judgement, "verdict": "PASS"}).encode())
-    known = find_candidate(store, keys.training, keys.judgement)
+    known = find_candidate(store, keys)
     with pytest.raises(InfrastructureError, match="contradict each other"):
         fetch_judgement(store, known.judgement, tmp_path / "fetched")
 
@@ -168,6 +120,52 @@ def test_a_judgement_cannot_write_outside_its_run(store, keys, tmp_path):
     with pytest.raises(InfrastructureError, match="outside its run"):
         fetch_judgement(store, judgement, tmp_path / "fetched")
     assert not (tmp_path.parent / "escaped.json").exists()
+
+
+class TestProduction:
+    """A verdict holds against the adapter that it was compared with, and no other."""
+
+    @pytest.fixture
+    def newer(self, repository):
+        """Keys of a pull request's tree with other data."""
+        repository.write("data/training/support.jsonl", jsonl(ROWS[:2]))
+        return adapter_keys("support", repository.path)
+
+    def test_a_verdict_against_a_former_production_adapter_is_not_reused(self, store, keys, newer, repository, tmp_path):
+        kept(store, newer, tmp_path / "newer", weights=b"newer")  # judged while nothing was in production
+        assert find_candidate(store, newer).verdict == "PASS"
+        served = release(store, keys, tmp_path / "run")  # another pull request is released meanwhile
+        known = find_candidate(store, newer)
+        assert (known.verdict, known.judgement_key) == (None, newer.judgement(served))
+        assert known.digest  # judged again, not trained again
+        assert "against the adapter that is in production now" in find_promotion(store, "support", repository.path).problem
+        kept(store, newer, tmp_path / "again", weights=b"newer", production=served)
+        assert find_candidate(store, newer).verdict == "PASS"
+        assert find_promotion(store, "support", repository.path).problem == ""
+
+    def test_both_verdicts_are_kept_with_what_they_were_against(self, store, newer, tmp_path):
+        assert kept(store, newer, tmp_path / "first")["production"] is None
+        judgement = kept(store, newer, tmp_path / "second", verdict="FAIL", production="e" * 64)
+        assert (judgement["verdict"], judgement["production"]) == ("FAIL", "e" * 64)
+
+    def test_the_adapter_in_production_is_not_compared_with_itself(self, store, keys, tmp_path):
+        release(store, keys, tmp_path / "run")
+        assert find_candidate(store, keys).judgement_key == keys.judgement(None)
+
+    def test_an_adapter_of_another_base_model_is_nothing_to_compare_with(self, store, keys, newer, tmp_path, monkeypatch):
+        release(store, keys, tmp_path / "run")
+        monkeypatch.setattr(candidates, "find_release", lambda *_: {"base_model": {"name": "gemma-3-270m"}})
+        assert find_candidate(store, newer).judgement_key == newer.judgement(None)
+
+    def test_the_key_is_of_what_an_evaluation_compares_with(self, store, keys, newer, tmp_path):
+        """`adapterops.evaluate.production` decides what an evaluation does; the key must name the same."""
+        from adapterops.evaluate.production import production_from_channel
+
+        served = release(store, keys, tmp_path / "run")
+        for base_model, key in {"smollm2-135m-instruct": newer.judgement(served), "gemma-3-270m": newer.judgement(None)}.items():
+            compared = production_from_channel(store, "support", base_model, tmp_path / "releases", "a" * 64)
+            assert newer.judgement(compared.digest) == key
+        assert find_candidate(store, newer).judgement_key == newer.judgement(served)
 
 
 class TestPromotion:
@@ -192,11 +190,7 @@ class TestPromotion:
 
     def test_a_revert_promotes_the_older_candidate_without_a_new_verdict(self, store, keys, repository, tmp_path):
         """Also when the rules became stricter since: going back must not need a GPU."""
-        run = tmp_path / "run"
-        first = kept(store, keys, run)["digest"]
-        report, manifest = read(run / "gate_report.json"), read(run / "model/train_manifest.json")
-        publish(store, "support", run / "model", report, manifest, source={"commit": None, "pr": None, "actor": None})
-        change_channel(store, "support", lambda channel: promote(channel, first), reason="test")
+        first = release(store, keys, tmp_path / "run")
         assert find_promotion(store, "support", repository.path) is None  # it is served
         change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one")
         gates = repository.path / "configs/quality_gate.demo.yaml"
@@ -224,13 +218,9 @@ class TestPromotion:
         assert adapter_keys("support", repository.path).training == keys.training
 
 
-def read(path):
-    return json.loads(path.read_text())
-
-
 def test_the_schemas_are_those_of_the_documents(store, keys, tmp_path):
     kept(store, keys, tmp_path / "run")
-    for schema, key in {"candidate": "candidate.json", "judgement": f"judgements/{keys.judgement}/judgement.json"}.items():
+    for schema, key in {"candidate": "candidate.json", "judgement": f"judgements/{keys.judgement(None)}/judgement.json"}.items():
         fetched = store.get(f"candidates/{keys.training}/{key}")
         (tmp_path / schema).write_bytes(fetched.content)
         assert read_json(tmp_path / schema, schema)["training_key"] == keys.training

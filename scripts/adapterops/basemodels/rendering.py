@@ -63,7 +63,7 @@ def load_renderer(model: BaseModel) -> Renderer:
     Raises:
         UsageError: the folder has no `tokenizer.json`, or the template is not one; see also `base_model_directory`.
     """
-    directory = base_model_directory(model)
+    directory = base_model_directory(model, weights=False)  # a hosted runner has no room for them
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -90,6 +90,11 @@ CODES = {
     ),
     "H101": Code("Windows line ends", "They work, and make every line a change in a diff.", "Save the file with LF line ends."),
     "H102": Code("Text is not in Unicode normal form C", "Equal words compare as different.", "Normalise the text to NFC."),
+    "H103": Code(
+        "Invisible characters in the text",
+        "Equal words compare as different, and a reviewer does not see what is trained on.",
+        "Remove them, unless the writing system needs them.",
+    ),
     "H205": Code("An exact copy", "Repeated rows are memorised.", "Remove one of the two; `--fix` does."),
     "H206": Code("A near duplicate", "It teaches little and weighs twice.", "Remove one of the two, or make them differ in substance."),
     "H207": Code(

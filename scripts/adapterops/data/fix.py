@@ -67,6 +67,8 @@ def fix(source: Path, target: Path, limits: Limits) -> Fixed:
 
 def _is_array(source: Path) -> bool:
     for item in read_blocks(source):  # says what is wrong with a file that cannot be opened
+        if isinstance(item, Finding) and item.code in {"E101", "E103"}:  # of the whole file: an archive, or one object over many lines
+            raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} There are no rows to mend yet.")
         if not isinstance(item, Finding) or item.code not in {"E102", "H101"}:
             break
     with source.open("rb") as file:

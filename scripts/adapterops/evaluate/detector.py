@@ -92,19 +92,30 @@ class Judge:
 def parse_judge(text: str, server_url: str, base_model: str) -> Judge | None:
     """`base` is the base model on the evaluation's own server, `none` nobody, `URL#MODEL` any OpenAI-compatible endpoint.
 
-    The key of an endpoint comes from `$OPENAI_API_KEY`.
+    `MODEL` alone is asked at `$JUDGE_URL`: an adapter's specification names a model and never an address, or whoever writes one
+    would get the key. The key of an endpoint comes from `$OPENAI_API_KEY`.
 
     Raises:
-        UsageError: none of the three.
+        UsageError: none of these, or no address.
     """
     if text == "none":
         return None
     if text == "base":
         return Judge(server_url, base_model)
     url, separator, model = text.partition("#")
-    if not separator or not model or not url.startswith(("http://", "https://")):
-        raise UsageError(f"judge `{text}`: expected base, none or URL#MODEL, as in https://host#model-name.")
+    if not separator:
+        url, model = os.environ.get("JUDGE_URL", ""), text
+    if not model or not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"judge `{text}`: expected base, none or URL#MODEL, as in https://host#model-name; "
+            "or a model alone, with its endpoint in JUDGE_URL."
+        )
     return Judge(url.rstrip("/").removesuffix("/v1"), model, os.environ.get("OPENAI_API_KEY") or "unused")
+
+
+def judge_model(text: str) -> str:
+    """What a judge is called in a key: the model without its address, which may change while the judge does not."""
+    return text.partition("#")[2] or text
 
 
 def refusals(cases: list[tuple[str, Answer]], judge: Judge | None) -> tuple[list[bool], dict[str, Any]]:

@@ -87,8 +87,8 @@ def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
     return [{"messages": prompt_messages(rows[index].value), "output": candidate[index].text} for index in sorted(chosen)]
 
 
-def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[Score | None]]) -> dict[str, Any]:
-    """One line of `eval_samples.jsonl`."""
+def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[Score | None]], win: float | None) -> dict[str, Any]:
+    """One line of `eval_samples.jsonl`; `win` is what the judge made of the pair (1, 0.5, 0), None where it was not asked."""
     sample = {
         "id": row.id or f"line-{row.line}",
         "line": row.line,
@@ -97,6 +97,7 @@ def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[
         "prompt": prompt_messages(row.value),
         "expected": row.value["expected_output"],
         "should_refuse": bool(row.value.get("should_refuse", False)),
+        "win": win,
     }
     for side in ("candidate", "production", "base"):
         sample[side] = None

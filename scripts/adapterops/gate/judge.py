@@ -11,7 +11,7 @@ from typing import Any
 from adapterops.adapters import Pins
 from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
-from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
+from adapterops.evaluate.catalogue import METRIC_IDS, METRICS, WIN_RATE
 from adapterops.gate.compare import compare, slice_regressions
 from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence, Sample
@@ -60,15 +60,18 @@ def judge_once(
     former = None
     with contextlib.suppress(UsageError):
         former = read_json(output, "gate_report")
-    if former and (former["gate_key"] != key or former["verdict"] == "ERROR"):
+    if former and former["gate_key"] != key:
         former = None
-    if former and not force:
+    found = read_json(data_report, "data_report") if data_report else None
+    # A verdict that was given does not outlive its evidence: what is no evidence today is judged anew, and an ERROR always is.
+    if former and not force and former["verdict"] != "ERROR" and not _errors(results, config, pins, found):
         return former, True
-    report = judge(results, config, pins=pins, data_report=read_json(data_report, "data_report") if data_report else None)
+    report = judge(results, config, pins=pins, data_report=found)
     report["gate_key"] = key
     report["judged_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    # A verdict that was forced again is shown beside those before it.
-    report["former_verdicts"] = [*former["former_verdicts"], former["verdict"]] if former else []
+    # A verdict that was given before is shown beside this one; an ERROR between them was none, and hides none.
+    given = [former["verdict"]] if former and former["verdict"] != "ERROR" else []
+    report["former_verdicts"] = [*former["former_verdicts"], *given] if former else []
     write_json(output, report, "gate_report")
     return report, False
 
@@ -79,7 +82,9 @@ def judge(results: dict[str, Any], config: GateConfig, *, pins: Pins, data_repor
     errors = _errors(results, config, pins, data_report)
     against = "production" if results["production"]["digest"] else "base"
     extension = results["evaluation_data"]["extension"]
-    gates = [row for gate in config.gates for row in _decide(evidence, gate, bool(extension))]
+    # Wins over the base model say nothing on production, so that no bar is asked of them.
+    asked = [gate for gate in config.gates if gate.metric != WIN_RATE or against == "production"]
+    gates = [row for gate in asked for row in _decide(evidence, gate, bool(extension))]
     by_metric = {gate.metric: gate for gate in config.gates}
     comparisons = [
         row
@@ -87,12 +92,17 @@ def judge(results: dict[str, Any], config: GateConfig, *, pins: Pins, data_repor
         for row in [_decide_comparison(evidence, metric, against, by_metric.get(metric), config.confidence, bool(extension))]
         if row
     ]
-    on_rows = [gate for gate in config.gates if METRICS[gate.metric].kind in ("rate", "mean")]
+    on_rows = [gate for gate in config.gates if METRICS[gate.metric].kind in ("rate", "mean") and gate.metric != WIN_RATE]
     base = [row for gate in on_rows for row in _absolute(evidence, "base", gate, gate.confidence)]
     verdicts = [*gates, *(row for row in comparisons if row["verdict"])]
     undecided = [row for row in verdicts if row["verdict"] == "INCONCLUSIVE"]
     counted = ["ERROR"] * bool(errors) + [row["verdict"] for row in verdicts if row["verdict"] != "INCONCLUSIVE" or row["blocking"]]
     verdict = max(counted, key=_SEVERITY.index, default="PASS")
+    unasked = [
+        f"{gate.metric} is judged against an adapter in production only; this one is compared with the base model, as a report."
+        for gate in config.gates
+        if gate not in asked
+    ]
     regressed = slice_regressions(evidence, results["slices"], against, config.confidence) if against == "production" else []
     return {
         "schema": "gate_report/v1",
@@ -100,7 +110,7 @@ def judge(results: dict[str, Any], config: GateConfig, *, pins: Pins, data_repor
         "verdict": verdict,
         "reason": _reason(verdict, errors, verdicts),
         "errors": errors,
-        "warnings": [row["reason"] for row in undecided if not row["blocking"]] + [_slice_warning(row) for row in regressed],
+        "warnings": [row["reason"] for row in undecided if not row["blocking"]] + unasked + [_slice_warning(row) for row in regressed],
         "adapter": {"name": pins.name, **results["adapter"]},
         "production": results["production"],
         "gate_config": {"path": repository_path(config.path), "sha256": config.sha256},

@@ -5,7 +5,8 @@
     candidates/<training key>/judgements/<judgement key>/…        documents of one evaluation and its verdict
     candidates/<training key>/judgements/<judgement key>/judgement.json   written last
 
-Whoever writes first decides: training is not repeatable to the bit, and a second try must not get a second verdict.
+Whoever writes first decides: training is not repeatable to the bit, and a second try must not get a second verdict. The judgement key
+holds the digest of the adapter that was in production: what was judged against a former one is judged again.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from adapterops.documents import new_directory, read_json, sha256_file, sha256_j
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.plan.keys import Keys
 from adapterops.schemas import schema_problems
+from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore, parse
-from adapterops.store.releases import adapter_digest, adapter_files
+from adapterops.store.releases import adapter_digest, adapter_files, find_release
 
 _MANIFEST = "train_manifest.json"
 _VERDICTS_KEPT = ("PASS", "FAIL", "INCONCLUSIVE")  # an ERROR says that something was not measured: it may be tried again
@@ -29,15 +31,19 @@ _VERDICTS_KEPT = ("PASS", "FAIL", "INCONCLUSIVE")  # an ERROR says that somethin
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is known under the keys.
+    """What is known under an adapter's keys.
 
     Args:
         digest: of the adapter that was trained, None if none was.
-        judgement: `configs/schemas/judgement.json` for the judgement key, None if there is none.
+        judgement_key: of the verdict that counts now: under these rules, against the adapter that is in production.
+        judgement: `configs/schemas/judgement.json` for that key, None if there is none.
+        released: the adapter is a release: it passed once, under the rules and against the production of that day.
     """
 
     digest: str | None
+    judgement_key: str
     judgement: dict[str, Any] | None
+    released: bool
 
     @property
     def verdict(self) -> str | None:
@@ -45,24 +51,44 @@ class Candidate:
         return str(self.judgement["verdict"]) if self.judgement else None
 
 
-def find_candidate(store: ObjectStore, training_key: str, judgement_key: str) -> Candidate:
+def find_candidate(store: ObjectStore, keys: Keys) -> Candidate:
     """What is known under the keys; the adapter's files are not fetched.
 
     Raises:
         InfrastructureError: the store, or a damaged document.
     """
-    adapter = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
-    if adapter is None:
-        return Candidate(None, None)
-    if sha256_json({file["name"]: file["sha256"] for file in adapter["files"] if file["name"] in adapter_files}) != adapter["digest"]:
-        raise InfrastructureError(f"{_prefix(training_key)}/candidate.json: its files do not have the digest that it names.")
-    judgement = _document(
-        store,
-        f"{_prefix(training_key)}/judgements/{judgement_key}/judgement.json",
-        "judgement",
-        {"training_key": training_key, "judgement_key": judgement_key, "digest": adapter["digest"]},
-    )
-    return Candidate(adapter["digest"], judgement)
+    name, prefix = keys.spec.name, _prefix(keys.training)
+    adapter = _document(store, f"{prefix}/candidate.json", "candidate", {"training_key": keys.training})
+    digest = str(adapter["digest"]) if adapter else None
+    judgement_key = keys.judgement(_production(store, keys, digest))
+    if adapter is None or digest is None:
+        return Candidate(None, judgement_key, None, released=False)
+    if sha256_json({file["name"]: file["sha256"] for file in adapter["files"] if file["name"] in adapter_files}) != digest:
+        raise InfrastructureError(f"{prefix}/candidate.json: its files do not have the digest that it names.")
+    judgement = find_judgement(store, keys.training, judgement_key)
+    if judgement and judgement["digest"] != digest:
+        raise InfrastructureError(f"{prefix}/judgements/{judgement_key}/judgement.json is damaged: `digest` is not {digest[:12]}")
+    return Candidate(digest, judgement_key, judgement, released=find_release(store, name, digest) is not None)
+
+
+def find_judgement(store: ObjectStore, training_key: str, judgement_key: str) -> dict[str, Any] | None:
+    """The judgement that is kept under a judgement key, None if there is none.
+
+    Raises:
+        InfrastructureError: the store, or a damaged document.
+    """
+    expected = {"training_key": training_key, "judgement_key": judgement_key}
+    return _document(store, f"{_prefix(training_key)}/judgements/{judgement_key}/judgement.json", "judgement", expected)
+
+
+def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | None:
+    """Digest of what an evaluation would compare the candidate with (`adapterops.evaluate.production`), None for nothing."""
+    found = read_channel(store, keys.spec.name)
+    stable = found[0].stable if found else None
+    if stable is None or stable == candidate:
+        return None
+    manifest = find_release(store, keys.spec.name, stable)
+    return stable if manifest and manifest["base_model"]["name"] == keys.recipe.base_model.name else None
 
 
 def fetch_adapter(store: ObjectStore, training_key: str, target: Path) -> str | None:
@@ -121,7 +147,7 @@ def keep_adapter(store: ObjectStore, training_key: str, model: Path) -> str:
 
 
 def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, Any]) -> dict[str, Any] | None:
-    """Keep a run's documents and verdict under the judgement key; the first one stays.
+    """Keep a run's documents and verdict under its judgement key; the first one stays.
 
     Args:
         store: where to.
@@ -143,7 +169,10 @@ def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, 
         raise RejectedError(f"{run}/gate_report.json is on another adapter than {run}/model. Evaluate and gate this one.")
     if report["verdict"] not in _VERDICTS_KEPT:
         return None
-    prefix = f"{_prefix(keys.training)}/judgements/{keys.judgement}"
+    # What the evaluation did compare with, whatever is in production by now.
+    production = report["production"]["digest"]
+    judgement_key = keys.judgement(production)
+    prefix = f"{_prefix(keys.training)}/judgements/{judgement_key}"
     names = sorted(
         str(path.relative_to(run))
         for path in run.rglob("*")
@@ -153,14 +182,15 @@ def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, 
         "schema": "judgement/v1",
         "adapter": keys.spec.name,
         "training_key": keys.training,
-        "judgement_key": keys.judgement,
+        "judgement_key": judgement_key,
+        "production": production,
         "digest": digest,
         "verdict": report["verdict"],
         "reason": report["reason"],
         "documents": [{"name": name, "size": (run / name).stat().st_size, "sha256": sha256_file(run / name)} for name in names],
         "source": source,
     }
-    if present := _document(store, f"{prefix}/judgement.json", "judgement", {"judgement_key": keys.judgement}):
+    if present := find_judgement(store, keys.training, judgement_key):
         return present
     for name in names:
         # By content, so that two runs that judge at once do not mix their documents.

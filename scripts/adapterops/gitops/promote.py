@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.errors import RejectedError, UsageError
-from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate
+from adapterops.gitops.candidates import Candidate, fetch_adapter, fetch_judgement, find_candidate
 from adapterops.plan.keys import Keys, adapter_keys, adapter_names
 from adapterops.plan.tree import extract
 from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore
-from adapterops.store.releases import find_release
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,28 @@ def find_promotion(store: ObjectStore, name: str, root: Path) -> Promotion | Non
         InfrastructureError: the store.
     """
     keys = adapter_keys(name, root)
-    known = find_candidate(store, keys.training, keys.judgement)
+    known = find_candidate(store, keys)
     found = read_channel(store, name)
     if known.digest and found and found[0].stable == known.digest and found[0].canary is None:
         return None
-    released = bool(known.digest and find_release(store, name, known.digest))
-    return Promotion(name, keys.training, known.digest, released, _problem(keys, known.digest, known.verdict, released))
+    return Promotion(name, keys.training, known.digest, known.released, _problem(keys, known))
 
 
-def _problem(keys: Keys, digest: str | None, verdict: str | None, released: bool) -> str:
-    name = keys.spec.name
+def _problem(keys: Keys, known: Candidate) -> str:
+    name, digest, verdict = keys.spec.name, known.digest, known.verdict
     mend = f"gh workflow run retrain.yaml --ref main -f adapter={name}   # then: gh workflow run release.yaml --ref main -f adapter={name}"
     if digest is None:
         return (
             f"{name}: no candidate has training key {keys.training[:12]}, which main has now: what was judged in the pull request is "
             f"not what was merged. Nothing is released. Train and judge main itself: {mend}"
         )
-    if released:  # it passed when it was released; going back to it must not need a GPU
+    if known.released:  # it passed when it was released; going back to it must not need a GPU
         return ""
     if verdict is None:
-        return f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now. Nothing is released. Judge it: {mend}"
+        return (
+            f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now, against the adapter that is in production "
+            f"now. Nothing is released. Judge it: {mend}"
+        )
     if verdict != "PASS":
         return (
             f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released. Revert the merge, or mend it in a new one."
@@ -94,7 +95,7 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     """Bring the candidate and its verdict into a run directory, verified, ready for publishing.
 
     Returns:
-        The judgement, None for an older release whose verdict was under other rules.
+        The judgement, None for an older release whose verdict was under other rules, or against another adapter.
 
     Raises:
         RejectedError: it cannot be promoted.
@@ -103,7 +104,7 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     if promotion.problem:
         raise RejectedError(promotion.problem)
     keys = adapter_keys(promotion.adapter, root)
-    known = find_candidate(store, keys.training, keys.judgement)
+    known = find_candidate(store, keys)
     if known.digest != promotion.digest:
         raise RejectedError(f"{promotion.adapter}: the candidate changed while it was looked at. Run the release again.")
     fetch_adapter(store, keys.training, run / "model")

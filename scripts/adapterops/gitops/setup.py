@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
+from adapterops.engine.installed import engine_version
 from adapterops.errors import AdapterOpsError, UsageError
-from adapterops.evaluate.run import engine_version
 from adapterops.store.objects import open_store
 
 _FREE_GIB = 30

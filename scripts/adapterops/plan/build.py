@@ -8,15 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adapterops.errors import RejectedError, UsageError
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops.candidates import Candidate, find_candidate
-from adapterops.plan.estimate import PRICING, cap_usd, estimate
+from adapterops.plan.estimate import PRICING, Estimate, cap_usd, estimate
 from adapterops.plan.keys import Keys, adapter_keys, adapter_names
 from adapterops.plan.rules import is_rule, plugin_of, rule_changes
 from adapterops.plan.tree import TAKEN, changed_paths, entries, extract, merged_tree, problems_of, takeable
 from adapterops.store.objects import ObjectStore
 
 BUDGET_LABEL = "gpu-budget-approved"
+_APPROVE = f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`."
 
 
 def build_plan(
@@ -70,7 +71,7 @@ def build_plan(
         return _conclude(plan)
     changed = changed_paths(f"{base}^{{tree}}", tree, repository)
     plan["changes"] = classify(changed)
-    problems += problems_of(entries(tree, repository, *TAKEN), entries(base, repository, *TAKEN))
+    problems += problems_of(entries(tree, repository, *TAKEN), entries(base, repository, *TAKEN), repository)
     if problems:
         return _conclude(plan)
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
@@ -83,8 +84,11 @@ def build_plan(
                 "configs/data_policy.yaml: limits.name_plugin names code to run. It changes in a pull request of its own that "
                 "adds this code below scripts/, and takes effect after the merge."
             )
-        plan["adapters"] = _adapters(before, after, store, problems)
+        unknown: list[str] = []
+        plan["adapters"] = _adapters(before, after, store, problems, unknown)
         plan["budget"]["cap_usd"] = cap_usd(before)
+        # What cannot be predicted cannot be held to a cap: it does not get through because a tokenizer could not be fetched.
+        problems += [] if plan["budget"]["approved"] or fork else [f"the cost cannot be predicted. {one} {_APPROVE}" for one in unknown]
     return _conclude(plan)
 
 
@@ -103,10 +107,11 @@ def classify(paths: list[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: list[str]) -> list[dict[str, Any]]:
+def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: list[str], unknown: list[str]) -> list[dict[str, Any]]:
+    """A row for each affected adapter; what is broken goes to `problems`, whose cost cannot be predicted to `unknown`."""
     rows = []
     for name in sorted({*adapter_names(before), *adapter_names(after)}):
-        row: dict[str, Any] = {"name": name, "training_key": None, "judgement_key": None, "digest": None, "verdict": None}
+        row: dict[str, Any] = {"name": name, **dict.fromkeys(("training_key", "judgement_key", "digest", "verdict")), "released": False}
         if name not in adapter_names(after):
             rows.append({**row, "change": "removed", "action": "none", "minutes": 0.0, "usd": 0.0, "basis": "nothing is computed"})
             continue
@@ -119,17 +124,25 @@ def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: li
         change = _change(former, keys)
         if change is None:
             continue
-        known = find_candidate(store, keys.training, keys.judgement) if store else Candidate(None, None)
-        action = "train" if known.digest is None else "judge" if known.verdict is None else "reuse"
-        guess = estimate(keys, action)
+        known = find_candidate(store, keys) if store else Candidate(None, keys.judgement(None), None, released=False)
+        # It passed when it was released, and going back to it must not need a GPU, whatever the rules are by now.
+        going_back = known.released and change != "judgement"
+        verdict = "PASS" if going_back else known.verdict
+        action = "train" if known.digest is None else "judge" if verdict is None else "reuse"
+        try:
+            guess = estimate(keys, action)
+        except (UsageError, InfrastructureError) as error:
+            guess = Estimate(None, None, f"unknown: {error}".partition("\n")[0])
+            unknown.append(f"{name}: {error}".partition("\n")[0])
         rows.append(
             {
                 **row,
                 "change": change,
                 "training_key": keys.training,
-                "judgement_key": keys.judgement,
+                "judgement_key": known.judgement_key,
                 "digest": known.digest,
-                "verdict": known.verdict,
+                "verdict": verdict,
+                "released": going_back,
                 "action": action,
                 **asdict(guess),
             }
@@ -150,7 +163,7 @@ def _change(former: Keys | None, keys: Keys) -> str | None:
         return "new"
     if former.training != keys.training:
         return "weights"
-    return "judgement" if former.judgement != keys.judgement else None
+    return "judgement" if former.rules != keys.rules else None
 
 
 def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
@@ -174,10 +187,7 @@ def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
             "data and settings in another."
         )
     elif wanted and budget["cap_usd"] is not None and known > budget["cap_usd"] and not budget["approved"]:
-        problems.append(
-            f"predicted cost ${known:.2f} exceeds cap_usd {budget['cap_usd']} of {PRICING}. Train on less, or have somebody with "
-            f"write access set the label `{BUDGET_LABEL}` and comment `/retrain`."
-        )
+        problems.append(f"predicted cost ${known:.2f} exceeds cap_usd {budget['cap_usd']:g} of {PRICING}. Train on less. {_APPROVE}")
     if not wanted:
         plan["gpu"] = {"allowed": False, "reason": "Nothing has to be trained or judged."}
     elif problems:
@@ -193,13 +203,14 @@ def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(plan: dict[str, Any]) -> str:
+    adapters = plan["adapters"]
     if plan["problems"]:
         return str(plan["problems"][0]).partition("\n")[0]
     if plan["train"]:
         return f"{_names(plan['train'])} gets a GPU job."
-    judged = {row["name"]: row["verdict"] for row in plan["adapters"] if row["verdict"]}
-    if judged:
-        return "Computed before: " + ", ".join(f"{name} {verdict}" for name, verdict in judged.items()) + ". Nothing is trained."
+    known = [f"{row['name']} {'released' if row['released'] else row['verdict']}" for row in adapters if row["verdict"]]
+    if known:
+        return f"Computed before: {_names(known)}. Nothing is trained."
     return "No adapter's weights or verdict depend on what changes here. Nothing is trained."
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from adapterops.errors import AdapterOpsError, UsageError
+from adapterops.errors import RejectedError
 from adapterops.plan.keys import Keys
+from adapterops.yamlfile import load_yaml
 
 PRICING = "configs/pricing.yaml"
 GPU = "a100-80"  # of the runners labelled gpu-a100, as the price list names it
-_PREDICTION = "adapterops.train.preflight"  # where this repository has it
 
 
 @dataclass(frozen=True)
@@ -38,31 +34,28 @@ def estimate(keys: Keys, action: str) -> Estimate:
     Args:
         keys: of the adapter.
         action: `train`, `judge`, `reuse` or `none`.
+
+    Raises:
+        UsageError: the price list does not know the runners' GPU.
+        InfrastructureError: tokenizer and configuration of the base model cannot be had, without which tokens cannot be counted.
     """
     if action in ("reuse", "none"):
         return Estimate(0.0, 0.0, "nothing is computed")
     if action == "judge":
         return Estimate(None, None, "unknown: how long an evaluation takes was not measured")
-    if importlib.util.find_spec(_PREDICTION) is None:
-        return Estimate(None, None, f"unknown: no measured throughput for {keys.recipe.base_model.name}")
-    prediction = importlib.import_module(_PREDICTION)
+    from adapterops.train.preflight import choose, preflight  # transformers behind it: seconds that most plans do not need
+
     try:
-        entry = prediction.choose(prediction.preflight(keys.recipe, list(keys.spec.training_data)), GPU)
-    except AdapterOpsError as error:
-        return Estimate(None, None, f"unknown: {error}".partition("\n")[0])
+        entry = choose(preflight(keys.recipe, list(keys.spec.training_data)), GPU)
+    except RejectedError:  # the job `validate` says it in full, and nothing is trained before it passes
+        return Estimate(None, None, "unknown: the data cannot be trained on as it is")
     return Estimate(float(entry["minutes"]), float(entry["usd"]), f"training on one {GPU}: {entry['speed_from']}")
 
 
-def cap_usd(root: Path) -> float | None:
-    """What one pull request may cost, in US dollars, by `configs/pricing.yaml`; None where there is no such file or no cap in it.
+def cap_usd(root: Path) -> float:
+    """What one pull request may cost, in US dollars, by the `configs/pricing.yaml` of the tree in `root`.
 
     Raises:
-        UsageError: the cap is not a number.
+        UsageError: the file is missing or breaks its schema.
     """
-    path = root / PRICING
-    if not path.is_file():
-        return None
-    cap = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("cap_usd")
-    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | float)):
-        raise UsageError(f"{PRICING}: cap_usd {cap!r} is not a number.")
-    return cap
+    return float(load_yaml(root / PRICING, "pricing")["cap_usd"])

@@ -9,9 +9,9 @@ from typing import Any
 
 from adapterops.adapters import AdapterSpec, load_adapter
 from adapterops.documents import sha256_file, sha256_json
+from adapterops.engine.installed import engine_version
 from adapterops.errors import UsageError
-from adapterops.evaluate.metrics import METRIC_IDS
-from adapterops.evaluate.run import engine_version
+from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.serving.config import load_serving_config
 from adapterops.train.recipe import Recipe, load_recipe, training_key
 from adapterops.yamlfile import load_yaml
@@ -25,13 +25,21 @@ class Keys:
         spec: the adapter.
         recipe: its recipe.
         training: SHA-256 over what determines the weights.
-        judgement: SHA-256 over that and over what determines the verdict: evaluation rows, gates, metrics, decoding, engine.
+        rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows, gates, metrics, decoding, engine.
     """
 
     spec: AdapterSpec
     recipe: Recipe
     training: str
-    judgement: str
+    rules: str
+
+    def judgement(self, production: str | None) -> str:
+        """SHA-256 over all that determines the verdict: the rules, and the adapter that the candidate is compared with.
+
+        Args:
+            production: its digest, None where there is nothing to compare with.
+        """
+        return sha256_json({"rules": self.rules, "production": production})
 
 
 def adapter_names(root: Path) -> list[str]:
@@ -49,16 +57,18 @@ def adapter_keys(name: str, root: Path) -> Keys:
         spec = load_adapter(name, root / "adapters")
         recipe = load_recipe(spec.recipe)
         training = training_key(recipe, list(spec.training_data))
-        return Keys(spec, recipe, training, sha256_json(_judgement_inputs(spec, training)))
+        return Keys(spec, recipe, training, sha256_json(_rules(spec, training)))
     except UsageError as error:
         raise UsageError(str(error).replace(f"{root.resolve()}/", "").replace(f"{root}/", "")) from None
 
 
-def _judgement_inputs(spec: AdapterSpec, training: str) -> dict[str, Any]:
+def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
     serving = load_serving_config(spec.serving)
     return {
         "training_key": training,
         "evaluation_data": sha256_file(spec.evaluation_data),
+        "pins": [spec.pins.evaluation, spec.pins.extension],
+        "extension_data": sha256_file(spec.extension_data) if spec.extension_data else None,
         "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
         "evaluation": {key: value for key, value in asdict(spec.evaluation).items() if key != "gate"},
         "metrics": METRIC_IDS,

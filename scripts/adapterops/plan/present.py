@@ -67,7 +67,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["name"],
         row["change"],
         (row["training_key"] or "-")[:12],
-        row["verdict"] or ("trained" if row["digest"] else "-"),
+        "released" if row["released"] else row["verdict"] or ("trained" if row["digest"] else "-"),
         row["action"],
         "unknown" if row["minutes"] is None else f"{row['minutes']:.0f}",
         "unknown" if row["usd"] is None else f"${row['usd']:.2f}",

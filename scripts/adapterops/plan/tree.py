@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,7 +27,12 @@ MAX_SETTINGS_BYTES = 256 << 10  # a YAML file
 MAX_TOTAL_BYTES = 2 << 30
 MAX_FILES = 5000
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_PLAIN_NAME = re.compile(r"[\w][\w.@+=, -]*")
+MAX_NAME_BYTES = 200
+MAX_PATH_BYTES = 1000
+# Ends in neither dot nor space, which Windows drops.
+_PLAIN_NAME = re.compile(r"\w([\w.@+=, -]*[\w@+=,-])?")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows, where curators work too
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -149,23 +154,44 @@ def takeable(path: str) -> bool:
     return PurePosixPath(path).parts[0] in TAKEN and not trusted_alone(path)
 
 
-def problems_of(wanted: dict[str, Entry], present: dict[str, Entry]) -> list[str]:
+def problems_of(wanted: dict[str, Entry], present: dict[str, Entry], repository: Path) -> list[str]:
     """Why the files of a pull request are not taken; empty if all is well. What is on the trusted side already is not judged again."""
-    new = [entry for path, entry in wanted.items() if takeable(path) and present.get(path) != entry]
-    problems = [problem for entry in sorted(new, key=lambda entry: entry.path) if (problem := _problem(entry))]
-    seen: dict[str, str] = {}
-    for path in sorted(wanted):
-        folded = unicodedata.normalize("NFC", path).casefold()
-        if folded in seen and (path in {entry.path for entry in new} or seen[folded] in {entry.path for entry in new}):
-            problems.append(
-                f"{_shown(path)} and {_shown(seen[folded])} differ in upper and lower case or accents only. Rename one of them."
-            )
-        seen[folded] = path
+    new = {path: entry for path, entry in wanted.items() if takeable(path) and present.get(path) != entry}
+    problems = [problem for path in sorted(new) if (problem := _problem(new[path]))]
+    problems += _collisions(sorted(wanted), new.keys())
+    if not problems:  # so that nothing is read that is not a plain file
+        problems += _pointers(new, repository)
     if len(wanted) > MAX_FILES:
         problems.append(f"{len(wanted):,} files in {', '.join(TAKEN)}, more than {MAX_FILES:,}. Put rows into fewer files.")
     if (total := sum(entry.size for entry in wanted.values())) > MAX_TOTAL_BYTES:
         problems.append(f"{total:,} bytes in {', '.join(TAKEN)}, more than {MAX_TOTAL_BYTES:,}.")
     return problems
+
+
+def _collisions(paths: list[str], new: Collection[str]) -> list[str]:
+    """Files and directories that are one on a file system which does not tell upper from lower case, or accents' spellings, apart."""
+    problems: dict[str, None] = {}
+    seen: dict[str, tuple[str, bool, str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(1, len(parts) + 1):
+            place, whole = "/".join(parts[:depth]), depth == len(parts)
+            known, was_whole, owner = seen.setdefault(unicodedata.normalize("NFC", place).casefold(), (place, whole, path))
+            if (known, was_whole) != (place, whole) and (path in new or owner in new):
+                differ = "differ in upper and lower case or accents only" if known != place else "are a file and a directory of one name"
+                problems[f"{_shown(owner)} and {_shown(path)}: {_shown(known)} and {_shown(place)} {differ}. Rename one of them."] = None
+                break
+    return list(problems)
+
+
+def _pointers(new: dict[str, Entry], repository: Path) -> list[str]:
+    """Files that Git LFS left behind in place of the rows."""
+    small = [entry for entry in new.values() if entry.size < 1024]
+    return [
+        f"{entry.path} is a pointer of Git LFS, not the rows. Put the file itself there: git lfs migrate export --include='{entry.path}'"
+        for entry in small
+        if git("cat-file", "blob", entry.blob, repository=repository).stdout.startswith(_LFS)
+    ]
 
 
 def _problem(entry: Entry) -> str:
@@ -178,8 +204,17 @@ def _problem(entry: Entry) -> str:
         return f"{shown} is a submodule. Put the files themselves there."
     if entry.mode != "100644":
         return f"{shown} has mode {entry.mode}; data and settings are plain files. Run: git update-index --chmod=-x '{shown}'"
-    if not all(_PLAIN_NAME.fullmatch(part) and part not in (".", "..") for part in path.parts):
-        return f"{shown}: names start with a letter or digit and hold letters, digits, spaces and . _ - + = @ , alone. Rename it."
+    # Split as git writes it: PurePosixPath would drop a `.` or an empty name.
+    parts = entry.path.split("/")
+    if not all(_PLAIN_NAME.fullmatch(part) for part in parts):
+        return (
+            f"{shown}: names start with a letter or digit, end in neither dot nor space, and hold letters, digits, spaces and "
+            ". _ - + = @ , alone. Rename it."
+        )
+    if any(_DEVICE.fullmatch(part) for part in parts):
+        return f"{shown}: con, prn, aux, nul, com1 and lpt1 are devices on Windows. Rename it."
+    if len(entry.path.encode()) > MAX_PATH_BYTES or max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
+        return f"{shown[:80]}…: the name is longer than {MAX_NAME_BYTES} bytes, or the path than {MAX_PATH_BYTES}. Shorten it."
     if path.suffix not in kinds:
         return f"{shown}: only {', '.join(sorted(kinds))} belong below {path.parts[0]}/. Move or remove it."
     limit = MAX_SETTINGS_BYTES if path.suffix == ".yaml" else MAX_FILE_BYTES
@@ -233,7 +268,7 @@ def take(base: str, head: str, repository: Path, into: Path) -> str:
     """
     tree = merged_tree(base, head, repository)
     present, wanted = entries(base, repository, *TAKEN), entries(tree, repository, *TAKEN)
-    if problems := problems_of(wanted, present):
+    if problems := problems_of(wanted, present, repository):
         raise RejectedError("the pull request's files are not taken:\n" + "\n".join(f"  {problem}" for problem in problems))
     write_tree({path: entry for path, entry in wanted.items() if takeable(path) and present.get(path) != entry}, repository, into)
     for path in present.keys() - wanted.keys():

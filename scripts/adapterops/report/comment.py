@@ -6,7 +6,7 @@ import re
 
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import refusals_line
+from adapterops.report.words import belief_lines
 
 LIMIT = 65_536  # characters, of a comment on GitHub
 _LONGEST_TEXT = 1_500
@@ -112,8 +112,8 @@ def _table(report: Report) -> str:
         measured = f"{row.production} | **{row.candidate}**{floor} | {change} | {row.interval}"
         lines.append(f"| {row.title} | {measured} | {row.threshold} | {row.n} | {verdict} |")
     note = plain(report.gate["production"]["note"])
-    detector = f" {plain(refusals_line(report.results['refusal_detector']))}" if report.results else ""
-    return "\n".join(lines) + f"\n\n<sub>{note}{detector}</sub>\n"
+    belief = "".join(f" {plain(line)}" for line in belief_lines(report.results)) if report.results else ""
+    return "\n".join(lines) + f"\n\n<sub>{note}{belief}</sub>\n"
 
 
 def _changes(title: str, changes: list[view.Change]) -> str:

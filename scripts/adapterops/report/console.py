@@ -11,15 +11,16 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from adapterops.report.words import change, interval, number, refusals_line, threshold
+from adapterops.report.words import belief_lines, change, interval, number, threshold
 
 _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow"}
 
 
 def print_metrics(results: dict[str, Any], console: Console) -> None:
-    """Metrics of every side, and how far the refusal detector is to be believed."""
+    """Metrics of every side, and how far those who judged answers are to be believed."""
     console.print(metrics_table(results))
-    console.print(refusals_line(results["refusal_detector"]), soft_wrap=True, markup=False)
+    for line in belief_lines(results):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def metrics_table(results: dict[str, Any]) -> Table:

@@ -9,7 +9,7 @@ import jinja2
 
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import number, refusals_line
+from adapterops.report.words import belief_lines, number
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
@@ -32,7 +32,7 @@ def page(report: Report) -> str:
         worst=worst,
         best=best,
         slices=view.slice_rows(report),
-        refusals=refusals_line(report.results["refusal_detector"]) if report.results else "",
+        belief=belief_lines(report.results) if report.results else [],
         loss=curve([(point["epoch"], point["loss"]) for point in history]) if history else None,
         latency=histogram([request["latency_ms"] for request in requests]) if requests else None,
         samples=samples,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterops.adapters import ADAPTERS, load_adapter
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.evaluate.metrics import row_metrics
 from adapterops.report.collect import Report
 from adapterops.report.words import change, interval, number, threshold
@@ -71,7 +71,7 @@ def metric_rows(report: Report) -> list[MetricRow]:
         asked, pair = gates.get(metric, []), compared.get(metric)
         against_production = pair if pair and pair["against"] == "production" else None
         value = asked[0]["value"] if asked else pair["candidate"] if pair else measured[metric]["value"]
-        bounds = asked[0]["interval"] if asked else [None, None]
+        bounds = asked[0]["interval"] if asked else _own_interval(metric, pair)
         verdicts = [gate["verdict"] for gate in asked] + [pair["verdict"] for pair in [against_production] if pair and pair["verdict"]]
         floor = measured.get(metric, {}).get("floor")
         rows.append(
@@ -95,6 +95,13 @@ def metric_rows(report: Report) -> list[MetricRow]:
             )
         )
     return rows
+
+
+def _own_interval(metric: str, pair: dict[str, Any] | None) -> list[float | None]:
+    """Bounds of a metric that no gate asks for: a win rate's are those of its difference from one half; others have none here."""
+    if metric != WIN_RATE or pair is None:
+        return [None, None]
+    return [None if bound is None else bound + pair["reference"] for bound in pair["interval"]]
 
 
 def next_step(report: Report) -> str:
@@ -232,17 +239,19 @@ def sparkline(values: list[float], width: int = 24) -> str:
 
 def cost_lines(report: Report) -> list[str]:
     """Time, and cost where there is a plan: predicted and actual."""
-    training, evaluation = report.training["total_seconds"] if report.training else 0, 0
-    if report.results:
-        evaluation = report.results["seconds"].get("total", 0)
-    actual = training + evaluation
+    training = report.training["total_seconds"] / 60 if report.training else 0.0
+    evaluation = report.results["seconds"].get("total", 0) / 60 if report.results else 0.0
+    mine = [row for row in report.plan["adapters"] if row["name"] == report.gate["adapter"]["name"]] if report.plan else []
+    predicted = next((row for row in mine if row["minutes"] is not None), None)
     lines = []
-    if actual:
-        lines.append(f"Actual: {actual / 60:.1f} min of training and evaluation.")
-    for row in report.plan["adapters"] if report.plan else []:
-        if row["name"] == report.gate["adapter"]["name"] and row["minutes"] is not None:
-            usd = f", {row['usd']:.2f} USD" if row["usd"] is not None else ""
-            lines.insert(0, f"Predicted: {row['minutes']:.1f} min{usd}.")
+    if predicted:
+        usd = f", {predicted['usd']:.2f} USD" if predicted["usd"] is not None else ""
+        lines.append(f"Predicted: {predicted['minutes']:.1f} min{usd} ({predicted['basis']}).")
+    if training or evaluation:
+        # The plan's own price of a minute; there is none where it predicted nothing to compute.
+        price = predicted["usd"] / predicted["minutes"] if predicted and predicted["usd"] and predicted["minutes"] else None
+        usd = f", {(training + evaluation) * price:.2f} USD at the same price" if price is not None else ""
+        lines.append(f"Actual: {training + evaluation:.1f} min ({training:.1f} of training, {evaluation:.1f} of evaluation){usd}.")
     return lines
 
 

@@ -36,13 +36,28 @@ def change(row: dict[str, Any]) -> str:
     return f"{effect} [{bounds[0]}, {bounds[1]}]" if row["interval"] != [None, None] else effect
 
 
-def refusals_line(detector: dict[str, Any]) -> str:
-    """How far the refusal detector is to be believed."""
+def belief_lines(results: dict[str, Any]) -> list[str]:
+    """How far the refusal detector, and the judge of the win rate where one was asked, are to be believed."""
+    lines = [_refusals(results["refusal_detector"])]
+    return [*lines, _win_rate(results["win_rate"])] if results["win_rate"] else lines
+
+
+def _refusals(detector: dict[str, Any]) -> str:
     judge = (
         f"; {detector['unsure']} answers unsure, judge {detector['judge'] or 'none'}: {detector['judge_note']}"
         if detector["unsure"]
         else ""
     )
-    measured = f"recall {detector['recall']:.3f}, false-positive rate {detector['false_positive_rate']:.3f}"
-    held_back = f"{detector['refused']} + {detector['complied']} held-back labelled answers"
-    return f"Refusals are found by {detector['id']}: {measured} on {held_back}{judge}."
+    found, wrong = round(detector["recall"] * detector["refused"]), round(detector["false_positive_rate"] * detector["complied"])
+    recall = f"recall {detector['recall']:.3f} ({found} of {detector['refused']})"
+    false_positives = f"false-positive rate {detector['false_positive_rate']:.3f} ({wrong} of {detector['complied']})"
+    return f"Refusals are found by {detector['id']}: {recall}, {false_positives} on held-back labelled answers{judge}."
+
+
+def _win_rate(judged: dict[str, Any]) -> str:
+    against = "production" if judged["against"] == "production" else "the base model"
+    counted = (
+        f"{judged['wins']} wins, {judged['ties']} ties ({judged['identical']} equal answers, {judged['swayed']} in which the judge changed "
+        f"sides with the order), {judged['losses']} losses, {judged['unreadable']} without a readable verdict"
+    )
+    return f"Win rate against {against} by {judged['judge']}, asked in both orders: {counted}; the judge {judged['note']}."

@@ -64,7 +64,7 @@ def collect(
     week = [item for item in all_deployments if since <= item.began < until]
     found = [_summary(store, week), _deployments(week)]
     if runs:
-        found += [_gate_failures(runs, since, until), _training(runs, since, until, usd_per_gpu_hour)]
+        found += [_gate_failures(runs, since, until), _training(store, runs, since, until, usd_per_gpu_hour)]
     found.append(_data(since, until))
     if prometheus:
         found.append(_service(prometheus, days, until))
@@ -106,42 +106,53 @@ def _deployments(week: list[Deployment]) -> Section:
     return Section("Deployments", ("adapter", "version", "began", "by", "outcome", "restored after"), rows, "" if rows else "None.")
 
 
-def _documents(runs: Path, name: str, schema: str) -> list[dict[str, Any]]:
-    """Every valid document of that name below `runs`, each content once."""
-    found = {}
+def _documents(runs: Path, name: str, schema: str) -> tuple[list[dict[str, Any]], str]:
+    """Every valid document of that name below `runs`, each content once; and a sentence if others could not be counted."""
+    found, invalid = {}, 0
     for path in sorted(runs.rglob(name)):
         try:
             document = json.loads(path.read_bytes())
         except (OSError, ValueError):
-            continue
-        if not schema_problems(document, schema):
+            document = None
+        if document is None or schema_problems(document, schema):
+            invalid += 1  # also what an older version of this repository wrote
+        else:
             found[json.dumps(document, sort_keys=True)] = {**document, "_written": path.stat().st_mtime}
-    return list(found.values())
+    return list(found.values()), f" {invalid} more {name} are not valid by configs/schemas/{schema}.json." if invalid else ""
 
 
 def _gate_failures(runs: Path, since: datetime.datetime, until: datetime.datetime) -> Section:
-    documents = _documents(runs, "gate_report.json", "gate_report")
+    documents, invalid = _documents(runs, "gate_report.json", "gate_report")
     reports = [report for report in documents if since.timestamp() <= report["_written"] < until.timestamp()]
     counted = collections.Counter(
         (gate["metric"], gate["verdict"]) for report in reports for gate in report["gates"] if gate["verdict"] != "PASS"
     )
     blocked = sum(report["verdict"] != "PASS" for report in reports)
     rows = [(metric, verdict, str(count)) for (metric, verdict), count in counted.most_common()]
-    return Section("Gate failures", ("metric", "verdict", "times"), rows, f"{blocked} of {len(reports)} verdicts were not PASS.")
+    return Section("Gate failures", ("metric", "verdict", "times"), rows, f"{blocked} of {len(reports)} verdicts were not PASS.{invalid}")
 
 
-def _training(runs: Path, since: datetime.datetime, until: datetime.datetime, usd: float | None) -> Section:
-    hours: dict[str, float] = collections.defaultdict(float)
-    count: collections.Counter[str] = collections.Counter()
-    for manifest in _documents(runs, "train_manifest.json", "train_manifest"):
+def _training(store: ObjectStore, runs: Path, since: datetime.datetime, until: datetime.datetime, usd: float | None) -> Section:
+    """Hours and cost by adapter; a run that no verdict and no release names is shown as such, for it cost too."""
+    reports, _ = _documents(runs, "gate_report.json", "gate_report")
+    manifests, invalid = _documents(runs, "train_manifest.json", "train_manifest")
+    judged = {report["adapter"]["digest"]: report["adapter"].get("name") for report in reports}
+    names = adapter_names(store)
+    hours: dict[tuple[str, str], float] = collections.defaultdict(float)
+    count: collections.Counter[tuple[str, str]] = collections.Counter()
+    for manifest in manifests:
         finished = _aware(manifest["finished_at"])
         if finished and since <= finished < until:
-            hours[manifest["recipe"]] += manifest["total_seconds"] / 3600
-            count[manifest["recipe"]] += 1
+            digest = manifest["adapter"]["digest"]
+            adapter = judged.get(digest) or next((name for name in names if find_release(store, name, digest)), "not judged")
+            hours[adapter, manifest["recipe"]] += manifest["total_seconds"] / 3600
+            count[adapter, manifest["recipe"]] += 1
     rows = [
-        (recipe, str(count[recipe]), f"{spent:.2f}", f"{spent * usd:.2f}" if usd is not None else "-") for recipe, spent in hours.items()
+        (*key, str(count[key]), f"{spent:.2f}", f"{spent * usd:.2f}" if usd is not None else "-") for key, spent in sorted(hours.items())
     ]
-    return Section("Training", ("recipe", "runs", "device hours", "USD"), rows, "" if rows else "Nothing was trained.")
+    return Section(
+        "Training", ("adapter", "recipe", "runs", "device hours", "USD"), rows, ("" if rows else "Nothing was trained.") + invalid
+    )
 
 
 def _data(since: datetime.datetime, until: datetime.datetime) -> Section:

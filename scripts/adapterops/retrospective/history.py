@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from adapterops.store.channels import Channel
@@ -18,6 +18,7 @@ class Deployment:
         adapter: its name.
         digest: of the version.
         began: first generation that names it as canary or stable.
+        exposed_at: first generation in which it could get a request; None if it never could.
         stable_at: when all traffic went to it; None if it never did.
         outcome: how it ended, so far.
         ended: when it was aborted or rolled back.
@@ -31,6 +32,7 @@ class Deployment:
     outcome: Literal["promoted", "aborted", "rolled back", "under way"]
     ended: datetime.datetime | None
     by: str
+    exposed_at: datetime.datetime | None = None
 
     @property
     def failed(self) -> bool:
@@ -39,8 +41,8 @@ class Deployment:
 
     @property
     def restored_after(self) -> datetime.timedelta | None:
-        """From the first request that a failed version could get until none could; None if it did not fail."""
-        return self.ended - self.began if self.failed and self.ended else None
+        """From the first request that a failed version could get until none could; None if it did not fail, or could get none."""
+        return self.ended - self.exposed_at if self.failed and self.ended and self.exposed_at else None
 
 
 def deployments(entries: Iterable[Channel]) -> list[Deployment]:
@@ -52,6 +54,8 @@ def deployments(entries: Iterable[Channel]) -> list[Deployment]:
         rolled_back = entry.rolled_back and entry.rolled_back != former.rolled_back and entry.rolled_back == former.stable
         if entry.canary and entry.canary != former.canary:
             found.append(Deployment(entry.adapter, entry.canary, when, None, "under way", None, entry.updated_by))
+        if entry.canary and entry.weight > 0 and (number := _last(found, entry.canary)) is not None and not found[number].exposed_at:
+            found[number] = replace(found[number], exposed_at=when)
         if former.canary and former.canary not in (entry.canary, entry.stable):
             _end(found, former.canary, "aborted", when)
         if rolled_back:
@@ -59,10 +63,9 @@ def deployments(entries: Iterable[Channel]) -> list[Deployment]:
         elif entry.stable and entry.stable != former.stable:
             last = _last(found, entry.stable)
             if last is None or found[last].outcome != "under way":  # straight to stable, without a trial
-                found.append(Deployment(entry.adapter, entry.stable, when, when, "promoted", None, entry.updated_by))
+                found.append(Deployment(entry.adapter, entry.stable, when, when, "promoted", None, entry.updated_by, when))
             else:
-                began = found[last]
-                found[last] = Deployment(began.adapter, began.digest, began.began, when, "promoted", None, began.by)
+                found[last] = replace(found[last], stable_at=when, outcome="promoted", exposed_at=found[last].exposed_at or when)
         former = entry
     return found
 
@@ -74,5 +77,4 @@ def _last(found: list[Deployment], digest: str) -> int | None:
 def _end(found: list[Deployment], digest: str, outcome: Literal["aborted", "rolled back"], when: datetime.datetime) -> None:
     number = _last(found, digest)
     if number is not None:
-        began = found[number]
-        found[number] = Deployment(began.adapter, began.digest, began.began, began.stable_at, outcome, when, began.by)
+        found[number] = replace(found[number], outcome=outcome, ended=when)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class GatewaySettings:
     api_keys: Path | None
     access_log: bool
     log_prompts: bool
+    engine_metrics: bool
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,13 @@ def load_serving_config(path: Path) -> ServingConfig:
         problems.append(f"engine.replicas: {engine.replicas} engines from port {engine.port} on go beyond port 65535.")
     if base_model.name in values["adapters"]:
         problems.append(f"adapters: {base_model.name} is the base model's name. Clients could not tell the two apart.")
-    if keys is None and values["gateway"]["host"] not in ("127.0.0.1", "::1", "localhost"):
+    if keys is None and not _is_loopback(values["gateway"]["host"]):
         problems.append(
             f"gateway.api_keys: null with gateway.host {values['gateway']['host']} lets everybody on the network ask. Make a file of keys "
             "(scripts/api_key.py), or listen on 127.0.0.1."
         )
+    if values["gateway"]["engine_metrics"] and engine.replicas > 1:
+        problems.append(f"gateway.engine_metrics: true with engine.replicas {engine.replicas}. A scheduler takes a host for one engine.")
     if problems:
         raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
     return ServingConfig(
@@ -122,6 +126,13 @@ def load_serving_config(path: Path) -> ServingConfig:
         keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _trust(signed_by: dict[str, str] | None) -> Trust | None:

@@ -48,6 +48,8 @@ def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics, 
     application.router.add_get("/v1/models", gateway.models)
     application.router.add_get("/health", gateway.health)
     application.router.add_get("/metrics", gateway.metrics)
+    if settings.engine_metrics:
+        application.router.add_get("/engine/metrics", gateway.engine_metrics)
     application.cleanup_ctx.append(gateway.session)
     return application
 
@@ -198,8 +200,12 @@ class _Gateway:
         return None if name == self._state.base_model else self._state.base_model
 
     async def health(self, request: web.Request) -> web.Response:
-        """200 if an engine answers and the host is not about to stop; with the state of every adapter for who may see it."""
-        status = "draining" if self._state.draining else "ok" if self._state.up else "starting"
+        """200 if an engine answers, has what is stable, and the host is not about to stop; with every adapter's state for operators.
+
+        A stable version that cannot be had does not keep a host from serving the others: it was tried, and that is enough.
+        """
+        ready = any(engine.settled for engine in self._state.up)
+        status = "draining" if self._state.draining else "ok" if ready else "starting"
         document: dict[str, Any] = {"status": status}
         key = self._keys.find(request.headers.get("authorization"))
         if key and key.role == "operator":
@@ -223,6 +229,16 @@ class _Gateway:
         room = self._capacity * len(self._state.up)
         self._metrics.saturation.set(self._in_flight / room if room else 1.0)
         return web.Response(body=generate_latest(self._metrics.registry), headers={"content-type": "text/plain; version=0.0.4"})
+
+    async def engine_metrics(self, _: web.Request) -> web.Response:
+        """What vLLM says of its queue and its cache, for a scheduler that chooses among hosts; it sends no key."""
+        timeout = aiohttp.ClientTimeout(total=5)
+        try:
+            async with self._client.get(f"{self._state.engines[0].url}/metrics", timeout=timeout) as answer:
+                content, kind = await answer.read(), answer.headers.get("content-type", "text/plain")
+                return web.Response(status=answer.status, body=content, headers={"content-type": kind})
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _error(503, f"The engine does not answer ({type(error).__name__}).", _RETRY) from None
 
     def _refuse(
         self, reason: str, status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None

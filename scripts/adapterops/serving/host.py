@@ -126,7 +126,7 @@ async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, 
 
     def take() -> None:
         engine.ready, engine.failures = dict(reconciler.ready), reconciler.failures
-        engine.unfit, engine.unknown = reconciler.unfit, reconciler.unknown
+        engine.unfit, engine.unknown, engine.settled = reconciler.unfit, reconciler.unknown, reconciler.settled
         _show(state, metrics)
 
     store = open_store(config.bucket)
@@ -135,6 +135,7 @@ async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, 
     while True:
         if engine.up != was_up:
             was_up = engine.up
+            engine.settled = reconciler.settled = False
             if was_up:
                 metrics.engine_starts.labels(str(number)).inc()
             _show(state, metrics)

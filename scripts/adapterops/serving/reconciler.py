@@ -51,6 +51,7 @@ class Reconciler:
     on_ready: Callable[[], None] = lambda: None
     ready: dict[str, Version] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    settled: bool = False
     _failures: dict[tuple[str, str], _Failure] = field(default_factory=dict)
     _wanted_at: dict[str, float] = field(default_factory=dict)
 
@@ -74,7 +75,10 @@ class Reconciler:
         wanted.sort(key=lambda item: item[0].stable != item[1])
         served = served_models(self.engine_url)
         # An engine that was restarted has forgotten its adapters: they are loaded and checked anew.
-        self.ready = {name: version for name, version in self.ready.items() if served.get(name) == str(self._directory(version))}
+        kept = {name: version for name, version in self.ready.items() if served.get(name) == str(self._directory(version))}
+        if self.ready and not kept:
+            self.settled = False
+        self.ready = kept
         now = time.monotonic()
         names = {engine_name(channel.adapter, digest) for channel, digest in wanted}
         self._wanted_at |= dict.fromkeys(names, now)
@@ -83,9 +87,13 @@ class Reconciler:
         self.unknown = tuple(sorted(set(served) - {self.config.base_model.name} - names - set(self.ready)))
         self.on_ready()
         for channel, digest in wanted:
+            if digest != channel.stable and not self.settled:
+                self.settled = True  # nobody has to wait for what is left
+                self.on_ready()
             if engine_name(channel.adapter, digest) not in self.ready:
                 self._make_ready(channel, digest)
                 self.on_ready()
+        self.settled = True
         self._let_go(names, now)
 
     def _let_go(self, names: set[str], now: float) -> None:

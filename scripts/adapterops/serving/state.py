@@ -16,6 +16,7 @@ class Engine:
     Args:
         url: root, without `/v1`.
         up: it answers its health check.
+        settled: since it came up, every stable version was made ready or found not to be possible.
         ready: by name in the engine, the versions that it has loaded and that were checked.
         failures: by adapter and digest, why a version is not ready.
         unfit: those of the failures that trying again does not mend.
@@ -26,6 +27,7 @@ class Engine:
 
     url: str
     up: bool = False
+    settled: bool = False
     ready: dict[str, Version] = field(default_factory=dict)
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
     unfit: frozenset[tuple[str, str]] = frozenset()

@@ -1,0 +1,57 @@
+"""The examples for a host: the unit that systemd reads, and the file that an image is built from."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from adapterops.schemas import ROOT
+from adapterops.serving.config import load_serving_config
+from needs import program
+
+HOSTS = ROOT / "configs" / "hosts"
+UNIT = (HOSTS / "qlora-serving.service").read_text()
+CONTAINER = (HOSTS / "Containerfile").read_text()
+
+
+def test_systemd_understands_every_line(tmp_path):
+    """With paths and user of this machine, for it looks whether they are there."""
+    unit = UNIT.replace("/opt/qlora-gitops/.venv/bin/python", sys.executable).replace("/opt/qlora-gitops", str(ROOT))
+    (tmp_path / "qlora-serving.service").write_text(re.sub(r"^(User|Group)=.*", r"\1=root", unit, flags=re.MULTILINE))
+    command = [program("systemd-analyze", "systemd"), "verify", "--man=no", str(tmp_path / "qlora-serving.service")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, [line for line in result.stderr.splitlines() if "qlora-serving" in line]) == (0, [])
+
+
+def test_whoever_stops_the_host_waits_for_running_answers():
+    config = load_serving_config(ROOT / "configs/serving.yaml")
+    graceful = config.gateway.drain_delay_s + config.gateway.drain_s + config.engine.stop_timeout_s
+    assert int(re.search(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)[1]) > graceful
+    assert int(re.search(r"--stop-timeout (\d+)", CONTAINER)[1]) > graceful
+    assert "KillMode=mixed" in UNIT  # else systemd ends vLLM under the answers
+    assert "STOPSIGNAL SIGTERM" in CONTAINER
+
+
+@pytest.mark.parametrize("source", re.findall(r"^COPY (.+) \S+$", CONTAINER, re.MULTILINE))
+def test_what_an_image_is_built_from_is_there(source):
+    assert all((ROOT / name).exists() for name in source.split())
+
+
+def test_the_image_runs_as_the_user_that_kubernetes_gives_it():
+    uid = re.search(r"^USER (\d+)$", CONTAINER, re.MULTILINE)[1]
+    assert f"--uid {uid} " in CONTAINER
+    hosts = next(item for item in yaml.safe_load_all((ROOT / "configs/kubernetes/hosts.yaml").read_text()) if item["kind"] == "StatefulSet")
+    assert hosts["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == int(uid)
+
+
+def test_nginx_understands_the_load_balancers_configuration(tmp_path):
+    text = (HOSTS / "nginx.conf").read_text()
+    (tmp_path / "nginx.conf").write_text(text.replace("/run/nginx.pid", str(tmp_path / "nginx.pid")))
+    command = [program("nginx", "nginx-light"), "-t", "-q", "-e", str(tmp_path / "nginx.log"), "-c", str(tmp_path / "nginx.conf")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    config = load_serving_config(ROOT / "configs/serving.yaml")
+    assert f"proxy_read_timeout {config.gateway.read_timeout_s}s;" in text
+    assert f"client_max_body_size {config.gateway.max_body_bytes >> 20}m;" in text

@@ -1,0 +1,246 @@
+"""What runs by itself or by a comment beside the pull request: judging by main's rules, drift, the week, reports, notes."""
+
+import json
+
+import httpx
+import pytest
+from candidate_runs import copy_tree, empty_store, kept, release
+from click.testing import CliRunner
+
+from adapterops.gitops import candidates, drift
+from adapterops.plan.keys import adapter_keys
+from adapterops.store.channels import change_channel, promote
+from play.github_api import NAME, GitHub
+from repositories import EVALUATION, ROWS, jsonl, with_adapters
+
+GATEWAY = "http://10.0.0.7:8080"
+
+
+@pytest.fixture
+def github(monkeypatch):
+    with GitHub() as github:
+        for name, value in {"GITHUB_API_URL": github.url, "GITHUB_TOKEN": "token", "GITHUB_REPOSITORY": NAME}.items():
+            monkeypatch.setenv(name, value)
+        yield github
+        assert github.refused == []
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(candidates, "read_json", lambda path, _: json.loads(path.read_text()))
+    with empty_store(monkeypatch) as store:
+        yield store
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A checkout of main, which the scripts take for theirs."""
+    from adapterops import schemas
+
+    repository = with_adapters(tmp_path / "git", ("support",))
+    monkeypatch.setattr(schemas, "ROOT", repository.path)
+    return repository
+
+
+@pytest.fixture
+def keys(repository):
+    return adapter_keys("support", repository.path)
+
+
+def run(script, *arguments):
+    module = __import__(script)
+    result = CliRunner().invoke(module.main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+class TestMainsRules:
+    """A pull request that changes rules is judged by its own and by those of main."""
+
+    @pytest.fixture
+    def judge(self, repository, tmp_path, monkeypatch):
+        """`judge(changes)`: judge_by_main.py in a checkout with these changes; what it called, and how it ended."""
+        import judge_by_main
+
+        def of(changes, gate_code=0):
+            main = tmp_path / "main"
+            copy_tree(repository.path, main)
+            for path, content in changes.items():
+                repository.write(path, content)
+            calls = []
+
+            def call(command, check):
+                calls.append([str(part) for part in command])
+                report = judge_by_main.Path(command[command.index("--output") + 1])
+                if "quality_gate.py" in command[1]:
+                    report.parent.mkdir(parents=True, exist_ok=True)
+                    report.write_text(json.dumps({"verdict": "FAIL", "reason": "rouge_l 0.2 misses 0.55."}))
+                return type("_", (), {"returncode": gate_code if "quality_gate.py" in command[1] else 0})
+
+            monkeypatch.setattr(judge_by_main, "subprocess", type("_", (), {"run": staticmethod(call)}))
+            monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
+            summary = tmp_path / "summary.md"
+            monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+            result = run("judge_by_main", "--adapter", "support", "--main", main, "--runs", tmp_path / "runs")
+            return calls, result, summary.read_text() if summary.exists() else "", main
+
+        return of
+
+    def test_a_lowered_gate_is_shown_with_what_main_would_say(self, judge, repository):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        (evaluate, gate), result, summary, main = judge({"configs/quality_gate.demo.yaml": gates.replace("min: 0.55", "min: 0.05")}, 1)
+        assert result.exit_code == 0, result.output  # shown; what follows from it is for reviewers to say
+        assert evaluate[evaluate.index("--eval-data") + 1] == str(main / "data/eval/support.jsonl")
+        assert gate[gate.index("--gates") + 1] == str(main / "configs/quality_gate.demo.yaml")
+        assert gate[gate.index("--output") + 1].endswith("/main/gate_report.json")
+        assert "By the default branch's rules support would be FAIL" in summary
+
+    def test_other_evaluation_rows_are_other_rules(self, judge):
+        calls, _, _, main = judge({"data/eval/support.jsonl": jsonl(EVALUATION[:1])})
+        assert str(main / "data/eval/support.jsonl") in calls[0]
+
+    def test_equal_rules_are_judged_once(self, judge):
+        calls, result, _, _ = judge({"data/training/support.jsonl": jsonl(ROWS[:2])})
+        assert calls == []
+        assert "are those of the default branch" in result.output
+
+    def test_a_verdict_that_could_not_be_computed_is_infrastructure(self, judge, repository):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        _, result, _, _ = judge({"configs/quality_gate.demo.yaml": gates.replace("min: 0.55", "min: 0.05")}, 3)
+        assert result.exit_code == 3
+
+
+class TestDrift:
+    @pytest.fixture
+    def health(self, monkeypatch):
+        """What the gateway says; None does not answer."""
+        said = {"adapters": {}}
+
+        def get(url, timeout):
+            if said["adapters"] is None:
+                raise httpx.ConnectError("refused")
+            return httpx.Response(200, json=said)
+
+        monkeypatch.setattr(drift.httpx, "get", get)
+        monkeypatch.setenv("GATEWAYS", GATEWAY)
+        return said
+
+    def ready(self, digest):
+        return {"support": {"generation": 1, "stable": digest, "stable_ready": True}}
+
+    def test_nothing_is_said_while_all_agree(self, github, store, keys, health, tmp_path):
+        health["adapters"] = self.ready(release(store, keys, tmp_path / "run"))
+        result = run("reconcile")
+        assert "agree" in result.output
+        assert github.issues == {}
+
+    def test_one_issue_is_opened_kept_up_to_date_and_closed(self, github, store, keys, health, tmp_path):
+        served = release(store, keys, tmp_path / "run")
+        health["adapters"] = {"support": {"generation": 0, "stable": "e" * 64, "stable_ready": True}}
+        for _ in range(2):
+            assert run("reconcile").exit_code == 0
+        (issue,) = github.issues.values()
+        assert "stable eeeeeeeeeeee" in issue["body"]
+        health["adapters"] = None
+        run("reconcile")
+        assert "does not answer" in github.issues[issue["number"]]["body"]
+        health["adapters"] = self.ready(served)
+        run("reconcile")
+        assert github.issues[issue["number"]]["state"] == "closed"
+        assert github.comments_on(issue["number"]) == ["They agree again."]
+        assert len(github.issues) == 1
+
+    def test_a_release_that_main_wants_and_the_channel_does_not_serve(self, github, store, keys, health, repository, tmp_path):
+        health["adapters"] = self.ready(release(store, keys, tmp_path / "run"))
+        repository.write("data/training/support.jsonl", jsonl(ROWS[:2]))
+        newer = adapter_keys("support", repository.path)
+        digest = kept(store, newer, tmp_path / "newer", weights=b"newer", production=health["adapters"]["support"]["stable"])["digest"]
+        run("reconcile")
+        (issue,) = github.issues.values()
+        assert f"main wants {digest[:12]}" in issue["body"]
+        assert "gh workflow run release.yaml -f adapter=support" in issue["body"]
+
+    def test_somebody_elses_issue_of_that_title_is_left_alone(self, github, store, keys, health, tmp_path):
+        import reconcile
+
+        github.issues[99] = {"number": 99, "title": reconcile.TITLE, "state": "open", "user": {"login": "m", "type": "User"}, "body": "x"}
+        github.issues[99] |= {"labels": [], "html_url": "x"}
+        health["adapters"] = self.ready(release(store, keys, tmp_path / "run"))
+        run("reconcile")
+        assert github.issues[99]["state"] == "open"
+
+
+class TestWeek:
+    def waiting(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "out"))
+        assert run("weekly", "plan").exit_code == 0
+        return json.loads((tmp_path / "out").read_text().splitlines()[-2])
+
+    def test_adapters_whose_data_changed_are_trained(self, store, keys, repository, monkeypatch, tmp_path):
+        assert self.waiting(monkeypatch, tmp_path) == ["support"]
+        release(store, keys, tmp_path / "run")
+        assert self.waiting(monkeypatch, tmp_path) == []
+        repository.write("data/training/support.jsonl", jsonl(ROWS[:2]))
+        assert self.waiting(monkeypatch, tmp_path) == ["support"]
+
+    def test_what_is_released_is_not_judged_again_each_week(self, store, keys, monkeypatch, tmp_path):
+        """Its verdict was against the adapter that was in production before it."""
+        kept(store, keys, tmp_path / "first")
+        release(store, keys, tmp_path / "run", production="e" * 64)
+        assert self.waiting(monkeypatch, tmp_path) == []
+
+    def test_a_failed_verdict_is_a_verdict(self, store, keys, monkeypatch, tmp_path):
+        kept(store, keys, tmp_path / "run", verdict="FAIL")
+        assert self.waiting(monkeypatch, tmp_path) == []
+
+    def test_one_review_is_opened_a_week_with_what_happened(self, github, store, keys, tmp_path):
+        digest = release(store, keys, tmp_path / "run")
+        for _ in range(2):
+            assert run("weekly", "review").exit_code == 0
+        (issue,) = github.issues.values()
+        assert issue["title"].startswith("Weekly review 20")
+        assert digest[:12] in issue["body"]
+        change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the *next* @one")
+        run("weekly", "review")
+        assert "&#64;one" in github.issues[issue["number"]]["body"]
+
+    @pytest.mark.usefixtures("repository")
+    def test_every_adapters_data_is_reported_and_the_worst_decides(self, monkeypatch, tmp_path):
+        import weekly
+
+        calls = []
+
+        def validate(command, check):
+            calls.append(command)
+            return type("_", (), {"returncode": 1})
+
+        monkeypatch.setattr(weekly, "subprocess", type("_", (), {"run": staticmethod(validate)}))
+        assert run("weekly", "data", "--output", tmp_path).exit_code == 1
+        assert [command[command.index("--adapter") + 1] for command in calls] == ["support"]
+
+
+def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(github, store, keys, tmp_path):
+    digest = release(store, keys, tmp_path / "run")
+    for _ in range(2):
+        assert run("release_notes", "--adapter", "support", "--version", digest).exit_code == 0
+    (made,) = github.releases.values()
+    assert made["tag_name"] == f"support-{digest[:12]}"
+    assert f"-f adapter=support -f version={digest[:12]}" in made["body"]
+
+
+def test_the_plans_comment_is_kept_up_to_date(github, repository, monkeypatch, tmp_path):
+    from adapterops.documents import write_json
+    from adapterops.plan import build
+    from adapterops.plan.estimate import Estimate
+
+    monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+    number = github.pull_request("data", "a" * 40)
+    gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+    head = repository.branch("lower", {"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.10")})
+    plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
+    write_json(tmp_path / "plan.json", plan, "plan")
+    for _ in range(2):
+        assert run("comment_plan", "--plan", tmp_path / "plan.json", "--pull-request", number).exit_code == 0
+    (said,) = github.comments_on(number)
+    assert said.splitlines()[1] == "### ⚠️ This pull request changes the rules that it is judged by"
+    assert "0.8 → 0.1 | **lower bar**" in said
