@@ -43,6 +43,9 @@ def test_accelerate_reads_the_configuration_and_knows_every_key(path):
 def test_fsdp_is_told_what_the_configuration_says(monkeypatch):
     for name, value in load_config_from_file(str(ROOT / "configs/accelerate/fsdp.yaml")).fsdp_config.items():
         monkeypatch.setenv(name.upper(), str(value).lower() if isinstance(value, bool) else str(value))
+    # It asks for the GPU that weights are sent to, which no test has.
+    monkeypatch.setattr("accelerate.utils.dataclasses.is_cuda_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 1
     assert plugin.sharding_strategy == ShardingStrategy.FULL_SHARD
