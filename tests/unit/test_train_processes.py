@@ -23,7 +23,6 @@ from adapterops.yamlfile import load_yaml
 
 CONFIGURATIONS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 KINDS = {
-    "cpu": DistributedType.MULTI_CPU,
     "ddp": DistributedType.MULTI_GPU,
     "fsdp": DistributedType.FSDP,
     "zero2": DistributedType.DEEPSPEED,

@@ -58,7 +58,8 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
     import torch
     from accelerate import PartialState
 
-    main = PartialState().is_main_process
+    # Without the argument, each of several processes on a CPU would take itself for the only one.
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     if not main:
         console = Console(quiet=True)
     console.print(
