@@ -8,13 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
 from adapterops.basemodels import base_model_directory, find_base_model, load_tokenizer
-from adapterops.data.reader import load_rows
-from adapterops.data.rows import training_messages
 from adapterops.errors import RejectedError
 from adapterops.schemas import ROOT
 from adapterops.train.encode import IGNORED, encode_files, encode_messages
@@ -61,7 +58,7 @@ def data(tmp_path_factory):
 def write_recipe(path, **settings):
     """The demo recipe with a single epoch of two steps, and other settings."""
     # On forty supervised tokens the quantisation check measures noise.
-    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "logging_steps": 1, "max_loss_increase": 1.0, **settings}
+    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "logging_steps": 1, "max_loss_increase": 10, **settings}
     text = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
     for setting, value in settings.items():
         text, count = re.subn(rf"(?m)^  {setting}:.*$", f"  {setting}: {value}", text)
@@ -206,37 +203,6 @@ def test_two_processes_give_the_loss_curve_of_one(data, tmp_path):
     curves = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (one, two)]
     assert len(curves[0]) == 4
     assert curves[1] == pytest.approx(curves[0], abs=2e-3)
-
-
-def test_rows_are_rendered_as_the_server_renders_them(engine, tokenizer, base_model):
-    """Whole rows, and the prompts that are in front of their answers, token by token, in two languages and with several turns."""
-    files = [ROOT / "data/training/support.jsonl", ROOT / "data/training/support-ko.jsonl"]
-    rows = [training_messages(row.value) for file in files for row in load_rows(file, "training")[:8]]
-    rows += [
-        [{"role": "user", "content": " spaces "}, {"role": "assistant", "content": "line\nbreak <b>&amp;</b>"}],
-        [
-            {"role": "system", "content": "Be brief."},
-            *({"role": role, "content": f"{role} {turn}"} for turn in (1, 2) for role in ("user", "assistant")),
-        ],
-    ]
-
-    def served(messages, *, prompt):
-        request = {"model": base_model.name, "messages": messages, "add_generation_prompt": prompt}
-        http = urllib.request.Request(
-            f"{engine}/tokenize", json.dumps(request).encode(), {"Content-Type": "application/json"}, method="POST"
-        )
-        with urllib.request.urlopen(http, timeout=60) as response:
-            return json.load(response)["tokens"]
-
-    for messages in rows:
-        ids, labels = encode_messages(messages, tokenizer, base_model)
-        prompt = served(messages[:-1], prompt=True)
-        assert ids[: len(prompt)] == prompt
-        assert labels[len(prompt) - 1] == IGNORED
-        assert labels[len(prompt) :] == ids[len(prompt) :]
-        whole = served(messages, prompt=False)
-        assert whole[: len(ids)] == ids
-        assert tokenizer.decode(whole[len(ids) :]) == "\n"  # after the end of the turn; never generated
 
 
 def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(recipe, data, tmp_path):
