@@ -254,8 +254,8 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
 
 def check() -> None:
     """Losses and gradients of the fused layers against peft's, on random weights, in bf16."""
+    import datasets
     import torch
-    from datasets import Dataset
     from peft import get_peft_model
 
     from adapterops.train.network import apply_kernels, lora_config
@@ -263,7 +263,8 @@ def check() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = {**TINY_SHAPE, "head_dim": 64, "hidden_size": 256}
-    data = packed_rows(Dataset.from_list(rows(40, shape["vocab_size"], 128)), 512).to_list()
+    datasets.disable_progress_bars()
+    data = packed_rows(datasets.Dataset.from_list(rows(40, shape["vocab_size"], 128)), 512).to_list()
     outcomes = {}
     for name, attention, fused, selective, loss, liger in [
         ("peft", "sdpa", False, False, "plain", False),
@@ -287,7 +288,7 @@ def check() -> None:
         total = model(**batch)
         total.backward()
         gradients = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
-        outcomes[name] = (float(total), gradients.cpu())
+        outcomes[name] = (float(total.detach()), gradients.cpu())
     reference, reference_gradients = outcomes["peft"]
     for name, (value, gradients) in outcomes.items():
         cosine = float(torch.nn.functional.cosine_similarity(gradients, reference_gradients, dim=0))

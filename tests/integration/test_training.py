@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,26 +48,47 @@ def tokenizer(base_model):
     return load_tokenizer(base_model)
 
 
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
 
-@pytest.fixture
-def recipe(tmp_path):
-    """The demo recipe with a single epoch of two steps."""
+def write_recipe(path, **settings):
+    """The demo recipe with a single epoch of two steps, and other settings."""
+    # On forty supervised tokens the quantisation check measures noise.
+    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "logging_steps": 1, "max_loss_increase": 10, **settings}
     text = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
-    lines = []
-    for line in text.splitlines():
-        for setting, value in {"num_train_epochs": "1", "per_device_train_batch_size": "2", "logging_steps": "1"}.items():
-            if line.strip().startswith(f"{setting}:"):
-                line = f"  {setting}: {value}"
-        lines.append(line)
-    path = tmp_path / "recipe.yaml"
-    path.write_text("\n".join(lines))
+    for setting, value in settings.items():
+        text, count = re.subn(rf"(?m)^  {setting}:.*$", f"  {setting}: {value}", text)
+        assert count == 1
+    path.write_text(text)
     return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "recipe.yaml")
+
+
+@pytest.fixture(scope="module")
+def adapter(recipe, data, tmp_path_factory):
+    """What the recipe makes of the data."""
+    output = tmp_path_factory.mktemp("trained") / "adapter"
+    result = train(recipe, data, output)
+    assert result.returncode == 0, result.stderr
+    assert "step 1/2 | loss" in result.stdout
+    return output
+
+
+@pytest.fixture(scope="module")
+def four_steps(data, tmp_path_factory):
+    """A recipe of two epochs of four steps, and the adapter that it makes when nothing interrupts it."""
+    directory = tmp_path_factory.mktemp("steps")
+    recipe = write_recipe(directory / "recipe.yaml", num_train_epochs=2, per_device_train_batch_size=1)
+    assert train(recipe, data, directory / "adapter").returncode == 0
+    return recipe, directory / "adapter"
 
 
 def train(recipe, data, output, *options):
@@ -120,16 +142,17 @@ def test_a_base_model_that_was_damaged_is_made_anew(base_model, tmp_path, monkey
     assert (copy / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
 
 
-def test_equal_inputs_give_equal_bits_and_are_trained_once(recipe, data, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    result = train(recipe, data, first)
-    assert result.returncode == 0, result.stderr
-    assert "step 1/2 | loss" in result.stdout
-    assert train(recipe, data, second).returncode == 0
-    one, two = (json.loads((path / "train_manifest.json").read_text()) for path in (first, second))
+def manifest_of(adapter):
+    return json.loads((adapter / "train_manifest.json").read_text())
+
+
+def test_equal_inputs_give_equal_bits_and_are_trained_once(adapter, recipe, data, tmp_path):
+    assert train(recipe, data, tmp_path / "second").returncode == 0
+    one, two = manifest_of(adapter), manifest_of(tmp_path / "second")
     assert one["adapter"]["digest"] == two["adapter"]["digest"]
     assert one["training"]["lora_step0_sha256"] == two["training"]["lora_step0_sha256"]
-    assert sorted(file.name for file in first.iterdir()) == [
+    assert one["run"]["quantisation"] == two["run"]["quantisation"]
+    assert sorted(file.name for file in adapter.iterdir()) == [
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -137,21 +160,49 @@ def test_equal_inputs_give_equal_bits_and_are_trained_once(recipe, data, tmp_pat
         "loss.svg",
         "train_manifest.json",
     ]
-    again = train(recipe, data, first)
+    again = train(recipe, data, adapter)
     assert "already trained, nothing to do" in again.stdout
-    config = json.loads((first / "adapter_config.json").read_text())
+    config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2-135m-instruct"
-    assert not any(str(tmp_path) in str(value) or "/" in str(value) for value in config.values() if value)
+    assert not any(str(adapter.parent) in str(value) or "/" in str(value) for value in config.values() if value)
 
 
-def test_the_adapter_is_stored_in_bf16(recipe, data, tmp_path):
+def test_an_adapter_that_is_worse_on_bf16_than_the_recipe_allows_is_not_written(adapter, data, tmp_path):
+    losses = manifest_of(adapter)["run"]["quantisation"]
+    assert losses["adapter_nf4"] < losses["base_nf4"]
+    increase = losses["adapter_bf16"] - losses["adapter_nf4"]
+    assert increase > 0.01  # else these rows show nothing here
+    result = train(write_recipe(tmp_path / "recipe.yaml", max_loss_increase=0.01), data, tmp_path / "adapter")
+    assert result.returncode == 1
+    assert f"{increase:+.4f} where quantization.max_loss_increase allows 0.01" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_adapter_is_stored_in_bf16(adapter):
     import torch
     from safetensors.torch import load_file
 
-    assert train(recipe, data, tmp_path / "adapter").returncode == 0
-    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    weights = load_file(adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_two_processes_give_the_loss_curve_of_one(data, tmp_path):
+    """Through gloo, a row of each batch of two in each process; sums in another order are all that differs."""
+    together = {"train_sampling_strategy": "random", "num_train_epochs": 2}  # batches by length depend on their size
+    assert train(write_recipe(tmp_path / "one.yaml", **together), data, tmp_path / "one").returncode == 0
+    half = write_recipe(tmp_path / "two.yaml", per_device_train_batch_size=1, **together)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
+    command += ["scripts/train_qlora.py", "--config", half, "--data", data, "--output", tmp_path / "two"]
+    result = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("step 1/4 | loss") == 1
+    one, two = manifest_of(tmp_path / "one"), manifest_of(tmp_path / "two")
+    assert (one["run"]["processes"], two["run"]["processes"]) == (1, 2)
+    curves = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (one, two)]
+    assert len(curves[0]) == 4
+    assert curves[1] == pytest.approx(curves[0], abs=2e-3)
 
 
 def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(recipe, data, tmp_path):
@@ -172,12 +223,10 @@ def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(reci
 
 
 @pytest.mark.parametrize("seen", [2, 3])
-def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(recipe, data, tmp_path, seen):
+def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(four_steps, data, tmp_path, seen):
     """A spot instance that goes: SIGTERM in the middle of an epoch and at the end of one (of four steps), then the command again."""
-    text = recipe.read_text().replace("num_train_epochs: 1", "num_train_epochs: 2")
-    recipe.write_text(text.replace("per_device_train_batch_size: 2", "per_device_train_batch_size: 1"))
-    whole, output = tmp_path / "whole", tmp_path / "models" / "adapter"
-    assert train(recipe, data, whole).returncode == 0
+    recipe, whole = four_steps
+    output = tmp_path / "models" / "adapter"
     command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
     process = subprocess.Popen(
         [str(part) for part in command],
@@ -198,7 +247,7 @@ def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adap
     resumed = train(recipe, data, output)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from step" in resumed.stdout
-    one, two = (json.loads((path / "train_manifest.json").read_text()) for path in (whole, output))
+    one, two = manifest_of(whole), manifest_of(output)
     assert two["run"]["resumed_from_step"] > 0
     # On a CPU the tolerance is nothing: the same losses, step by step, and the same bits.
     assert [entry["loss"] for entry in two["training"]["loss_history"]] == [entry["loss"] for entry in one["training"]["loss_history"]]
@@ -206,13 +255,11 @@ def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adap
     assert not list(output.parent.glob(".*checkpoints*"))
 
 
-def test_a_merged_model_is_written_only_if_it_speaks_as_adapter_on_base_does(recipe, data, tmp_path):
+def test_a_merged_model_is_written_only_if_it_speaks_as_adapter_on_base_does(adapter, tmp_path):
     from safetensors.torch import load_file
 
-    assert train(recipe, data, tmp_path / "adapter").returncode == 0
-
     def merge(*options):
-        command = [sys.executable, "scripts/merge_adapter.py", "--adapter", tmp_path / "adapter", "--output", tmp_path / "merged", *options]
+        command = [sys.executable, "scripts/merge_adapter.py", "--adapter", adapter, "--output", tmp_path / "merged", *options]
         return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
 
     refused = merge("--tolerance", "0")

@@ -1,9 +1,11 @@
 """What a training does when something goes wrong, and what it says before it starts."""
 
 import dataclasses
+import signal
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
 from adapterops.basemodels import find_base_model
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -14,7 +16,7 @@ from adapterops.train.ladder import next_rung
 from adapterops.train.memory import Shape, estimate
 from adapterops.train.preflight import Gpu, throughput
 from adapterops.train.recipe import hints, load_recipe
-from adapterops.train.watch import EarlyStopping, LossGuard
+from adapterops.train.watch import EarlyStopping, LossGuard, Watch
 from adapterops.yamlfile import load_yaml
 
 LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128, 128256, tie_word_embeddings=False)
@@ -84,6 +86,15 @@ class TestLossGuard:
         guard = LossGuard("r.yaml", 0.1)
         for step in range(200):
             guard.see(step, 6.0 if step % 40 == 39 else 1.0 + 0.5 * (step % 3))
+
+
+def test_a_signal_while_the_model_loads_is_an_interruption_whatever_a_library_makes_of_it():
+    watch = Watch(Console(quiet=True), 1, LossGuard("r.yaml", 0.1))
+    with pytest.raises(InfrastructureError, match=r"interrupted by SIGTERM before the first step\. The same command starts again"), watch:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except InfrastructureError as error:
+            raise RuntimeError("We encountered some issues during automatic conversion of the weights.") from error
 
 
 def test_early_stopping_waits_for_its_patience_and_knows_the_best_step():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import sys
 from pathlib import Path
@@ -13,23 +14,20 @@ from adapterops.errors import RejectedError
 from adapterops.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    import torch
+    from peft import LoraConfig, PeftModel
 
 
-def save_adapter(model: PeftModel, recipe: Recipe, directory: Path) -> None:
+def save_adapter(trained: dict[str, torch.Tensor], lora: LoraConfig, recipe: Recipe, directory: Path) -> None:
     """Write config and bf16 safetensors so that equal weights give equal bytes on any machine."""
     import torch
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    weights = {
-        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
-    }
+    weights = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in sorted(trained.items())}
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise RejectedError("training diverged: the adapter's weights are not finite. Lower training.learning_rate.")
     save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
+    config: dict[str, Any] = lora.to_dict()
     config["inference_mode"] = True
     # peft records a path of this machine and sets in arbitrary order; both would change the digest.
     config["base_model_name_or_path"] = recipe.base_model.source_id
@@ -94,6 +92,16 @@ def loss_curve(manifest: dict[str, Any]) -> str:
     )
 
 
+def _carried_over(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "not measured: the weights were in pieces on several GPUs"
+    of = "held-back" if found["from"] == "held_back" else "training"
+    return (
+        f"loss {found['adapter_nf4']:.4f} on NF4 → {found['adapter_bf16']:.4f}, over {found['rows']} {of} rows; base model "
+        f"perplexity {math.exp(found['base_nf4']):.2f} → {math.exp(found['base_bf16']):.2f}"
+    )
+
+
 def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
     """What this adapter is, for whoever finds it (Hugging Face model card)."""
     base, tokens, training, lora = manifest["base_model"], manifest["tokens"], manifest["training"], recipe.lora
@@ -118,6 +126,7 @@ on {", ".join(lora["target_modules"])}. It is under the base model's licence, {b
 | | |
 |---|---|
 | final training loss | {training["final_loss"]:.4f} nats per supervised token after {training["steps"]} steps |
+| on the bf16 weights, which are served | {_carried_over(manifest["run"].get("quantisation"))} |
 | base revision | `{base["revision"]}` |
 | recipe | `{manifest["recipe"]}`, seed {recipe.seed} |
 | training key | `{manifest["training_key"]}` |

@@ -18,7 +18,7 @@ from adapterops.train.labels import Row
 from adapterops.train.network import apply_kernels, load_base, lora_config, refuse_leaks
 from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.recipe import Recipe
-from adapterops.train.trainer import AnswerTrainer, training_arguments
+from adapterops.train.trainer import AnswerTrainer, in_pieces, training_arguments
 
 
 def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tokenizer: Any, checkpoints: Path) -> AnswerTrainer:
@@ -44,12 +44,15 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
             f"{arguments.n_gpu} GPUs are visible to one process, which trains on one. Set CUDA_VISIBLE_DEVICES=0, or start one for each: "
             f"accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes {arguments.n_gpu} scripts/train_qlora.py …"
         )
+    sharded = in_pieces(arguments)
+    if sharded:
+        _refuse_in_pieces(recipe, training)
     attention = training["attn_implementation"]
     capacity = training["max_length"] if training["packing"] else None
     collate = Collator(tokenizer.pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"})
     examples = datasets.Dataset.from_list(rows)
     trainer = AnswerTrainer(
-        model=load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device),
+        model=load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device, sharded=sharded),
         peft_config=lora_config(recipe.lora),
         args=arguments,
         train_dataset=packed_rows(examples, capacity) if capacity else examples,
@@ -59,16 +62,31 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL makes it bf16, whatever the base model computes in
             parameter.data = parameter.data.to(trainer.model.get_base_model().dtype)
+    trainer.sharded = sharded
     apply_kernels(
         trainer.model,
         liger=training["liger"],
         fused_lora=training["fused_lora"],
         selective_checkpointing=training["gradient_checkpointing"] == "selective",
     )
-    if capacity:
+    if capacity and not sharded:
         refuse_leaks(trainer.model, collate, trainer.model.config.vocab_size)
     trainer.remove_callback(PrinterCallback)  # prints every log line a second time, as a dict
     return trainer
+
+
+def _refuse_in_pieces(recipe: Recipe, training: dict[str, Any]) -> None:
+    problems = []
+    if training["fused_lora"]:
+        problems.append("training.fused_lora true reads the frozen weights itself, of which each process holds a piece. Set it to false.")
+    if training["attn_implementation"] not in {"flash_attention_2", "flex_attention", "sdpa", "eager"} and training["packing"]:
+        problems.append("training.attn_implementation varlen was not tried there. Set flex_attention or flash_attention_2.")
+    if training["optim"].startswith("paged"):
+        problems.append(f"training.optim {training['optim']} pages whole parameters. Set adamw_torch, whose state is in pieces as well.")
+    if training.get("early_stopping"):
+        problems.append("training.early_stopping keeps copies of the best weights, which are in pieces. Remove it.")
+    if problems:
+        raise UsageError("\n".join(f"{recipe.path}: under FSDP and ZeRO stage 3: {problem}" for problem in problems))
 
 
 def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int) -> float:

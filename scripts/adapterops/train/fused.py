@@ -89,12 +89,14 @@ def _weight_source(layer: Any, keep: bool) -> Callable[[], torch.Tensor]:
         return lambda: base.weight
 
     def dequantized() -> torch.Tensor:
+        if exact := getattr(base, "exact_weight", None):  # see quantisation.compare
+            return exact()  # type: ignore[no-any-return]
         weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
         return weight if base.compute_dtype is None else weight.to(base.compute_dtype)
 
     if keep:
         kept = dequantized()
-        return lambda: kept
+        return lambda: base.exact_weight() if hasattr(base, "exact_weight") else kept
     return dequantized
 
 

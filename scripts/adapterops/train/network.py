@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The recipe's `quantization` as transformers wants it."""
+def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat16, *, sharded: bool = False) -> Any:
+    """The recipe's `quantization` as transformers wants it.
+
+    With `sharded`, NF4 is stored as if it were of the compute type: FSDP cuts only parameters of one type, and would turn others to noise.
+    """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -27,6 +30,7 @@ def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat1
         bnb_4bit_quant_type=quantization["type"],
         bnb_4bit_use_double_quant=quantization["double_quant"],
         bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=compute_dtype if sharded else torch.uint8,
     )
 
 
@@ -35,17 +39,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" or cpu_dtype() == "bfloat16" else torch.float32
 
 
-def load_base(directory: Path, quantization: dict[str, Any], attn_implementation: str, device: torch.device) -> Any:
-    """A base model in NF4, all that is not quantised in the format that the device computes in, on one device."""
+def load_base(
+    directory: Path, quantization: dict[str, Any], attn_implementation: str, device: torch.device, *, sharded: bool = False
+) -> Any:
+    """A base model in NF4, all that is not quantised in the format that the device computes in.
+
+    It lies on `device`, or, with `sharded`, where FSDP or DeepSpeed put its pieces.
+    """
     from transformers import AutoModelForCausalLM
 
     attention.register()
     dtype = compute_dtype(device)
     return AutoModelForCausalLM.from_pretrained(
         directory,
-        quantization_config=nf4(quantization, dtype),
+        quantization_config=nf4(quantization, dtype, sharded=sharded),
         dtype=dtype,
-        device_map={"": device},
+        device_map=None if sharded else {"": device},
         attn_implementation=attn_implementation,
         trust_remote_code=False,
     )

@@ -13,7 +13,7 @@ from adapterops.schemas import ROOT, repository_path
 from adapterops.yamlfile import load_yaml
 
 # Carried into the training key. Raise it with every change of the training code that changes the weights it makes.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Recipe:
             "dropout": float(self.lora["dropout"]),
             "target_modules": sorted(self.lora["target_modules"]),
         }
-        return {"quantization": self.quantization, "lora": lora, "training": training}
+        quantization = {key: value for key, value in self.quantization.items() if key != "max_loss_increase"}
+        return {"quantization": quantization, "lora": lora, "training": training}
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from adapterops.basemodels import load_tokenizer
+from adapterops.basemodels import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_json
 from adapterops.errors import InfrastructureError
 from adapterops.schemas import repository_path
@@ -58,7 +58,8 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
     import torch
     from accelerate import PartialState
 
-    main = PartialState().is_main_process
+    # Without the argument, each of several processes on a CPU would take itself for the only one.
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     if not main:
         console = Console(quiet=True)
     console.print(
@@ -96,10 +97,20 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
         gc.collect()
         torch.cuda.empty_cache()
     trainer, watch = outcome["trainer"], outcome["watch"]
+    weights = trainer.adapter_weights()
     if not main:
         return {}
+    from adapterops.train.quantisation import judge
+
+    if quantisation := outcome["quantisation"]:
+        console.print(
+            f"loss on NF4 → bf16 weights: adapter {quantisation['adapter_nf4']:.4f} → {quantisation['adapter_bf16']:.4f}, "
+            f"base model {quantisation['base_nf4']:.4f} → {quantisation['base_bf16']:.4f} ({quantisation['rows']} rows)",
+            soft_wrap=True,
+        )
+        judge(quantisation, quantisation["max_loss_increase"], recipe.path)
     with new_directory(output) as staging:
-        save_adapter(trainer.model, recipe, staging)
+        save_adapter(weights, trainer.model.peft_config["default"], recipe, staging)
         (staging / "chat_template.jinja").write_text(recipe.base_model.chat_template(), encoding="utf-8")
         tokens_trained = encoded.tokens * trainer.state.epoch * outcome["share"]
         manifest = {
@@ -140,6 +151,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
                 "stopped": watch.stopped,
                 "held_back": watch.evaluations,
                 "hints": advice,
+                **({"quantisation": quantisation} if quantisation else {}),
             },
             "adapter": {
                 "digest": adapter_digest(staging),
@@ -151,6 +163,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
             },
             "environment": {
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+                "compute_dtype": str(trainer.model.get_base_model().dtype).removeprefix("torch."),
                 "python": platform.python_version(),
                 "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
             },
@@ -180,6 +193,7 @@ def _attempt(
     import torch
 
     from adapterops.train.build import build_trainer, hold_back, mean_loss, remember
+    from adapterops.train.quantisation import compare, sample
     from adapterops.train.watch import EarlyStopping, LossGuard, Watch
 
     rows = encoded.rows()
@@ -221,11 +235,26 @@ def _attempt(
     if watch.stopped:
         restore()
         console.print(f"stopped early: {watch.stopped}", markup=False, soft_wrap=True)
+    quantisation: dict[str, Any] = {}
+    if main and not trainer.sharded:
+        judged = sample(held or rows)
+        losses = compare(
+            trainer.model,
+            base_model_directory(recipe.base_model),
+            lambda: mean_loss(trainer.model, judged, trainer.data_collator, trainer.args.train_batch_size),
+        )
+        quantisation = {
+            "rows": len(judged),
+            "from": "held_back" if held else "training",
+            "max_loss_increase": recipe.quantization["max_loss_increase"],
+            **losses,
+        }
     return {
         "trainer": trainer,
         "watch": watch,
         "seconds": seconds,
         "lora_step0": lora_step0,
+        "quantisation": quantisation,
         "resumed_from": resumed_from,
         "share": (trainer.state.global_step - resumed_from) / max(1, trainer.state.global_step),
     }

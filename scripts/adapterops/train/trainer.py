@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
@@ -61,6 +63,12 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
     return SFTConfig(**{**arguments, **changes})
 
 
+def in_pieces(arguments: SFTConfig) -> bool:
+    """Whether each process holds only a piece of the network: FSDP, or DeepSpeed ZeRO stage 3."""
+    plugin = arguments.deepspeed_plugin
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or (plugin is not None and plugin.zero_stage == 3)
+
+
 class _RepeatableOrder(torch.utils.data.Sampler[int]):
     """An order drawn from the global generator, whose state at the draw is kept: a resumed epoch must draw the same order.
 
@@ -90,6 +98,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
     """
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`
+    sharded = False
     checkpoints: Checkpoints | None = None
     _order: _RepeatableOrder | None = None
     _resumed_order: torch.Tensor | None = None
@@ -132,6 +141,12 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
             if name in types:
                 parameter.data = parameter.data.to(types[name])
 
+    def adapter_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name; in pieces, every process has to ask, and the first one gets them."""
+        state = self.accelerator.get_state_dict(self.model_wrapped) if self.sharded else None
+        model = self.accelerator.unwrap_model(self.model)
+        return dict(get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False))
+
     def resume_order(self, checkpoint: Path) -> None:
         """Have the epoch that `checkpoint` interrupted drawn in the order that it had."""
         if (checkpoint / _ORDER).is_file():
@@ -143,8 +158,12 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
         """Mean negative log-likelihood in nats over supervised tokens; `num_items_in_batch` counts those of all micro-batches.
 
-        TRL's own loss waits for the GPU several times a micro-batch, to count and to log entropy and accuracy.
+        TRL's own loss waits for the GPU several times a micro-batch, to count and to log entropy and accuracy. It is taken where the LM
+        head lies in pieces, which it knows to gather.
         """
+        if self.sharded:
+            inputs = {name: value for name, value in inputs.items() if name not in {"positions", "targets"}}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         total = model(**inputs)
         if num_items_in_batch is None:

@@ -134,16 +134,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
             for number in (signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1 is what Slurm sends before time runs out
                 self._former[number] = signal.signal(number, self._heard)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._bar.stop()
+        # transformers turns what is raised while it converts weights into an error of its own.
+        if self._signalled and not self._training and isinstance(error, Exception) and not isinstance(error, InfrastructureError):
+            raise self._too_early() from None
 
     def _heard(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
+        self._signalled = signal.Signals(number).name
         if not self._training:
-            raise InfrastructureError(f"interrupted by {name} before the first step. The same command starts again.")
-        self._signalled = name  # only noted: a checkpoint is whole only between two steps
+            raise self._too_early()
+        # Only noted: a checkpoint is whole only between two steps.
+
+    def _too_early(self) -> InfrastructureError:
+        return InfrastructureError(f"interrupted by {self._signalled} before the first step. The same command starts again.")
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Start the clock; a resumed training starts with what it logged before."""

@@ -1,0 +1,98 @@
+"""Several processes: accelerate's own classes read its configurations, and what cannot be cut into pieces is refused."""
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.distributed.fsdp import BackwardPrefetch, ShardingStrategy
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from adapterops.errors import UsageError
+from adapterops.schemas import ROOT
+from adapterops.train.build import _refuse_in_pieces
+from adapterops.train.labels import IGNORED
+from adapterops.train.network import apply_kernels, lora_config, nf4
+from adapterops.train.packing import Collator, packed_rows
+from adapterops.train.recipe import load_recipe
+from adapterops.train.trainer import AnswerTrainer, training_arguments
+from adapterops.yamlfile import load_yaml
+
+CONFIGURATIONS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
+KINDS = {
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp": DistributedType.FSDP,
+    "zero2": DistributedType.DEEPSPEED,
+    "zero3": DistributedType.DEEPSPEED,
+}
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_configuration_and_knows_every_key(path):
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == KINDS[path.stem]
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) | set(config.deepspeed_config) <= known
+    assert f"configs/accelerate/{path.name}" in path.read_text()
+
+
+def test_fsdp_is_told_what_the_configuration_says(monkeypatch):
+    for name, value in load_config_from_file(str(ROOT / "configs/accelerate/fsdp.yaml")).fsdp_config.items():
+        monkeypatch.setenv(name.upper(), str(value).lower() if isinstance(value, bool) else str(value))
+    # It asks for the GPU that weights are sent to, which no test has.
+    monkeypatch.setattr("accelerate.utils.dataclasses.is_cuda_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 1
+    assert plugin.sharding_strategy == ShardingStrategy.FULL_SHARD
+    assert plugin.backward_prefetch == BackwardPrefetch.BACKWARD_PRE
+    assert plugin.sync_module_states
+    assert plugin.use_orig_params is False
+
+
+def test_nf4_is_stored_in_the_type_that_fsdp_cuts():
+    recipe = load_recipe(ROOT / "configs/qlora/llama3-70b-sharded.yaml")
+    assert nf4(recipe.quantization, torch.bfloat16, sharded=True).bnb_4bit_quant_storage == torch.bfloat16
+    assert nf4(recipe.quantization).bnb_4bit_quant_storage == torch.uint8
+
+
+def test_what_does_not_go_in_pieces_is_refused_and_the_sharded_recipe_is_not():
+    recipe = load_recipe(ROOT / "configs/qlora/llama3-70b-sharded.yaml")
+    _refuse_in_pieces(recipe, recipe.training)
+    recipe = load_recipe(ROOT / "configs/qlora/llama3-70b.yaml")
+    with pytest.raises(UsageError) as refusal:
+        _refuse_in_pieces(recipe, recipe.training)
+    for setting in ("fused_lora true", "attn_implementation varlen", "optim paged_adamw_8bit"):
+        assert f"llama3-70b.yaml: under FSDP and ZeRO stage 3: training.{setting}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_that_trl_takes_of_pieces_is_ours(packing, tmp_path):
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(
+        LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=128)
+    )
+    rows = Dataset.from_list(
+        [{"input_ids": list(range(3, 3 + n)), "labels": [IGNORED] * (n // 2) + list(range(3 + n // 2, 3 + n))} for n in (9, 17, 12)]
+    )
+    training = load_yaml(ROOT / "configs/qlora/smollm2-135m.yaml", "recipe")["training"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), pad_token="-", eos_token="-")
+    collate = Collator(0, 40 if packing else None)
+    trainer = AnswerTrainer(
+        model=network,
+        peft_config=lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}),
+        args=training_arguments(training, 0, tmp_path, use_cpu=True),
+        train_dataset=packed_rows(rows, 40) if packing else rows,
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    apply_kernels(trainer.model, liger=False, fused_lora=False)
+    batch = collate(list(trainer.train_dataset))
+    ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(20))
+    trainer.sharded = True
+    theirs = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(20))
+    assert float(theirs.detach()) == pytest.approx(float(ours.detach()), rel=1e-4)
+    assert theirs.requires_grad
