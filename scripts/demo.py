@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,6 +64,10 @@ def up() -> None:
     }
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
+    if not running("s3"):
+        # The S3 server keeps its objects in memory: what a host remembers of channels in a former one would contradict the new one's.
+        stop("serve")
+        shutil.rmtree(config.state_directory, ignore_errors=True)
     s3 = start("s3", S3_PORT, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
     serve = start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
     await_port("s3", S3_PORT, s3)
@@ -184,17 +189,21 @@ def newest_run() -> Path:
 def down() -> None:
     """Stop the servers that `up` started; the last started first."""
     for name in ("serve", "s3"):
-        process = running(name)
-        if process is None:
-            console.print(f"{name} is not running")
-            continue
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except psutil.TimeoutExpired:
-            process.kill()
-        pid_file(name).unlink(missing_ok=True)
-        console.print(f"{name} stopped")
+        console.print(f"{name} stopped" if stop(name) else f"{name} is not running")
+
+
+def stop(name: str) -> bool:
+    """End a server that `up` started; False if it does not run."""
+    process = running(name)
+    if process is None:
+        return False
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except psutil.TimeoutExpired:
+        process.kill()
+    pid_file(name).unlink(missing_ok=True)
+    return True
 
 
 def report() -> None:
