@@ -69,20 +69,15 @@ def up() -> None:
         stop("serve")
         shutil.rmtree(config.state_directory, ignore_errors=True)
     s3 = start("s3", S3_PORT, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
-    serve = start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
     await_port("s3", S3_PORT, s3)
     make_bucket(config.bucket)
+    pipeline("--until", "train")
+    # Only now: an engine that starts beside a training takes its cores, and each of its threads then waits for the slowest.
+    serve = start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
     await_port("serve", config.gateway.port, serve)
-    console.print(
-        f"S3 server on port {S3_PORT}; serving host starting on port {config.gateway.port} meanwhile (logs: {shown(STATE)}/*.log)"
-    )
+    console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
     gateway = f"http://127.0.0.1:{config.gateway.port}"
-    pipeline = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--adapter", ADAPTER]
-    pipeline += ["--server-url", f"http://127.0.0.1:{config.engine.port}", "--gateway", gateway]
-    code = subprocess.run(pipeline, check=False).returncode
-    if code != 0:
-        console.print(f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops them.")
-        sys.exit(code)
+    pipeline("--from", "evaluate", "--server-url", f"http://127.0.0.1:{config.engine.port}", "--gateway", gateway)
     ask(gateway, config.base_model.name)
     roll_back(gateway, f"http://127.0.0.1:{config.engine.port}")
     console.print(
@@ -93,6 +88,19 @@ def up() -> None:
         "  make down     stops the servers",
         soft_wrap=True,
     )
+
+
+def pipeline(*arguments: str) -> None:
+    """Run some stages of the pipeline.
+
+    Raises:
+        SystemExit: one of them failed, or its verdict is no; with its exit code.
+    """
+    command_line = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--adapter", ADAPTER, *arguments]
+    code = subprocess.run(command_line, check=False).returncode
+    if code != 0:
+        console.print(f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops them.")
+        sys.exit(code)
 
 
 def ask(gateway: str, base_model: str) -> None:

@@ -15,19 +15,23 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--server-url", help="Evaluate through this running vLLM (root, without /v1) instead of starting one.")
 @click.option("--gateway", multiple=True, help="A gateway to deploy to; may be given several times. None: stop after publishing.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET, else the one in the adapter's serving configuration.")
-@click.option("--until", type=click.Choice(["validate", "train", "evaluate", "gate", "publish", "deploy"]), default="deploy")
-def main(name: str, runs: Path, server_url: str | None, gateway: tuple[str, ...], bucket: str | None, until: str) -> int:
+@click.option("--from", "begin", type=click.Choice(["validate", "train", "evaluate"]), default="validate", help="The first stage to run.")
+@click.option(
+    "--until", type=click.Choice(["validate", "train", "evaluate", "gate", "publish", "deploy"]), default="deploy", help="The last one."
+)
+def main(name: str, runs: Path, server_url: str | None, gateway: tuple[str, ...], bucket: str | None, begin: str, until: str) -> int:
     """Validate, train, evaluate, gate, publish and deploy one adapter.
 
     A stage whose document for the same inputs exists is not run again; an interrupted run goes on where it stopped.
 
     \b
     Example:
-      python scripts/pipeline.py --adapter support-demo --until gate
+      python scripts/pipeline.py --adapter support-demo --until train
+      python scripts/pipeline.py --adapter support-demo --from evaluate --until gate
     """
     from adapterops.pipeline import run_pipeline
 
-    return run_pipeline(name, runs, console, server_url=server_url, gateways=list(gateway), bucket=bucket, until=until)
+    return run_pipeline(name, runs, console, server_url=server_url, gateways=list(gateway), bucket=bucket, begin=begin, until=until)
 
 
 if __name__ == "__main__":

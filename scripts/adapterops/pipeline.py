@@ -13,7 +13,8 @@ from adapterops.adapters import AdapterSpec, load_adapter
 from adapterops.data.policy import load_policy
 from adapterops.data.present import print_report
 from adapterops.data.validate import validate, write_report
-from adapterops.documents import write_bytes
+from adapterops.documents import read_json, write_bytes
+from adapterops.errors import UsageError
 from adapterops.evaluate.production import NONE, Production, production_from_channel
 from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
@@ -44,9 +45,10 @@ def run_pipeline(
     server_url: str | None = None,
     gateways: list[str] | None = None,
     bucket: str | None = None,
+    begin: str = "validate",
     until: str = "deploy",
 ) -> int:
-    """Run the stages of one adapter up to `until`; each finds what an earlier run left and does only what is missing.
+    """Run the stages of one adapter from `begin` to `until`; each finds what an earlier run left and does only what is missing.
 
     Args:
         name: an adapter of `adapters/`.
@@ -55,27 +57,31 @@ def run_pipeline(
         server_url: a running engine to evaluate through; None starts one.
         gateways: serving hosts to deploy to; with none, the pipeline ends after publishing.
         bucket: S3 bucket; None takes `$ADAPTER_BUCKET`, else the serving configuration's.
+        begin: the first stage to run; what it needs was made by an earlier call.
         until: the last stage to run.
 
     Returns:
         0, or 1 where data or gate says no.
 
     Raises:
+        UsageError: `begin` comes after `until`, or what it needs is not there.
         AdapterOpsError: see the stages.
     """
+    first, last = STAGES.index(begin), STAGES.index(until)
+    if first > last:
+        raise UsageError(f"--from {begin} comes after --until {until}. The order: {', '.join(STAGES)}.")
     spec = load_adapter(name)
     recipe = load_recipe(spec.recipe)
     data = list(spec.training_data)
     key = training_key(recipe, data)
     run = run_directory(runs, spec, key)
-    last = STAGES.index(until)
     seconds: dict[str, float] = {}
     console.print(f"adapter [bold]{name}[/], training key {key[:12]}, run {run}", soft_wrap=True)
 
     def stage(title: str) -> bool:
-        """Announce a stage; False if it is beyond `until`."""
+        """Announce a stage; False if it is not among those asked for."""
         position = STAGES.index(title)
-        if position > last:
+        if not first <= position <= last:
             return False
         seconds[title] = time.monotonic()
         console.rule(f"{position + 1}/{len(STAGES)} {title}", align="left")
@@ -85,11 +91,11 @@ def run_pipeline(
         seconds[title] = time.monotonic() - seconds[title]
         console.print(f"[dim]{title}: {'nothing to do, ' if cached else ''}{seconds[title]:.1f} s[/]")
 
-    stage("validate")
-    passed = _validate(spec, recipe, run, console)
-    done("validate")
-    if not passed:
-        return 1
+    if stage("validate"):
+        passed = _validate(spec, recipe, run, console)
+        done("validate")
+        if not passed:
+            return 1
 
     model = run / "model"
     if stage("train"):
@@ -102,6 +108,7 @@ def run_pipeline(
         )
         done("train", cached)
     if stage("evaluate"):
+        manifest = _trained(model, run / "data_report.json")
         digest = manifest["adapter"]["digest"]
         compared = _production(spec, bucket, digest, runs, until)
         console.print(f"production: {compared.note}", soft_wrap=True)
@@ -149,6 +156,18 @@ def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) ->
     write_report(run / "data_report.json", report)
     print_report(report, console)
     return report.passed
+
+
+def _trained(model: Path, data_report: Path) -> dict[str, Any]:
+    """The manifest of the adapter in `model`, whose data was judged.
+
+    Raises:
+        UsageError: one of the two documents is missing.
+    """
+    manifest = model / "train_manifest.json"
+    if missing := [str(path) for path in (data_report, manifest) if not path.is_file()]:
+        raise UsageError(f"{' and '.join(missing)} missing: these stages have not run for today's data and recipe. Leave out --from.")
+    return read_json(manifest, "train_manifest")
 
 
 def _production(spec: AdapterSpec, bucket: str | None, candidate: str, runs: Path, until: str) -> Production:
