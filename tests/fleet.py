@@ -115,6 +115,13 @@ class Fleet:
         command, _ = s3_command("moto", port)
         self.s3 = Process(command, directory / "s3.log", f"http://127.0.0.1:{port}")
         self.engines, self.hosts, self.gateways, self.engine_urls, self.links = [], [], [], [], []
+        try:
+            self._open(hosts, engines)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, hosts, engines):
         self.s3.ready()
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         self.store = ObjectStore(BUCKET, timeout_s=3)
@@ -123,7 +130,7 @@ class Fleet:
         for process in [*self.engines, *self.hosts]:
             process.ready()
         for gateway in self.gateways:
-            wait_for(lambda gateway=gateway: health(gateway).get("status") == "ok", 400 if real else 30)
+            wait_for(lambda gateway=gateway: health(gateway).get("status") == "ok", 400 if self.real else 30)
 
     def _add_host(self, number, engines):
         address = f"127.0.0.{2 + number}"

@@ -4,6 +4,18 @@ import json
 
 from adapterops.store.releases import adapter_digest
 
+# Short ones: among a few answers there is one that ends by itself, which a probe must.
+QUESTIONS = [
+    "Is water wet? Answer yes or no.",
+    "Is the sky blue?",
+    "Write one word.",
+    "Say hello in one short sentence.",
+    "Name a colour.",
+    "How many legs has a dog?",
+    "Hello!",
+    "What is the capital of France?",
+]
+
 
 def gate_report(name, digest, probes):
     return {
@@ -34,7 +46,7 @@ def trained(directory, base_model):
     return directory
 
 
-def whole_manifest(digest, rank, base_model):
+def whole_manifest(digest, rank, base_model, files=()):
     """A `train_manifest.json` as its schema has it; `base_model`: name, where it comes from, revision."""
     return {
         "schema": "train_manifest/v1",
@@ -55,7 +67,7 @@ def whole_manifest(digest, rank, base_model):
         },
         "prediction": {"loading_gib": 0.0, "training_gib": 0.0, "evaluation_gib": 0.0},
         "run": {"processes": 1, "resumed_from_step": 0, "out_of_memory": [], "stopped": None, "held_back": [], "hints": []},
-        "adapter": {"digest": digest, "rank": rank, "dtype": "bfloat16", "files": []},
+        "adapter": {"digest": digest, "rank": rank, "dtype": "bfloat16", "files": list(files)},
         "environment": {"device": "cpu", "python": "3.11", "packages": {}},
         "total_seconds": 1.0,
         "finished_at": "2026-01-01T00:00:00+00:00",

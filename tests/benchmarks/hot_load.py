@@ -51,19 +51,9 @@ from adapterops.store.objects import ObjectStore, open_store  # noqa: E402
 from adapterops.store.releases import adapter_digest, publish  # noqa: E402
 from adapterops.store.signing import Signer, make_key_pair  # noqa: E402
 from processes import AWS, free_port, s3_server  # noqa: E402
-from release_documents import gate_report  # noqa: E402
+from release_documents import QUESTIONS, gate_report  # noqa: E402
 
 ADAPTER, BUCKET = "support", "hot-load-benchmark"
-QUESTIONS = [
-    "Is water wet? Answer yes or no.",
-    "Is the sky blue?",
-    "Write one word.",
-    "Say hello in one short sentence.",
-    "Name a colour.",
-    "How many legs has a dog?",
-    "Hello!",
-    "What is the capital of France?",
-]
 PROMPTS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 

@@ -13,17 +13,7 @@ from adapterops.serving.config import load_serving_config
 from adapterops.store.releases import adapter_digest
 from processes import AWS, free_port, s3_server
 from random_adapters import RandomAdapters
-
-PROMPTS = [
-    "Is water wet? Answer yes or no.",
-    "Is the sky blue?",
-    "Write one word.",
-    "Say hello in one short sentence.",
-    "Name a colour.",
-    "How many legs has a dog?",
-    "Hello!",
-    "What is the capital of France?",
-]
+from release_documents import QUESTIONS
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +70,7 @@ def record_probes(engine, serving_config):
         name, probes = f"record-{adapter_digest(directory)[:12]}", []
         load_adapter(engine, name, directory)
         try:
-            for prompt in PROMPTS:
+            for prompt in QUESTIONS:
                 answer = said(name, prompt)
                 if answer.finish_reason == "stop" and (not effect or answer.text != said(serving_config.base_model.name, prompt).text):
                     probes.append({"messages": [{"role": "user", "content": prompt}], "output": answer.text})

@@ -40,6 +40,7 @@ from adapterops.store.channels import abort_canary, change_channel, history, pro
 from adapterops.store.objects import ConflictError, ObjectStore, open_store
 from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
 from processes import AWS, s3_server
+from release_documents import whole_manifest
 from rollouts import UNJUDGED
 
 pytestmark = pytest.mark.integration
@@ -47,7 +48,7 @@ pytestmark = pytest.mark.integration
 NAME = "support-demo"
 BASE = "smollm2-135m-instruct"
 SOURCE = {"commit": "c" * 40, "pr": 7, "actor": "test"}
-BASE_ENTRY = {"name": BASE, "source_id": "test/base", "revision": "main", "license": "apache-2.0"}
+BASE_ENTRY = {"name": BASE, "source_id": "test/base", "revision": "main", "license": "Apache-2.0"}
 SECRET = "do-not-print-5b1c"
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -240,38 +241,7 @@ def train_manifest(directory, base=BASE):
         {"name": name, "size": (directory / name).stat().st_size, "sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()}
         for name in adapter_files
     ]
-    return {
-        "schema": "train_manifest/v1",
-        "training_key": "1" * 64,
-        "key_inputs": {},
-        "recipe": "configs/qlora/smollm2-135m.yaml",
-        "base_model": {**BASE_ENTRY, "name": base},
-        "data": [{"path": "data/training/support.jsonl", "sha256": "2" * 64}],
-        "tokens": {
-            "rows": 1,
-            "total": 1,
-            "supervised": 1,
-            "longest_row": 1,
-            "truncated_rows": 0,
-            "truncated_tokens": 0,
-            "mask_sample": "Hello? ⟦Hi.⟧",
-        },
-        "training": {
-            "steps": 1,
-            "final_loss": 1.0,
-            "loss_history": [],
-            "seconds": 1.0,
-            "tokens_per_second": 1.0,
-            "peak_memory_gib": 0.0,
-            "lora_step0_sha256": "3" * 64,
-        },
-        "prediction": {"loading_gib": 1.0, "training_gib": 1.0, "evaluation_gib": 1.0},
-        "run": {"processes": 1, "resumed_from_step": 0, "out_of_memory": [], "stopped": None, "held_back": [], "hints": []},
-        "adapter": {"digest": adapter_digest(directory), "rank": 2, "dtype": "bfloat16", "files": files},
-        "environment": {"device": "cpu", "python": "3.11", "packages": {}},
-        "total_seconds": 1.0,
-        "finished_at": "2026-01-01T00:00:00+00:00",
-    }
+    return whole_manifest(adapter_digest(directory), 2, (base, BASE_ENTRY["source_id"], BASE_ENTRY["revision"]), files)
 
 
 def gate_report(directory, verdict="PASS", **changes):

@@ -15,15 +15,6 @@ from play.github_api import NAME, GitHub
 from repositories import ROWS, jsonl, with_adapters
 
 
-@pytest.fixture
-def github(monkeypatch):
-    with GitHub() as github:
-        for name, value in {"GITHUB_API_URL": github.url, "GITHUB_TOKEN": "token", "GITHUB_REPOSITORY": NAME}.items():
-            monkeypatch.setenv(name, value)
-        yield github
-        assert github.refused == []
-
-
 def plan(**changes):
     empty = {kind: [] for kind in ("data", "rules", "settings", "code", "documents")}
     return {

@@ -10,19 +10,9 @@ from click.testing import CliRunner
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
-from play.github_api import NAME, GitHub
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 GATEWAY = "http://10.0.0.7:8080"
-
-
-@pytest.fixture
-def github(monkeypatch):
-    with GitHub() as github:
-        for name, value in {"GITHUB_API_URL": github.url, "GITHUB_TOKEN": "token", "GITHUB_REPOSITORY": NAME}.items():
-            monkeypatch.setenv(name, value)
-        yield github
-        assert github.refused == []
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from adapterops.store.channels import Channel
 _Result = TypeVar("_Result")
 _POLL_S = 0.1
 _SILENT_S = 15.0  # a gateway that does not answer for this long is down
+_RELOAD_S = 60.0  # a version that an engine forgot (it was restarted) is loaded again within this time
 
 
 @dataclass
@@ -115,6 +116,11 @@ class Fleet:
         messages = probes[0]["messages"] if probes else [{"role": "user", "content": "Hello?"}]
         for gateway in self.gateways:
             answer = self.ask(gateway, name, digest, messages, 32)
+            deadline = time.monotonic() + min(_RELOAD_S, self.timeout_s)
+            while answer.status_code == 503 and time.monotonic() < deadline:
+                # A version that was ready can be gone from the engine for the moment until the host has noticed.
+                time.sleep(_POLL_S)
+                answer = self.ask(gateway, name, digest, messages, 32)
             said = f"{gateway}: a request for {name} {digest[:12]} was answered with {answer.status_code}: {answer.text[:300]}"
             if answer.status_code >= 500:
                 raise InfrastructureError(said)
