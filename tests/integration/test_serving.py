@@ -19,7 +19,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from adapterops.basemodels import base_model_directory
+from adapterops.basemodels import base_model_directory, load_tokenizer
+from adapterops.data.reader import Row, load_rows
+from adapterops.data.rows import training_messages
 from adapterops.documents import sha256_file
 from adapterops.engine.client import greedy_answer, served_models, unload_adapter
 from adapterops.engine.server import engine_command, write_engine_config
@@ -30,6 +32,7 @@ from adapterops.store.channels import change_channel, promote, read_channel
 from adapterops.store.objects import open_store
 from adapterops.store.releases import adapter_digest, publish
 from adapterops.store.signing import Signer, make_key_pair
+from adapterops.train.encode import encode_messages
 from processes import environment, free_port
 from release_documents import gate_report, train_manifest
 from rollouts import QUICK, UNJUDGED
@@ -177,6 +180,34 @@ def test_before_the_first_deployment_only_the_base_model_answers(host, engine, s
 def test_generation_ends_at_the_stop_token(engine, serving_config):
     answer = greedy_answer(engine, serving_config.base_model.name, [{"role": "user", "content": "What is the capital of France?"}], 256)
     assert (answer.finish_reason, "<|im_end|>" in answer.text) == ("stop", False)
+
+
+def test_the_server_reads_the_tokens_that_training_wrote(engine, serving_config):
+    """Prompt and whole conversation of every eighth training row of both languages, rendered by vLLM and by the trainer."""
+    base_model = serving_config.base_model
+    tokenizer = load_tokenizer(base_model)
+    rows = [row for name in ("support", "support-ko") for row in load_rows(ROOT / f"data/training/{name}.jsonl", "training")][::8]
+    # Rows with a system message and with several turns, whatever the files hold.
+    turns = [{"role": role, "content": f"{role} 🙂 말"} for role in ("user", "assistant", "user", "assistant")]
+    brief = {"system": "Be brief.", "instruction": "Hi", "input": "  two  spaces\n", "output": " ok "}
+    rows += [Row(0, brief), Row(0, {"messages": turns})]
+
+    def tokens(messages, **options):
+        body = {"model": base_model.name, "messages": messages, "add_special_tokens": False, **options}
+        request = urllib.request.Request(f"{engine}/tokenize", json.dumps(body).encode(), {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)["tokens"]
+
+    assert len(rows) > 80
+    for row in rows:
+        messages = training_messages(row.value)
+        trained, labels = encode_messages(messages, tokenizer, base_model)
+        whole = tokens(messages, add_generation_prompt=False)
+        assert whole[: len(trained)] == trained
+        assert tokenizer.decode(whole[len(trained) :]).strip() == ""  # what the template writes after the last turn is never generated
+        prompt = tokens(messages[:-1], add_generation_prompt=True)
+        assert trained[: len(prompt)] == prompt
+        assert labels[len(prompt) :] == trained[len(prompt) :]
 
 
 def test_a_deployment_makes_a_release_answer(host, engine, store, versions, serving_config):
