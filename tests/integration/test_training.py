@@ -167,6 +167,22 @@ def test_equal_inputs_give_equal_bits_and_are_trained_once(adapter, recipe, data
     assert not any(str(adapter.parent) in str(value) or "/" in str(value) for value in config.values() if value)
 
 
+def test_the_losses_go_to_tensorboard_while_it_trains(adapter):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(adapter.with_name(f"{adapter.name}.tensorboard"))).Reload()
+    logged = {event.step: event.value for event in events.Scalars("train/loss")}
+    history = {entry["step"]: entry["loss"] for entry in manifest_of(adapter)["training"]["loss_history"]}
+    assert logged == pytest.approx(history, rel=1e-3)
+    assert list(logged) == [1, 2]
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(data, tmp_path):
+    result = train(write_recipe(tmp_path / "recipe.yaml", report_to="trackio"), data, tmp_path / "adapter")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "training.report_to trackio: it is not installed. pip install trackio" in result.stderr
+
+
 def test_an_adapter_that_is_worse_on_bf16_than_the_recipe_allows_is_not_written(adapter, data, tmp_path):
     losses = manifest_of(adapter)["run"]["quantisation"]
     assert losses["adapter_nf4"] < losses["base_nf4"]

@@ -32,7 +32,7 @@ class Recipe:
         training = {
             key: float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
             for key, value in self.training.items()
-            if key not in {"logging_steps", "on_truncation"}
+            if key not in {"logging_steps", "on_truncation", "report_to"}
         }
         lora = {
             **self.lora,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import gc
 import importlib.metadata
+import importlib.util
 import logging
+import os
 import platform
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from adapterops.basemodels import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_json
-from adapterops.errors import InfrastructureError
+from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import repository_path
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, adapter_files
@@ -51,6 +53,13 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
         InfrastructureError: interrupted, out of memory, checkpoints cannot be written, or the base model cannot be had.
     """
     started = time.monotonic()
+    tracker = recipe.training.get("report_to", "tensorboard")
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise UsageError(
+            f"{recipe.path}: training.report_to {tracker}: it is not installed. pip install {tracker}, or set another of tensorboard, "
+            "wandb, trackio, none."
+        )
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(f"{output.name}.tensorboard")))  # transformers reads it
     key_inputs = training_key_inputs(recipe, data)
     key = sha256_json(key_inputs)
     tokenizer = load_tokenizer(recipe.base_model)
@@ -71,7 +80,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
     for hint in advice:
         console.print(f"hint: {hint}", markup=False, soft_wrap=True)
     checkpoints = Checkpoints(output.parent / f".{output.name}.checkpoints", key, store)
-    training: dict[str, Any] = recipe.training
+    training: dict[str, Any] = {**recipe.training, "report_to": tracker}
     rungs: list[str] = []
     while True:
         try:

@@ -52,7 +52,7 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # its default shows a diverged run as a healthy one
         "save_strategy": "no",
-        "report_to": "none",
+        "report_to": training.get("report_to", "none"),
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
         # Rows come rendered, masked, checked against max_length and packed: TRL would cut them without a word.
