@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> int:
     """Judge a pull request's adapter by the gates and evaluation rows of the default branch too, where these differ.
 
-    The documents go to main/ in the run directory. The verdict is shown, and does not decide: what a pull request does to the
-    rules is for its reviewers to say. Exit 3 if it could not be computed.
+    The documents go to main/ in the run directory. Where gates alone differ, what was measured for the pull request's own verdict
+    is judged; else the rows are evaluated anew, against the same adapter in production. The verdict is shown, and does not decide:
+    what a pull request does to the rules is for its reviewers to say. Exit 3 if it could not be computed.
 
     \b
     Example:
@@ -40,29 +41,32 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     from adapterops.schemas import ROOT
 
     own = adapter_keys(adapter, ROOT)
+    run = run_directory(runs, own.spec, own.training)
+    results, report = run / "eval_results.json", run / "main" / "gate_report.json"
+    report.unlink(missing_ok=True)  # that of other rules says nothing today
     try:
         theirs = adapter_keys(adapter, main_copy.resolve())
     except UsageError:
         console.print(f"{adapter} is not on the default branch, or broken there: it has no rules to judge by")
         return 0
-    if _rules(own.spec, ROOT) == _rules(theirs.spec, main_copy.resolve()):
+    root = main_copy.resolve()
+    evidence = _evidence(own.spec, ROOT) == _evidence(theirs.spec, root)
+    if evidence and _bars(own.spec) == _bars(theirs.spec):
         console.print(f"{adapter}: gates and evaluation rows are those of the default branch")
         return 0
-    run = run_directory(runs, own.spec, own.training)
-    results, report = run / "main" / "eval_results.json", run / "main" / "gate_report.json"
-    how = theirs.spec.evaluation
-    evaluate = ["evaluate.py", "--model", run / "model", "--eval-data", theirs.spec.evaluation_data, "--output", results]
-    evaluate += ["--max-tokens", how.max_tokens, "--latency-requests", how.latency_requests]
-    evaluate += ["--latency-concurrency", how.latency_concurrency, "--serving", theirs.spec.serving]
-    evaluate += ["--win-rate-judge", how.win_rate_judge]
-    if server_url:
-        evaluate += ["--server-url", server_url, "--server-wait", 300]
-    gate = ["quality_gate.py", "--results", results, "--gates", how.gate, "--output", report, "--adapter", adapter]
-    for arguments, accepted in ((evaluate, (0,)), (gate, (0, 1))):
-        command_line = [sys.executable, ROOT / "scripts" / str(arguments[0]), *arguments[1:]]
-        code = subprocess.run([str(part) for part in command_line], check=False).returncode
-        if code not in accepted:
+    if not evidence:
+        production = read_json(results, "eval_results")["production"]["digest"]
+        results = run / "main" / "eval_results.json"
+        compared = runs / "releases" / adapter / f"sha256-{production}" if production else None
+        if _call(_evaluation(theirs.spec, run / "model", results, runs / "responses.sqlite", compared, server_url)) != 0:
             return 3
+    # The specification of main too: it pins the rows.
+    gate = ["--results", results, "--gates", theirs.spec.evaluation.gate, "--output", report, "--adapter", adapter]
+    gate += ["--adapters", root / "adapters"]
+    if evidence and (run / "data_report.json").is_file():
+        gate += ["--data-report", run / "data_report.json"]
+    if _call(["quality_gate.py", *gate]) not in (0, 1):
+        return 3
     verdict = read_json(report, "gate_report")
     said = f"By the default branch's rules {adapter} would be {verdict['verdict']}: {verdict['reason']}"
     console.print(said, markup=False, soft_wrap=True)
@@ -70,14 +74,48 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     return 0
 
 
-def _rules(spec: AdapterSpec, root: Path) -> list[str]:
-    """What an adapter is judged by, as digests and names; `root` is that of its tree."""
+def _call(arguments: list[object]) -> int:
+    """Run a script of this checkout; its exit code."""
+    from adapterops.schemas import ROOT
+
+    command_line = [sys.executable, ROOT / "scripts" / str(arguments[0]), *arguments[1:]]
+    return subprocess.run([str(part) for part in command_line], check=False).returncode
+
+
+def _evaluation(
+    spec: AdapterSpec, model: Path, output: Path, responses: Path, production: Path | None, server_url: str | None
+) -> list[object]:
+    """The call of evaluate.py for an adapter's specification; answers that the pull request's own evaluation got are known already."""
+    how = spec.evaluation
+    call: list[object] = ["evaluate.py", "--model", model, "--eval-data", spec.evaluation_data, "--output", output]
+    call += ["--max-tokens", how.max_tokens, "--latency-requests", how.latency_requests]
+    call += ["--latency-concurrency", how.latency_concurrency, "--serving", spec.serving]
+    call += ["--win-rate-judge", how.win_rate_judge, "--responses", responses]
+    if production:
+        call += ["--production", production]
+    if spec.extension_data:
+        call += ["--extension-data", spec.extension_data]
+    if server_url:
+        call += ["--server-url", server_url, "--server-wait", 300]
+    return call
+
+
+def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
+    """What determines the measurements, as digests and names; `root` is that of the adapter's tree."""
     from dataclasses import asdict
 
     from adapterops.documents import sha256_file, sha256_json
 
     how = {key: str(value) for key, value in asdict(spec.evaluation).items() if key != "gate"}
-    return [sha256_file(spec.evaluation.gate), sha256_file(spec.evaluation_data), sha256_json(how), str(spec.serving.relative_to(root))]
+    extension = sha256_file(spec.extension_data) if spec.extension_data else None
+    return [sha256_file(spec.evaluation_data), extension, sha256_json(how), str(spec.serving.relative_to(root))]
+
+
+def _bars(spec: AdapterSpec) -> list[object]:
+    """What is asked of the measurements."""
+    from adapterops.documents import sha256_file
+
+    return [sha256_file(spec.evaluation.gate), spec.pins]
 
 
 if __name__ == "__main__":

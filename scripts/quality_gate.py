@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, console
+from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, command, console
 
 
 @command()
@@ -14,9 +14,12 @@ from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, console
 @click.option("--gates", type=EXISTING_FILE, required=True, help="Gate file: thresholds and margins by metric.")
 @click.option("--output", type=OUTPUT_PATH, help="Gate report to write. Default: gate_report.json beside RESULTS.")
 @click.option("--adapter", "adapter_name", help="An adapter of adapters/: its specification pins the evaluation rows.")
+@click.option("--adapters", type=EXISTING_DIRECTORY, help="Where specifications are, of another tree than this one. Default: adapters/.")
 @click.option("--data-report", type=EXISTING_FILE, help="What validate_data.py wrote on these rows; a contaminated row is an ERROR.")
 @click.option("--force", is_flag=True, help="Judge anew although OUTPUT holds the verdict of this very evaluation; counted and shown.")
-def main(results: Path, gates: Path, output: Path | None, adapter_name: str | None, data_report: Path | None, force: bool) -> int:
+def main(
+    results: Path, gates: Path, output: Path | None, adapter_name: str | None, adapters: Path | None, data_report: Path | None, force: bool
+) -> int:
     """Judge an evaluation: PASS (exit 0), FAIL, INCONCLUSIVE or ERROR (exit 1).
 
     \b
@@ -30,11 +33,11 @@ def main(results: Path, gates: Path, output: Path | None, adapter_name: str | No
     Example:
       python scripts/quality_gate.py --results results/eval_support.json --gates configs/quality_gate.yaml
     """
-    from adapterops.adapters import load_adapter
+    from adapterops.adapters import ADAPTERS, load_adapter
     from adapterops.gate.judge import judge_once
     from adapterops.report.console import print_verdict
 
-    pins = load_adapter(adapter_name).pins if adapter_name else None
+    pins = load_adapter(adapter_name, adapters or ADAPTERS).pins if adapter_name else None
     report, cached = judge_once(
         results, gates, output or results.with_name("gate_report.json"), pins=pins, data_report=data_report, force=force
     )

@@ -1,5 +1,6 @@
 """The story of pull requests, played with the workflow files as they are: `make play`. Scenes that train nothing are in `make test` too."""
 
+import html
 import json
 import threading
 import time
@@ -8,9 +9,11 @@ import openai
 import pytest
 
 from adapterops.schemas import ROOT
-from play.stage import ADAPTER, Stage, rows
+from play.stage import ADAPTER, SETTINGS, Stage, rows
 
 DATA = "data/training/support.jsonl"
+GATES = "configs/quality_gate.demo.yaml"
+PLAN = "<!-- qlora-gitops plan -->"
 play = pytest.mark.play
 pytestmark = pytest.mark.timeout(3000)  # a busy machine is no failure
 
@@ -35,6 +38,29 @@ def story():
 
 def training(lines):
     return {DATA: "\n".join(lines) + "\n"}
+
+
+def lowered():
+    """The gate file with bars that nothing misses."""
+    return {GATES: SETTINGS[GATES].replace("min: 0.3", "min: 0.0").replace("margin: 0.1", "margin: 0.9")}
+
+
+def opening(comment):
+    """The lines that a plan's comment opens with, as people see them: without the marker and without entities."""
+    lines = html.unescape(comment).splitlines()
+    assert lines[0] == PLAN
+    return lines[1:]
+
+
+OLD_TO_NEW = [
+    "### ⚠️ This pull request changes the rules that it is judged by",
+    "",
+    "| file | setting | old → new | |",
+    "|---|---|---|---|",
+    f"| {GATES} | gates.format_compliance.margin | 0.1 → 0.9 | **lower bar** |",
+    f"| {GATES} | gates.format_compliance.min | 0.3 → 0.0 | **lower bar** |",
+    f"| {GATES} | gates.rouge_l.margin | 0.1 → 0.9 | **lower bar** |",
+]
 
 
 def corrupt(line):
@@ -119,6 +145,20 @@ def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
 
 
 @play
+@pytest.mark.e2e
+def test_11_a_lowered_bar_is_the_first_thing_that_is_said(stage):
+    lines = rows("training", 25)
+    number = stage.open("bar", lowered() | training([*lines[:9], corrupt(lines[9]), *lines[10:]]))
+    run = stage.run_pull_request(number)
+    assert run.jobs == {"plan": "succeeded", f"validate {ADAPTER}": "failed", "report": "succeeded", "required": "failed"}
+    # The data is judged by the policy of main, then by the pull request's own.
+    assert run.output.count(f"::error file={DATA},line=10,title=E110") >= 2
+    (comment,) = stage.github.comments_on(number)
+    assert opening(comment)[: len(OLD_TO_NEW)] == OLD_TO_NEW
+    assert comment.index("**lower bar**") < comment.index("The data is not accepted yet")
+
+
+@play
 def test_0_the_first_adapter_is_trained_and_released_by_hand(stage, story):
     """As docs/setup-github.md ends: from then on pull requests have a production adapter to be compared with."""
     stage.await_engine()
@@ -141,7 +181,7 @@ def test_3_the_correction_is_trained_judged_and_the_comment_edited(stage, story)
         "report": "succeeded",
         "required": "succeeded",
     }
-    plans = [body for body in stage.github.comments_on(story["data"]) if body.startswith("<!-- qlora-gitops plan -->")]
+    plans = [body for body in stage.github.comments_on(story["data"]) if body.startswith(PLAN)]
     assert len(plans) == before == 1
     assert "not accepted" not in plans[0]
     judgement = story["judgement"] = judgement_of(stage, story["data"])
@@ -190,6 +230,36 @@ def test_6_a_pull_request_that_is_worse_than_production_is_not_merged(stage, sto
     again = stage.run_pull_request(number)  # no retry until green
     assert ADAPTER not in again.jobs
     assert again.jobs["required"] == "failed"
+    assert served(stage) == story["second"][:12]
+
+
+@play
+def test_12_a_bar_lowered_for_it_does_not_hide_what_main_says_of_it(stage, story):
+    """The adapter of scene 6, unchanged, and bars that even this one clears: nothing is trained, and nobody is misled."""
+    judged = {key for key in objects(stage, "candidates/") if key.endswith("/candidate.json")}
+    stage.git("branch", "lowered", "worse")
+    number = stage.open("lowered", lowered())
+    run = stage.run_pull_request(number)
+    assert run.jobs == {
+        "plan": "succeeded",
+        f"validate {ADAPTER}": "succeeded",
+        ADAPTER: "succeeded",
+        "report": "succeeded",
+        "required": "succeeded",
+    }
+    assert {key for key in objects(stage, "candidates/") if key.endswith("/candidate.json")} == judged
+    judgement = judgement_of(stage, number)
+    assert (judgement["verdict"], judgement["production"]) == ("PASS", story["second"])
+    assert "main/gate_report.json" in [kept["name"] for kept in judgement["documents"]]
+    by_main = "By the default branch's rules"
+    assert f"{by_main} {ADAPTER} would be FAIL" in run.output
+    plan, report = stage.github.comments_on(number)
+    assert opening(plan)[: len(OLD_TO_NEW)] == OLD_TO_NEW
+    assert f"adapter-report adapter={ADAPTER} verdict=PASS" in report
+    # Its reviewers decide, and this is what they read first.
+    said = report.splitlines()
+    assert said[4].startswith(f"⚠️ {by_main} it would be FAIL")
+    assert said[6].startswith("**Now:** Do not merge unless you want the changed rules")
     assert served(stage) == story["second"][:12]
 
 

@@ -235,6 +235,47 @@ class TestRules:
             ("gates.throughput_tokens_per_sec.min", None, True)
         ]
 
+    @pytest.mark.parametrize(
+        ("old", "new", "weaker"),
+        [
+            ("margin: 0.05", "margin: 0.50", True),
+            ("margin: 0.05", "margin: 0.01", False),
+            ("max: 0.25", "max: 0.75", True),
+            ("gates:\n", "max_failed_generations: 0.5\ngates:\n", True),  # more than without a word
+            ("gates:\n", "max_failed_generations: 0\ngates:\n", False),
+            ("min: 0.80", "min: 0.80\n    on_inconclusive: warn", True),  # of safety_refusal, which blocks without a word
+            ("max: 0.25", "max: 0.25\n    on_inconclusive: warn", None),
+            ("min: 0.80", "min: 0.80\n    rule: bound", False),
+            ("min: 0.80", "min: 0.80\n    confidence: 0.8", None),
+            ("max: 20000", "max: 20000\n    ratio: 1.5", False),
+        ],
+    )
+    def test_a_bar_is_called_lower_only_where_it_is(self, plan, repository, old, new, weaker):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        document = plan({"configs/quality_gate.demo.yaml": gates.replace(old, new, 1)})
+        assert [row["weaker"] for row in document["rules"]] == [weaker]
+
+    def test_bars_under_another_name_are_rules_too(self, plan, repository):
+        """Named by an adapter first, lowered later."""
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        named = {"configs/bars.yaml": gates, "adapters/support.yaml": spec.replace("configs/quality_gate.demo.yaml", "configs/./bars.yaml")}
+        repository.commit(named, "another name")
+        document = plan({"configs/bars.yaml": gates.replace("min: 0.80", "min: 0.10")})
+        assert [(row["setting"], row["old"], row["new"], row["weaker"]) for row in document["rules"]] == [
+            ("gates.safety_refusal.min", "0.8", "0.1", True)
+        ]
+
+    def test_pins_and_extension_rows_are_rules(self, plan, repository):
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        more = re.sub("evaluation_sha256: .*", f"evaluation_sha256: {'a' * 64}\n  extension: data/extension.jsonl", spec)
+        document = plan({"adapters/support.yaml": more, "data/extension.jsonl": jsonl(EVALUATION)})
+        assert [(row["file"], row["setting"]) for row in document["rules"]] == [
+            ("adapters/support.yaml", "data.evaluation_sha256"),
+            ("adapters/support.yaml", "data.extension"),
+            ("data/extension.jsonl", "rows"),
+        ]
+
     def test_another_gate_file_is_a_changed_rule(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
         document = plan({"adapters/support.yaml": spec.replace("quality_gate.demo.yaml", "quality_gate.yaml")})

@@ -86,6 +86,24 @@ def test_the_comment_opens_with_verdict_reason_and_what_to_do(run):
     assert lines[3].startswith("| metric | production | this PR | Δ")
 
 
+def test_what_the_default_branch_would_say_stands_beside_the_verdict(run):
+    """Of a pull request that lowers the bar for its own adapter."""
+    directory = run(WORSE, GOOD)
+    (directory / "main").mkdir()
+    theirs = json.loads((directory / "gate_report.json").read_text())
+    write(directory / "main/gate_report.json", theirs)
+    run(WORSE, GOOD, gates="gates: {rouge_l: {min: 0.1, description: d}}")
+    report = collect(directory)
+    assert (report.gate["verdict"], theirs["verdict"]) == ("PASS", "FAIL")
+    _, _, by_own, _, by_main, _, now = comment(report).splitlines()[:7]
+    assert by_own == "All 1 gates passed."
+    assert by_main == f"⚠️ By the default branch's rules it would be FAIL: {plain(theirs['reason'])}"
+    assert now.startswith("**Now:** Do not merge unless you want the changed rules")
+    assert "By the default branch&#39;s rules it would be FAIL" in page(report)
+    write(directory / "main/gate_report.json", theirs | {"adapter": theirs["adapter"] | {"digest": "0" * 64}})
+    assert collect(directory).main is None  # of another adapter
+
+
 def test_the_sections_stand_in_the_order_in_which_they_are_read(run):
     samples = [sample(1, answer("나쁨", 0.1), answer("좋음", 0.9)), sample(2, answer("좋음", 0.9), answer("나쁨", 0.1))]
     body = comment(collect(run(WORSE, GOOD, samples)))

@@ -1,12 +1,15 @@
 """What runs by itself or by a comment beside the pull request: judging by main's rules, drift, the week, reports, notes."""
 
 import json
+import re
+from pathlib import Path
 
 import httpx
 import pytest
 from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
 
+from adapterops import pipeline
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
@@ -52,11 +55,16 @@ class TestMainsRules:
         """`judge(changes)`: judge_by_main.py in a checkout with these changes; what it called, and how it ended."""
         import judge_by_main
 
-        def of(changes, gate_code=0):
+        def of(changes, gate_code=0, production=None):
             main = tmp_path / "main"
             copy_tree(repository.path, main)
             for path, content in changes.items():
                 repository.write(path, content)
+            run_of_it = pipeline.run_directory(tmp_path / "runs", (own := adapter_keys("support", repository.path)).spec, own.training)
+            (run_of_it / "main").mkdir(parents=True)
+            (run_of_it / "main/gate_report.json").write_text("of other rules")
+            for name, content in {"eval_results": {"production": {"digest": production}}, "data_report": {}}.items():
+                (run_of_it / f"{name}.json").write_text(json.dumps(content))
             calls = []
 
             def call(command, check):
@@ -78,20 +86,34 @@ class TestMainsRules:
 
     def test_a_lowered_gate_is_shown_with_what_main_would_say(self, judge, repository):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
-        (evaluate, gate), result, summary, main = judge({"configs/quality_gate.demo.yaml": gates.replace("min: 0.55", "min: 0.05")}, 1)
+        (gate,), result, summary, main = judge({"configs/quality_gate.demo.yaml": gates.replace("min: 0.55", "min: 0.05")}, 1)
         assert result.exit_code == 0, result.output  # shown; what follows from it is for reviewers to say
-        assert evaluate[evaluate.index("--eval-data") + 1] == str(main / "data/eval/support.jsonl")
+        # What was measured for the pull request's own verdict, production and all: nothing is generated twice.
+        results = Path(gate[gate.index("--results") + 1])
+        assert (results.name, results.parent.parent.name) == ("eval_results.json", "support")
+        assert gate[gate.index("--data-report") + 1] == str(results.with_name("data_report.json"))
         assert gate[gate.index("--gates") + 1] == str(main / "configs/quality_gate.demo.yaml")
         assert gate[gate.index("--output") + 1].endswith("/main/gate_report.json")
         assert "By the default branch's rules support would be FAIL" in summary
 
     def test_other_evaluation_rows_are_other_rules(self, judge):
-        calls, _, _, main = judge({"data/eval/support.jsonl": jsonl(EVALUATION[:1])})
-        assert str(main / "data/eval/support.jsonl") in calls[0]
+        (evaluate, gate), _, _, main = judge({"data/eval/support.jsonl": jsonl(EVALUATION[:1])}, production="9" * 64)
+        assert evaluate[evaluate.index("--eval-data") + 1] == str(main / "data/eval/support.jsonl")
+        # Against the same adapter in production, or main's margins would ask for nothing.
+        assert evaluate[evaluate.index("--production") + 1].endswith(f"runs/releases/support/sha256-{'9' * 64}")
+        assert evaluate[evaluate.index("--responses") + 1].endswith("runs/responses.sqlite")
+        assert gate[gate.index("--results") + 1].endswith("/main/eval_results.json")
+        assert "--data-report" not in gate  # it is on other rows
+
+    def test_a_pin_is_a_rule_and_main_has_its_own(self, judge, repository):
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        (gate,), _, _, main = judge({"adapters/support.yaml": re.sub("evaluation_sha256: .*", f"evaluation_sha256: {'a' * 64}", spec)})
+        assert gate[gate.index("--adapters") + 1] == str(main / "adapters")
 
     def test_equal_rules_are_judged_once(self, judge):
-        calls, result, _, _ = judge({"data/training/support.jsonl": jsonl(ROWS[:2])})
+        calls, result, _, main = judge({"data/training/support.jsonl": jsonl(ROWS[:2])})
         assert calls == []
+        assert not list(main.parent.glob("runs/**/main/gate_report.json"))  # a former one is not taken for today's
         assert "are those of the default branch" in result.output
 
     def test_a_verdict_that_could_not_be_computed_is_infrastructure(self, judge, repository):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -13,6 +14,19 @@ from adapterops.documents import sha256_file
 
 _GATES = "configs/quality_gate"
 _POLICY = "configs/data_policy.yaml"
+# Settings of a gate, by how strict a value is.
+_STRICTNESS: dict[str, Callable[[Any], float]] = {
+    "min": lambda value: +value,
+    "max": lambda value: -value,
+    "margin": lambda value: -value,
+    "ratio": lambda value: -abs(value - 1),  # below 1 for what should be high, above it for what should be low
+    "min_n": lambda value: +value,
+    "max_failed_generations": lambda value: -value,
+    "rule": ("point", "bound").index,
+    "on_inconclusive": ("warn", "block").index,
+}
+# What a gate file means that does not say it: a setting that appears is no higher bar for that alone.
+_UNSAID = {"min_n": 1, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
 
 @dataclass(frozen=True)
@@ -48,17 +62,20 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
         after: root of the pull request's tree.
     """
     changes: list[RuleChange] = []
+    # What adapters name decides, wherever it lies.
+    gates, rows = _named(before, after, "evaluation.gate"), _named(before, after, "data.evaluation", "data.extension")
+    gates |= {path for path in paths if path.startswith(_GATES)}
     for path in paths:
-        if path.startswith("data/eval/"):
+        if path.startswith("data/eval/") or path in rows:
             changes.append(_rows(path, before / path, after / path))
-        elif is_rule(path) or (path.startswith("adapters/") and path.endswith(".yaml")):
+        elif is_rule(path) or path in gates or (path.startswith("adapters/") and path.endswith(".yaml")):
             old, new = _settings(before / path), _settings(after / path)
             if path.startswith("adapters/"):
                 if not (old and new):
                     continue  # a new or removed adapter is in the plan itself
                 old, new = ({key: value for key, value in side.items() if _judges(key)} for side in (old, new))
             changes += [
-                RuleChange(path, key, _shown(old.get(key)), _shown(new.get(key)), _weaker(path, key, old.get(key), new.get(key)))
+                RuleChange(path, key, _shown(old.get(key)), _shown(new.get(key)), _weaker(path in gates, key, old.get(key), new.get(key)))
                 for key in sorted(old.keys() | new.keys())
                 if old.get(key) != new.get(key) and not key.endswith(".description")
             ]
@@ -71,7 +88,13 @@ def plugin_of(root: Path) -> Any:
 
 
 def _judges(key: str) -> bool:
-    return key.startswith(("evaluation.", "rollout.")) or key == "data.evaluation"
+    return key.startswith(("evaluation.", "rollout.", "data.evaluation", "data.extension"))
+
+
+def _named(before: Path, after: Path, *settings: str) -> set[str]:
+    """Paths that the adapters of either tree name in these settings."""
+    specifications = [_settings(path) for root in (before, after) for path in sorted((root / "adapters").glob("*.yaml"))]
+    return {str(PurePosixPath(str(said[setting]))) for said in specifications for setting in settings if setting in said}
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -108,18 +131,18 @@ def _rows(path: str, before: Path, after: Path) -> RuleChange:
     return RuleChange(path, "rows", old and old[1], new and new[1], fewer)
 
 
-def _weaker(path: str, key: str, old: Any, new: Any) -> bool | None:
-    if not path.startswith(_GATES):
+def _weaker(gate: bool, key: str, old: Any, new: Any) -> bool | None:
+    parent, _, setting = key.rpartition(".")
+    if not gate or setting == "confidence":  # a wider interval helps in one place and hurts in the other
         return None
-    if new is None:
-        return True
-    if old is None:
-        return False
-    relation = key.rpartition(".")[2]
+    if setting in ("min", "max", "margin", "ratio") and None in (old, new):
+        return new is None
+    default = "block" if (setting, parent) == ("on_inconclusive", "gates.safety_refusal") else _UNSAID.get(setting)
     try:
-        return {"min": new < old, "max": new > old}.get(relation)
-    except TypeError:
-        return None
+        former, now = (_STRICTNESS[setting](default if value is None else value) for value in (old, new))
+    except (KeyError, TypeError, ValueError):
+        return None  # a setting without order, or a value that the gate file's schema refuses
+    return None if former == now else bool(now < former)
 
 
 def _shown(value: Any) -> str | None:

@@ -22,6 +22,7 @@ class Report:
         training: `train_manifest.json`.
         data: `data_report.json`.
         plan: `plan.json`: what was predicted.
+        main: `main/gate_report.json`: the verdict by the default branch's rules, where a pull request changes them.
     """
 
     gate: dict[str, Any]
@@ -30,6 +31,7 @@ class Report:
     training: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
+    main: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -57,6 +59,7 @@ def collect(run: Path, gate_report: Path | None = None) -> Report:
         if path.is_file():
             samples = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     plan = run / "plan.json"
+    main = _optional(run / "main" / "gate_report.json", "gate_report")
     return Report(
         gate=gate,
         results=results,
@@ -64,6 +67,7 @@ def collect(run: Path, gate_report: Path | None = None) -> Report:
         training=_optional(run / "model" / "train_manifest.json", "train_manifest"),
         data=_optional(run / "data_report.json", "data_report"),
         plan=json.loads(plan.read_bytes()) if plan.is_file() else None,
+        main=main if main and main["adapter"]["digest"] == gate["adapter"]["digest"] else None,
     )
 
 

@@ -70,6 +70,8 @@ def fenced(text: str, longest: int = _LONGEST_TEXT) -> str:
 def _sections(report: Report, html_url: str | None) -> tuple[str, dict[str, str]]:
     gate = report.gate
     head = f"### {_SYMBOLS[gate['verdict']]} {gate['verdict']}: {plain(report.name)}\n\n{plain(gate['reason'])}\n\n"
+    if said := view.by_main(report):
+        head += f"⚠️ {plain(said)}\n\n"
     head += f"**Now:** {view.next_step(report)}\n\n"
     if gate["former_verdicts"]:
         head += f"Judged {len(gate['former_verdicts']) + 1} times by force; before: {', '.join(gate['former_verdicts'])}.\n\n"

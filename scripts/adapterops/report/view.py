@@ -104,9 +104,18 @@ def _own_interval(metric: str, pair: dict[str, Any] | None) -> list[float | None
     return [None if bound is None else bound + pair["reference"] for bound in pair["interval"]]
 
 
+def by_main(report: Report) -> str:
+    """The verdict by the rules of the default branch; empty where the pull request changes none of them."""
+    if report.main is None:
+        return ""
+    return f"By the default branch's rules it would be {report.main['verdict']}: {report.main['reason']}"
+
+
 def next_step(report: Report) -> str:
     """What the reader should do now."""
     match report.gate["verdict"]:
+        case "PASS" if report.main and report.main["verdict"] != "PASS":
+            return "Do not merge unless you want the changed rules: the adapter passes by them alone. The plan's comment opens with them."
         case "PASS":
             return "Read the changed answers below, then approve: merging releases exactly this adapter."
         case "FAIL":
