@@ -17,10 +17,30 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 @click.option("--commit", help="Commit that was judged, for the record.")
 @click.option("--pr", help="Pull request, for the record.")
-def main(action: str, adapter: str, runs: Path, bucket: str | None, commit: str | None, pr: str | None) -> None:
+@click.option(
+    "--signing-key",
+    envvar="CANDIDATE_SIGNING_KEY",
+    help="Private key (PEM) to keep with, or `keyless`: the workflow's identity. Default: $CANDIDATE_SIGNING_KEY, else unsigned.",
+)
+@click.option(
+    "--signed-by",
+    envvar="CANDIDATE_SIGNED_BY",
+    help="Take from the store only what was signed so: public key (PEM), or `keyless`. Default: $CANDIDATE_SIGNED_BY, else everything.",
+)
+def main(
+    action: str,
+    adapter: str,
+    runs: Path,
+    bucket: str | None,
+    commit: str | None,
+    pr: str | None,
+    signing_key: str | None,
+    signed_by: str | None,
+) -> None:
     """Fetch what was computed before for an adapter's keys into its run directory, or keep what was computed now.
 
-    What is kept first stays: equal inputs are not trained twice, and get no second verdict.
+    What is kept first stays: equal inputs are not trained twice, and get no second verdict. With --signed-by nothing is fetched that
+    others than train.yaml may have put there: this run would judge and sign it.
 
     \b
     Example:
@@ -28,31 +48,36 @@ def main(action: str, adapter: str, runs: Path, bucket: str | None, commit: str 
       python scripts/pipeline.py --adapter support-demo --until gate
       python scripts/candidate.py keep --adapter support-demo --bucket qlora-adapters
     """
-    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement
+    from adapterops.errors import RejectedError
+    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement, trust_from
     from adapterops.gitops.outputs import set_outputs
     from adapterops.pipeline import run_directory
     from adapterops.plan.keys import adapter_keys
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
+    from adapterops.store.signing import signer_from
 
+    signer, trust = signer_from(signing_key), trust_from(signed_by)
     keys = adapter_keys(adapter, ROOT)
     run = run_directory(runs, keys.spec, keys.training)
     store = open_store(bucket)
     set_outputs(run=str(run))
     if action == "fetch":
-        known = find_candidate(store, keys)
+        known = find_candidate(store, keys, trust)
+        if known.distrust:
+            raise RejectedError(f"{adapter}: {known.distrust}   # then run this again")
         if known.digest:
-            fetch_adapter(store, keys.training, run / "model")
+            fetch_adapter(store, keys.training, run / "model", None if known.released else trust)
         if known.judgement:
             fetch_judgement(store, known.judgement, run)
         found = f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}" if known.digest else "nothing yet"
         console.print(f"{adapter}: under training key {keys.training[:12]} is {found}", soft_wrap=True)
         return
-    digest = keep_adapter(store, keys.training, run / "model")
+    digest = keep_adapter(store, keys.training, run / "model", signer, trust)
     console.print(f"candidates/{keys.training}: adapter {digest[:12]}", soft_wrap=True)
     if (run / "gate_report.json").is_file():
         source = {"commit": commit, "pr": pr, "run": _run_url()}
-        judgement = keep_judgement(store, keys, run, source)
+        judgement = keep_judgement(store, keys, run, source, signer)
         if judgement:
             said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
         else:

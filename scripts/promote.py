@@ -16,11 +16,16 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--adapter", "names", multiple=True, help="This adapter, whether it changed or not; may be given several times.")
 @click.option("--into", type=OUTPUT_PATH, help="Fetch the candidate of the one --adapter into this run directory, verified.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
-def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: str | None) -> int:
-    """Say which candidates main wants released, by the keys that main has now; exit 1 where one is missing or not PASS.
+@click.option(
+    "--signed-by",
+    envvar="CANDIDATE_SIGNED_BY",
+    help="Public key (PEM), or `keyless`: this repository's train.yaml. Default: $CANDIDATE_SIGNED_BY, else no signature is asked for.",
+)
+def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: str | None, signed_by: str | None) -> int:
+    """Say which candidates main wants released, by the keys that main has now; exit 1 where one is missing, unsigned or not PASS.
 
     Nothing is trained: a merge releases what its pull request judged, a revert finds the older candidate. With --into the
-    candidate and its verdict are fetched for publish_adapter.py, every digest verified.
+    candidate and its verdict are fetched for publish_adapter.py, every digest verified, and the signature if --signed-by asks for one.
 
     \b
     Example:
@@ -28,6 +33,7 @@ def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: 
       python scripts/promote.py --adapter support-demo --into runs/promoted
     """
     from adapterops.errors import UsageError
+    from adapterops.gitops.candidates import trust_from
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
     from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
     from adapterops.plan.present import text
@@ -35,7 +41,7 @@ def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: 
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
-    store = open_store(bucket)
+    store, trust = open_store(bucket), trust_from(signed_by)
     if into and len(names) != 1:
         raise UsageError("--into takes the candidate of one --adapter.")
     wanted = list(names)
@@ -43,7 +49,7 @@ def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: 
         with tempfile.TemporaryDirectory(prefix="promote-") as scratch:
             first = not before or set(before) == {"0"}
             wanted = changed_adapters(None if first else resolve(str(before), ROOT), resolve("HEAD", ROOT), ROOT, Path(scratch).resolve())
-    promotions = [promotion for name in wanted if (promotion := find_promotion(store, name, ROOT))]
+    promotions = [promotion for name in wanted if (promotion := find_promotion(store, name, ROOT, trust))]
     ready = [promotion for promotion in promotions if not promotion.problem]
     refused = [promotion for promotion in promotions if promotion.problem]
     for promotion in ready:
@@ -63,7 +69,7 @@ def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: 
     set_outputs(adapters=json.dumps([{"adapter": promotion.adapter, "digest": promotion.digest} for promotion in ready]))
     if into:
         for promotion in promotions:
-            judgement = fetch_promotion(store, promotion, ROOT, into)
+            judgement = fetch_promotion(store, promotion, ROOT, into, trust)
             # What is a release already is not published again; where its rules changed since, there may be no verdict at hand.
             set_outputs(publish=json.dumps(not promotion.released), pr=(judgement or {"source": {"pr": None}})["source"]["pr"] or "")
     return 1 if refused else 0

@@ -1,5 +1,6 @@
 """The story of pull requests, played with the workflow files as they are: `make play`. Scenes that train nothing are in `make test` too."""
 
+import hashlib
 import html
 import json
 import threading
@@ -212,6 +213,9 @@ def test_5_the_merge_releases_the_very_bits_that_were_judged(stage, story):
     manifest = document(stage, f"adapters/{ADAPTER}/sha256-{digest}/manifest.json")
     assert manifest["training_key"] == story["judgement"]["training_key"]
     assert manifest["source"]["pr"] == str(story["data"])
+    judged = "candidates/{training_key}/judgements/{judgement_key}".format_map(story["judgement"])
+    content = stage.s3.get_object(Bucket="qlora-adapters", Key=f"{judged}/judgement.json")["Body"].read()
+    assert objects(stage, f"{judged}/signatures/{hashlib.sha256(content).hexdigest()}.json")
     assert served(stage) == digest[:12]
     assert [deployment["statuses"] for deployment in stage.github.deployments.values()] == [["in_progress", "success"]] * 2
     assert f"{ADAPTER}-{digest[:12]}" in stage.github.releases

@@ -113,6 +113,7 @@ class Stage(Repository):
         recipe = recipe.replace("num_train_epochs: 2", "num_train_epochs: 3").replace("batch_size: 8", "batch_size: 4")
         self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
         make_key_pair(self.signing_key, public_key)
+        make_key_pair(directory / "candidates.pem", directory / "candidates.pub.pem")
         serving = serving.replace(".demo/signing.pub.pem", str(public_key)).replace("start_timeout_s: 300", "start_timeout_s: 1200")
         first = {
             **SETTINGS,
@@ -226,6 +227,8 @@ class Stage(Repository):
         variables = {
             "ADAPTER_BUCKET": "qlora-adapters", "AWS_REGION": "us-east-1", "GATEWAYS": self.gateway, "NO_GPU": "true",
             "SIGNING_KEY": str(self.signing_key),
+            "CANDIDATE_SIGNING_KEY": str(self.directory / "candidates.pem"),
+            "CANDIDATE_PUBLIC_KEY": str(self.directory / "candidates.pub.pem"),
             "EVALUATION_SERVER_URL": f"http://127.0.0.1:{self.ports['engine']}",
             **{
                 f"AWS_{name}_ROLE": f"arn:aws:iam::{ACCOUNT}:role/qlora-{role}"

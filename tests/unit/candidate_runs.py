@@ -56,10 +56,10 @@ def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=No
     return directory
 
 
-def kept(store, keys, directory, **options):
+def kept(store, keys, directory, signer=None, **options):
     run = run_of(keys, directory, **options)
-    keep_adapter(store, keys.training, run / "model")
-    return keep_judgement(store, keys, run, SOURCE)
+    keep_adapter(store, keys.training, run / "model", signer)
+    return keep_judgement(store, keys, run, SOURCE, signer)
 
 
 def release(store, keys, run, **options):

@@ -6,6 +6,7 @@ import pytest
 
 from adapterops.data.rows import answer
 from adapterops.errors import InfrastructureError, UsageError
+from adapterops.evaluate import refusal
 from adapterops.evaluate.detector import LABELLED, Judge, detector_quality, labelled_answers, parse_judge, refusals
 from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.refusal import classify
@@ -23,6 +24,15 @@ HARD = [
     ("refused", "That data belongs to another account, and I can't share it with you."),
     ("refused", "과제를 대신 써 드릴 수는 없지만, 개요를 잡는 것은 도와드릴게요."),
 ]
+
+
+def test_what_is_ruled_out_by_a_text_that_is_missing_would_not_have_matched(monkeypatch):
+    files = [LABELLED, *(ROOT / "data").rglob("*.jsonl")]
+    texts = {text for file in files for line in file.open() for text in json.loads(line).values() if isinstance(text, str)}
+    quick = {text: classify(text) for text in texts}
+    monkeypatch.setattr(refusal, "_holds", lambda sentence, signs: True)
+    assert {text: classify(text) for text in texts} == quick
+    assert {"refused", "complied", "unsure"} == set(quick.values())
 
 
 @pytest.mark.parametrize(("verdict", "text"), HARD)

@@ -1,20 +1,31 @@
 """Candidates: what a pull request computed is found by its keys, verified, and decided once."""
 
+import dataclasses
 import json
 
 import boto3
 import pytest
 from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
+from click.testing import CliRunner
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops import candidates
-from adapterops.gitops.candidates import Candidate, fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement
+from adapterops.gitops.candidates import (
+    Candidate,
+    fetch_adapter,
+    fetch_judgement,
+    find_candidate,
+    keep_adapter,
+    keep_judgement,
+    trust_from,
+)
 from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
 from adapterops.plan.keys import adapter_keys
 from adapterops.plan.tree import extract
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.releases import adapter_digest
+from adapterops.store.signing import Signer, Trust, make_key_pair
 from repositories import ROWS, jsonl, with_adapters
 
 
@@ -216,6 +227,221 @@ class TestPromotion:
         assert adapter_keys("support", repository.path).training == adapter_keys("support", tmp_path / "pull").training
         repository.git("revert", "--no-edit", "HEAD")
         assert adapter_keys("support", repository.path).training == keys.training
+
+
+class TestSignature:
+    """Who may write candidates/ is not who says that one is good: train.yaml does, by its signature."""
+
+    @pytest.fixture(scope="class")
+    def pairs(self, tmp_path_factory):
+        """Who signs here and who is trusted to, then a stranger."""
+        directory = tmp_path_factory.mktemp("keys")
+        for name in ("mine", "theirs"):
+            make_key_pair(directory / f"{name}.pem", directory / f"{name}.pub.pem")
+        return [(Signer(directory / f"{name}.pem"), Trust(directory / f"{name}.pub.pem")) for name in ("mine", "theirs")]
+
+    @pytest.fixture
+    def signer(self, pairs):
+        return pairs[0][0]
+
+    @pytest.fixture
+    def trust(self, pairs):
+        return pairs[0][1]
+
+    def judgement_place(self, keys):
+        return f"candidates/{keys.training}/judgements/{keys.judgement(None)}"
+
+    def signatures(self, store, place):
+        return set(store.keys(f"{place}/signatures/"))
+
+    def refusal(self, store, repository, tmp_path, trust):
+        """Why it is not released, which is also why nothing is fetched."""
+        promotion = find_promotion(store, "support", repository.path, trust)
+        overlooked = dataclasses.replace(promotion, problem="")
+        with pytest.raises(RejectedError):
+            fetch_promotion(store, overlooked, repository.path, tmp_path / "promoted", trust)
+        assert not (tmp_path / "promoted").exists()
+        assert "-f adapter=support" in promotion.problem
+        return promotion.problem
+
+    def test_what_is_signed_is_promoted(self, store, keys, repository, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "run", signer)
+        promotion = find_promotion(store, "support", repository.path, trust)
+        assert promotion.problem == ""
+        assert fetch_promotion(store, promotion, repository.path, tmp_path / "promoted", trust)["verdict"] == "PASS"
+
+    def test_without_trust_nothing_is_asked_for(self, store, keys, repository, tmp_path, signer):
+        kept(store, keys, tmp_path / "run", signer)
+        assert find_promotion(store, "support", repository.path).problem == ""
+
+    def test_the_document_is_written_after_its_signature(self, store, keys, tmp_path, signer, monkeypatch):
+        """A run that is killed in between leaves a signature of nothing, and the next one is not hindered."""
+        written, put_new = [], store.put_new
+        monkeypatch.setattr(store, "put_new", lambda key, *rest: (written.append(key.rpartition("/")[2][:9]), put_new(key, *rest)))
+        run = run_of(keys, tmp_path / "run")
+        keep_adapter(store, keys.training, run / "model", signer)
+        (signature,) = self.signatures(store, f"candidates/{keys.training}")
+        assert written[-2:] == [signature.rpartition("/")[2][:9], "candidate"]
+        keep_judgement(store, keys, run, SOURCE, signer)
+        (signature,) = self.signatures(store, self.judgement_place(keys))
+        assert written[-2:] == [signature.rpartition("/")[2][:9], "judgement"]
+        boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{self.judgement_place(keys)}/judgement.json")
+        assert keep_judgement(store, keys, run, SOURCE, signer)["verdict"] == "PASS"  # of the same bytes
+
+    def test_an_unsigned_judgement_is_refused_with_what_mends_it(self, store, keys, repository, tmp_path, signer, trust):
+        run = run_of(keys, tmp_path / "run")
+        keep_adapter(store, keys.training, run / "model", signer)
+        keep_judgement(store, keys, run, SOURCE)
+        said = self.refusal(store, repository, tmp_path, trust)
+        assert f"{self.judgement_place(keys)}/judgement.json is not used: it is not signed, or was changed since" in said
+        assert f"aws s3 rm --recursive s3://{BUCKET}/{self.judgement_place(keys)}/   # then: gh workflow run retrain.yaml" in said
+
+    def test_the_way_out_judges_again_and_trains_nothing(self, store, keys, repository, tmp_path, signer, trust):
+        run = run_of(keys, tmp_path / "run")
+        digest = keep_adapter(store, keys.training, run / "model", signer)
+        keep_judgement(store, keys, run, SOURCE)
+        for key in list(store.keys(f"{self.judgement_place(keys)}/")):  # what the message tells an administrator to do
+            boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
+        keep_judgement(store, keys, run, SOURCE, signer)
+        promotion = find_promotion(store, "support", repository.path, trust)
+        assert (promotion.digest, promotion.problem) == (digest, "")
+
+    def test_a_signature_is_never_added_to_what_was_kept_without(self, store, keys, repository, tmp_path, signer, trust):
+        """It may be anybody's: a run that signed it would vouch for what it has not computed."""
+        kept(store, keys, tmp_path / "run")
+        keep_adapter(store, keys.training, tmp_path / "run/model", signer)
+        keep_judgement(store, keys, tmp_path / "run", SOURCE, signer)
+        assert not [key for key in store.keys("candidates/") if "/signatures/" in key]
+        self.refusal(store, repository, tmp_path, trust)
+
+    @pytest.mark.parametrize("document", ["candidate", "judgement"])
+    def test_what_somebody_else_signed_is_refused(self, store, keys, repository, tmp_path, pairs, document):
+        (mine, trust), (theirs, _) = pairs
+        run = run_of(keys, tmp_path / "run")
+        keep_adapter(store, keys.training, run / "model", theirs if document == "candidate" else mine)
+        keep_judgement(store, keys, run, SOURCE, theirs if document == "judgement" else mine)
+        said = self.refusal(store, repository, tmp_path, trust)
+        assert f"{document}.json is not used: the signature does not hold" in said
+
+    def replaced(self, keys, store, path, **changes):
+        key = f"candidates/{keys.training}/{path}"
+        changed = {**json.loads(store.get(key).content), **changes}
+        content = (json.dumps(changed, indent=2) + "\n").encode()
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=content)
+        return content
+
+    def test_a_changed_verdict_is_refused(self, store, keys, repository, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "run", signer, verdict="FAIL")
+        self.replaced(keys, store, f"judgements/{keys.judgement(None)}/judgement.json", verdict="PASS")
+        assert "judgement.json is not used: it is not signed, or was changed since" in self.refusal(store, repository, tmp_path, trust)
+
+    @pytest.mark.parametrize("signed_before", [True, False])
+    def test_another_adapter_in_its_place_is_refused(self, store, keys, repository, tmp_path, pairs, signed_before):
+        """With every digest right, and a signature of another document under the right name."""
+        (signer, trust), (stranger, _) = pairs
+        kept(store, keys, tmp_path / "run", signer)
+        documents = {key: store.get(key).content for key in store.keys("candidates/")}
+        for key in documents:
+            boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
+        kept(store, keys, tmp_path / "forged", stranger, weights=b"forged")
+        if signed_before:
+            for place in (f"candidates/{keys.training}", self.judgement_place(keys)):
+                (forged,) = self.signatures(store, place)
+                (real,) = [content for key, content in documents.items() if key.startswith(f"{place}/signatures/")]
+                boto3.client("s3").put_object(Bucket=BUCKET, Key=forged, Body=real)
+        assert "candidate.json is not used: the signature does not hold" in self.refusal(store, repository, tmp_path, trust)
+
+    def test_a_signature_of_another_judgement_does_not_hold(self, store, keys, repository, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "run", signer)
+        keep_judgement(store, keys, run_of(keys, tmp_path / "other", production="e" * 64), SOURCE, signer)
+        (theirs,) = self.signatures(store, f"candidates/{keys.training}/judgements/{keys.judgement('e' * 64)}")
+        (mine,) = self.signatures(store, self.judgement_place(keys))
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=mine, Body=store.get(theirs).content)
+        said = self.refusal(store, repository, tmp_path, trust)
+        assert "judgement.json is not used: the signature does not hold" in said
+
+    def test_a_changed_digest_is_refused(self, store, keys, repository, tmp_path, signer, trust):
+        """Of the manifest, which no adapter's digest covers."""
+        kept(store, keys, tmp_path / "run", signer)
+        files = json.loads(store.get(f"candidates/{keys.training}/candidate.json").content)["files"]
+        forged = [{**file, "sha256": "e" * 64} if file["name"] == "train_manifest.json" else file for file in files]
+        self.replaced(keys, store, "candidate.json", files=forged)
+        assert "candidate.json is not used: it is not signed, or was changed since" in self.refusal(store, repository, tmp_path, trust)
+
+    def test_of_two_keepers_the_first_ones_signature_is_there(self, store, keys, repository, tmp_path, signer, trust, monkeypatch):
+        """Both have looked and found nothing."""
+        runs = [run_of(keys, tmp_path / name, verdict=verdict) for name, verdict in {"first": "PASS", "second": "FAIL"}.items()]
+        keep_adapter(store, keys.training, runs[0] / "model", signer)
+        with monkeypatch.context() as at_once:
+            at_once.setattr(candidates, "find_judgement", lambda *_: None)
+            assert [keep_judgement(store, keys, run, SOURCE, signer)["verdict"] for run in runs] == ["PASS", "PASS"]
+        assert len(self.signatures(store, self.judgement_place(keys))) == 2  # the other one signs nothing that is there
+        assert find_promotion(store, "support", repository.path, trust).problem == ""
+
+    def test_weights_that_were_planted_before_the_training_ended_do_not_replace_it(self, store, keys, tmp_path, signer, trust):
+        """They would be judged, and signed, and released."""
+        keep_adapter(store, keys.training, run_of(keys, tmp_path / "planted", weights=b"planted") / "model")
+        own = run_of(keys, tmp_path / "own", weights=b"own")
+        digest = adapter_digest(own / "model")
+        with pytest.raises(RejectedError, match=r"candidate\.json is not used: it is not signed"):
+            keep_adapter(store, keys.training, own / "model", signer, trust)
+        assert adapter_digest(own / "model") == digest
+
+    def test_a_failed_verdict_is_said_first(self, store, keys, repository, tmp_path, trust):
+        """No retry until green by having it removed."""
+        kept(store, keys, tmp_path / "run", verdict="FAIL")
+        assert "the gate said FAIL" in find_promotion(store, "support", repository.path, trust).problem
+
+    def test_a_release_is_served_again_by_its_own_signature(self, store, keys, repository, tmp_path, trust):
+        first = release(store, keys, tmp_path / "run")
+        change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one")
+        promotion = find_promotion(store, "support", repository.path, trust)
+        assert (promotion.digest, promotion.released, promotion.problem) == (first, True, "")
+        assert fetch_promotion(store, promotion, repository.path, tmp_path / "promoted", trust) is not None
+
+    def test_an_older_release_is_not_passed_off_as_what_newer_data_made(self, store, keys, repository, tmp_path, trust):
+        """Its own training key finds it; under another one it is a candidate like any other."""
+        release(store, keys, tmp_path / "run")
+        repository.write("data/training/support.jsonl", jsonl(ROWS[:2]))
+        newer = adapter_keys("support", repository.path)
+        keep_adapter(store, newer.training, run_of(newer, tmp_path / "forged") / "model")
+        known = find_candidate(store, newer, trust)
+        assert known.digest == find_candidate(store, keys).digest
+        assert (known.released, "candidate.json is not used" in known.distrust) == (False, True)
+
+    @pytest.mark.usefixtures("store")
+    def test_the_scripts_sign_and_verify(self, keys, repository, tmp_path, pairs, monkeypatch):
+        import candidate
+        import promote as promote_script
+        from adapterops import schemas
+
+        monkeypatch.setattr(schemas, "ROOT", repository.path)
+        (signer, trust), (_, other) = pairs
+        run = run_of(keys, tmp_path / "runs/support" / keys.training[:12])
+        arguments = ["keep", "--adapter", "support", "--runs", str(tmp_path / "runs")]
+        result = CliRunner().invoke(candidate.main, arguments, env={"CANDIDATE_SIGNING_KEY": str(signer.private_key)})
+        assert result.exit_code == 0, result.output
+        for trusted, code in ((trust, 0), (other, 1)):
+            environment = {"CANDIDATE_SIGNED_BY": str(trusted.public_key)}
+            result = CliRunner().invoke(promote_script.main, ["--adapter", "support"], env=environment)
+            assert result.exit_code == code, result.output
+            result = CliRunner().invoke(
+                candidate.main, ["fetch", "--adapter", "support", "--runs", str(tmp_path / f"{code}")], env=environment
+            )
+            assert result.exit_code == code, result.output
+            assert (tmp_path / f"{code}/support" / run.name / "gate_report.json").exists() is (code == 0)
+
+    def test_keyless_means_this_repositorys_train_workflow(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+        monkeypatch.setenv("GITHUB_REPOSITORY", "your-org/qlora-gitops")
+        identity = "https://github.com/your-org/qlora-gitops/.github/workflows/train.yaml@refs/heads/main"
+        assert trust_from("keyless") == Trust(None, identity, "https://token.actions.githubusercontent.com")
+        assert trust_from("") is None
+        monkeypatch.delenv("GITHUB_REPOSITORY")
+        with pytest.raises(UsageError, match="GITHUB_REPOSITORY"):
+            trust_from("keyless")
+        with pytest.raises(UsageError, match=r"nowhere\.pem does not exist"):
+            trust_from(str(tmp_path / "nowhere.pem"))
 
 
 def test_the_schemas_are_those_of_the_documents(store, keys, tmp_path):

@@ -305,6 +305,27 @@ class TestSetup:
         assert [problem.partition(":")[0] for problem in problems] == ["bucket", "gpu", "gateways", "github"]
         assert all(problem.endswith("See docs/setup-github.md.") for problem in problems)
 
+    def test_a_key_that_cannot_sign_candidates_is_named_before_they_are_trained(self, monkeypatch, tmp_path):
+        from adapterops.gitops.setup import missing
+        from adapterops.store.signing import make_key_pair
+
+        for name in ("mine", "theirs"):
+            make_key_pair(tmp_path / f"{name}.pem", tmp_path / f"{name}.pub.pem")
+        for key, public_key, said in (
+            ("mine.pem", "mine.pub.pem", None),
+            ("nowhere.pem", "mine.pub.pem", "nowhere.pem does not exist"),
+            ("mine.pem", "nowhere.pub.pem", "nowhere.pub.pem does not exist"),
+            ("mine.pub.pem", "mine.pub.pem", "--signing-key"),
+            ("mine.pem", "theirs.pub.pem", "the signature does not hold"),
+        ):
+            monkeypatch.setenv("CANDIDATE_SIGNING_KEY", str(tmp_path / key))
+            monkeypatch.setenv("CANDIDATE_SIGNED_BY", str(tmp_path / public_key))
+            problems = missing(["candidates-sign"])
+            assert bool(problems) is (said is not None), problems
+            assert said is None or (said in problems[0] and "CANDIDATE_SIGNING_KEY" in problems[0])
+        monkeypatch.setenv("CANDIDATE_SIGNING_KEY", "keyless")
+        assert "set both" in missing(["candidates-sign"])[0]
+
     def test_an_unknown_need_is_misuse(self):
         from adapterops.gitops.setup import missing
 

@@ -4,15 +4,24 @@
     candidates/<training key>/candidate.json                      written last: which digest this key has, for good
     candidates/<training key>/judgements/<judgement key>/…        documents of one evaluation and its verdict
     candidates/<training key>/judgements/<judgement key>/judgement.json   written last
+    …/signatures/<SHA-256 of candidate.json or judgement.json>.json       beside the document that it signs, and written before it
 
 Whoever writes first decides: training is not repeatable to the bit, and a second try must not get a second verdict. The judgement key
 holds the digest of the adapter that was in production: what was judged against a former one is judged again.
+
+What may write here is not what says that an adapter is good: `train.yaml` signs both documents, which name every other file by its
+SHA-256, and the release takes what it has signed. Only what a run has computed is signed by it: a run takes neither an adapter nor a
+verdict that somebody else put there, and never adds a signature to what was kept without.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +29,15 @@ from typing import Any
 from adapterops.documents import new_directory, read_json, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.plan.keys import Keys
-from adapterops.schemas import schema_problems
+from adapterops.schemas import ROOT, schema_problems
 from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore, parse
 from adapterops.store.releases import adapter_digest, adapter_files, find_release
+from adapterops.store.signing import Signer, Trust
 
 _MANIFEST = "train_manifest.json"
+_SIGNING_WORKFLOW = ".github/workflows/train.yaml@refs/heads/main"  # as pull-request.yaml calls it, whichever ref that runs on
+_ISSUER = "https://token.actions.githubusercontent.com"
 _VERDICTS_KEPT = ("PASS", "FAIL", "INCONCLUSIVE")  # an ERROR says that something was not measured: it may be tried again
 
 
@@ -37,13 +49,16 @@ class Candidate:
         digest: of the adapter that was trained, None if none was.
         judgement_key: of the verdict that counts now: under these rules, against the adapter that is in production.
         judgement: `configs/schemas/judgement.json` for that key, None if there is none.
-        released: the adapter is a release: it passed once, under the rules and against the production of that day.
+        released: the adapter is a release of this training key: it passed once, under the rules and against the production of that day.
+        distrust: why adapter or verdict do not count as signed by whom we trust, with the command that removes them; empty if they do,
+            for a release, which has a signature of its own, and where no trust was given.
     """
 
     digest: str | None
     judgement_key: str
     judgement: dict[str, Any] | None
     released: bool
+    distrust: str = ""
 
     @property
     def verdict(self) -> str | None:
@@ -51,7 +66,25 @@ class Candidate:
         return str(self.judgement["verdict"]) if self.judgement else None
 
 
-def find_candidate(store: ObjectStore, keys: Keys) -> Candidate:
+def trust_from(value: str | None) -> Trust | None:
+    """Whose signature candidates must carry, from `--signed-by`: a public key's path, `keyless` (this repository's train.yaml), or nothing.
+
+    Raises:
+        UsageError: no such file, or no repository to be the identity's.
+    """
+    if not value:
+        return None
+    if value == "keyless":
+        server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+        if not server or not repository:
+            raise UsageError("--signed-by keyless needs GITHUB_SERVER_URL and GITHUB_REPOSITORY, as GitHub Actions set them.")
+        return Trust(None, f"{server}/{repository}/{_SIGNING_WORKFLOW}", _ISSUER)
+    if not (ROOT / value).is_file():
+        raise UsageError(f"--signed-by {value} does not exist. Put the public half of the key there that candidates are signed with.")
+    return Trust(ROOT / value)
+
+
+def find_candidate(store: ObjectStore, keys: Keys, trust: Trust | None = None) -> Candidate:
     """What is known under the keys; the adapter's files are not fetched.
 
     Raises:
@@ -67,8 +100,15 @@ def find_candidate(store: ObjectStore, keys: Keys) -> Candidate:
         raise InfrastructureError(f"{prefix}/candidate.json: its files do not have the digest that it names.")
     judgement = find_judgement(store, keys.training, judgement_key)
     if judgement and judgement["digest"] != digest:
-        raise InfrastructureError(f"{prefix}/judgements/{judgement_key}/judgement.json is damaged: `digest` is not {digest[:12]}")
-    return Candidate(digest, judgement_key, judgement, released=find_release(store, name, digest) is not None)
+        raise InfrastructureError(f"{_judged(keys.training, judgement_key)}/judgement.json is damaged: `digest` is not {digest[:12]}")
+    release = find_release(store, name, digest)
+    released = release is not None and release["training_key"] == keys.training
+    distrust = ""
+    if trust and not released:
+        distrust = _distrust(store, f"{prefix}/candidate.json", adapter, trust)
+        if judgement and not distrust:
+            distrust = _distrust(store, f"{_judged(keys.training, judgement_key)}/judgement.json", judgement, trust)
+    return Candidate(digest, judgement_key, judgement, released, distrust)
 
 
 def find_judgement(store: ObjectStore, training_key: str, judgement_key: str) -> dict[str, Any] | None:
@@ -78,7 +118,7 @@ def find_judgement(store: ObjectStore, training_key: str, judgement_key: str) ->
         InfrastructureError: the store, or a damaged document.
     """
     expected = {"training_key": training_key, "judgement_key": judgement_key}
-    return _document(store, f"{_prefix(training_key)}/judgements/{judgement_key}/judgement.json", "judgement", expected)
+    return _document(store, f"{_judged(training_key, judgement_key)}/judgement.json", "judgement", expected)
 
 
 def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | None:
@@ -91,18 +131,21 @@ def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | 
     return stable if manifest and manifest["base_model"]["name"] == keys.recipe.base_model.name else None
 
 
-def fetch_adapter(store: ObjectStore, training_key: str, target: Path) -> str | None:
+def fetch_adapter(store: ObjectStore, training_key: str, target: Path, trust: Trust | None = None) -> str | None:
     """Bring the adapter of a training key to `target`, verified, or not at all.
 
     Returns:
         Its digest, None if nothing was trained under this key.
 
     Raises:
+        RejectedError: it is not signed by whom we trust.
         InfrastructureError: the store, or bytes that are not those of its documents.
     """
     document = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
     if document is None:
         return None
+    if trust and (problem := _distrust(store, f"{_prefix(training_key)}/candidate.json", document, trust)):
+        raise RejectedError(problem)
     digest = str(document["digest"])
     with new_directory(target) as staging:
         for file in document["files"]:
@@ -115,13 +158,21 @@ def fetch_adapter(store: ObjectStore, training_key: str, target: Path) -> str | 
     return digest
 
 
-def keep_adapter(store: ObjectStore, training_key: str, model: Path) -> str:
+def keep_adapter(store: ObjectStore, training_key: str, model: Path, signer: Signer | None = None, trust: Trust | None = None) -> str:
     """Keep a trained adapter under its key; where another one is kept already, that one replaces the local directory.
+
+    Args:
+        store: where to.
+        training_key: of the adapter.
+        model: adapter directory.
+        signer: who signs; None keeps it unsigned.
+        trust: whose signature another one must carry to replace this one.
 
     Returns:
         The digest that is kept.
 
     Raises:
+        RejectedError: another one is kept, which is not signed by whom we trust.
         UsageError: the directory holds an adapter of another key.
         InfrastructureError: the store.
     """
@@ -140,20 +191,23 @@ def keep_adapter(store: ObjectStore, training_key: str, model: Path) -> str:
     if kept is None:
         for name in files:
             store.put_new(f"{_prefix(training_key)}/adapter/sha256-{digest}/{name}", model / name)
-        kept = _put_first(store, f"{_prefix(training_key)}/candidate.json", document, "candidate")
+        kept = _put_first(store, f"{_prefix(training_key)}/candidate.json", document, "candidate", signer)
     if kept["digest"] != digest:
-        fetch_adapter(store, training_key, model)
+        fetch_adapter(store, training_key, model, trust)
     return str(kept["digest"])
 
 
-def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, Any]) -> dict[str, Any] | None:
-    """Keep a run's documents and verdict under its judgement key; the first one stays.
+def keep_judgement(
+    store: ObjectStore, keys: Keys, run: Path, source: dict[str, Any], signer: Signer | None = None
+) -> dict[str, Any] | None:
+    """Keep a run's documents and verdict under its judgement key; the first one stays, signed or not.
 
     Args:
         store: where to.
         keys: of the adapter.
         run: run directory with `model/` and `gate_report.json`.
         source: `commit`, `pr`, `run` (URL of the workflow run); each may be None.
+        signer: who signs; None keeps it unsigned.
 
     Returns:
         The judgement that is kept, or None for an ERROR, which is not.
@@ -172,7 +226,7 @@ def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, 
     # What the evaluation did compare with, whatever is in production by now.
     production = report["production"]["digest"]
     judgement_key = keys.judgement(production)
-    prefix = f"{_prefix(keys.training)}/judgements/{judgement_key}"
+    prefix = _judged(keys.training, judgement_key)
     names = sorted(
         str(path.relative_to(run))
         for path in run.rglob("*")
@@ -195,7 +249,7 @@ def keep_judgement(store: ObjectStore, keys: Keys, run: Path, source: dict[str, 
     for name in names:
         # By content, so that two runs that judge at once do not mix their documents.
         store.put_new(f"{prefix}/documents/{sha256_file(run / name)}", run / name)
-    return _put_first(store, f"{prefix}/judgement.json", document, "judgement")
+    return _put_first(store, f"{prefix}/judgement.json", document, "judgement", signer)
 
 
 def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) -> None:
@@ -204,7 +258,7 @@ def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) ->
     Raises:
         InfrastructureError: the store, other bytes than promised, or a name that leads out of the directory.
     """
-    prefix = f"{_prefix(judgement['training_key'])}/judgements/{judgement['judgement_key']}/documents"
+    prefix = f"{_judged(judgement['training_key'], judgement['judgement_key'])}/documents"
     for file in judgement["documents"]:
         target = run / file["name"]
         if not target.resolve().is_relative_to(run.resolve()):
@@ -221,6 +275,10 @@ def _prefix(training_key: str) -> str:
     return f"candidates/{training_key}"
 
 
+def _judged(training_key: str, judgement_key: str) -> str:
+    return f"{_prefix(training_key)}/judgements/{judgement_key}"
+
+
 def _document(store: ObjectStore, key: str, schema: str, expected: dict[str, str]) -> dict[str, Any] | None:
     fetched = store.get(key)
     if fetched is None:
@@ -233,15 +291,55 @@ def _document(store: ObjectStore, key: str, schema: str, expected: dict[str, str
     return document  # type: ignore[no-any-return]  # an object, by its schema
 
 
-def _put_first(store: ObjectStore, key: str, document: dict[str, Any], schema: str) -> dict[str, Any]:
-    """Write a document unless there is one; the one that is there in the end."""
+def _put_first(store: ObjectStore, key: str, document: dict[str, Any], schema: str, signer: Signer | None) -> dict[str, Any]:
+    """Write a document unless there is one, its signature before it; the one that is there in the end."""
     problems = schema_problems(document, schema)
     if problems:
         raise RuntimeError(f"{key} would break its schema: {problems[0]}")
+    content = _content(document)
+    if signer:
+        # Named by what it signs, so that whoever is first has one; no two signatures are alike, and one of these very bytes will do.
+        with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(RejectedError):
+            (Path(scratch) / Path(key).name).write_bytes(content)
+            store.put_new(_signature_key(key, content), signer.sign(Path(scratch)), "application/json")
     try:
-        store.put_new(key, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), "application/json")
+        store.put_new(key, content, "application/json")
     except RejectedError:
         if present := _document(store, key, schema, {}):
             return present
         raise
     return document
+
+
+def _content(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _signature_key(key: str, content: bytes) -> str:
+    return f"{key.rpartition('/')[0]}/signatures/{hashlib.sha256(content).hexdigest()}.json"
+
+
+def _distrust(store: ObjectStore, key: str, document: dict[str, Any], trust: Trust) -> str:
+    """Why a document does not count as signed by whom we trust, with the command that removes it; empty if it does.
+
+    It is written out again as `_put_first` does: what is verified is what was read, and no second look at the store.
+    """
+    content = _content(document)
+    signature = store.get(_signature_key(key, content))
+    if signature is None:
+        reason = "it is not signed, or was changed since"
+    else:
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                signed, proof = Path(scratch) / Path(key).name, Path(scratch) / "signature.json"
+                signed.write_bytes(content)
+                proof.write_bytes(signature.content)
+                trust.verify(Path(scratch), proof)
+            return ""
+        except RejectedError as error:
+            reason = str(error)
+    place = f"s3://{store.bucket}/{key}"
+    return (
+        f"{place} is not used: {reason}. If it was kept before signatures were asked for, or under a former key, an administrator of the "
+        f"bucket removes it: aws s3 rm --recursive {place.rpartition('/')[0]}/"
+    )

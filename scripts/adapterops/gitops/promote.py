@@ -12,6 +12,7 @@ from adapterops.plan.keys import Keys, adapter_keys, adapter_names
 from adapterops.plan.tree import extract
 from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore
+from adapterops.store.signing import Trust
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,21 @@ def changed_adapters(before: str | None, after: str, repository: Path, scratch: 
     return changed
 
 
-def find_promotion(store: ObjectStore, name: str, root: Path) -> Promotion | None:
+def find_promotion(store: ObjectStore, name: str, root: Path, trust: Trust | None = None) -> Promotion | None:
     """What promoting the adapter of the tree in `root` means; None if that very version is stable already.
+
+    Args:
+        store: where candidates are.
+        name: of the adapter.
+        root: of the tree.
+        trust: whose signature a candidate must carry; None asks for none.
 
     Raises:
         UsageError: the adapter's files are broken.
         InfrastructureError: the store.
     """
     keys = adapter_keys(name, root)
-    known = find_candidate(store, keys)
+    known = find_candidate(store, keys, trust)
     found = read_channel(store, name)
     if known.digest and found and found[0].stable == known.digest and found[0].canary is None:
         return None
@@ -79,20 +86,22 @@ def _problem(keys: Keys, known: Candidate) -> str:
         )
     if known.released:  # it passed when it was released; going back to it must not need a GPU
         return ""
+    if verdict not in (None, "PASS"):
+        return (
+            f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released. Revert the merge, or mend it in a new one."
+        )
+    if known.distrust:
+        return f"{name}: candidate {digest[:12]} is not released. {known.distrust}   # then: {mend}"
     if verdict is None:
         return (
             f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now, against the adapter that is in production "
             f"now. Nothing is released. Judge it: {mend}"
         )
-    if verdict != "PASS":
-        return (
-            f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released. Revert the merge, or mend it in a new one."
-        )
     return ""
 
 
-def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: Path) -> dict[str, Any] | None:
-    """Bring the candidate and its verdict into a run directory, verified, ready for publishing.
+def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: Path, trust: Trust | None = None) -> dict[str, Any] | None:
+    """Bring the candidate and its verdict into a run directory, verified, ready for publishing; `trust` as in `find_promotion`.
 
     Returns:
         The judgement, None for an older release whose verdict was under other rules, or against another adapter.
@@ -104,10 +113,10 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     if promotion.problem:
         raise RejectedError(promotion.problem)
     keys = adapter_keys(promotion.adapter, root)
-    known = find_candidate(store, keys)
-    if known.digest != promotion.digest:
+    known = find_candidate(store, keys, trust)
+    if known.digest != promotion.digest or _problem(keys, known):
         raise RejectedError(f"{promotion.adapter}: the candidate changed while it was looked at. Run the release again.")
-    fetch_adapter(store, keys.training, run / "model")
+    fetch_adapter(store, keys.training, run / "model", None if known.released else trust)
     if known.judgement:
         fetch_judgement(store, known.judgement, run)
     return known.judgement

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import httpx
 
 from adapterops.engine.installed import engine_version
 from adapterops.errors import AdapterOpsError, UsageError
+from adapterops.gitops.candidates import trust_from
 from adapterops.store.objects import open_store
+from adapterops.store.signing import signer_from
 
 _FREE_GIB = 30
 _DOCUMENT = "docs/setup-github.md"
@@ -26,6 +29,24 @@ def _bucket_read() -> str:
 
 def _candidates_write() -> str:
     open_store().put_new("candidates/.setup-check", b"the role may write candidates\n", "text/plain")
+    return ""
+
+
+def _candidates_sign() -> str:
+    try:
+        signer, trust = signer_from(os.environ.get("CANDIDATE_SIGNING_KEY")), trust_from(os.environ.get("CANDIDATE_SIGNED_BY"))
+        if signer and trust and bool(signer.private_key) != bool(trust.public_key):
+            return (
+                "one of the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY is set. They are the halves of a key pair: set both."
+            )
+        if signer and trust and signer.private_key:  # without a key each trial would stay in Sigstore's public log
+            with tempfile.TemporaryDirectory() as scratch:
+                (Path(scratch) / "trial").write_bytes(b"the halves belong together\n")
+                signature = Path(scratch) / "signature.json"
+                signature.write_bytes(signer.sign(Path(scratch)))
+                trust.verify(Path(scratch), signature)
+    except AdapterOpsError as error:
+        return f"the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY: {str(error).rstrip('.')}."
     return ""
 
 
@@ -80,6 +101,7 @@ def _github() -> str:
 CHECKS: dict[str, Callable[[], str]] = {
     "bucket": _bucket_read,
     "candidates-write": _candidates_write,
+    "candidates-sign": _candidates_sign,
     "releases-write": _releases_write,
     "gpu": _gpu,
     "disk": _disk,

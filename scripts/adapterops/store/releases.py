@@ -262,14 +262,21 @@ def fetch_release(
                             f"{name} {digest[:12]} is not signed, or its manifest was changed since. Publish it again with --signing-key."
                         )
                     (staging / SIGNATURE).write_bytes(signature.content)
-                    trust.verify(staging, staging / SIGNATURE)
+                    _check_signature(staging, trust)
                 check_weights(staging)
         except OSError as error:
             raise InfrastructureError(f"{target} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
     elif trust:
-        trust.verify(target, target / SIGNATURE)
+        _check_signature(target, trust)
     check_base_model(manifest, base_model)
     return target, manifest
+
+
+def _check_signature(directory: Path, trust: Trust) -> None:
+    try:
+        trust.verify(directory, directory / SIGNATURE)
+    except RejectedError as error:
+        raise RejectedError(f"{error}. Nothing is loaded. Publish the release again, signed.") from None
 
 
 def local_manifest(directory: Path, name: str, digest: str, *, signed: bool = False) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Signatures of releases: OpenSSF model-signing over the release's files and its manifest.
+"""Signatures of releases and candidates: OpenSSF model-signing over the files of a directory.
 
 A key file (elliptic curve, PEM) signs anywhere; in GitHub Actions the workflow's own identity signs without a key (Sigstore).
 """
@@ -15,7 +15,7 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose signature a release must carry.
+    """Whose signature a release, or a candidate, must carry.
 
     Args:
         public_key: PEM file; None where a Sigstore identity signs.
@@ -47,12 +47,12 @@ class Trust:
             config.verify(directory, signature)
         except Exception as error:  # the library raises ValueError, and what cryptography and sigstore raise
             reason = str(error).strip().rstrip(".") or type(error).__name__
-            raise RejectedError(f"the signature does not hold: {reason}. Nothing is loaded. Publish the release again, signed.") from None
+            raise RejectedError(f"the signature does not hold: {reason}") from None
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Who signs what is published.
+    """Who signs what is published or kept.
 
     Args:
         private_key: PEM file of an elliptic-curve key; None signs with the identity of the GitHub Actions workflow.
