@@ -139,6 +139,7 @@ _NAMED_SECRET = re.compile(
 _HINT_OF_SECRET = re.compile(r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-|SG\.|eyJ|PRIVATE KEY")
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}-----")
 _KEY_BODY = re.compile(r"(?:(?:\s|\\n|\\r){1,4}[A-Za-z0-9+/=]{16,}+)*")  # of a key whose end is missing
+_DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
 
 
@@ -197,7 +198,8 @@ def _detect(text: str, kinds: frozenset[str] | None, most: int | None) -> list[D
         finders.append(("secret", _secrets))
     if "@" in text:
         finders.append(("email", _emails))
-    if _DIGITS.search(text):
+    digit = _DIGIT.search(text)
+    if digit and _DIGITS.search(text, digit.start()):
         finders += [
             ("card", _cards),
             ("driver_licence", _driver_licences),
@@ -205,7 +207,7 @@ def _detect(text: str, kinds: frozenset[str] | None, most: int | None) -> list[D
             ("passport", _passports),
             ("phone", _phones),
         ]
-    if _MAYBE_IPV4.search(text) or "::" in text or text.count(":") > 6:
+    if (digit and _MAYBE_IPV4.search(text, digit.start())) or "::" in text or text.count(":") > 6:
         finders.append(("ip", _addresses))
     if not finders:
         return []

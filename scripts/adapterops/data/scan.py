@@ -59,6 +59,7 @@ _COLUMNS: dict[str, Any] = {
     "language": np.dtype("U3"), "refused": np.bool_, "changed": np.bool_,
 }
 # fmt: on
+_OF_A_ROW = ("line", "offset", "length", "prompt", "exact", "id", "source", "characters", "language", "refused", "changed")
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ class _Scanner:
     def block(self, block: Block) -> Scanned:
         """Judge the rows of a block."""
         result = Scanned(ready_s=self._ready_s)
-        values: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        facts: list[tuple[Any, ...]] = []  # of `_OF_A_ROW`
         rows: list[Row] = []
         loose: list[str] = []
         for entry in block.entries(self._job.path):
@@ -284,21 +285,20 @@ class _Scanner:
             result.tasks[(row.value.get("tags") or ["untagged"])[0]] += 1
             if not block.data:
                 result.texts.append(entry.text)
-            facts: dict[str, Any] = {
-                "line": row.line,
-                "offset": entry.offset,
-                "length": entry.length,
-                "prompt": fingerprint(prompt_form),
-                "exact": fingerprint(prompt_form + "\0" + exact_form(said)),
-                "id": fingerprint(row.id) if row.id else 0,
-                "source": source,
-                "characters": len(both),
-                "language": language_of(asked if is_json(said) else f"{asked}\n{said}") or "",
-                "refused": is_refusal(said),
-                "changed": changed,
-            }
-            for name, value in facts.items():
-                values[name].append(value)
+            facts.append((
+                row.line,
+                entry.offset,
+                entry.length,
+                fingerprint(prompt_form),
+                fingerprint(prompt_form + "\0" + exact_form(said)),
+                fingerprint(row.id) if row.id else 0,
+                source,
+                len(both),
+                language_of(asked if is_json(said) else both) or "",
+                is_refusal(said),
+                changed,
+            ))  # fmt: skip
+        values: dict[str, Any] = dict(zip(_OF_A_ROW, zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW), strict=True))
         self._count(rows, values, result)
         for name, kind in _COLUMNS.items():
             result.columns[name] = np.array(values[name], dtype=kind)
@@ -308,9 +308,9 @@ class _Scanner:
             result.covered = self._job.coverage.of(shingles, self._job.coverage_share)
         return result
 
-    def _count(self, rows: list[Row], values: dict[str, list[Any]], result: Scanned) -> None:
+    def _count(self, rows: list[Row], values: dict[str, Any], result: Scanned) -> None:
         nothing = [0] * len(rows)
-        columns = {"prompt_tokens": nothing, "answer_tokens": nothing, "row_tokens": nothing}
+        columns = dict.fromkeys(("prompt_tokens", "answer_tokens", "row_tokens"), nothing)
         if self._counter and rows:
             counted = self._counter.of(rows, [sampled(exact, self._job.count_every) for exact in values["exact"]])
             columns = {"prompt_tokens": counted.prompt, "answer_tokens": counted.answer, "row_tokens": counted.row}

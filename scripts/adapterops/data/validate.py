@@ -32,9 +32,9 @@ from adapterops.documents import sha256_file, write_json
 from adapterops.errors import UsageError
 from adapterops.schemas import repository_path
 
-# Up to this size every row is counted in tokens; above it one in eight, and those that could break a limit.
+# Up to this size every row is counted in tokens; above it one in sixteen, and those that could break a limit.
 _COUNT_ALL_BYTES = 25_000_000
-_COUNT_EVERY = 8
+_COUNT_EVERY = 16
 _EXCERPT = 70
 # Judged over the whole corpus, whoever wrote the rows.
 _CORPUS_CODES = {"E102", "E108", "E111", "E205", "E401", "E601", "H101", "H701"}
