@@ -1,11 +1,13 @@
 """What a reviewer reads: one structure, several renderings, and no text from data that becomes markup."""
 
+import io
 import json
 
 import pytest
 from click.testing import CliRunner
 from eval_documents import results, write
 from markdown_it import MarkdownIt
+from rich.console import Console
 
 import example_runs
 import report as report_script
@@ -16,6 +18,7 @@ from adapterops.gate.judge import judge_once
 from adapterops.report.checks import check_annotations
 from adapterops.report.collect import collect
 from adapterops.report.comment import LIMIT, comment, fenced, marker_of, plain, superseded
+from adapterops.report.console import gates_that_fit
 from adapterops.report.html import bar, curve, histogram, page
 from adapterops.report.view import changes, metric_rows, sparkline
 from adapterops.schemas import ROOT
@@ -218,6 +221,18 @@ def test_cost_and_time_stand_as_predicted_and_as_they_were(run):
     body = comment(collect(directory))
     assert "Predicted: 30.0 min, 1.00 USD (training on one a100-80)." in body
     assert "Actual: 6.0 min (0.0 of training, 6.0 of evaluation), 0.20 USD at the same price." in body
+
+
+def test_a_narrow_terminal_gets_every_verdict_whole_and_goes_without_intervals(run):
+    report = json.loads((run(GOOD) / "gate_report.json").read_text())
+    report["gates"][0]["metric"] = "throughput_tokens_per_sec"
+    for width, shows in ((70, False), (120, True)):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(gates_that_fit(report, console))
+        text = console.export_text()
+        assert ("interval" in text) is shows
+        assert all(f"{gate['verdict']}" in text and gate["metric"] in text for gate in report["gates"])
+        assert "verdi…" not in text
 
 
 def test_an_inconclusive_run_says_what_is_missing(run):

@@ -8,6 +8,7 @@ from rich import box
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 
@@ -37,12 +38,12 @@ def metrics_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def gate_table(report: dict[str, Any]) -> Table:
+def gate_table(report: dict[str, Any], *, intervals: bool = True) -> Table:
     """Every gate with its threshold, all values, the interval and the verdict, in words and colour."""
     base = {(gate["metric"], gate["relation"]): gate for gate in report["base"]["gates"]}
     table = Table("gate", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
-    for header in ("threshold", "base", "adapter", "interval", "n"):
+    for header in ("threshold", "base", "adapter", *(["interval"] if intervals else []), "n"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for gate in report["gates"]:
@@ -52,11 +53,18 @@ def gate_table(report: dict[str, Any]) -> Table:
             threshold(gate),
             number(other["value"]) if other else "-",
             number(gate["value"]),
-            interval(gate["interval"]),
+            *([interval(gate["interval"])] if intervals else []),
             str(gate["n"]) if gate["n"] else "-",
             f"[{_COLOURS[gate['verdict']]}]{gate['verdict']}[/]",
         )
     return table
+
+
+def gates_that_fit(report: dict[str, Any], console: Console) -> Table:
+    """The table of gates; without intervals where they would cut every other number."""
+    table = gate_table(report)
+    needed = Measurement.get(console, console.options.update_width(500), table).maximum
+    return table if needed <= console.width else gate_table(report, intervals=False)
 
 
 def comparison_table(report: dict[str, Any]) -> Table:
@@ -74,7 +82,7 @@ def comparison_table(report: dict[str, Any]) -> Table:
 
 def print_verdict(report: dict[str, Any], console: Console) -> None:
     """Gates, the comparison with production, the verdict and its reason."""
-    console.print(gate_table(report))
+    console.print(gates_that_fit(report, console))
     if report["production"]["digest"]:
         console.print(comparison_table(report))
     for warning in report["warnings"]:
