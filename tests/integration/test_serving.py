@@ -26,6 +26,7 @@ from adapterops.documents import sha256_file
 from adapterops.engine.client import greedy_answer, served_models, unload_adapter
 from adapterops.engine.server import engine_command, write_engine_config
 from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.evaluate.generate import generate
 from adapterops.schemas import ROOT
 from adapterops.serving.deploy import deploy
 from adapterops.store.channels import change_channel, promote, read_channel
@@ -34,7 +35,7 @@ from adapterops.store.releases import adapter_digest, publish
 from adapterops.store.signing import Signer, make_key_pair
 from adapterops.train.encode import encode_messages
 from processes import environment, free_port
-from release_documents import gate_report, train_manifest
+from release_documents import QUESTIONS, gate_report, train_manifest
 from rollouts import QUICK, UNJUDGED
 
 pytestmark = pytest.mark.integration
@@ -180,6 +181,16 @@ def test_before_the_first_deployment_only_the_base_model_answers(host, engine, s
 def test_generation_ends_at_the_stop_token(engine, serving_config):
     answer = greedy_answer(engine, serving_config.base_model.name, [{"role": "user", "content": "What is the capital of France?"}], 256)
     assert (answer.finish_reason, "<|im_end|>" in answer.text) == ("stop", False)
+
+
+def test_asking_how_surely_an_answer_was_decided_does_not_change_it(engine, serving_config):
+    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    name = serving_config.base_model.name
+    plain, asked = (generate(engine, name, prompts, max_tokens=24, concurrency=1, margins=margins) for margins in (False, True))
+    assert [answer.text for answer in asked] == [answer.text for answer in plain]
+    assert all(answer.margin > 0 for answer in asked)
+    assert len({round(answer.margin, 3) for answer in asked}) > 4
+    assert {answer.margin for answer in plain} == {None}
 
 
 def test_the_server_reads_the_tokens_that_training_wrote(engine, serving_config):

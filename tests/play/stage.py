@@ -104,7 +104,7 @@ class Stage(Repository):
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
         )
         for name in filter(None, listing.stdout.decode().split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("adapters/", "data/")):
+            if (ROOT / name).is_file() and not name.startswith(("adapters/", "data/training/", "data/eval/")):
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.path / name)
         serving = (ROOT / "configs/serving.demo.yaml").read_text()

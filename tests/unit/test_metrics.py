@@ -8,7 +8,7 @@ from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.metrics import chrf, columns, row_metrics
 from adapterops.evaluate.metrics import score as score_row
 from adapterops.evaluate.phases import Side
-from adapterops.evaluate.record import groups, slices, speed_metrics
+from adapterops.evaluate.record import groups, probes, slices, speed_metrics
 from adapterops.evaluate.refusal import is_refusal
 
 SCHEMA = {
@@ -94,6 +94,15 @@ def test_latency_is_the_nearest_rank_and_throughput_counts_output_tokens_of_all_
     assert metrics["throughput_tokens_per_sec"]["value"] == 50.0
     assert metrics["stream_tokens_per_sec"]["n"] == 100
     assert speed_metrics(Side([], [], 0, 0.0)) == {}
+
+
+def test_probes_are_the_answers_that_were_decided_by_the_widest_margins():
+    rows = [Row(line, {"instruction": f"Question {line}?"}) for line in range(6)]
+    ours = Side([answer(f"Answer {line}.") for line in range(6)], [], 0, 0.0, {0: 0.1, 1: 2.0, 2: 3.0, 3: 1.0, 5: 9.0})
+    base = Side([*(answer("No idea.") for _ in range(5)), answer("Answer 5.")], [], 0, 0.0)
+    found = probes(rows, {"candidate": ours, "base": base})
+    # 4 was not the same each time, 5 is what the base model says too, 0 is nearly a tie.
+    assert [probe["output"] for probe in found] == ["Answer 1.", "Answer 2.", "Answer 3."]
 
 
 def test_chrf_agrees_with_itself_and_sees_korean():

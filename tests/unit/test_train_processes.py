@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.train import trainer
 from adapterops.train.build import _refuse_in_pieces
 from adapterops.train.labels import IGNORED
 from adapterops.train.network import apply_kernels, lora_config, nf4
@@ -37,6 +38,17 @@ def test_accelerate_reads_the_configuration_and_knows_every_key(path):
     known = {action.dest for action in launch_command_parser()._actions}
     assert set(config.fsdp_config) | set(config.deepspeed_config) <= known
     assert f"configs/accelerate/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_trainer_and_configuration_name_the_same_type(path, monkeypatch):
+    """Or DeepSpeed refuses to begin: `ds bf16.enabled=True vs hf bf16|bf16_full_eval=False`."""
+    config = load_config_from_file(str(path))
+    if config.distributed_type == DistributedType.DEEPSPEED:
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")  # as `accelerate launch` does
+    monkeypatch.setattr(trainer, "SFTConfig", dict)  # the real one asks for an installed DeepSpeed
+    training = load_recipe(ROOT / "configs/qlora/llama3-70b-sharded.yaml").training
+    assert training_arguments(training, 1, path)["bf16"] is (config.mixed_precision == "bf16")
 
 
 def test_fsdp_is_told_what_the_configuration_says(monkeypatch):

@@ -31,8 +31,15 @@ class Labelled:
 
 
 def labelled_answers(path: Path = LABELLED) -> list[Labelled]:
-    """The labelled set. A row is held back by its id alone, half of them, so that nobody picks."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The labelled set. A row is held back by its id alone, half of them, so that nobody picks.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: the labelled answers that measure the refusal rules cannot be read ({error}). Restore it.") from None
     return [Labelled(row["prompt"], row["answer"], row["label"] == "refused", row["language"], held_back(row["id"])) for row in rows]
 
 

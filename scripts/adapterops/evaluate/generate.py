@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import openai
 
@@ -27,6 +27,7 @@ class Answer:
         latency_ms: from sending the request to its last byte.
         ttft_ms: to the first token; None where the answer was not streamed.
         error: why there is no answer.
+        margin: nats between the token that was taken and the next best, where it was closest; None where that was not asked for.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Answer:
     latency_ms: float
     ttft_ms: float | None = None
     error: str | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class _Asked:
     model: str
     max_tokens: int
     cold: bool
+    margins: bool
 
 
 def generate(
@@ -54,6 +57,7 @@ def generate(
     max_tokens: int,
     concurrency: int | None = None,
     cold: bool = False,
+    margins: bool = False,
     api_key: str = "unused",
     on_answer: Callable[[int, Answer], None] = lambda *_: None,
 ) -> list[Answer]:
@@ -68,6 +72,7 @@ def generate(
         max_tokens: longest answer in tokens.
         concurrency: requests in flight; None is all at once.
         cold: stream, and keep the server's prefix cache out of it: for measuring speed on prompts that it has seen before.
+        margins: ask for log-probabilities too, which say how surely each answer was decided; not with `cold`.
         api_key: for a server that asks for one.
         on_answer: called with the position and the answer after each one.
 
@@ -75,7 +80,7 @@ def generate(
         InfrastructureError: the server does not answer any more, or failed every asked.
     """
     in_flight = min(concurrency or _IN_FLIGHT, _IN_FLIGHT)
-    answers = asyncio.run(_generate(server_url, api_key, _Asked(model, max_tokens, cold), prompts, in_flight, on_answer))
+    answers = asyncio.run(_generate(server_url, api_key, _Asked(model, max_tokens, cold, margins), prompts, in_flight, on_answer))
     if prompts and all(answer.error for answer in answers):
         raise InfrastructureError(f"{server_url} failed every request as `{model}`: {answers[0].error}")
     return answers
@@ -116,10 +121,16 @@ async def _whole(client: openai.AsyncOpenAI, asked: _Asked, messages: Messages, 
         messages=messages,  # type: ignore[arg-type]  # plain mappings of role and content
         temperature=0,
         max_tokens=asked.max_tokens,
+        logprobs=True if asked.margins else openai.omit,
+        top_logprobs=2 if asked.margins else openai.omit,
     )
     choice = completion.choices[0]
     tokens = completion.usage.completion_tokens if completion.usage else 0
-    return Answer(choice.message.content or "", choice.finish_reason, tokens, _since(started))
+    answer = Answer(choice.message.content or "", choice.finish_reason, tokens, _since(started))
+    if not (choice.logprobs and choice.logprobs.content):
+        return answer
+    nearest = (sorted((other.logprob for other in token.top_logprobs), reverse=True) for token in choice.logprobs.content)
+    return replace(answer, margin=min((best[0] - best[1] for best in nearest if len(best) > 1), default=None))
 
 
 async def _stream(client: openai.AsyncOpenAI, asked: _Asked, messages: Messages, started: float) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from adapterops.evaluate.generate import Answer, Messages, generate
 from adapterops.evaluate.responses import Responses, response_key
 
 WARM_UP = 2  # requests of the speed phase that are not counted
+_MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to find those that no other batch turns
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Side:
         speed: the counted requests of the speed phase, warm-up dropped; empty where speed was not measured.
         tokens: tokens of the session that throughput is measured on.
         seconds: its wall time.
+        margins: of answers that may become probes: nats by which the closest of their tokens was decided.
     """
 
     answers: list[Answer]
     speed: list[Answer]
     tokens: int
     seconds: float
+    margins: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Phases:
         try:
             answers, tokens, seconds = self._quality(name, label, digest)
             speed = self._speed(name, label)
+            margins = self._margins(name, answers, speed) if label == "candidate" else {}
         finally:
             unload_adapter(self.url, name)
-        return Side(answers, speed, tokens, seconds)
+        return Side(answers, speed, tokens, seconds, margins)
 
     def base(self, model: str) -> Side:
         """Quality of the base model; its speed is nobody's business."""
@@ -96,6 +100,18 @@ class Phases:
         answers = self._ask(model, chosen, f"measuring latency of {label}", concurrency=self.concurrency, cold=True)[WARM_UP:]
         self.console.print(f"measuring latency of {label}: {len(answers)} requests, {self.concurrency} in flight")
         return [answer for answer in answers if answer.error is None]
+
+    def _margins(self, model: str, answers: list[Answer], speed: list[Answer]) -> dict[int, float]:
+        """How surely answers were decided that were the same in the large batches of the quality phase, in the small ones, and now."""
+        small = {answer.text for answer in speed}
+        same = {answer.text: i for i, answer in enumerate(answers) if answer.finish_reason == "stop" and answer.text in small}
+        chosen = sorted(same.values(), key=lambda i: answers[i].tokens)[:_MAY_BE_PROBES]
+        found = generate(self.url, model, [self.prompts[i] for i in chosen], max_tokens=self.max_tokens, margins=True) if chosen else []
+        return {
+            i: answer.margin
+            for i, answer in zip(chosen, found, strict=True)
+            if answer.margin is not None and answer.text == answers[i].text
+        }
 
     def _ask(
         self,

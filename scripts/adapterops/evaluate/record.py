@@ -70,20 +70,15 @@ def speed(side: Side | None, concurrency: int) -> dict[str, Any] | None:
 
 
 def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
-    """Short prompts whose greedy answer is stable, and differs from the base model's.
+    """Prompts whose greedy answer is stable, and differs from the base model's.
 
-    Stable: the same in the small batches of the speed phase and in the large ones of the quality phase. A server under another
-    load batches differently again, which can flip a near-tie of greedy decoding; such prompts would accuse a healthy adapter.
+    Stable: the same in batches of every size that an evaluation has, and decided by the widest margins. A server under another load
+    batches differently again, which turns near-ties of greedy decoding; such prompts would accuse a healthy adapter (seen on a GPU: a
+    version with near-ties was refused on a busy host five times out of five, nine with wide margins never).
     """
-    candidate, base = sides["candidate"].answers, sides["base"].answers
-    alone = {answer.text for answer in sides["candidate"].speed}
-    stable = [
-        index
-        for index, answer in enumerate(candidate)
-        if answer.finish_reason == "stop" and answer.text in alone and answer.text != base[index].text
-    ]
-    distinct = {candidate[index].text: index for index in sorted(stable, key=lambda index: -candidate[index].tokens)}
-    chosen = sorted(distinct.values(), key=lambda index: candidate[index].tokens)[:_PROBES]
+    candidate, base, margins = sides["candidate"].answers, sides["base"].answers, sides["candidate"].margins
+    usable = [index for index in margins if candidate[index].text != base[index].text]
+    chosen = sorted(usable, key=lambda index: (-margins[index], index))[:_PROBES]
     return [{"messages": prompt_messages(rows[index].value), "output": candidate[index].text} for index in sorted(chosen)]
 
 

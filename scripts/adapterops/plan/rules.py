@@ -14,6 +14,7 @@ from adapterops.documents import sha256_file
 
 _GATES = "configs/quality_gate"
 _POLICY = "configs/data_policy.yaml"
+_ROWS = ("data/eval/", "data/labelled/")  # what is asked, and what says how good the refusal detector is
 # Settings of a gate, by how strict a value is.
 _STRICTNESS: dict[str, Callable[[Any], float]] = {
     "min": lambda value: +value,
@@ -50,7 +51,7 @@ class RuleChange:
 
 def is_rule(path: str) -> bool:
     """True for a file that decides what passes: gates, data policy, evaluation rows."""
-    return (path.startswith(_GATES) and path.endswith(".yaml")) or path == _POLICY or path.startswith("data/eval/")
+    return (path.startswith(_GATES) and path.endswith(".yaml")) or path == _POLICY or (path.startswith(_ROWS) and not path.endswith(".md"))
 
 
 def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange]:
@@ -66,7 +67,7 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
     gates, rows = _named(before, after, "evaluation.gate"), _named(before, after, "data.evaluation", "data.extension")
     gates |= {path for path in paths if path.startswith(_GATES)}
     for path in paths:
-        if path.startswith("data/eval/") or path in rows:
+        if (path.startswith(_ROWS) and is_rule(path)) or path in rows:
             changes.append(_rows(path, before / path, after / path))
         elif is_rule(path) or path in gates or (path.startswith("adapters/") and path.endswith(".yaml")):
             old, new = _settings(before / path), _settings(after / path)

@@ -152,10 +152,16 @@ class Reconciler:
             expected = probe["output"]
             # A token is at least a byte: enough for the expected answer, and no long wait for a wrong one.
             longest = min(self.config.engine.max_model_len, len(expected.encode()) + 8)
-            # One at a time, as they were recorded: another batch can flip a near-tie of greedy decoding.
+            # Other requests may be in the same batch, which can turn a near-tie: evaluation chose probes that were decided by wide margins.
             [answer] = generate(self.engine_url, name, [probe["messages"]], max_tokens=longest, concurrency=1)
             if answer.text != expected:
-                raise RejectedError(f"probe {position} is answered with {answer.text[:80]!r}, at evaluation it was {expected[:80]!r}.")
+                pairs = enumerate(zip(answer.text, expected, strict=False))
+                at = next((at for at, (one, other) in pairs if one != other), min(len(answer.text), len(expected)))
+                begin = max(0, at - 40)
+                raise RejectedError(
+                    f"probe {position} is answered with {answer.text[begin : at + 40]!r}, at evaluation it was "
+                    f"{expected[begin : at + 40]!r} (from character {begin})."
+                )
             base_model = self.config.base_model.name
             [base] = generate(self.engine_url, base_model, [probe["messages"]], max_tokens=max(1, answer.tokens), concurrency=1)
             differs = differs or base.text != expected

@@ -46,7 +46,8 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         "gradient_checkpointing": training["gradient_checkpointing"] is True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "optim": training["optim"],
-        "bf16": False,  # every weight is bf16 already; autocast would only add casts
+        # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself, and is refused if told another type.
+        "bf16": os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true",
         "use_cpu": not on_gpu,
         "logging_steps": training["logging_steps"],
         "logging_first_step": True,
