@@ -33,7 +33,7 @@ test-tools:  ## install the programs that tests look for and PyPI has not (Debia
 	$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends prometheus nginx-light; }
 
 test-fast: setup  ## unit tests (seconds)
-	@$(BIN)/python -m pytest -m "not integration and not e2e and not play"
+	@$(BIN)/python -m pytest -n auto -m "not integration and not e2e and not play"
 
 play: setup  ## the whole story of pull requests on GitHub Actions, with the real workflow files and no GitHub
 	@$(BIN)/python -m pytest -m play -s tests/e2e/test_play.py
