@@ -48,10 +48,10 @@ def main(
       python scripts/pipeline.py --adapter support-demo --until gate
       python scripts/candidate.py keep --adapter support-demo --bucket qlora-adapters
     """
+    from adapterops.adapters import run_directory
     from adapterops.errors import RejectedError
     from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement, trust_from
     from adapterops.gitops.outputs import set_outputs
-    from adapterops.pipeline import run_directory
     from adapterops.plan.keys import adapter_keys
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store

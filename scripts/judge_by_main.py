@@ -32,10 +32,10 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
       python scripts/take_pull_request.py --head SHA --main-copy .main
       python scripts/judge_by_main.py --adapter support-demo --main .main
     """
+    from adapterops.adapters import run_directory
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.gitops.outputs import summarize
-    from adapterops.pipeline import run_directory
     from adapterops.plan.keys import adapter_keys
     from adapterops.plan.present import text
     from adapterops.schemas import ROOT

@@ -160,3 +160,8 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         serving=root / spec["serving"],
         rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),
     )
+
+
+def run_directory(runs: Path, spec: AdapterSpec, key: str) -> Path:
+    """Where a run's documents lie: `<runs>/<adapter>/<first 12 digits of the training key>`."""
+    return runs / spec.name / key[:12]

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from adapterops.adapters import AdapterSpec, load_adapter
+from adapterops.adapters import AdapterSpec, load_adapter, run_directory
 from adapterops.data.policy import load_policy
 from adapterops.data.present import print_report
 from adapterops.data.validate import validate, write_report
@@ -30,11 +30,6 @@ from adapterops.train.cached import train_once
 from adapterops.train.recipe import Recipe, load_recipe, training_key
 
 STAGES = ("validate", "train", "evaluate", "gate", "publish", "deploy")
-
-
-def run_directory(runs: Path, spec: AdapterSpec, key: str) -> Path:
-    """Where a run's documents lie: `<runs>/<adapter>/<first 12 digits of the training key>`."""
-    return runs / spec.name / key[:12]
 
 
 def run_pipeline(

@@ -9,7 +9,7 @@ import pytest
 from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
 
-from adapterops import pipeline
+from adapterops.adapters import run_directory
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
@@ -60,7 +60,7 @@ class TestMainsRules:
             copy_tree(repository.path, main)
             for path, content in changes.items():
                 repository.write(path, content)
-            run_of_it = pipeline.run_directory(tmp_path / "runs", (own := adapter_keys("support", repository.path)).spec, own.training)
+            run_of_it = run_directory(tmp_path / "runs", (own := adapter_keys("support", repository.path)).spec, own.training)
             (run_of_it / "main").mkdir(parents=True)
             (run_of_it / "main/gate_report.json").write_text("of other rules")
             for name, content in {"eval_results": {"production": {"digest": production}}, "data_report": {}}.items():
