@@ -233,7 +233,8 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
     seconds = ends[-1] - ends[warm - 1]
     first, last = warm * accumulation, steps * accumulation
     tokens = sum(real[first:last])
-    predicted = estimate(Shape.of(shape), {"double_quant": False}, lora, training, max(padded)).training
+    held = {**training, "float32_copies": bool(options.get("guide"))}
+    predicted = estimate(Shape.of(shape), {"double_quant": False}, lora, held, max(padded)).training
     result: dict[str, Any] = {
         "name": name,
         "tokens_per_second": round(tokens / seconds, 1),

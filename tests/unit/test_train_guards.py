@@ -177,6 +177,7 @@ class TestCheckpoints:
 class TestMemory:
     """Against the peaks of docs/performance.md: the shape of Llama-3.1-8B, r 64, dropout 0.05, Liger, packs of 4,096 tokens."""
 
+    GUIDE: ClassVar = {"packing": False, "attn_implementation": "sdpa", "liger": False, "gradient_checkpointing": True}
     LORA: ClassVar = {
         "r": 64,
         "dropout": 0.05,
@@ -194,6 +195,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("name", "tokens", "changes", "measured"),
         [
+            ("guide", 11708, {**GUIDE, "float32_copies": True}, 32.3),
             ("packed-sdpa", 8192, {"attn_implementation": "sdpa", "gradient_checkpointing": True}, 10.3),
             ("flex-no-checkpointing-2", 8192, {}, 58.2),
             ("fused-1", 4096, {"fused_lora": True}, 21.1),

@@ -122,14 +122,17 @@ def estimate(
         shape: of the base model.
         quantization: the recipe's section.
         lora: the recipe's section.
-        training: the recipe's section.
+        training: the recipe's section. `float32_copies` and `keep_dequantized` are of benchmarks and in no recipe: the first is what
+            peft's `prepare_model_for_kbit_training` and a loss over all logits at once cost.
         tokens: of the largest micro-batch, padding counted.
         supervised: of these, those with a loss; None counts all.
     """
     modules = list(lora["target_modules"])
     parameters = shape.lora_parameters(lora["r"], modules)
     layer = layer_activations(shape, lora, training)
-    hidden = shape.hidden_size * _BF16
+    copies = bool(training.get("float32_copies"))
+    trained = _FP32 if copies else _BF16
+    hidden = shape.hidden_size * trained  # embeddings in float32 make the residual stream float32
     kept = shape.num_hidden_layers * (hidden if training["gradient_checkpointing"] is True else layer) + 3 * hidden
     widest = shape.hidden_size * shape.intermediate_size * _BF16  # a projection, dequantised
     # The backward pass of an MLP. Fused, the gradients of product, gate and up are there at once; layer by layer, when those of gate and
@@ -146,9 +149,9 @@ def estimate(
     return Estimate(
         weights=shape.linear_parameters * _NF4 + kept_weights,
         quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]],
-        embeddings=shape.embedding_parameters * _BF16,
-        lora=parameters * _BF16,
-        gradients=parameters * _BF16,
+        embeddings=shape.embedding_parameters * trained,
+        lora=parameters * trained,
+        gradients=parameters * trained,
         optimiser=parameters * _OPTIMISER[training["optim"]],
         activations=kept * tokens,
         working=working,
@@ -178,7 +181,9 @@ def layer_activations(shape: Shape, lora: dict[str, Any], training: dict[str, An
 
 
 def _logits(shape: Shape, training: dict[str, Any], supervised: int) -> float:
-    """Bytes of the loss: logits of a chunk in bf16 and float32 and their gradient; see `loss.answer_loss`."""
+    """Bytes of the loss: logits of a chunk in bf16 and float32 and their gradient (`loss.answer_loss`)."""
+    if training.get("float32_copies"):
+        return 3 * supervised * shape.vocab_size * _FP32  # log-probabilities, their gradient, and that of the logits
     gradient = supervised * shape.hidden_size * _BF16
     if training["liger"]:
         # Liger's chunks hold hidden size × tokens / vocabulary rows, rounded up to a power of two.
