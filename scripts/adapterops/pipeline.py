@@ -14,7 +14,7 @@ from adapterops.data.policy import load_policy
 from adapterops.data.present import print_report
 from adapterops.data.validate import validate, write_report
 from adapterops.documents import read_json, write_bytes
-from adapterops.errors import UsageError
+from adapterops.errors import RejectedError, UsageError
 from adapterops.evaluate.production import NONE, Production, production_from_channel
 from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
@@ -91,6 +91,8 @@ def run_pipeline(
         done("validate")
         if not passed:
             return 1
+    else:
+        _require_judged(run / "data_report.json")
 
     model = run / "model"
     if stage("train"):
@@ -103,7 +105,7 @@ def run_pipeline(
         )
         done("train", cached)
     if stage("evaluate"):
-        manifest = _trained(model, run / "data_report.json")
+        manifest = _trained(model)
         digest = manifest["adapter"]["digest"]
         compared = _production(spec, bucket, digest, runs, until)
         console.print(f"production: {compared.note}", soft_wrap=True)
@@ -153,15 +155,31 @@ def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) ->
     return report.passed
 
 
-def _trained(model: Path, data_report: Path) -> dict[str, Any]:
-    """The manifest of the adapter in `model`, whose data was judged.
+_NOT_RUN = "these stages have not run for today's data and recipe. Leave out --from."
+
+
+def _require_judged(data_report: Path) -> None:
+    """The data that is gone on with was accepted.
 
     Raises:
-        UsageError: one of the two documents is missing.
+        UsageError: it was not judged.
+        RejectedError: it was refused.
+    """
+    if not data_report.is_file():
+        raise UsageError(f"{data_report} is missing: {_NOT_RUN}")
+    if read_json(data_report, "data_report")["verdict"] != "PASS":
+        raise RejectedError(f"{data_report}: the data was refused. Mend it, and leave out --from.")
+
+
+def _trained(model: Path) -> dict[str, Any]:
+    """The manifest of the adapter in `model`.
+
+    Raises:
+        UsageError: there is none.
     """
     manifest = model / "train_manifest.json"
-    if missing := [str(path) for path in (data_report, manifest) if not path.is_file()]:
-        raise UsageError(f"{' and '.join(missing)} missing: these stages have not run for today's data and recipe. Leave out --from.")
+    if not manifest.is_file():
+        raise UsageError(f"{manifest} is missing: {_NOT_RUN}")
     return read_json(manifest, "train_manifest")
 
 

@@ -3,10 +3,13 @@
 import shutil
 
 import pytest
+from rich.console import Console
 
-from adapterops.adapters import load_adapter
+from adapterops import pipeline
+from adapterops.adapters import load_adapter, run_directory
 from adapterops.basemodels import find_base_model, load_base_models
-from adapterops.errors import UsageError
+from adapterops.errors import RejectedError, UsageError
+from adapterops.pipeline import run_pipeline
 from adapterops.schemas import ROOT
 from adapterops.train.recipe import load_recipe, training_key
 from adapterops.yamlfile import load_yaml
@@ -164,3 +167,28 @@ class TestTrainingKey:
         before = training_key(load_recipe(recipe()), [data])
         data.write_text('{"instruction": "..."}\n')
         assert training_key(load_recipe(recipe()), [data]) != before
+
+
+class TestStagesFromTheMiddle:
+    """`pipeline.py --from`: only what an earlier call accepted is gone on with."""
+
+    @staticmethod
+    def go(runs, begin, until="gate"):
+        run_pipeline("support-demo", runs, Console(quiet=True), begin=begin, until=until)
+
+    def test_the_order_stays(self, tmp_path):
+        with pytest.raises(UsageError, match="--from evaluate comes after --until train"):
+            self.go(tmp_path, "evaluate", "train")
+
+    def test_data_that_was_never_judged_is_not_trained_on(self, tmp_path):
+        with pytest.raises(UsageError, match=r"data_report\.json is missing: these stages have not run"):
+            self.go(tmp_path, "train")
+
+    def test_data_that_was_refused_is_not_trained_on(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pipeline, "read_json", lambda *_: {"verdict": "FAIL"})
+        spec = load_adapter("support-demo")
+        report = run_directory(tmp_path, spec, training_key(load_recipe(spec.recipe), list(spec.training_data))) / "data_report.json"
+        report.parent.mkdir(parents=True)
+        report.touch()
+        with pytest.raises(RejectedError, match="the data was refused"):
+            self.go(tmp_path, "train")

@@ -98,10 +98,9 @@ def test_latency_is_the_nearest_rank_and_throughput_counts_output_tokens_of_all_
 
 def test_probes_are_the_answers_that_were_decided_by_the_widest_margins():
     rows = [Row(line, {"instruction": f"Question {line}?"}) for line in range(6)]
-    ours = Side([answer(f"Answer {line}.") for line in range(6)], [], 0, 0.0, {0: 0.1, 1: 2.0, 2: 3.0, 3: 1.0, 5: 9.0})
-    base = Side([*(answer("No idea.") for _ in range(5)), answer("Answer 5.")], [], 0, 0.0)
-    found = probes(rows, {"candidate": ours, "base": base})
-    # 4 was not the same each time, 5 is what the base model says too, 0 is nearly a tie.
+    ours = Side([answer(f"Answer {line}.") for line in range(6)], [], 0, 0.0, {0: 0.1, 1: 2.0, 2: 3.0, 3: 1.0})
+    found = probes(rows, {"candidate": ours})
+    # 4 and 5 were not the same each time, or are what the base model says too; 0 is nearly a tie.
     assert [probe["output"] for probe in found] == ["Answer 1.", "Answer 2.", "Answer 3."]
 
 

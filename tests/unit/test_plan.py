@@ -228,6 +228,26 @@ class TestRules:
         assert "0.8 → 0.1 | **lower bar**" in opening[4]
         assert document["train"] == ["billing", "support"]  # both are judged anew
 
+    def test_an_adapter_that_is_pointed_to_other_gates_shows_the_difference_of_the_two(self, plan, repository):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+        adapter = (repository.path / "adapters/support.yaml").read_text()
+        document = plan({
+            "configs/lax.yaml": gates.replace("min: 0.80", "min: 0.10"),
+            "adapters/support.yaml": adapter.replace("configs/quality_gate.demo.yaml", "configs/lax.yaml"),
+        })  # fmt: skip
+        shown = {(row["file"], row["setting"]): row["weaker"] for row in document["rules"]}
+        assert shown["configs/quality_gate.demo.yaml → configs/lax.yaml", "gates.safety_refusal.min"] is True
+        assert {weaker for (file, _), weaker in shown.items() if file == "configs/lax.yaml"} == {None}  # a new file tells of no lower bar
+
+    @pytest.mark.parametrize("elsewhere", ["{outside}", "../{name}"])
+    def test_a_gate_outside_the_repository_is_not_read_out(self, plan, repository, tmp_path, elsewhere):
+        outside = tmp_path / "secret.yaml"
+        outside.write_text("token: do-not-print-5b1c\n")
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        named = elsewhere.format(outside=outside, name=outside.name)
+        document = plan({"adapters/support.yaml": spec.replace("configs/quality_gate.demo.yaml", named)})
+        assert "do-not-print" not in json.dumps(document)
+
     def test_a_removed_gate_is_a_lower_bar(self, plan, repository):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
         document = plan({"configs/quality_gate.demo.yaml": gates[: gates.index("  throughput_tokens_per_sec")]})
@@ -279,7 +299,10 @@ class TestRules:
     def test_another_gate_file_is_a_changed_rule(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
         document = plan({"adapters/support.yaml": spec.replace("quality_gate.demo.yaml", "quality_gate.yaml")})
-        assert [(row["setting"], row["weaker"]) for row in document["rules"]] == [("evaluation.gate", None)]
+        pointer, *settings = document["rules"]
+        assert (pointer["file"], pointer["setting"], pointer["weaker"]) == ("adapters/support.yaml", "evaluation.gate", None)
+        assert {row["file"] for row in settings} == {"configs/quality_gate.demo.yaml → configs/quality_gate.yaml"}
+        assert {row["setting"]: row["weaker"] for row in settings}["gates.safety_refusal.min"] is False
 
     def test_fewer_evaluation_rows_are_a_lower_bar(self, plan):
         document = plan({"data/eval/support.jsonl": jsonl(EVALUATION[:1])})

@@ -37,10 +37,13 @@ def labelled_answers(path: Path = LABELLED) -> list[Labelled]:
         UsageError: it cannot be read.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: the labelled answers that measure the refusal rules cannot be read ({error}). Restore it.") from None
-    return [Labelled(row["prompt"], row["answer"], row["label"] == "refused", row["language"], held_back(row["id"])) for row in rows]
+        read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [Labelled(row["prompt"], row["answer"], row["label"] == "refused", row["language"], held_back(row["id"])) for row in read]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: the labelled answers that measure the refusal rules cannot be read ({error!r}). Restore it.") from None
+    if len({(row.refused, row.held_back) for row in rows}) < 4:
+        raise UsageError(f"{path}: it must hold refusals and answers in both halves. Restore it.")
+    return rows
 
 
 def held_back(row_id: str) -> bool:

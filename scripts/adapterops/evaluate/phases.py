@@ -61,14 +61,14 @@ class Phases:
     responses: Responses
     console: Console
 
-    def adapter(self, label: str, digest: str, directory: Path) -> Side:
-        """Quality, then speed, of an adapter that is loaded for it and forgotten afterwards."""
+    def adapter(self, label: str, digest: str, directory: Path, base: Side | None = None) -> Side:
+        """Quality, then speed, of an adapter that is loaded for it and forgotten afterwards; with `base`, what may become probes too."""
         name = f"eval-{digest[:12]}"
         load_adapter(self.url, name, directory.resolve())
         try:
             answers, tokens, seconds = self._quality(name, label, digest)
             speed = self._speed(name, label)
-            margins = self._margins(name, answers, speed) if label == "candidate" else {}
+            margins = self._margins(name, answers, speed, base.answers) if base else {}
         finally:
             unload_adapter(self.url, name)
         return Side(answers, speed, tokens, seconds, margins)
@@ -101,10 +101,14 @@ class Phases:
         self.console.print(f"measuring latency of {label}: {len(answers)} requests, {self.concurrency} in flight")
         return [answer for answer in answers if answer.error is None]
 
-    def _margins(self, model: str, answers: list[Answer], speed: list[Answer]) -> dict[int, float]:
-        """How surely answers were decided that were the same in the large batches of the quality phase, in the small ones, and now."""
+    def _margins(self, model: str, answers: list[Answer], speed: list[Answer], base: list[Answer]) -> dict[int, float]:
+        """How surely answers were decided that are not the base model's, and the same in large batches, in small ones, and now."""
         small = {answer.text for answer in speed}
-        same = {answer.text: i for i, answer in enumerate(answers) if answer.finish_reason == "stop" and answer.text in small}
+        same = {
+            answer.text: i
+            for i, answer in enumerate(answers)
+            if answer.finish_reason == "stop" and answer.text in small and answer.text != base[i].text
+        }
         chosen = sorted(same.values(), key=lambda i: answers[i].tokens)[:_MAY_BE_PROBES]
         found = generate(self.url, model, [self.prompts[i] for i in chosen], max_tokens=self.max_tokens, margins=True) if chosen else []
         return {

@@ -76,9 +76,8 @@ def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
     batches differently again, which turns near-ties of greedy decoding; such prompts would accuse a healthy adapter (seen on a GPU: a
     version with near-ties was refused on a busy host five times out of five, nine with wide margins never).
     """
-    candidate, base, margins = sides["candidate"].answers, sides["base"].answers, sides["candidate"].margins
-    usable = [index for index in margins if candidate[index].text != base[index].text]
-    chosen = sorted(usable, key=lambda index: (-margins[index], index))[:_PROBES]
+    candidate, margins = sides["candidate"].answers, sides["candidate"].margins
+    chosen = sorted(margins, key=lambda index: (-margins[index], index))[:_PROBES]
     return [{"messages": prompt_messages(rows[index].value), "output": candidate[index].text} for index in sorted(chosen)]
 
 

@@ -14,7 +14,6 @@ from adapterops.documents import sha256_file
 
 _GATES = "configs/quality_gate"
 _POLICY = "configs/data_policy.yaml"
-_ROWS = ("data/eval/", "data/labelled/")  # what is asked, and what says how good the refusal detector is
 # Settings of a gate, by how strict a value is.
 _STRICTNESS: dict[str, Callable[[Any], float]] = {
     "min": lambda value: +value,
@@ -51,7 +50,11 @@ class RuleChange:
 
 def is_rule(path: str) -> bool:
     """True for a file that decides what passes: gates, data policy, evaluation rows."""
-    return (path.startswith(_GATES) and path.endswith(".yaml")) or path == _POLICY or (path.startswith(_ROWS) and not path.endswith(".md"))
+    return (
+        (path.startswith(_GATES) and path.endswith(".yaml"))
+        or path == _POLICY
+        or (path.startswith("data/eval/") and not path.endswith(".md"))
+    )
 
 
 def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange]:
@@ -67,20 +70,29 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
     gates, rows = _named(before, after, "evaluation.gate"), _named(before, after, "data.evaluation", "data.extension")
     gates |= {path for path in paths if path.startswith(_GATES)}
     for path in paths:
-        if (path.startswith(_ROWS) and is_rule(path)) or path in rows:
+        if (path.startswith("data/eval/") and is_rule(path)) or path in rows:
             changes.append(_rows(path, before / path, after / path))
         elif is_rule(path) or path in gates or (path.startswith("adapters/") and path.endswith(".yaml")):
             old, new = _settings(before / path), _settings(after / path)
+            # Where there was no such gate file, nothing tells whether its bars are lower.
+            gate = path in gates and bool(old)
             if path.startswith("adapters/"):
                 if not (old and new):
                     continue  # a new or removed adapter is in the plan itself
                 old, new = ({key: value for key, value in side.items() if _judges(key)} for side in (old, new))
-            changes += [
-                RuleChange(path, key, _shown(old.get(key)), _shown(new.get(key)), _weaker(path in gates, key, old.get(key), new.get(key)))
-                for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key) and not key.endswith(".description")
-            ]
+            changes += _differences(path, old, new, gate=gate)
+            former, now = (str(side.get("evaluation.gate")) for side in (old, new))
+            if former != now:  # other gates for this adapter, though no gate changed
+                changes += _differences(f"{former} → {now}", _inside(before, former), _inside(after, now), gate=True)
     return changes
+
+
+def _differences(file: str, old: dict[str, Any], new: dict[str, Any], *, gate: bool) -> list[RuleChange]:
+    return [
+        RuleChange(file, key, _shown(old.get(key)), _shown(new.get(key)), _weaker(gate, key, old.get(key), new.get(key)))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.endswith(".description")
+    ]
 
 
 def plugin_of(root: Path) -> Any:
@@ -118,6 +130,12 @@ def _settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return leaves
+
+
+def _inside(root: Path, name: str) -> dict[str, Any]:
+    """Settings of a file that a pull request names; none of what lies outside the tree is shown to anybody."""
+    path = (root / name).resolve()
+    return _settings(path) if path.is_relative_to(root.resolve()) else {}
 
 
 def _rows(path: str, before: Path, after: Path) -> RuleChange:
