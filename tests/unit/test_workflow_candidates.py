@@ -5,8 +5,10 @@ import json
 
 import boto3
 import pytest
-from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
+from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of, sigstore_is_unreachable
 from click.testing import CliRunner
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -408,6 +410,27 @@ class TestSignature:
         known = find_candidate(store, newer, trust)
         assert known.digest == find_candidate(store, keys).digest
         assert (known.released, "candidate.json is not used" in known.distrust) == (False, True)
+
+    @pytest.mark.parametrize("kind", ["garbage", "private half", "other kind"])
+    def test_what_is_no_public_key_is_misuse_and_nothing_to_remove(self, store, keys, tmp_path, signer, kind):
+        other = ed25519.Ed25519PrivateKey.generate().public_key()
+        content = {
+            "garbage": b"not a key",
+            "private half": signer.private_key.read_bytes(),
+            "other kind": other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
+        }[kind]
+        (tmp_path / "bad.pem").write_bytes(content)
+        kept(store, keys, tmp_path / "run", signer)
+        with pytest.raises(UsageError, match=r"bad\.pem is not an elliptic-curve public key \(PEM\)"):
+            find_candidate(store, keys, Trust(tmp_path / "bad.pem"))
+
+    def test_without_sigstore_nothing_is_said_about_the_signature(self, store, keys, tmp_path, signer, monkeypatch):
+        sigstore_is_unreachable(monkeypatch)
+        kept(store, keys, tmp_path / "run", signer)
+        with pytest.raises(InfrastructureError, match=r"must reach \*\.sigstore\.dev"):
+            find_candidate(
+                store, keys, Trust(None, "https://github.com/x/y/.github/workflows/train.yaml@refs/heads/main", "https://issuer")
+            )
 
     @pytest.mark.usefixtures("store")
     def test_the_scripts_sign_and_verify(self, keys, repository, tmp_path, pairs, monkeypatch):
