@@ -135,6 +135,27 @@ def test_a_judgement_cannot_write_outside_its_run(store, keys, tmp_path):
     assert not (tmp_path.parent / "escaped.json").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["model/adapter_model.safetensors", "./model/chat_template.jinja", "main/../model/x.json", ".hidden.json", "."]
+)
+def test_a_judgement_brings_documents_and_nothing_else(store, keys, tmp_path, name):
+    """The adapter beside them was verified before."""
+    judgement = kept(store, keys, tmp_path / "run")
+    judgement["documents"][0]["name"] = name
+    with pytest.raises(InfrastructureError, match="none of its documents"):
+        fetch_judgement(store, judgement, tmp_path / "fetched")
+    assert not list((tmp_path / "fetched").rglob("*.*"))
+
+
+def test_a_document_that_cannot_be_written_again_is_damaged(store, keys, tmp_path):
+    """Half of a surrogate pair is JSON all the same."""
+    judgement = kept(store, keys, tmp_path / "run")
+    key = f"candidates/{keys.training}/judgements/{keys.judgement(None)}/judgement.json"
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps({**judgement, "reason": "\ud800"}).encode())
+    with pytest.raises(InfrastructureError, match=r"judgement\.json is damaged"):
+        find_candidate(store, keys)
+
+
 class TestProduction:
     """A verdict holds against the adapter that it was compared with, and no other."""
 
@@ -389,17 +410,51 @@ class TestSignature:
             keep_adapter(store, keys.training, own / "model", signer, trust)
         assert adapter_digest(own / "model") == digest
 
-    def test_a_failed_verdict_is_said_first(self, store, keys, repository, tmp_path, trust):
-        """No retry until green by having it removed."""
+    def test_a_failed_verdict_that_train_did_not_sign_is_none(self, store, keys, repository, tmp_path, trust):
+        """Whoever may write there would have a merge reverted by it."""
         kept(store, keys, tmp_path / "run", verdict="FAIL")
+        said = self.refusal(store, repository, tmp_path, trust)
+        assert "is not signed" in said
+        assert "the gate said" not in said
+
+    def test_a_failed_verdict_that_is_signed_is_said(self, store, keys, repository, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "run", signer, verdict="FAIL")
         assert "the gate said FAIL" in find_promotion(store, "support", repository.path, trust).problem
+
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_a_planted_verdict_is_not_reported_as_the_runs_own(self, store, keys, tmp_path, signer, trust, monkeypatch, at_once):
+        run = run_of(keys, tmp_path / "run", verdict="FAIL")
+        keep_adapter(store, keys.training, run / "model", signer)
+        keep_judgement(store, keys, run_of(keys, tmp_path / "planted"), SOURCE)
+        if at_once:  # looked, and found nothing
+            monkeypatch.setattr(candidates, "find_judgement", lambda *_: None)
+        with pytest.raises(RejectedError, match=r"judgement\.json is not used: it is not signed"):
+            keep_judgement(store, keys, run, SOURCE, signer, trust)
+
+    def test_a_former_verdict_that_is_signed_stays(self, store, keys, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "first", signer, verdict="FAIL")
+        assert keep_judgement(store, keys, run_of(keys, tmp_path / "second"), SOURCE, signer, trust)["verdict"] == "FAIL"
+
+    def test_of_a_release_the_verdict_must_be_signed_too(self, store, keys, tmp_path, signer, trust):
+        """Its documents come into the run beside the weights."""
+        digest = release(store, keys, tmp_path / "run")
+        known = find_candidate(store, keys, trust)
+        assert (known.digest, known.released, known.judgement) == (digest, True, None)
+        assert "judgement.json is not used" in known.distrust
+        for key in list(store.keys(f"{self.judgement_place(keys)}/")):
+            boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
+        keep_judgement(store, keys, tmp_path / "run", SOURCE, signer, trust)
+        known = find_candidate(store, keys, trust)
+        assert (known.verdict, known.distrust) == ("PASS", "")
 
     def test_a_release_is_served_again_by_its_own_signature(self, store, keys, repository, tmp_path, trust):
         first = release(store, keys, tmp_path / "run")
         change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one")
         promotion = find_promotion(store, "support", repository.path, trust)
         assert (promotion.digest, promotion.released, promotion.problem) == (first, True, "")
-        assert fetch_promotion(store, promotion, repository.path, tmp_path / "promoted", trust) is not None
+        assert fetch_promotion(store, promotion, repository.path, tmp_path / "promoted", trust) is None  # its verdict is not signed
+        assert adapter_digest(tmp_path / "promoted/model") == first
+        assert not (tmp_path / "promoted/gate_report.json").exists()
 
     def test_an_older_release_is_not_passed_off_as_what_newer_data_made(self, store, keys, repository, tmp_path, trust):
         """Its own training key finds it; under another one it is a candidate like any other."""
