@@ -23,6 +23,8 @@ from adapterops.gitops.candidates import (
     trust_from,
 )
 from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
+from adapterops.plan import build
+from adapterops.plan.estimate import Estimate
 from adapterops.plan.keys import adapter_keys
 from adapterops.plan.tree import extract
 from adapterops.store.channels import change_channel, promote
@@ -508,6 +510,25 @@ class TestSignature:
             )
             assert result.exit_code == code, result.output
             assert (tmp_path / f"{code}/support" / run.name / "gate_report.json").exists() is (code == 0)
+
+    def test_a_planted_verdict_makes_the_check_red_before_the_merge(self, store, repository, tmp_path, trust, monkeypatch):
+        import plan
+        import required_check
+        from adapterops import schemas
+
+        monkeypatch.setattr(schemas, "ROOT", repository.path)
+        monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+        head = repository.branch("data", {"data/training/support.jsonl": jsonl(ROWS[:2])})
+        extract(head, "main", repository.path, tmp_path / "pull")
+        kept(store, adapter_keys("support", tmp_path / "pull"), tmp_path / "planted")
+        needs = {"plan": {"result": "success", "outputs": {"validate": '["support"]', "train": "[]", "code": "false"}}}
+        needs |= {job: {"result": result} for job, result in {"validate": "success", "train": "skipped", "code": "skipped"}.items()}
+        monkeypatch.setenv("NEEDS", json.dumps(needs))
+        for environment, code in (({}, 0), ({"CANDIDATE_SIGNED_BY": str(trust.public_key)}, 1)):
+            for script in (plan, required_check):
+                result = CliRunner().invoke(script.main, ["--head", head], env=environment)
+                assert result.exit_code == code, result.output
+                assert ("candidate.json is not used: it is not signed" in result.output) is bool(code)
 
     def test_keyless_means_this_repositorys_train_workflow(self, monkeypatch, tmp_path):
         monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")

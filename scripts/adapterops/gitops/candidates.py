@@ -95,6 +95,15 @@ def find_candidate(store: ObjectStore, keys: Keys, trust: Trust | None = None) -
     return _candidate(store, keys.spec.name, keys.training, adapter, judgement_key, trust)
 
 
+def find_judged(store: ObjectStore, name: str, training_key: str, judgement_key: str, trust: Trust | None = None) -> Candidate:
+    """What `find_candidate` says, for keys that a plan names; `name` is the adapter's.
+
+    Raises:
+        InfrastructureError: the store, or a damaged document.
+    """
+    return _candidate(store, name, training_key, _adapter(store, training_key), judgement_key, trust)
+
+
 def _candidate(
     store: ObjectStore, name: str, training_key: str, adapter: dict[str, Any] | None, judgement_key: str, trust: Trust | None
 ) -> Candidate:
