@@ -39,8 +39,9 @@ def main(
 ) -> None:
     """Fetch what was computed before for an adapter's keys into its run directory, or keep what was computed now.
 
-    What is kept first stays: equal inputs are not trained twice, and get no second verdict. With --signed-by nothing is fetched that
-    others than train.yaml may have put there: this run would judge and sign it.
+    What is kept first stays: equal inputs are not trained twice, and get no second verdict. With --signed-by an adapter or a verdict that
+    others than train.yaml put there is refused, for this run would judge and sign it. Of a released adapter only the verdict must carry
+    that signature: its weights are those of the release, by their digest.
 
     \b
     Example:
@@ -77,7 +78,7 @@ def main(
     console.print(f"candidates/{keys.training}: adapter {digest[:12]}", soft_wrap=True)
     if (run / "gate_report.json").is_file():
         source = {"commit": commit, "pr": pr, "run": _run_url()}
-        judgement = keep_judgement(store, keys, run, source, signer)
+        judgement = keep_judgement(store, keys, run, source, signer, trust)
         if judgement:
             said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
         else:

@@ -17,7 +17,8 @@ def main(needed: tuple[str, ...]) -> int:
     candidates-write   ... and candidates written         disk      30 GiB are free
     releases-write     ... and releases and channels      engine    vLLM is installed
     gateways           every gateway of $GATEWAYS answers github    $GITHUB_TOKEN is set
-    candidates-sign    the key of $CANDIDATE_SIGNING_KEY signs, and fits $CANDIDATE_SIGNED_BY
+    candidates-sign    the key of $CANDIDATE_SIGNING_KEY signs, and fits $CANDIDATE_SIGNED_BY;
+                       `keyless`: the job has an identity (id-token: write), and Sigstore gives out its keys
 
     \b
     Example:

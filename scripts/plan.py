@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import OUTPUT_PATH, command, console
+from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 
 
 @command()
@@ -19,8 +19,17 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--fork", is_flag=True, help="The pull request comes from a fork.")
 @click.option("--pull-request", type=int, help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).")
 @click.option("--gpu-for", help="Exit 1 unless this adapter gets a GPU job: the last check before one starts.")
+@SIGNED_BY
 def main(
-    base: str, head: str, output: Path | None, bucket: str | None, no_store: bool, fork: bool, pull_request: int | None, gpu_for: str | None
+    base: str,
+    head: str,
+    output: Path | None,
+    bucket: str | None,
+    no_store: bool,
+    fork: bool,
+    pull_request: int | None,
+    gpu_for: str | None,
+    signed_by: str | None,
 ) -> int:
     """Plan what a pull request needs: affected adapters by key, what was computed before, minutes and cost.
 
@@ -31,6 +40,7 @@ def main(
       python scripts/plan.py --base origin/main --head $(git rev-parse HEAD) --no-store
     """
     from adapterops.documents import write_json
+    from adapterops.gitops.candidates import trust_from
     from adapterops.gitops.github import labels_of
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
     from adapterops.plan.build import build_plan
@@ -40,7 +50,9 @@ def main(
     from adapterops.store.objects import open_store
 
     fetch(head, ROOT)
-    plan = build_plan(resolve(base, ROOT), head, ROOT, None if no_store else open_store(bucket), fork=fork, labels=labels_of(pull_request))
+    store = None if no_store else open_store(bucket)
+    labels, trust = labels_of(pull_request), trust_from(signed_by)
+    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, labels=labels, trust=trust)
     if output:
         write_json(output, plan, "plan")
     print_plan(plan, console)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import OUTPUT_PATH, command, console
+from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 
 
 @command()
@@ -19,7 +19,8 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--pull-request", type=int, required=True, help="Its number.")
 @click.option("--repository", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
-def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str | None) -> int:
+@SIGNED_BY
+def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str | None, signed_by: str | None) -> int:
     """Fetch the verdicts of a plan's adapters from the store and have `report.py post` comment them.
 
     \b
@@ -28,7 +29,7 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
     """
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
-    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judgement
+    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judged, trust_from
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
@@ -40,17 +41,17 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
     if not wanted:
         console.print("no adapter is affected: nothing to report")
         return 0
-    store = open_store(bucket)
+    store, trust = open_store(bucket), trust_from(signed_by)
     with tempfile.TemporaryDirectory(prefix="reports-") as scratch:
         reports = []
         for row in wanted:
-            judgement = find_judgement(store, row["training_key"], row["judgement_key"])
-            if judgement is None:
-                console.print(f"{row['name']}: no verdict yet")
+            known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
+            if known.judgement is None:
+                console.print(f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True)
                 continue
             run = Path(scratch) / row["name"] / row["training_key"][:12]
-            fetch_adapter(store, row["training_key"], run / "model")
-            fetch_judgement(store, judgement, run)
+            fetch_adapter(store, row["training_key"], run / "model", None if known.released else trust)
+            fetch_judgement(store, known.judgement, run)
             shutil.copy(plan_path, run / "plan.json")  # what was predicted stands beside what it took
             reports.append(run / "gate_report.json")
         if not reports:

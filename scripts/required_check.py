@@ -7,7 +7,7 @@ import os
 
 import click
 
-from adapterops.command import command, console
+from adapterops.command import SIGNED_BY, command, console
 from adapterops.errors import UsageError
 
 
@@ -18,7 +18,8 @@ from adapterops.errors import UsageError
 @click.option("--no-store", is_flag=True, help="A fork's run, which has no access to the store.")
 @click.option("--fork", is_flag=True, help="The pull request comes from a fork.")
 @click.option("--pull-request", type=int, help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).")
-def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, pull_request: int | None) -> int:
+@SIGNED_BY
+def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, pull_request: int | None, signed_by: str | None) -> int:
     """Decide whether a pull request may be merged: exit 0 or 1.
 
     Reads the jobs' results from $NEEDS (the `needs` context as JSON). Jobs that did not run are accepted only where the plan
@@ -28,6 +29,7 @@ def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, p
     Example:
       NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python scripts/required_check.py --head SHA
     """
+    from adapterops.gitops.candidates import trust_from
     from adapterops.gitops.github import labels_of
     from adapterops.gitops.outputs import annotate, summarize
     from adapterops.gitops.required import decide
@@ -43,7 +45,8 @@ def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, p
         raise UsageError("NEEDS is not set to the `needs` context as JSON. In a workflow: env: {NEEDS: ${{ toJSON(needs) }}}") from None
     fetch(head, ROOT)
     store = None if no_store else open_store(bucket)
-    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, labels=labels_of(pull_request))
+    labels, trust = labels_of(pull_request), trust_from(signed_by)
+    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, labels=labels, trust=trust)
     problems = decide(needs, plan)
     verdict = "This pull request may be merged." if not problems else "This pull request may not be merged yet."
     summarize(f"## {verdict}\n\n" + "".join(f"- {text(problem)}\n" for problem in problems) + "\n" + plan_markdown(plan))

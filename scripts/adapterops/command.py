@@ -33,6 +33,13 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 OUTPUT_PATH = click.Path(path_type=Path)
 
+# For scripts that say what is computed already: what they take for done, a release must not refuse.
+SIGNED_BY = click.option(
+    "--signed-by",
+    envvar="CANDIDATE_SIGNED_BY",
+    help="Whose signature candidates must carry: public key (PEM), or `keyless`. Default: $CANDIDATE_SIGNED_BY, else none is asked for.",
+)
+
 
 # A path of the user's that cannot be read or written, and a disk that is full: no defect, so that a sentence says it.
 _BAD_PATH = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EBUSY}

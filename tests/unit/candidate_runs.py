@@ -75,6 +75,16 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def sigstore_is_unreachable(monkeypatch):
+    from sigstore.errors import TUFError
+    from sigstore.models import ClientTrustConfig
+
+    def refresh():
+        raise TUFError("Failed to refresh TUF metadata")
+
+    monkeypatch.setattr(ClientTrustConfig, "production", staticmethod(refresh))
+
+
 def copy_tree(source, target):
     """Data, configs and adapters, as take_pull_request.py --main-copy writes them."""
     for name in ("data", "configs", "adapters"):

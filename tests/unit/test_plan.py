@@ -15,8 +15,8 @@ from adapterops.schemas import schema_problems
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 
-def candidate(digest=None, verdict=None, *, released=False):
-    return Candidate(digest, "b" * 64, {"verdict": verdict} if verdict else None, released)
+def candidate(digest=None, verdict=None, *, released=False, distrust=""):
+    return Candidate(digest, "b" * 64, {"verdict": verdict} if verdict else None, released, distrust)
 
 
 UNKNOWN = candidate()
@@ -92,6 +92,20 @@ def test_going_back_to_a_release_needs_no_new_verdict(plan):
     document = plan(more_rows(), candidate("a" * 64, released=True))
     assert (document["train"], document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == ([], "reuse", "PASS")
     assert document["reason"] == "Computed before: support released. Nothing is trained."
+
+
+def test_what_the_release_would_not_take_is_refused_before_the_merge_with_what_mends_it(plan):
+    document = plan(more_rows(), candidate("a" * 64, distrust="judgement.json is not used: it is not signed. aws s3 rm it"))
+    assert document["problems"] == ["support: judgement.json is not used: it is not signed. aws s3 rm it   # then comment `/retrain`"]
+    assert (document["verdict"], document["train"], document["validate"]) == ("REFUSED", [], [])
+    assert (document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == ("judge", None)
+
+
+def test_going_back_to_a_release_needs_no_signed_verdict_and_other_rules_do(plan, repository):
+    known = candidate("a" * 64, released=True, distrust="judgement.json is not used")
+    assert plan(more_rows(), known)["reason"] == "Computed before: support released. Nothing is trained."
+    gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
+    assert plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")}, known)["verdict"] == "REFUSED"
 
 
 def test_other_rules_for_what_is_served_ask_for_a_verdict(plan, repository):

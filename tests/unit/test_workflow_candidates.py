@@ -5,8 +5,10 @@ import json
 
 import boto3
 import pytest
-from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
+from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of, sigstore_is_unreachable
 from click.testing import CliRunner
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -21,6 +23,8 @@ from adapterops.gitops.candidates import (
     trust_from,
 )
 from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
+from adapterops.plan import build
+from adapterops.plan.estimate import Estimate
 from adapterops.plan.keys import adapter_keys
 from adapterops.plan.tree import extract
 from adapterops.store.channels import change_channel, promote
@@ -131,6 +135,27 @@ def test_a_judgement_cannot_write_outside_its_run(store, keys, tmp_path):
     with pytest.raises(InfrastructureError, match="outside its run"):
         fetch_judgement(store, judgement, tmp_path / "fetched")
     assert not (tmp_path.parent / "escaped.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["model/adapter_model.safetensors", "./model/chat_template.jinja", "main/../model/x.json", ".hidden.json", "."]
+)
+def test_a_judgement_brings_documents_and_nothing_else(store, keys, tmp_path, name):
+    """The adapter beside them was verified before."""
+    judgement = kept(store, keys, tmp_path / "run")
+    judgement["documents"][0]["name"] = name
+    with pytest.raises(InfrastructureError, match="none of its documents"):
+        fetch_judgement(store, judgement, tmp_path / "fetched")
+    assert not list((tmp_path / "fetched").rglob("*.*"))
+
+
+def test_a_document_that_cannot_be_written_again_is_damaged(store, keys, tmp_path):
+    """Half of a surrogate pair is JSON all the same."""
+    judgement = kept(store, keys, tmp_path / "run")
+    key = f"candidates/{keys.training}/judgements/{keys.judgement(None)}/judgement.json"
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps({**judgement, "reason": "\ud800"}).encode())
+    with pytest.raises(InfrastructureError, match=r"judgement\.json is damaged"):
+        find_candidate(store, keys)
 
 
 class TestProduction:
@@ -387,17 +412,51 @@ class TestSignature:
             keep_adapter(store, keys.training, own / "model", signer, trust)
         assert adapter_digest(own / "model") == digest
 
-    def test_a_failed_verdict_is_said_first(self, store, keys, repository, tmp_path, trust):
-        """No retry until green by having it removed."""
+    def test_a_failed_verdict_that_train_did_not_sign_is_none(self, store, keys, repository, tmp_path, trust):
+        """Whoever may write there would have a merge reverted by it."""
         kept(store, keys, tmp_path / "run", verdict="FAIL")
+        said = self.refusal(store, repository, tmp_path, trust)
+        assert "is not signed" in said
+        assert "the gate said" not in said
+
+    def test_a_failed_verdict_that_is_signed_is_said(self, store, keys, repository, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "run", signer, verdict="FAIL")
         assert "the gate said FAIL" in find_promotion(store, "support", repository.path, trust).problem
+
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_a_planted_verdict_is_not_reported_as_the_runs_own(self, store, keys, tmp_path, signer, trust, monkeypatch, at_once):
+        run = run_of(keys, tmp_path / "run", verdict="FAIL")
+        keep_adapter(store, keys.training, run / "model", signer)
+        keep_judgement(store, keys, run_of(keys, tmp_path / "planted"), SOURCE)
+        if at_once:  # looked, and found nothing
+            monkeypatch.setattr(candidates, "find_judgement", lambda *_: None)
+        with pytest.raises(RejectedError, match=r"judgement\.json is not used: it is not signed"):
+            keep_judgement(store, keys, run, SOURCE, signer, trust)
+
+    def test_a_former_verdict_that_is_signed_stays(self, store, keys, tmp_path, signer, trust):
+        kept(store, keys, tmp_path / "first", signer, verdict="FAIL")
+        assert keep_judgement(store, keys, run_of(keys, tmp_path / "second"), SOURCE, signer, trust)["verdict"] == "FAIL"
+
+    def test_of_a_release_the_verdict_must_be_signed_too(self, store, keys, tmp_path, signer, trust):
+        """Its documents come into the run beside the weights."""
+        digest = release(store, keys, tmp_path / "run")
+        known = find_candidate(store, keys, trust)
+        assert (known.digest, known.released, known.judgement) == (digest, True, None)
+        assert "judgement.json is not used" in known.distrust
+        for key in list(store.keys(f"{self.judgement_place(keys)}/")):
+            boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
+        keep_judgement(store, keys, tmp_path / "run", SOURCE, signer, trust)
+        known = find_candidate(store, keys, trust)
+        assert (known.verdict, known.distrust) == ("PASS", "")
 
     def test_a_release_is_served_again_by_its_own_signature(self, store, keys, repository, tmp_path, trust):
         first = release(store, keys, tmp_path / "run")
         change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one")
         promotion = find_promotion(store, "support", repository.path, trust)
         assert (promotion.digest, promotion.released, promotion.problem) == (first, True, "")
-        assert fetch_promotion(store, promotion, repository.path, tmp_path / "promoted", trust) is not None
+        assert fetch_promotion(store, promotion, repository.path, tmp_path / "promoted", trust) is None  # its verdict is not signed
+        assert adapter_digest(tmp_path / "promoted/model") == first
+        assert not (tmp_path / "promoted/gate_report.json").exists()
 
     def test_an_older_release_is_not_passed_off_as_what_newer_data_made(self, store, keys, repository, tmp_path, trust):
         """Its own training key finds it; under another one it is a candidate like any other."""
@@ -408,6 +467,27 @@ class TestSignature:
         known = find_candidate(store, newer, trust)
         assert known.digest == find_candidate(store, keys).digest
         assert (known.released, "candidate.json is not used" in known.distrust) == (False, True)
+
+    @pytest.mark.parametrize("kind", ["garbage", "private half", "other kind"])
+    def test_what_is_no_public_key_is_misuse_and_nothing_to_remove(self, store, keys, tmp_path, signer, kind):
+        other = ed25519.Ed25519PrivateKey.generate().public_key()
+        content = {
+            "garbage": b"not a key",
+            "private half": signer.private_key.read_bytes(),
+            "other kind": other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
+        }[kind]
+        (tmp_path / "bad.pem").write_bytes(content)
+        kept(store, keys, tmp_path / "run", signer)
+        with pytest.raises(UsageError, match=r"bad\.pem is not an elliptic-curve public key \(PEM\)"):
+            find_candidate(store, keys, Trust(tmp_path / "bad.pem"))
+
+    def test_without_sigstore_nothing_is_said_about_the_signature(self, store, keys, tmp_path, signer, monkeypatch):
+        sigstore_is_unreachable(monkeypatch)
+        kept(store, keys, tmp_path / "run", signer)
+        with pytest.raises(InfrastructureError, match=r"must reach \*\.sigstore\.dev"):
+            find_candidate(
+                store, keys, Trust(None, "https://github.com/x/y/.github/workflows/train.yaml@refs/heads/main", "https://issuer")
+            )
 
     @pytest.mark.usefixtures("store")
     def test_the_scripts_sign_and_verify(self, keys, repository, tmp_path, pairs, monkeypatch):
@@ -430,6 +510,25 @@ class TestSignature:
             )
             assert result.exit_code == code, result.output
             assert (tmp_path / f"{code}/support" / run.name / "gate_report.json").exists() is (code == 0)
+
+    def test_a_planted_verdict_makes_the_check_red_before_the_merge(self, store, repository, tmp_path, trust, monkeypatch):
+        import plan
+        import required_check
+        from adapterops import schemas
+
+        monkeypatch.setattr(schemas, "ROOT", repository.path)
+        monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+        head = repository.branch("data", {"data/training/support.jsonl": jsonl(ROWS[:2])})
+        extract(head, "main", repository.path, tmp_path / "pull")
+        kept(store, adapter_keys("support", tmp_path / "pull"), tmp_path / "planted")
+        needs = {"plan": {"result": "success", "outputs": {"validate": '["support"]', "train": "[]", "code": "false"}}}
+        needs |= {job: {"result": result} for job, result in {"validate": "success", "train": "skipped", "code": "skipped"}.items()}
+        monkeypatch.setenv("NEEDS", json.dumps(needs))
+        for environment, code in (({}, 0), ({"CANDIDATE_SIGNED_BY": str(trust.public_key)}, 1)):
+            for script in (plan, required_check):
+                result = CliRunner().invoke(script.main, ["--head", head], env=environment)
+                assert result.exit_code == code, result.output
+                assert ("candidate.json is not used: it is not signed" in result.output) is bool(code)
 
     def test_keyless_means_this_repositorys_train_workflow(self, monkeypatch, tmp_path):
         monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from candidate_runs import sigstore_is_unreachable
 from click.testing import CliRunner
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -325,6 +326,21 @@ class TestSetup:
             assert said is None or (said in problems[0] and "CANDIDATE_SIGNING_KEY" in problems[0])
         monkeypatch.setenv("CANDIDATE_SIGNING_KEY", "keyless")
         assert "set both" in missing(["candidates-sign"])[0]
+
+    def test_a_runner_that_cannot_sign_without_a_key_is_named_before_it_trains(self, monkeypatch):
+        from adapterops.gitops.setup import missing
+        from adapterops.store.signing import Trust
+
+        known = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "your-org/qlora-gitops"}
+        for name, value in {**known, "CANDIDATE_SIGNING_KEY": "keyless", "CANDIDATE_SIGNED_BY": "keyless"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_URL", raising=False)
+        sigstore_is_unreachable(monkeypatch)
+        assert "id-token: write" in missing(["candidates-sign"])[0]
+        monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", "https://pipelines.invalid")
+        assert "must reach *.sigstore.dev" in missing(["candidates-sign"])[0]
+        monkeypatch.setattr(Trust, "verifier", lambda _: None)
+        assert missing(["candidates-sign"]) == []
 
     def test_an_unknown_need_is_misuse(self):
         from adapterops.gitops.setup import missing

@@ -1,5 +1,6 @@
 """What runs by itself or by a comment beside the pull request: judging by main's rules, drift, the week, reports, notes."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from adapterops.adapters import run_directory
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
+from adapterops.store.signing import Signer, make_key_pair
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 GATEWAY = "http://10.0.0.7:8080"
@@ -205,6 +207,19 @@ class TestWeek:
         kept(store, keys, tmp_path / "run", verdict="FAIL")
         assert self.waiting(monkeypatch, tmp_path) == []
 
+    def test_what_is_not_signed_is_named_and_not_trained(self, github, store, keys, monkeypatch, tmp_path):
+        """The run would refuse it, and what stays must not pass for a verdict."""
+        make_key_pair(tmp_path / "mine.pem", tmp_path / "mine.pub.pem")
+        kept(store, keys, tmp_path / "run")
+        monkeypatch.setenv("CANDIDATE_SIGNED_BY", str(tmp_path / "mine.pub.pem"))
+        assert self.waiting(monkeypatch, tmp_path) == []
+        said = run("weekly", "plan").output
+        assert "support: s3://" in said
+        assert f"aws s3 rm --recursive s3://{store.bucket}/candidates/{keys.training}/   # then: gh workflow run retrain.yaml" in said
+        run("weekly", "review")
+        (issue,) = github.issues.values()
+        assert "candidate.json is not used" in html.unescape(issue["body"])
+
     def test_one_review_is_opened_a_week_with_what_happened(self, github, store, keys, tmp_path):
         digest = release(store, keys, tmp_path / "run")
         for _ in range(2):
@@ -229,6 +244,29 @@ class TestWeek:
         monkeypatch.setattr(weekly, "subprocess", type("_", (), {"run": staticmethod(validate)}))
         assert run("weekly", "data", "--output", tmp_path).exit_code == 1
         assert [command[command.index("--adapter") + 1] for command in calls] == ["support"]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_verdict_is_reported_if_its_signature_holds(store, keys, monkeypatch, tmp_path, signed):
+    import post_reports
+
+    make_key_pair(tmp_path / "mine.pem", tmp_path / "mine.pub.pem")
+    kept(store, keys, tmp_path / "run", Signer(tmp_path / "mine.pem") if signed else None)
+    posted = []
+
+    def post(command, check):
+        posted.append(command)
+        return type("_", (), {"returncode": 0})
+
+    monkeypatch.setattr(post_reports, "subprocess", type("_", (), {"run": staticmethod(post)}))
+    monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
+    monkeypatch.setenv("CANDIDATE_SIGNED_BY", str(tmp_path / "mine.pub.pem"))
+    row = {"name": "support", "training_key": keys.training, "judgement_key": keys.judgement(None)}
+    (tmp_path / "plan.json").write_text(json.dumps({"adapters": [row]}))
+    result = run("post_reports", "--plan", tmp_path / "plan.json", "--pull-request", 7, "--repository", "your-org/qlora-gitops")
+    assert result.exit_code == 0, result.output
+    assert len(posted) == signed
+    assert ("candidate.json is not used" in result.output) is not signed
 
 
 def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(github, store, keys, tmp_path):

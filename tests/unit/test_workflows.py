@@ -139,6 +139,14 @@ def test_the_one_secret_goes_to_the_default_branchs_scripts_that_count_tokens(na
     )
 
 
+@EVERY_STEP
+def test_whoever_reads_candidates_asks_for_their_signature(name, job_name, step):
+    """What the plan takes for done and the release refuses would be found out after the merge."""
+    if re.search(r"scripts/(plan|required_check|post_reports|candidate|promote)\.py|weekly\.py (plan|review)", step.get("run", "")):
+        environment_of_step = WORKFLOWS[name].get("env", {}) | WORKFLOWS[name]["jobs"][job_name].get("env", {}) | step.get("env", {})
+        assert environment_of_step["CANDIDATE_SIGNED_BY"] == "${{ vars.CANDIDATE_PUBLIC_KEY || 'keyless' }}"
+
+
 def test_every_pin_carries_its_version():
     for path in FILES:
         for line in path.read_text().splitlines():

@@ -48,10 +48,10 @@ class Candidate:
     Args:
         digest: of the adapter that was trained, None if none was.
         judgement_key: of the verdict that counts now: under these rules, against the adapter that is in production.
-        judgement: `configs/schemas/judgement.json` for that key, None if there is none.
+        judgement: `configs/schemas/judgement.json` for that key, None if there is none that counts.
         released: the adapter is a release of this training key: it passed once, under the rules and against the production of that day.
-        distrust: why adapter or verdict do not count as signed by whom we trust, with the command that removes them; empty if they do,
-            for a release, which has a signature of its own, and where no trust was given.
+        distrust: why adapter or verdict do not count as signed by whom we trust, with the command that removes them; empty if they do, and
+            where no trust was given. A release has a signature of its own: of it only the verdict is looked at.
     """
 
     digest: str | None
@@ -90,25 +90,39 @@ def find_candidate(store: ObjectStore, keys: Keys, trust: Trust | None = None) -
     Raises:
         InfrastructureError: the store, or a damaged document.
     """
-    name, prefix = keys.spec.name, _prefix(keys.training)
-    adapter = _document(store, f"{prefix}/candidate.json", "candidate", {"training_key": keys.training})
-    digest = str(adapter["digest"]) if adapter else None
-    judgement_key = keys.judgement(_production(store, keys, digest))
-    if adapter is None or digest is None:
+    adapter = _adapter(store, keys.training)
+    judgement_key = keys.judgement(_production(store, keys, str(adapter["digest"]) if adapter else None))
+    return _candidate(store, keys.spec.name, keys.training, adapter, judgement_key, trust)
+
+
+def find_judged(store: ObjectStore, name: str, training_key: str, judgement_key: str, trust: Trust | None = None) -> Candidate:
+    """What `find_candidate` says, for keys that a plan names; `name` is the adapter's.
+
+    Raises:
+        InfrastructureError: the store, or a damaged document.
+    """
+    return _candidate(store, name, training_key, _adapter(store, training_key), judgement_key, trust)
+
+
+def _candidate(
+    store: ObjectStore, name: str, training_key: str, adapter: dict[str, Any] | None, judgement_key: str, trust: Trust | None
+) -> Candidate:
+    if adapter is None:
         return Candidate(None, judgement_key, None, released=False)
+    prefix, digest = _prefix(training_key), str(adapter["digest"])
     if sha256_json({file["name"]: file["sha256"] for file in adapter["files"] if file["name"] in adapter_files}) != digest:
         raise InfrastructureError(f"{prefix}/candidate.json: its files do not have the digest that it names.")
-    judgement = find_judgement(store, keys.training, judgement_key)
+    judgement = find_judgement(store, training_key, judgement_key)
     if judgement and judgement["digest"] != digest:
-        raise InfrastructureError(f"{_judged(keys.training, judgement_key)}/judgement.json is damaged: `digest` is not {digest[:12]}")
+        raise InfrastructureError(f"{_judged(training_key, judgement_key)}/judgement.json is damaged: `digest` is not {digest[:12]}")
     release = find_release(store, name, digest)
-    released = release is not None and release["training_key"] == keys.training
+    released = release is not None and release["training_key"] == training_key
     distrust = ""
     if trust and not released:
         distrust = _distrust(store, f"{prefix}/candidate.json", adapter, trust)
-        if judgement and not distrust:
-            distrust = _distrust(store, f"{_judged(keys.training, judgement_key)}/judgement.json", judgement, trust)
-    return Candidate(digest, judgement_key, judgement, released, distrust)
+    if trust and judgement and not distrust:
+        distrust = _distrust(store, f"{_judged(training_key, judgement_key)}/judgement.json", judgement, trust)
+    return Candidate(digest, judgement_key, None if distrust else judgement, released, distrust)
 
 
 def find_judgement(store: ObjectStore, training_key: str, judgement_key: str) -> dict[str, Any] | None:
@@ -141,7 +155,7 @@ def fetch_adapter(store: ObjectStore, training_key: str, target: Path, trust: Tr
         RejectedError: it is not signed by whom we trust.
         InfrastructureError: the store, or bytes that are not those of its documents.
     """
-    document = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
+    document = _adapter(store, training_key)
     if document is None:
         return None
     if trust and (problem := _distrust(store, f"{_prefix(training_key)}/candidate.json", document, trust)):
@@ -187,7 +201,7 @@ def keep_adapter(store: ObjectStore, training_key: str, model: Path, signer: Sig
         "digest": digest,
         "files": [{"name": name, "size": (model / name).stat().st_size, "sha256": sha256_file(model / name)} for name in files],
     }
-    kept = _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
+    kept = _adapter(store, training_key)
     if kept is None:
         for name in files:
             store.put_new(f"{_prefix(training_key)}/adapter/sha256-{digest}/{name}", model / name)
@@ -198,7 +212,7 @@ def keep_adapter(store: ObjectStore, training_key: str, model: Path, signer: Sig
 
 
 def keep_judgement(
-    store: ObjectStore, keys: Keys, run: Path, source: dict[str, Any], signer: Signer | None = None
+    store: ObjectStore, keys: Keys, run: Path, source: dict[str, Any], signer: Signer | None = None, trust: Trust | None = None
 ) -> dict[str, Any] | None:
     """Keep a run's documents and verdict under its judgement key; the first one stays, signed or not.
 
@@ -208,12 +222,13 @@ def keep_judgement(
         run: run directory with `model/` and `gate_report.json`.
         source: `commit`, `pr`, `run` (URL of the workflow run); each may be None.
         signer: who signs; None keeps it unsigned.
+        trust: whose signature a former one must carry to be the verdict.
 
     Returns:
         The judgement that is kept, or None for an ERROR, which is not.
 
     Raises:
-        RejectedError: the verdict is on another adapter than the one in `model/`.
+        RejectedError: the verdict is on another adapter than the one in `model/`, or a former one is not signed by whom we trust.
         UsageError: a document is missing.
         InfrastructureError: the store.
     """
@@ -230,7 +245,7 @@ def keep_judgement(
     names = sorted(
         str(path.relative_to(run))
         for path in run.rglob("*")
-        if path.is_file() and path.suffix in {".json", ".jsonl", ".html"} and path.relative_to(run).parts[0] != "model"
+        if path.is_file() and path.suffix in {".json", ".jsonl", ".html"} and _is_document(path.relative_to(run))
     )
     document = {
         "schema": "judgement/v1",
@@ -244,25 +259,30 @@ def keep_judgement(
         "documents": [{"name": name, "size": (run / name).stat().st_size, "sha256": sha256_file(run / name)} for name in names],
         "source": source,
     }
-    if present := find_judgement(store, keys.training, judgement_key):
-        return present
-    for name in names:
-        # By content, so that two runs that judge at once do not mix their documents.
-        store.put_new(f"{prefix}/documents/{sha256_file(run / name)}", run / name)
-    return _put_first(store, f"{prefix}/judgement.json", document, "judgement", signer)
+    kept = find_judgement(store, keys.training, judgement_key)
+    if kept is None:
+        for name in names:
+            # By content, so that two runs that judge at once do not mix their documents.
+            store.put_new(f"{prefix}/documents/{sha256_file(run / name)}", run / name)
+        kept = _put_first(store, f"{prefix}/judgement.json", document, "judgement", signer)
+    if trust and kept is not document and (problem := _distrust(store, f"{prefix}/judgement.json", kept, trust)):
+        raise RejectedError(problem)
+    return kept
 
 
 def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) -> None:
     """Bring the documents of a judgement into a run directory, verified.
 
     Raises:
-        InfrastructureError: the store, other bytes than promised, or a name that leads out of the directory.
+        InfrastructureError: the store, other bytes than promised, or a name that leads out of the directory or to what is not a document.
     """
     prefix = f"{_judged(judgement['training_key'], judgement['judgement_key'])}/documents"
     for file in judgement["documents"]:
         target = run / file["name"]
         if not target.resolve().is_relative_to(run.resolve()):
             raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} names {file['name']}, which is outside its run.")
+        if not _is_document(target.resolve().relative_to(run.resolve())):
+            raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} names {file['name']}, which is none of its documents.")
         target.parent.mkdir(parents=True, exist_ok=True)
         store.download(f"{prefix}/{file['sha256']}", target, sha256=file["sha256"], size=file["size"])
     report = read_json(run / "gate_report.json", "gate_report")
@@ -277,6 +297,15 @@ def _prefix(training_key: str) -> str:
 
 def _judged(training_key: str, judgement_key: str) -> str:
     return f"{_prefix(training_key)}/judgements/{judgement_key}"
+
+
+def _adapter(store: ObjectStore, training_key: str) -> dict[str, Any] | None:
+    return _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
+
+
+def _is_document(place: Path) -> bool:
+    """Whether a judgement may have a file at this place of a run: `model/` is the adapter's, what is hidden the tools'."""
+    return bool(place.parts) and place.parts[0] != "model" and not place.parts[0].startswith(".")
 
 
 def _document(store: ObjectStore, key: str, schema: str, expected: dict[str, str]) -> dict[str, Any] | None:

@@ -86,12 +86,12 @@ def _problem(keys: Keys, known: Candidate) -> str:
         )
     if known.released:  # it passed when it was released; going back to it must not need a GPU
         return ""
+    if known.distrust:
+        return f"{name}: candidate {digest[:12]} is not released. {known.distrust}   # then: {mend}"
     if verdict not in (None, "PASS"):
         return (
             f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released. Revert the merge, or mend it in a new one."
         )
-    if known.distrust:
-        return f"{name}: candidate {digest[:12]} is not released. {known.distrust}   # then: {mend}"
     if verdict is None:
         return (
             f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now, against the adapter that is in production "
@@ -104,7 +104,7 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     """Bring the candidate and its verdict into a run directory, verified, ready for publishing; `trust` as in `find_promotion`.
 
     Returns:
-        The judgement, None for an older release whose verdict was under other rules, or against another adapter.
+        The judgement, None for an older release whose verdict was under other rules, against another adapter, or is not signed.
 
     Raises:
         RejectedError: it cannot be promoted.

@@ -39,7 +39,14 @@ def _candidates_sign() -> str:
             return (
                 "one of the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY is set. They are the halves of a key pair: set both."
             )
-        if signer and trust and signer.private_key:  # without a key each trial would stay in Sigstore's public log
+        if signer and not signer.private_key and not os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL"):
+            return (
+                "ACTIONS_ID_TOKEN_REQUEST_URL is not set, and without a key the job's identity signs. Give the job `permissions: id-token: "
+                "write`, or set the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY."
+            )
+        if trust and not trust.public_key:
+            trust.verifier()  # no trial signature, which would stay in Sigstore's public log
+        if signer and trust and signer.private_key:
             with tempfile.TemporaryDirectory() as scratch:
                 (Path(scratch) / "trial").write_bytes(b"the halves belong together\n")
                 signature = Path(scratch) / "signature.json"

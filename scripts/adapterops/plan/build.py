@@ -15,6 +15,7 @@ from adapterops.plan.keys import Keys, adapter_keys, adapter_names
 from adapterops.plan.rules import is_rule, plugin_of, rule_changes
 from adapterops.plan.tree import TAKEN, changed_paths, entries, extract, merged_tree, problems_of, takeable
 from adapterops.store.objects import ObjectStore
+from adapterops.store.signing import Trust
 
 BUDGET_LABEL = "gpu-budget-approved"
 _APPROVE = f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`."
@@ -28,6 +29,7 @@ def build_plan(
     *,
     fork: bool = False,
     labels: Collection[str] = (),
+    trust: Trust | None = None,
 ) -> dict[str, Any]:
     """What has to be computed before `head` may be merged into `base`.
 
@@ -38,13 +40,14 @@ def build_plan(
         store: where candidates lie; None takes everything as missing.
         fork: the pull request comes from a fork.
         labels: of the pull request.
+        trust: whose signature candidates must carry; None asks for none.
 
     Returns:
         A document of the schema `plan`.
 
     Raises:
-        UsageError: the default branch's own settings are broken.
-        InfrastructureError: git or the store.
+        UsageError: the default branch's own settings, or the public key of `trust`, are broken.
+        InfrastructureError: git, the store, or Sigstore.
     """
     plan: dict[str, Any] = {
         "schema": "plan/v1",
@@ -85,7 +88,7 @@ def build_plan(
                 "adds this code below scripts/, and takes effect after the merge."
             )
         unknown: list[str] = []
-        plan["adapters"] = _adapters(before, after, store, problems, unknown)
+        plan["adapters"] = _adapters(before, after, store, trust, problems, unknown)
         plan["budget"]["cap_usd"] = cap_usd(before)
         # What cannot be predicted cannot be held to a cap: it does not get through because a tokenizer could not be fetched.
         problems += [] if plan["budget"]["approved"] or fork else [f"the cost cannot be predicted. {one} {_APPROVE}" for one in unknown]
@@ -107,7 +110,9 @@ def classify(paths: list[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: list[str], unknown: list[str]) -> list[dict[str, Any]]:
+def _adapters(
+    before: Path, after: Path, store: ObjectStore | None, trust: Trust | None, problems: list[str], unknown: list[str]
+) -> list[dict[str, Any]]:
     """A row for each affected adapter; what is broken goes to `problems`, whose cost cannot be predicted to `unknown`."""
     rows = []
     for name in sorted({*adapter_names(before), *adapter_names(after)}):
@@ -124,9 +129,11 @@ def _adapters(before: Path, after: Path, store: ObjectStore | None, problems: li
         change = _change(former, keys)
         if change is None:
             continue
-        known = find_candidate(store, keys) if store else Candidate(None, keys.judgement(None), None, released=False)
+        known = find_candidate(store, keys, trust) if store else Candidate(None, keys.judgement(None), None, released=False)
         # It passed when it was released, and going back to it must not need a GPU, whatever the rules are by now.
         going_back = known.released and change != "judgement"
+        if known.distrust and not going_back:  # the release would refuse it after the merge, and no run can replace it
+            problems.append(f"{name}: {known.distrust}   # then comment `/retrain`")
         verdict = "PASS" if going_back else known.verdict
         action = "train" if known.digest is None else "judge" if verdict is None else "reuse"
         try:

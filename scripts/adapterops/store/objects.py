@@ -250,6 +250,7 @@ def parse(content: bytes, schema: str) -> tuple[Any, list[str]]:
     """A document, and what is wrong with it: that it is not JSON, or each way in which it is not what its schema says."""
     try:
         document = json.loads(content)
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair can be read, and neither shown nor written again
         return document, [str(problem) for problem in schema_problems(document, schema)]
     except (ValueError, RecursionError) as error:  # the latter: brackets nested a thousand deep
         return None, [f"it is not JSON ({error})"]

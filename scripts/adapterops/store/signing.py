@@ -9,8 +9,12 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
+
+if TYPE_CHECKING:
+    from model_signing import verifying
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,43 @@ class Trust:
     identity: str | None = None
     issuer: str | None = None
 
+    def verifier(self) -> verifying.Config:
+        """What checks signatures. For an identity it asks Sigstore for its keys; nothing goes to the public log.
+
+        Raises:
+            UsageError: the public key cannot be read, or is none.
+            InfrastructureError: Sigstore cannot be asked.
+        """
+        from model_signing import verifying
+
+        if self.public_key and not self.public_key.is_file():
+            raise UsageError(f"{self.public_key} does not exist. Put the public key of who signs releases there (store.signed_by).")
+        try:
+            if self.public_key:
+                return verifying.Config().use_elliptic_key_verifier(public_key=self.public_key)
+            return verifying.Config().use_sigstore_verifier(identity=str(self.identity), oidc_issuer=str(self.issuer))
+        except Exception as error:  # what cryptography and sigstore raise, and AttributeError for a key of another kind
+            reason = str(error).strip().rstrip(".") or type(error).__name__
+            if self.public_key:
+                raise UsageError(
+                    f"{self.public_key} is not an elliptic-curve public key (PEM): {reason}. "
+                    "Make it of the private one: openssl ec -in signing.pem -pubout -out signing.pub.pem"
+                ) from None
+            raise InfrastructureError(
+                f"Sigstore cannot be asked for the keys that signatures are checked with: {reason}. This machine must reach *.sigstore.dev."
+            ) from None
+
     def verify(self, directory: Path, signature: Path) -> None:
         """Check that exactly the files in `directory`, the signature aside, are what was signed by whom we trust.
 
         Raises:
             RejectedError: a file was changed, added or removed since, or somebody else signed.
-            UsageError: the public key cannot be read.
+            UsageError: the public key cannot be read, or is none.
+            InfrastructureError: Sigstore cannot be asked.
         """
-        from model_signing import hashing, verifying
+        from model_signing import hashing
 
-        config = verifying.Config().set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature]))
-        if self.public_key:
-            if not self.public_key.is_file():
-                raise UsageError(f"{self.public_key} does not exist. Put the public key of who signs releases there (store.signed_by).")
-            config = config.use_elliptic_key_verifier(public_key=self.public_key)
-        else:
-            config = config.use_sigstore_verifier(identity=str(self.identity), oidc_issuer=str(self.issuer))
+        config = self.verifier().set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature]))
         try:
             config.verify(directory, signature)
         except Exception as error:  # the library raises ValueError, and what cryptography and sigstore raise
