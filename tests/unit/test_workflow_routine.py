@@ -11,8 +11,10 @@ from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
 
 from adapterops.adapters import run_directory
+from adapterops.documents import sha256_file
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
+from adapterops.schemas import ROOT
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.signing import Signer, make_key_pair
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
@@ -267,6 +269,19 @@ def test_a_verdict_is_reported_if_its_signature_holds(store, keys, monkeypatch, 
     assert result.exit_code == 0, result.output
     assert len(posted) == signed
     assert ("candidate.json is not used" in result.output) is not signed
+
+
+def test_a_kept_verdict_by_rules_that_the_default_branch_had_once_is_not_told(monkeypatch, tmp_path):
+    """Or a reused judgement would say `do not merge` of a bar that main has adopted since."""
+    import post_reports
+
+    report = tmp_path / "gate_report.json"
+    assert not post_reports.by_todays_rules(report, "support-demo")
+    monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
+    for sha256, told in ((sha256_file(ROOT / "configs/quality_gate.demo.yaml"), True), ("0" * 64, False)):
+        report.write_text(json.dumps({"gate_config": {"sha256": sha256}}))
+        assert post_reports.by_todays_rules(report, "support-demo") is told
+    assert not post_reports.by_todays_rules(report, "an-adapter-that-is-gone")
 
 
 def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(github, store, keys, tmp_path):
