@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import OUTPUT_PATH, command, console
+from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 
 
 @command()
@@ -22,11 +22,7 @@ from adapterops.command import OUTPUT_PATH, command, console
     envvar="CANDIDATE_SIGNING_KEY",
     help="Private key (PEM) to keep with, or `keyless`: the workflow's identity. Default: $CANDIDATE_SIGNING_KEY, else unsigned.",
 )
-@click.option(
-    "--signed-by",
-    envvar="CANDIDATE_SIGNED_BY",
-    help="Take from the store only what was signed so: public key (PEM), or `keyless`. Default: $CANDIDATE_SIGNED_BY, else everything.",
-)
+@SIGNED_BY
 def main(
     action: str,
     adapter: str,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import OUTPUT_PATH, command, console
+from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 
 
 @command()
@@ -16,11 +16,7 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--adapter", "names", multiple=True, help="This adapter, whether it changed or not; may be given several times.")
 @click.option("--into", type=OUTPUT_PATH, help="Fetch the candidate of the one --adapter into this run directory, verified.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
-@click.option(
-    "--signed-by",
-    envvar="CANDIDATE_SIGNED_BY",
-    help="Public key (PEM), or `keyless`: this repository's train.yaml. Default: $CANDIDATE_SIGNED_BY, else no signature is asked for.",
-)
+@SIGNED_BY
 def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: str | None, signed_by: str | None) -> int:
     """Say which candidates main wants released, by the keys that main has now; exit 1 where one is missing, unsigned or not PASS.
 

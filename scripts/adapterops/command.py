@@ -33,11 +33,12 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 OUTPUT_PATH = click.Path(path_type=Path)
 
-# For scripts that say what is computed already: what they take for done, a release must not refuse.
+# For every script that looks at candidates: what one takes for done, a release must not refuse.
 SIGNED_BY = click.option(
     "--signed-by",
     envvar="CANDIDATE_SIGNED_BY",
-    help="Whose signature candidates must carry: public key (PEM), or `keyless`. Default: $CANDIDATE_SIGNED_BY, else none is asked for.",
+    help="Whose signature candidates must carry: public key (PEM), or `keyless`: this repository's train.yaml. "
+    "Default: $CANDIDATE_SIGNED_BY, else none is asked for.",
 )
 
 

@@ -115,12 +115,10 @@ class Fleet:
         """
         messages = probes[0]["messages"] if probes else [{"role": "user", "content": "Hello?"}]
         for gateway in self.gateways:
-            answer = self.ask(gateway, name, digest, messages, 32)
             deadline = time.monotonic() + min(_RELOAD_S, self.timeout_s)
-            while answer.status_code == 503 and time.monotonic() < deadline:
-                # A version that was ready can be gone from the engine for the moment until the host has noticed.
+            # A version that was ready can be gone from the engine for the moment until the host has noticed.
+            while (answer := self.ask(gateway, name, digest, messages, 32)).status_code == 503 and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-                answer = self.ask(gateway, name, digest, messages, 32)
             said = f"{gateway}: a request for {name} {digest[:12]} was answered with {answer.status_code}: {answer.text[:300]}"
             if answer.status_code >= 500:
                 raise InfrastructureError(said)

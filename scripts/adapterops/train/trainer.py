@@ -47,7 +47,7 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "optim": training["optim"],
         # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself, and is refused if told another type.
-        "bf16": os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true",
+        "bf16": _launched_with("DEEPSPEED"),
         "use_cpu": not on_gpu,
         "logging_steps": training["logging_steps"],
         "logging_first_step": True,
@@ -67,7 +67,12 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
 def in_pieces(arguments: SFTConfig) -> bool:
     """Whether each process holds only a piece of the network: FSDP, or DeepSpeed ZeRO stage 3."""
     plugin = arguments.deepspeed_plugin
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or (plugin is not None and plugin.zero_stage == 3)
+    return _launched_with("FSDP") or (plugin is not None and plugin.zero_stage == 3)
+
+
+def _launched_with(kind: str) -> bool:
+    """Whether `accelerate launch` said so: FSDP or DEEPSPEED."""
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
 
 
 class _RepeatableOrder(torch.utils.data.Sampler[int]):
