@@ -30,6 +30,7 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judged, trust_from
+    from adapterops.gitops.todays_rules import judge_by_todays_rules
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
@@ -52,8 +53,7 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
             run = Path(scratch) / row["name"] / row["training_key"][:12]
             fetch_adapter(store, row["training_key"], run / "model", None if known.released else trust)
             fetch_judgement(store, known.judgement, run)
-            if not by_todays_rules(run / "main" / "gate_report.json", row["name"]):
-                shutil.rmtree(run / "main", ignore_errors=True)
+            judge_by_todays_rules(run, row["name"])
             shutil.copy(plan_path, run / "plan.json")  # what was predicted stands beside what it took
             reports.append(run / "gate_report.json")
         if not reports:
@@ -63,21 +63,6 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
         for report in reports:
             post += ["--report", str(report)]
         return subprocess.run(post, check=False).returncode
-
-
-def by_todays_rules(report: Path, adapter: str) -> bool:
-    """Whether a verdict by the default branch's rules was given by the gates that it has now; a kept one may be older."""
-    from adapterops.adapters import load_adapter
-    from adapterops.documents import read_json, sha256_file
-    from adapterops.errors import UsageError
-
-    if not report.is_file():
-        return False
-    try:
-        gate = load_adapter(adapter).evaluation.gate
-    except UsageError:  # it is gone from there
-        return False
-    return bool(read_json(report, "gate_report")["gate_config"]["sha256"] == sha256_file(gate))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
 
 from adapterops.adapters import run_directory
-from adapterops.documents import sha256_file
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
-from adapterops.schemas import ROOT
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.signing import Signer, make_key_pair
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
@@ -262,26 +260,17 @@ def test_a_verdict_is_reported_if_its_signature_holds(store, keys, monkeypatch, 
 
     monkeypatch.setattr(post_reports, "subprocess", type("_", (), {"run": staticmethod(post)}))
     monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
+    judged = []
+    monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", lambda run, name: judged.append((run, name)))
     monkeypatch.setenv("CANDIDATE_SIGNED_BY", str(tmp_path / "mine.pub.pem"))
     row = {"name": "support", "training_key": keys.training, "judgement_key": keys.judgement(None)}
     (tmp_path / "plan.json").write_text(json.dumps({"adapters": [row]}))
     result = run("post_reports", "--plan", tmp_path / "plan.json", "--pull-request", 7, "--repository", "your-org/qlora-gitops")
     assert result.exit_code == 0, result.output
-    assert len(posted) == signed
+    assert len(posted) == len(judged) == signed
+    for (run_of_it, name), command in zip(judged, posted, strict=True):
+        assert (name, command[command.index("--report") + 1]) == ("support", str(run_of_it / "gate_report.json"))
     assert ("candidate.json is not used" in result.output) is not signed
-
-
-def test_a_kept_verdict_by_rules_that_the_default_branch_had_once_is_not_told(monkeypatch, tmp_path):
-    """Or a reused judgement would say `do not merge` of a bar that main has adopted since."""
-    import post_reports
-
-    report = tmp_path / "gate_report.json"
-    assert not post_reports.by_todays_rules(report, "support-demo")
-    monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
-    for sha256, told in ((sha256_file(ROOT / "configs/quality_gate.demo.yaml"), True), ("0" * 64, False)):
-        report.write_text(json.dumps({"gate_config": {"sha256": sha256}}))
-        assert post_reports.by_todays_rules(report, "support-demo") is told
-    assert not post_reports.by_todays_rules(report, "an-adapter-that-is-gone")
 
 
 def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(github, store, keys, tmp_path):

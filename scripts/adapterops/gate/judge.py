@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ _CONTAMINATION = "E401"
 
 
 def judge_once(
-    results_path: Path, gates_path: Path, output: Path, *, pins: Pins | None = None, data_report: Path | None = None, force: bool = False
+    results_path: Path,
+    gates_path: Path,
+    output: Path,
+    *,
+    pins: Pins | None = None,
+    data_report: Path | None = None,
+    objections: Sequence[str] = (),
+    force: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """Judge a candidate and write the gate report, unless `output` holds the verdict of the same gate key.
 
@@ -38,6 +46,7 @@ def judge_once(
         output: gate report to write.
         pins: what the adapter's specification fixes.
         data_report: the validation that these evaluation rows passed; its contaminated rows are an ERROR.
+        objections: what else the caller knows that makes this evaluation no evidence.
         force: judge anew; counted in the report.
 
     Returns:
@@ -64,9 +73,9 @@ def judge_once(
         former = None
     found = read_json(data_report, "data_report") if data_report else None
     # A verdict that was given does not outlive its evidence: what is no evidence today is judged anew, and an ERROR always is.
-    if former and not force and former["verdict"] != "ERROR" and not _errors(results, config, pins, found):
+    if former and not force and former["verdict"] != "ERROR" and not [*objections, *_errors(results, config, pins, found)]:
         return former, True
-    report = judge(results, config, pins=pins, data_report=found)
+    report = judge(results, config, pins=pins, data_report=found, objections=objections)
     report["gate_key"] = key
     report["judged_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     # A verdict that was given before is shown beside this one; an ERROR between them was none, and hides none.
@@ -76,10 +85,17 @@ def judge_once(
     return report, False
 
 
-def judge(results: dict[str, Any], config: GateConfig, *, pins: Pins, data_report: dict[str, Any] | None = None) -> dict[str, Any]:
+def judge(
+    results: dict[str, Any],
+    config: GateConfig,
+    *,
+    pins: Pins,
+    data_report: dict[str, Any] | None = None,
+    objections: Sequence[str] = (),
+) -> dict[str, Any]:
     """The verdict on an evaluation: every gate absolute, then against production, and why."""
     evidence = Evidence(results)
-    errors = _errors(results, config, pins, data_report)
+    errors = [*objections, *_errors(results, config, pins, data_report)]
     against = "production" if results["production"]["digest"] else "base"
     extension = results["evaluation_data"]["extension"]
     # Wins over the base model say nothing on production, so that no bar is asked of them.
