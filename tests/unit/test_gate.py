@@ -337,6 +337,12 @@ def test_a_contaminated_row_is_an_error(verdict):
     assert verdict(GATE, GOOD, data_report=data_report(E401=1))["verdict"] == "ERROR"
 
 
+def test_an_adapter_without_a_probe_is_an_error_here_and_not_only_on_the_hosts(verdict):
+    report = verdict(GATE, GOOD, probes=[])
+    assert report["verdict"] == "ERROR"
+    assert "the adapter has an effect" in report["reason"]
+
+
 def test_a_data_report_on_other_rows_proves_nothing(verdict):
     assert verdict(GATE, GOOD, data_report=data_report(sha256="e" * 64))["verdict"] == "ERROR"
 

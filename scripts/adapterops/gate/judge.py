@@ -19,7 +19,7 @@ from adapterops.gate.evidence import Evidence, Sample
 from adapterops.schemas import repository_path
 
 # Whatever changes a verdict on equal evidence raises it; part of the gate key.
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 # The worst verdict of the gates is the verdict of the whole.
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
 _CONTAMINATION = "E401"
@@ -269,6 +269,11 @@ def _errors(results: dict[str, Any], config: GateConfig, pins: Pins, data_report
             errors.append(
                 f"{failed} of {rows} generations of {side} failed; at most {config.max_failed:.1%} may. Mend the engine and evaluate again."
             )
+    if not results["probes"]:
+        errors.append(
+            "No stable answer differs from the base model's: serving hosts could not tell that the adapter has an effect, and would refuse "
+            "it. Train longer or on other data, or add evaluation rows that the base model answers otherwise."
+        )
     return errors + _contamination(data, data_report)
 
 
