@@ -4,11 +4,12 @@ Suggested usage:
 
     python tests/benchmarks/faults.py                 # prints the table of docs/reliability.md, some ten minutes
     python tests/benchmarks/faults.py --only swaps    # one of them
-    python tests/benchmarks/faults.py --real          # on a real vLLM: two engines of one host, on two CPU cores some ten minutes
+    python tests/benchmarks/faults.py --real          # on a real vLLM: two engines of one host, on two CPU cores some twenty minutes
 
 Two hosts with two stub engines each, a real S3 server, real gateways and reconcilers; every answer says which adapter gave it. Load:
-`--rate` requests a second over both hosts. `wrong` counts answers whose text is not that of the version that the gateway names, or of
-a version that was never to be served; `converged` is the time from the end of the fault until every host is as the channel says.
+`--rate` requests a second over both hosts, every second one a stream, which fails if it ends without `[DONE]`. `wrong` counts answers
+whose text is not that of the version that the gateway names, or of a version that was never to be served; `converged` is the time from
+the end of the fault until every host is as the channel says.
 
 With `--nginx` the requests go through configs/hosts/nginx.conf, which has both hosts behind it (Debian: apt-get install nginx).
 With `--real` the adapters are random, and what each of them says greedily is recorded from the engine before the load begins.
@@ -21,6 +22,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import json
 import os
 import re
 import shutil
@@ -62,16 +64,18 @@ class Load:
         self._tasks, self._running = set(), True
 
     async def one(self, client, number):
-        body = {"model": NAME, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0}
+        body = {"model": NAME, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0, "stream": number % 2 == 1}
         started = time.perf_counter()
         try:
             door = self.doors[number % len(self.doors)]
             async with client.post(f"{door}/v1/chat/completions", json=body) as answer:
                 status = answer.status
                 if status == 200:
-                    said = (await answer.json())["choices"][0]["message"]["content"]
                     version = answer.headers["x-adapter-version"]
-                    if self.texts.get(version) != said:
+                    said = streamed(await answer.text()) if body["stream"] else answered(await answer.json())
+                    if said is None:
+                        status = "stream cut"
+                    elif self.texts.get(version, "").strip() != said.strip():  # the stub's words end in a space when they come singly
                         self.wrong += 1
                         self.examples[f"{version} said {said!r}"] += 1
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -92,6 +96,19 @@ class Load:
 
     def stop(self):
         self._running = False
+
+
+def answered(document):
+    return document["choices"][0]["message"]["content"]
+
+
+def streamed(events):
+    """What a stream of server-sent events said; None if it was cut."""
+    lines = [line.removeprefix("data: ") for line in events.splitlines() if line.startswith("data: ")]
+    if lines[-1:] != ["[DONE]"]:
+        return None
+    choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 def converged(fleet):
@@ -143,14 +160,19 @@ class Faults:
         rollback(self.fleet.store, NAME, self.fleet.gateways, Console(quiet=True))
 
     def engine_killed(self):
-        """engine killed, started again after 3 s"""
+        """engine killed, started again after 3 s (vLLM: by the host)"""
+        if self.fleet.real:
+            for process in self.vllm():
+                process.kill()
+            wait_for(lambda: not health(self.fleet.gateways[0])["engines"][0]["up"])
+            return
         self.fleet.engines[0].kill()
         time.sleep(3)
         self.fleet.engines[0].start()
 
     def engine_hangs(self):
         """engine hangs without closing (SIGSTOP) for 10 s"""
-        self.freeze(self.fleet.engines[0], 10)
+        self.freeze(self.vllm()[0].pid if self.fleet.real else self.fleet.engines[0].child.pid, 10)
 
     def gateway_killed(self):
         """gateway and reconciler killed, started again at once"""
@@ -166,7 +188,7 @@ class Faults:
 
     def store_down(self):
         """object store silent for 3 minutes"""
-        self.freeze(self.fleet.s3, 180)
+        self.freeze(self.fleet.s3.child.pid, 180)
 
     def corrupted_download(self):
         """a new version whose weights arrive with a flipped bit for 10 s"""
@@ -186,7 +208,13 @@ class Faults:
         self.engine_killed()
 
     def deleted(self):
-        """adapter directories deleted, then the engine restarted"""
+        """adapter directories deleted while engines serve from them"""
+        releases = self.fleet.directory / "host0" / "releases"
+        shutil.rmtree(releases)
+        wait_for(lambda: (releases / NAME / f"sha256-{self.stable}" / "adapter_model.safetensors").is_file(), 120)
+
+    def deleted_and_restarted(self):
+        """adapter directories deleted, and the engine killed"""
         shutil.rmtree(self.fleet.directory / "host0" / "releases")
         self.engine_killed()
 
@@ -207,19 +235,19 @@ class Faults:
     def promote(self, digest, reason):
         change_channel(self.fleet.store, NAME, lambda channel: promote(channel, digest), reason=reason)
 
-    def freeze(self, process, seconds):
-        os.kill(process.child.pid, signal.SIGSTOP)
+    def freeze(self, pid, seconds):
+        os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
-        os.kill(process.child.pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
-    def vllm_killed(self):
-        """vLLM killed, started again by the host"""
-        [port] = [url.rpartition(":")[2] for url in self.fleet.engine_urls[:1]]
+    def vllm(self):
+        """The server of the first real engine, and the processes below it."""
+        port = self.fleet.engine_urls[0].rpartition(":")[2]
         for process in psutil.Process(self.fleet.hosts[0].child.pid).children(recursive=True):
             command = process.cmdline()
             if command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and command[command.index("--port") + 1] == port:
-                process.kill()
-        wait_for(lambda: not health(self.fleet.gateways[0])["engines"][0]["up"])
+                return [process, *process.children(recursive=True)]
+        raise SystemExit("the host has no first engine")
 
 
 NAMES = [
@@ -234,9 +262,9 @@ NAMES = [
     "reconciler_killed",
     "corrupted",
     "deleted",
+    "deleted_and_restarted",
     "disk_full",
 ]
-REAL = ["swaps", "canaries", "rollback", "vllm_killed"]
 
 
 async def measure(fleet: Fleet, fault, load: Load):
@@ -262,7 +290,7 @@ def stub_releases(fleet):
 
 
 def real_releases(fleet):
-    """As `stub_releases`, without those that nothing has loaded: each is asked on the engine itself, alone."""
+    """As `stub_releases`; what each says is asked of the engine itself, alone."""
     adapters, engine, digests, texts = RandomAdapters(find_base_model(BASE, "faults.py")), fleet.engine_urls[0], [], {}
     said_by_base = greedy_answer(engine, BASE, QUESTION, TOKENS).text
     for seed in range(1, 100):
@@ -274,7 +302,7 @@ def real_releases(fleet):
             digest = fleet.publish(directory, [{"messages": QUESTION, "output": whole.text}])
             digests.append(digest)
             texts[digest[:12]] = text
-        if len(digests) == 5:
+        if len(digests) == 8:
             return digests, texts
     raise SystemExit("too few random adapters say something of their own")
 
@@ -298,7 +326,7 @@ def balancer(fleet, directory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[*NAMES, "vllm_killed"], action="append", help="just this one; repeatable")
+    parser.add_argument("--only", choices=NAMES, action="append", help="just this one; repeatable")
     parser.add_argument("--rate", type=float, help="requests a second; 50, with --real 2")
     parser.add_argument("--real", action="store_true", help="on vLLM instead of stub engines")
     parser.add_argument("--nginx", action="store_true", help="through a load balancer")
@@ -314,7 +342,7 @@ def main():
             deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=300)
         print("| fault | requests | failed | of which | wrong version | slowest answer | converged after |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        for name in options.only or (REAL if options.real else NAMES):
+        for name in options.only or NAMES:
             fault, load = getattr(faults, name), Load(doors, options.rate or (2 if options.real else 50), texts)
             took = asyncio.run(measure(fleet, fault, load))
             failed = {str(status): count for status, count in load.statuses.items() if status != 200}
