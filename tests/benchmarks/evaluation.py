@@ -89,11 +89,11 @@ def evaluation(url: str, adapter: Path, options: argparse.Namespace, rows: Path,
     lines = [json.loads(line) for line in (directory / results["samples"]).read_text(encoding="utf-8").splitlines()]
     tokens = {side: sum(line[side]["tokens"] for line in lines) for side in ("candidate", "base")}
     given = len(lines)
-    after = seconds - (at["evaluating base model"] - started)
+    after = seconds - (at["measuring latency of candidate"] - started)
     return [
         figure("evaluation: the adapter's answers", given, tokens["candidate"], results["seconds"]["candidate"]),
         figure("evaluation: the base model's answers", given, tokens["base"], results["seconds"]["base"]),
-        {"what": "evaluation: scoring and writing", "seconds": round(after, 2)},
+        {"what": "evaluation: probes, scoring and writing", "seconds": round(after, 2)},
         figure("evaluation, whole but for the speed phase", 2 * given, sum(tokens.values()), seconds - speed),
         {"what": f"speed phase, {options.latency_requests} + 2 requests", "seconds": round(speed, 2)},
         {"what": "evaluation, whole", "seconds": round(seconds, 2), "failed": results["failed"]},
