@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--gateway", multiple=True, help="list: a serving host to ask what it serves; repeatable.")
 @click.option("--config", type=EXISTING_FILE, help="verify: check as this serving host would (signature, base model).")
 @click.option("--generations", type=click.IntRange(1), default=10, show_default=True, help="gc: last generations that keep what they name.")
-@click.option("--min-age-days", type=click.FloatRange(0), default=30.0, show_default=True, help="gc: younger uploads are kept.")
+@click.option("--min-age-days", type=click.FloatRange(0, 36_500), default=30.0, show_default=True, help="gc: younger uploads are kept.")
 @click.option("--delete", is_flag=True, help="gc: delete; without it, say what would be.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
@@ -42,11 +43,11 @@ def main(
     """What is released, what is served where, since when, by whom, from which pull request.
 
     \b
-    list              every adapter: what is stable, since when, by whom, from which pull request
+    list [ADAPTER]    every adapter: what is stable, since when, by whom, from which pull request
     history ADAPTER   every state that the channel has had
     show ADAPTER      the manifest of a release
     verify ADAPTER    download a release and check digests, weights, and with --config signature and base model
-    gc                releases that no channel and none of its last generations names
+    gc [ADAPTER]      releases that no channel and none of its last generations names
 
     \b
     Example:
@@ -56,11 +57,13 @@ def main(
     """
     from adapterops.store.objects import open_store
 
+    if math.isnan(min_age_days):  # click takes it for a number in any range
+        raise UsageError("--min-age-days nan: expected a number of days.")
     store = open_store(bucket)
     if action in ("history", "show", "verify") and not adapter:
         raise UsageError(f"{action} of which adapter? Name it: adapters.py {action} ADAPTER.")
     name = str(adapter)
-    if adapter and action in ("list", "history"):
+    if adapter:
         _check_known(store, adapter)
     match action:
         case "list":
@@ -72,14 +75,16 @@ def main(
         case "verify":
             _verify(store, name, version, config)
         case _:
-            _gc(store, generations, min_age_days, delete)
+            _gc(store, adapter, generations, min_age_days, delete)
 
 
 def _check_known(store: ObjectStore, name: str) -> None:
+    from adapterops.schemas import did_you_mean
     from adapterops.store.catalogue import adapter_names
 
     if name not in (known := adapter_names(store)):
-        raise UsageError(f"{name} has neither a channel nor a release in bucket {store.bucket}. Known: {', '.join(known) or 'none'}.")
+        near = did_you_mean(name, known)
+        raise UsageError(f"{name} has neither a channel nor a release in bucket {store.bucket}.{near} Known: {', '.join(known) or 'none'}.")
 
 
 def _list(store: ObjectStore, names: list[str] | None, gateways: tuple[str, ...], as_json: bool) -> None:
@@ -167,10 +172,10 @@ def _verify(store: ObjectStore, name: str, version: str, config: Path | None) ->
     )
 
 
-def _gc(store: ObjectStore, generations: int, min_age_days: float, delete: bool) -> None:
+def _gc(store: ObjectStore, adapter: str | None, generations: int, min_age_days: float, delete: bool) -> None:
     from adapterops.store.catalogue import garbage, remove
 
-    found = garbage(store, generations=generations, min_age_days=min_age_days)
+    found = garbage(store, adapter, generations=generations, min_age_days=min_age_days)
     for item in found:
         if delete:
             remove(store, item)

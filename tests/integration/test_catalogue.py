@@ -7,10 +7,12 @@ import pytest
 import yaml
 from test_store import (  # noqa: F401
     NAME,
+    SOURCE,
     bucket,
     canary,
     changed,
     client,
+    content,
     flip,
     gate_report,
     keys,
@@ -27,7 +29,7 @@ from adapterops.errors import InfrastructureError
 from adapterops.schemas import ROOT
 from adapterops.store import catalogue
 from adapterops.store.catalogue import adapter_names, garbage, remove
-from adapterops.store.releases import find_release
+from adapterops.store.releases import find_release, publish
 from adapterops.store.signing import Signer, make_key_pair
 
 pytestmark = pytest.mark.integration
@@ -88,7 +90,25 @@ def test_with_a_damaged_channel_nothing_is_garbage(store, digests, client, bucke
         garbage(store, generations=1, min_age_days=0)
 
 
-def test_the_commands_say_what_is_served_since_when_by_whom_and_from_which_pull_request(store, digests, bucket):  # noqa: F811
+@pytest.mark.parametrize("body", [b"{}", b"", b"other"])
+def test_with_a_damaged_audit_entry_nothing_that_it_may_name_is_garbage(store, digests, client, bucket, body):  # noqa: F811
+    for digest in digests[:3]:
+        changed(store, stable(digest))
+    second = f"audit/{NAME}/000000002.json"
+    if body == b"other":  # a valid entry, of another adapter
+        body = json.dumps(json.loads(content(client, bucket, second)) | {"adapter": "other"}).encode()
+    client.put_object(Bucket=bucket, Key=second, Body=body)
+    client.put_object(Bucket=bucket, Key=f"audit/{NAME}/notes.json", Body=b"{}")  # no entry
+    assert set(found(store, generations=1)) == {digests[0], digests[3]}  # does not look at it
+    with pytest.raises(
+        InfrastructureError, match=f"s3://{bucket}/{second} is not a valid audit entry, .*Bring the object's former version"
+    ):
+        garbage(store, generations=2, min_age_days=0)
+    code, said = run("adapters.py", "gc", "--bucket", bucket, "--min-age-days", "0", "--delete")
+    assert (code, second in said, len(list(store.keys("adapters/")))) == (3, True, 16)
+
+
+def test_the_commands_say_what_is_served_since_when_by_whom_and_from_which_pull_request(store, digests, client, bucket):  # noqa: F811
     changed(store, stable(digests[0]), "first", "kim")
     changed(store, canary(digests[1], 10), "canary at 10 %", "lee")
     code, said = run("adapters.py", "list", "--bucket", bucket)
@@ -102,10 +122,12 @@ def test_the_commands_say_what_is_served_since_when_by_whom_and_from_which_pull_
     assert (code, "first" in said, "lee" in said) == (0, True, True)
     assert json.loads(run("adapters.py", "show", NAME, "--version", digests[2][:12], "--bucket", bucket)[1])["digest"] == digests[2]
     assert run("adapters.py", "history", "--bucket", bucket)[0] == 2
-    for action in ("list", "history"):
-        code, said = run("adapters.py", action, "nobody", "--bucket", bucket)
-        assert (code, f"Known: {NAME}." in said) == (2, True)
-    assert adapter_names(store) == [NAME]
+    for action in ("list", "history", "show", "verify", "gc"):
+        code, said = run("adapters.py", action, "support-dmo", "--bucket", bucket)
+        assert (code, f"Did you mean `{NAME}`? Known: {NAME}." in said) == (2, True)
+    for key in ("channels/Bad Name.json", "channels/a/b.json", "adapters/Bad/sha256-x/manifest.json"):
+        client.put_object(Bucket=bucket, Key=key, Body=b"{}")
+    assert adapter_names(store) == [NAME]  # what can be no adapter's stands in nobody's way
 
 
 def test_verifying_finds_what_was_damaged_and_who_signed(store, digests, client, bucket, tmp_path):  # noqa: F811
@@ -132,6 +154,24 @@ def test_gc_says_first_and_deletes_only_when_told(store, digests, bucket, client
     assert [digest for digest in digests if find_release(store, NAME, digest)] == [digests[0]]
     assert "nothing to delete" in run(*command)[1]
     assert catalogue.garbage(store, generations=1, min_age_days=0) == []
+
+
+def test_gc_of_one_adapter_leaves_the_others_alone(store, digests, client, bucket, tmp_path):  # noqa: F811
+    report = gate_report(tmp_path / "1.0")
+    report["adapter"]["name"] = "other"
+    trained = json.loads((tmp_path / "1.0" / "train_manifest.json").read_bytes())
+    other = publish(store, "other", tmp_path / "1.0", report, trained, source=SOURCE)
+    client.put_object(Bucket=bucket, Key="channels/other.json", Body=b"{}")  # nor is it stopped by them
+    code, said = run("adapters.py", "gc", NAME, "--min-age-days", "0", "--delete", "--bucket", bucket)
+    assert (code, "4 versions deleted" in said) == (0, True)
+    assert {key.split("/")[1] for key in store.keys("adapters/")} == {"other"}
+    assert find_release(store, "other", other.digest)
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-1", "1e9"])
+def test_an_age_that_is_none_ends_with_2(bucket, days):  # noqa: F811
+    code, said = run("adapters.py", "gc", "--min-age-days", days, "--bucket", bucket)
+    assert (code, "--min-age-days" in said) == (2, True)
 
 
 def test_the_weekly_report_counts_what_the_audit_log_and_the_runs_say(store, digests, bucket, tmp_path):  # noqa: F811

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from adapterops.store.channels import Channel, history, read_channel
+from adapterops.store.channels import history, last_generations, read_channel
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import MANIFEST, find_release
 
+_CHANNEL = re.compile(r"channels/([a-z0-9][a-z0-9-]{0,62})\.json")
 _OBJECT = re.compile(r"adapters/([a-z0-9][a-z0-9-]{0,62})/sha256-([0-9a-f]{64})/([^/]+)")
 
 
@@ -34,7 +34,7 @@ class Garbage:
 
 def adapter_names(store: ObjectStore) -> list[str]:
     """Every adapter that has a channel or a release."""
-    names = {key.removeprefix("channels/").removesuffix(".json") for key in store.keys("channels/") if key.endswith(".json")}
+    names = {match[1] for key in store.keys("channels/") if (match := _CHANNEL.fullmatch(key))}
     names |= {match[1] for key in store.keys("adapters/") if (match := _OBJECT.fullmatch(key))}
     return sorted(names)
 
@@ -52,38 +52,43 @@ def served(store: ObjectStore, name: str) -> dict[str, Any]:
     return {"adapter": name, "channel": channel, "since": since or channel, "source": manifest and manifest["source"]}
 
 
-def garbage(store: ObjectStore, *, generations: int, min_age_days: float, now: datetime.datetime | None = None) -> list[Garbage]:
+def garbage(
+    store: ObjectStore, name: str | None = None, *, generations: int, min_age_days: float, now: datetime.datetime | None = None
+) -> list[Garbage]:
     """Versions that no channel and none of its last generations names, and uploads that never became a release.
 
     Args:
         store: where.
+        name: of the only adapter to look at; None looks at all.
         generations: how many of the audit log's last entries of each adapter keep what they name.
         min_age_days: nothing with an object younger than this is garbage: it may be about to be deployed.
         now: for tests.
 
     Raises:
-        InfrastructureError: the store, or a damaged channel: then nothing is known to be garbage.
+        InfrastructureError: the store, or a damaged channel or audit entry: then nothing is known to be garbage.
     """
     limit = (now or datetime.datetime.now(datetime.UTC)) - datetime.timedelta(days=min_age_days)
     objects: dict[tuple[str, str], list[tuple[str, datetime.datetime]]] = {}
-    for key, written in store.entries("adapters/"):
+    for key, written in store.entries(f"adapters/{name}/" if name else "adapters/"):
         if match := _OBJECT.fullmatch(key):
             objects.setdefault((match[1], match[2]), []).append((key, written))
-    kept = {(name, digest) for name in {name for name, _ in objects} for digest in _named(store, name, generations)}
+    kept = {(owner, digest) for owner in {owner for owner, _ in objects} for digest in _named(store, owner, generations)}
     found = []
-    for (name, digest), entries in sorted(objects.items()):
-        if (name, digest) in kept or any(written > limit for _, written in entries):
+    for (owner, digest), entries in sorted(objects.items()):
+        if (owner, digest) in kept or any(written > limit for _, written in entries):
             continue
         keys = sorted((key for key, _ in entries), key=lambda key: not key.endswith(f"/{MANIFEST}"))
         whole = keys[0].endswith(f"/{MANIFEST}")
-        found.append(Garbage(name, digest, tuple(keys), "named by no generation that is kept" if whole else "an upload without a manifest"))
+        found.append(
+            Garbage(owner, digest, tuple(keys), "named by no generation that is kept" if whole else "an upload without a manifest")
+        )
     return found
 
 
 def _named(store: ObjectStore, name: str, generations: int) -> set[str]:
     """Digests that the channel or its last generations name."""
     found = read_channel(store, name)
-    entries: list[Channel] = [*deque(history(store, name), maxlen=generations), *([found[0]] if found else [])]
+    entries = [*last_generations(store, name, generations), *([found[0]] if found else [])]
     return {digest for entry in entries for digest in (*entry.versions, entry.rolled_back) if digest}
 
 

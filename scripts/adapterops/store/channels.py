@@ -121,12 +121,18 @@ def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
     fetched = store.get(f"channels/{name}.json")
     if fetched is None:
         return None
-    document, problems = parse(fetched.content, "channel")
+    channel, problem = _parse_channel(fetched.content, name)
+    if channel is None:
+        raise InfrastructureError(f"s3://{store.bucket}/channels/{name}.json is not a valid channel: {problem}")
+    return channel, fetched.etag
+
+
+def _parse_channel(content: bytes, name: str) -> tuple[Channel | None, str]:
+    """The channel in a document, or None and why there is none."""
+    document, problems = parse(content, "channel")
     if not problems and document["adapter"] != name:
         problems = ["it is of another adapter"]
-    if problems:
-        raise InfrastructureError(f"s3://{store.bucket}/channels/{name}.json is not a valid channel: {problems[0]}")
-    return channel_from(document), fetched.etag
+    return (None, problems[0]) if problems else (channel_from(document), "")
 
 
 def channel_from(document: dict[str, Any]) -> Channel:
@@ -161,7 +167,7 @@ def change_channel(
     """
     for _ in range(_ATTEMPTS):
         found = read_channel(store, name)
-        present, etag = found if found else (Channel(name, generation=_last_generation(store, name)), None)
+        present, etag = found if found else (Channel(name, generation=max(_audit_keys(store, name), default=0)), None)
         wanted = change(present)
         if wanted == present:
             return present
@@ -188,12 +194,29 @@ def change_channel(
 
 
 def history(store: ObjectStore, name: str) -> Iterator[Channel]:
-    """Every generation, the oldest first."""
-    for key in sorted(store.keys(f"audit/{name}/")):
+    """Every generation, the oldest first; a damaged entry is left out."""
+    for key in _audit_keys(store, name).values():
+        if (fetched := store.get(key)) and (channel := _parse_channel(fetched.content, name)[0]):
+            yield channel
+
+
+def last_generations(store: ObjectStore, name: str, count: int) -> list[Channel]:
+    """The last `count` entries of the audit log, the oldest first.
+
+    Raises:
+        InfrastructureError: the store, or one of them is damaged.
+    """
+    entries = []
+    for key in list(_audit_keys(store, name).values())[-count:]:
         if fetched := store.get(key):
-            document, problems = parse(fetched.content, "channel")
-            if not problems:
-                yield channel_from(document)
+            channel, problem = _parse_channel(fetched.content, name)
+            if channel is None:
+                raise InfrastructureError(
+                    f"s3://{store.bucket}/{key} is not a valid audit entry, so that nobody knows what it names: {problem.rstrip('.')}. "
+                    "Bring the object's former version back."
+                )
+            entries.append(channel)
+    return entries
 
 
 def _audit(store: ObjectStore, channel: Channel) -> None:
@@ -205,9 +228,10 @@ def _audit_key(channel: Channel) -> str:
     return f"audit/{channel.adapter}/{channel.generation:09d}.json"
 
 
-def _last_generation(store: ObjectStore, name: str) -> int:
+def _audit_keys(store: ObjectStore, name: str) -> dict[int, str]:
+    """Keys of the audit log by generation, the oldest first."""
     entry = re.compile(rf"audit/{re.escape(name)}/([0-9]+)\.json")
-    return max((int(match.group(1)) for key in store.keys(f"audit/{name}/") if (match := entry.fullmatch(key))), default=0)
+    return dict(sorted((int(match.group(1)), key) for key in store.keys(f"audit/{name}/") if (match := entry.fullmatch(key))))
 
 
 def _happened(store: ObjectStore, channel: Channel) -> bool:
