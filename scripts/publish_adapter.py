@@ -27,6 +27,8 @@ def main(
 ) -> None:
     """Publish an adapter that passed its gates, as an immutable release. Serving does not change: deploy_adapter.py does that.
 
+    Published again, a release gets back files that are missing or damaged in the store, and with --signing-key a signature if it has none.
+
     \b
     Example:
       python scripts/publish_adapter.py --adapter support-demo --model models/support \\
@@ -46,8 +48,8 @@ def main(
         source={"commit": commit or os.environ.get("GITHUB_SHA"), "pr": pr, "actor": os.environ.get("GITHUB_ACTOR")},
         signer=signer_from(signing_key),
     )
-    said = "published" if release.new else "already published, nothing to do"
-    console.print(f"{release.uri}: {said}", soft_wrap=True)
+    already = f"already published, now with {', '.join(release.mended)}" if release.mended else "already published, nothing to do"
+    console.print(f"{release.uri}: {'published' if release.new else already}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from test_store import BASE, NAME, SOURCE, bucket, client, content, edit_manifest, gate_report, keys, make_adapter, s3, store  # noqa: F401
 
 from adapterops.documents import sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import MANIFEST, SIGNATURE, adapter_digest, fetch_release, publish
 from adapterops.store.signing import Signer, Trust, make_key_pair, signer_from
 
@@ -44,13 +46,19 @@ def fetch(store, release, tmp_path, trust, base_model=BASE):
     return fetch_release(store, NAME, release.digest, tmp_path / "releases", base_model=base_model, trust=trust)
 
 
-def test_a_signed_release_is_fetched_and_its_local_copy_is_verified_again(store, release, pair, tmp_path):
+def test_a_signed_release_is_fetched_and_its_local_copy_is_verified_again(client, bucket, store, release, pair, tmp_path):
     directory, _ = fetch(store, release, tmp_path, pair[1])
     assert {path.name for path in directory.iterdir()} == {*(file["name"] for file in release.manifest["files"]), MANIFEST, SIGNATURE}
     assert fetch(store, release, tmp_path, pair[1])[0] == directory
     signature = (directory / SIGNATURE).read_text()
     start = signature.index('"sig":')
-    (directory / SIGNATURE).write_text(signature[:start] + signature[start:].replace("M", "N", 1))
+    broken = signature[:start] + signature[start:].replace("M", "N", 1)
+    (directory / SIGNATURE).write_text(broken)
+    fetch(store, release, tmp_path, pair[1])
+    assert (directory / SIGNATURE).read_text() == signature  # fetched anew
+    (directory / SIGNATURE).write_text(broken)
+    [key] = [key for key in keys(client, bucket) if key.startswith(f"{release.uri}/signature-")]
+    client.put_object(Bucket=bucket, Key=key, Body=broken.encode())
     with pytest.raises(RejectedError, match="the signature does not hold"):
         fetch(store, release, tmp_path, pair[1])
 
@@ -63,12 +71,59 @@ def test_a_release_that_nobody_signed_is_refused_where_a_signature_is_asked_for(
     assert not (tmp_path / "releases" / NAME / f"sha256-{release.digest}").exists()
 
 
-def test_a_release_that_somebody_else_signed_is_refused(store, adapter, pair, tmp_path):
+def test_a_release_that_was_published_unsigned_is_signed_by_publishing_it_again(client, bucket, store, adapter, pair, tmp_path):
+    first = published(store, adapter, None)
+    manifest = content(client, bucket, f"{first.uri}/{MANIFEST}")
+    assert published(store, adapter, pair[0]) == replace(first, new=False, mended=("signature",))
+    assert published(store, adapter, pair[0]) == replace(first, new=False)
+    assert content(client, bucket, f"{first.uri}/{MANIFEST}") == manifest
+    assert fetch(store, first, tmp_path, pair[1])[1] == first.manifest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probes": [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Something else."}]},
+        {"base_model": {"name": "llama", "source_id": "x", "revision": "y"}},
+        {"gate_key": "0" * 64},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_manifest_that_is_not_of_this_run_is_not_signed(client, bucket, store, adapter, pair, changes, signed):
+    release = published(store, adapter, pair[0] if signed else None)
+    edit_manifest(client, bucket, release, **changes)
+    before = keys(client, bucket)
+    with pytest.raises(RejectedError, match=rf"another {next(iter(changes))} than this run has. It is not signed.*{bucket}/{release.uri}/"):
+        published(store, adapter, pair[0])
+    assert keys(client, bucket) == before
+
+
+def test_a_signer_that_is_overtaken_by_an_unsigned_publication_signs_that_one(bucket, store, adapter, pair, tmp_path):
+    class Overtaken(ObjectStore):
+        def put_new(self, key, *rest):
+            if key.endswith(MANIFEST):
+                published(store, adapter, None)
+            super().put_new(key, *rest)
+
+    release = published(Overtaken(bucket), adapter, pair[0])
+    assert (release.new, release.mended) == (False, ("signature",))
+    fetch(store, release, tmp_path, pair[1])
+
+
+def test_a_release_that_somebody_else_signed_is_refused_and_mended_as_the_message_says(client, bucket, store, adapter, pair, tmp_path):
     make_key_pair(tmp_path / "other.pem", tmp_path / "other.pub.pem")
+    other = Trust(tmp_path / "other.pub.pem")
     release = published(store, adapter, Signer(tmp_path / "other.pem"))
-    with pytest.raises(RejectedError, match="the signature does not hold"):
+    with pytest.raises(RejectedError, match="the signature does not hold") as error:
         fetch(store, release, tmp_path, pair[1])
     assert not (tmp_path / "releases" / NAME / f"sha256-{release.digest}").exists()
+    fetch(store, release, tmp_path, other)  # a host of before the key changed
+    [key] = [key for key in keys(client, bucket) if key.startswith(f"{release.uri}/signature-")]
+    assert f"remove s3://{bucket}/{key} and publish the release again with --signing-key" in str(error.value)
+    client.delete_object(Bucket=bucket, Key=key)
+    assert published(store, adapter, pair[0]).mended == ("signature",)
+    fetch(store, release, tmp_path, pair[1])
 
 
 def test_a_manifest_that_was_changed_after_it_was_signed_is_refused(client, bucket, store, release, pair, tmp_path):

@@ -29,6 +29,7 @@ from pathlib import Path
 import boto3
 import numpy
 import pytest
+from botocore.exceptions import ClientError
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -109,16 +110,22 @@ class FrontHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.checksums.append(self.headers.get("x-amz-checksum-sha256"))
         fault = self.server.fault(self.command, self.path)
+        if fault == "slow down":
+            return self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
         if fault == "conflict":
             return self.answer(409, {}, b"<Error><Code>ConditionalRequestConflict</Code><Message>try again</Message></Error>")
         if fault == "denied":
             return self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+        if fault == "flip" and self.command == "PUT":
+            body = flipped(body)
         with self.server.writing if self.command == "PUT" else contextlib.nullcontext():
             upstream = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
             upstream.request(self.command, self.path, body, {**self.headers, "Connection": "close"})
             answer = upstream.getresponse()
             content = answer.read()
             upstream.close()
+        if fault == "flip" and self.command == "GET":
+            content = flipped(content)
         self.close_connection = fault is not None
         if fault == "answer lost":
             return None
@@ -177,6 +184,12 @@ def bucket(client):
 
 
 @pytest.fixture
+def checks(request):
+    """Whether the server compares bytes with their SHA-256, as S3 does: ministack does, moto does not."""
+    return request.node.callspec.params["s3"] != "moto"
+
+
+@pytest.fixture
 def store(bucket):
     return ObjectStore(bucket)
 
@@ -189,11 +202,14 @@ def keys(client, bucket):
     return [item["Key"] for item in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
+def flipped(body):
+    """Bytes with one bit changed in the middle; their size stays."""
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+
+
 def flip(client, bucket, key):
-    """Change one bit in the middle of an object; its size stays."""
-    body = bytearray(content(client, bucket, key))
-    body[len(body) // 2] ^= 1
-    client.put_object(Bucket=bucket, Key=key, Body=bytes(body))
+    client.put_object(Bucket=bucket, Key=key, Body=flipped(content(client, bucket, key)))
 
 
 def truncate(client, bucket, key):
@@ -348,6 +364,82 @@ def test_s3s_request_to_try_again_is_followed(front, client, bucket):
     ObjectStore(bucket).put_new("k", b"bytes")
     assert front.faults == []
     assert content(client, bucket, "k") == b"bytes"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_s3s_request_to_slow_down_is_followed(front, bucket, method):
+    store = ObjectStore(bucket)
+    front.faults += [(method, "/k", "slow down")] * 2
+    store.put_new("k", b"bytes")
+    assert store.get("k").content == b"bytes"
+    assert front.faults == []
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_store_that_stays_too_busy_is_said_to_be(front, bucket, method):
+    store = ObjectStore(bucket)
+    front.faults += [(method, "/k", "slow down")] * 3
+    with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: {method.title()}Object failed \(SlowDown\): Please reduce"):
+        store.get("k") if method == "GET" else store.put_new("k", b"bytes")
+    assert front.faults == []
+
+
+def write_new(store):
+    store.put_new("k", b"bytes")
+
+
+def replace_channel(store):
+    store.swap("k", b"bytes", None)
+
+
+@pytest.mark.parametrize("write", [write_new, replace_channel])
+def test_bytes_that_change_on_the_way_to_the_store_are_rejected_by_their_checksum(front, client, bucket, checks, write):
+    """Moto takes every checksum for right and keeps it: there the reader notices."""
+    front.faults.append(("PUT", "/k", "flip"))
+    store = ObjectStore(bucket)
+    if checks:
+        with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: PutObject failed \(BadDigest\)"):
+            write(store)
+        assert keys(client, bucket) == []
+    else:
+        write(store)
+        with pytest.raises(InfrastructureError, match="arrived with other bytes than the store says that it has"):
+            store.get("k")
+    assert front.faults == []
+
+
+def test_a_wrong_checksum_is_rejected_by_the_server(client, bucket, checks):
+    """What `put_new` relies on, asked of the server itself."""
+    wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
+    put = partial(client.put_object, Bucket=bucket, Key="k", Body=b"bytes", ChecksumAlgorithm="SHA256", ChecksumSHA256=wrong)
+    if not checks:
+        assert put()["ResponseMetadata"]["HTTPStatusCode"] == 200  # if this fails, moto checks too: let it be asked as the others
+        return
+    with pytest.raises(ClientError, match="BadDigest"):
+        put()
+    assert keys(client, bucket) == []
+
+
+def test_bytes_that_change_on_the_way_from_the_store_are_not_used_and_the_next_try_gets_the_right_ones(front, bucket, tmp_path):
+    store = ObjectStore(bucket)
+    store.put_new("k", b"bytes")
+    download = partial(store.download, "k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    for read in (lambda: store.get("k"), download):
+        front.faults.append(("GET", "/k", "flip"))
+        with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: an object arrived with other bytes than the store says"):
+            read()
+        assert front.faults == []
+        read()
+    assert (store.get("k").content, (tmp_path / "file").read_bytes()) == (b"bytes", b"bytes")
+
+
+def test_bytes_that_change_on_the_way_from_the_store_are_refused_by_their_digest_where_it_keeps_no_checksum(
+    front, client, bucket, tmp_path
+):
+    client.put_object(Bucket=bucket, Key="k", Body=b"bytes")
+    front.faults.append(("GET", "/k", "flip"))
+    with pytest.raises(InfrastructureError, match="damaged or replaced"):
+        ObjectStore(bucket).download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
 
 
 def test_a_missing_object_is_none_and_an_object_is_its_bytes_and_tag(store, client, bucket):
@@ -547,12 +639,43 @@ def test_an_incomplete_adapter_directory_is_refused(store, client, bucket, adapt
     assert keys(client, bucket) == []
 
 
-def test_a_released_file_that_differs_in_the_store_stops_the_publication(store, client, bucket, adapter):
+def test_a_file_that_lies_damaged_where_a_release_is_to_be_is_replaced(store, client, bucket, adapter, tmp_path):
     digest = adapter_digest(adapter)
     client.put_object(Bucket=bucket, Key=f"adapters/{NAME}/sha256-{digest}/adapter_config.json", Body=b"{}")
-    with pytest.raises(RejectedError, match="never overwritten"):
+    release = published(store, adapter)
+    assert (release.new, release.mended) == (True, ())
+    fetch_release(store, NAME, digest, tmp_path / "local", base_model=BASE)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, lengthen, remove])
+def test_publishing_again_mends_files_that_were_damaged_in_the_store(store, release, client, bucket, adapter, tmp_path, damage):
+    manifest = content(client, bucket, f"{release.uri}/manifest.json")
+    for file in adapter_files[1:]:
+        damage(client, bucket, f"{release.uri}/{file}")
+    assert published(store, adapter) == replace(release, new=False, mended=adapter_files[1:])
+    assert published(store, adapter) == replace(release, new=False)
+    fetch_release(store, NAME, release.digest, tmp_path / "local", base_model=BASE)
+    assert content(client, bucket, f"{release.uri}/manifest.json") == manifest
+
+
+def test_two_that_mend_the_same_file_at_once_both_succeed(front, client, bucket, adapter):
+    release = published(ObjectStore(bucket), adapter)
+    flip(client, bucket, f"{release.uri}/adapter_config.json")
+    stores = [ObjectStore(bucket) for _ in range(4)]
+    assert [result.digest for result in at_once(lambda store: published(store, adapter), stores)] == [release.digest] * 4
+    assert content(client, bucket, f"{release.uri}/adapter_config.json") == (adapter / "adapter_config.json").read_bytes()
+
+
+def test_a_damaged_manifest_is_left_to_a_person_and_publishing_says_what_mends_it(store, release, client, bucket, adapter):
+    key = f"{release.uri}/manifest.json"
+    client.put_object(Bucket=bucket, Key=key, Body=b"{")
+    with pytest.raises(
+        InfrastructureError, match=rf"s3://{bucket}/{key} is not a .*former version back, or remove it .* and publish again"
+    ):
         published(store, adapter)
-    assert find_release(store, NAME, digest) is None
+    assert content(client, bucket, key) == b"{"
+    remove(client, bucket, key)
+    assert published(store, adapter).new
 
 
 def test_a_publication_that_is_overtaken_by_the_same_one_finds_the_release_there(store, bucket, adapter):
@@ -1101,14 +1224,17 @@ def publish_command(adapter, report, *options, **environment):
     return run("publish_adapter.py", "--adapter", NAME, "--model", str(adapter), "--gate-report", str(path), *options, **environment)
 
 
-def test_publishing_by_command_is_repeatable(store, bucket, adapter):
+def test_publishing_by_command_is_repeatable_and_mends(store, client, bucket, adapter):
     code, said = publish_command(
         adapter, gate_report(adapter), "--bucket", bucket, "--pr", "7", GITHUB_SHA="d" * 40, GITHUB_ACTOR="octocat"
     )
     assert (code, ": published" in said) == (0, True)
     assert list_releases(store, NAME)[0]["source"] == {"commit": "d" * 40, "pr": "7", "actor": "octocat"}
     code, said = publish_command(adapter, gate_report(adapter), ADAPTER_BUCKET=bucket)
-    assert (code, "already published" in said) == (0, True)
+    assert (code, "already published, nothing to do" in said) == (0, True)
+    flip(client, bucket, f"adapters/{NAME}/sha256-{adapter_digest(adapter)}/adapter_model.safetensors")
+    code, said = publish_command(adapter, gate_report(adapter), ADAPTER_BUCKET=bucket)
+    assert (code, "already published, now with adapter_model.safetensors" in said) == (0, True)
 
 
 def test_a_wrong_bucket_ends_with_3_and_names_bucket_and_endpoint(s3, adapter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -28,12 +29,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Release:
-    """A published adapter; `manifest` is `configs/schemas/release_manifest.json`."""
+    """A published adapter.
+
+    Args:
+        name: of the adapter.
+        digest: of the release.
+        manifest: `configs/schemas/release_manifest.json`.
+        new: whether it was not there before.
+        mended: what a release that was there before lacked, or had damaged, and now has: files, `signature`.
+    """
 
     name: str
     digest: str
     manifest: dict[str, Any]
     new: bool
+    mended: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -65,6 +75,9 @@ def publish(
 ) -> Release:
     """Publish an adapter that passed its gates; the manifest is written last, and a release exists when its manifest does.
 
+    A release that is there already is completed: files that are missing or damaged are written, for its digest says which bytes are
+    right, and its manifest is signed if there is a signer and no signature. The manifest itself never changes.
+
     Args:
         store: where to.
         name: adapter name.
@@ -78,18 +91,16 @@ def publish(
         The release; `new` is False if it was there already, and then its manifest is the one of the first time.
 
     Raises:
-        RejectedError: the verdict is not PASS, verdict or train manifest is on another adapter, a file differs in the store, or the
-            weights are not safetensors.
+        RejectedError: the verdict is not PASS, verdict or train manifest is on another adapter, the weights are not safetensors, or
+            what would be signed is not what this run would publish.
         UsageError: a bad name, directory or key.
-        InfrastructureError: the store.
+        InfrastructureError: the store, or a damaged manifest in it.
     """
     prefix = _prefix(name, digest := adapter_digest(directory))
     if gate_report["verdict"] != "PASS":
         raise RejectedError(f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']} Nothing is published.")
     _check_provenance(name, digest, directory, gate_report, train_manifest)
     check_weights(directory)
-    if existing := find_release(store, name, digest):
-        return Release(name, digest, existing, new=False)
     manifest = {
         "schema": "release_manifest/v1",
         "adapter": name,
@@ -112,18 +123,54 @@ def publish(
     if problems:
         raise RuntimeError(f"the release manifest would break its schema: {problems[0]}")
     content = _manifest_content(manifest)
-    for file in adapter_files:
-        store.put_new(f"{prefix}/{file}", directory / file)
+    existing = _find_release_to_complete(store, name, digest)
+    mended = [file for file in adapter_files if store.put_known(f"{prefix}/{file}", directory / file)]
+    if existing:
+        return _complete(store, existing, manifest, directory, signer, mended)
     if signer:
         store.put_new(f"{prefix}/{_signature_key(content)}", _sign(signer, directory, content), "application/json")
     try:
         store.put_new(f"{prefix}/{MANIFEST}", content, "application/json")
     except RejectedError:
         # Somebody published the same adapter since we looked: as if we had come later.
-        if existing := find_release(store, name, digest):
-            return Release(name, digest, existing, new=False)
+        if existing := _find_release_to_complete(store, name, digest):
+            return _complete(store, existing, manifest, directory, signer, [])
         raise
     return Release(name, digest, manifest, new=True)
+
+
+def _find_release_to_complete(store: ObjectStore, name: str, digest: str) -> dict[str, Any] | None:
+    manifest, problem = _read_manifest(store, name, digest)
+    if problem:
+        raise InfrastructureError(
+            f"{problem.rstrip('.')}. No publication overwrites it: bring the object's former version back, "
+            "or remove it (`aws s3 rm`) and publish again; then this is the latest release."
+        )
+    return manifest
+
+
+def _complete(
+    store: ObjectStore, existing: dict[str, Any], manifest: dict[str, Any], directory: Path, signer: Signer | None, mended: list[str]
+) -> Release:
+    """Sign a release that is there without a signature, if there is a signer.
+
+    Its manifest is what anybody with write access to the store made of it: signed is only what this run itself would publish. When
+    and from where it was published first is taken from the store.
+    """
+    name, digest, content = existing["adapter"], existing["digest"], _manifest_content(existing)
+    key = f"{_prefix(name, digest)}/{_signature_key(content)}"
+    if signer and store.get(key) is None:
+        differs = [field for field in manifest if field not in ("published_at", "source") and existing[field] != manifest[field]]
+        if differs:
+            raise RejectedError(
+                f"{name} {digest[:12]} is published unsigned, with another {', '.join(differs)} than this run has. It is not signed. "
+                f"Publish from the run with gate key {existing['gate_key'][:12]}; if there is none, somebody changed the manifest "
+                f"(s3://{store.bucket}/{_prefix(name, digest)}/{MANIFEST})."
+            )
+        with contextlib.suppress(RejectedError):  # somebody signed it in this moment
+            store.put_new(key, _sign(signer, directory, content), "application/json")
+            mended = [*mended, "signature"]
+    return Release(name, digest, existing, new=False, mended=tuple(mended))
 
 
 def _manifest_content(manifest: dict[str, Any]) -> bytes:
@@ -243,6 +290,11 @@ def fetch_release(
     """
     target = root / name / f"sha256-{digest}"
     manifest = local_manifest(target, name, digest, signed=trust is not None)
+    if manifest and trust:
+        try:
+            trust.verify(target, target / SIGNATURE)
+        except RejectedError:
+            manifest = None  # damaged here, or signed with a key that is trusted no more: the store may have a better one
     if manifest is None:
         manifest = find_release(store, name, digest)
         if manifest is None:
@@ -259,24 +311,22 @@ def fetch_release(
                     signature = store.get(f"{_prefix(name, digest)}/{_signature_key(content)}")
                     if signature is None:
                         raise RejectedError(
-                            f"{name} {digest[:12]} is not signed, or its manifest was changed since. Publish it again with --signing-key."
+                            f"{name} {digest[:12]} is not signed, or its manifest was changed since. Publish it again, from the run that "
+                            "made it, with --signing-key; a changed manifest is not signed, and the reason is said."
                         )
                     (staging / SIGNATURE).write_bytes(signature.content)
-                    _check_signature(staging, trust)
+                    try:
+                        trust.verify(staging, staging / SIGNATURE)
+                    except RejectedError as error:
+                        raise RejectedError(
+                            f"{error}. Nothing is loaded. If you know why (another key, a damaged object), remove s3://{store.bucket}/"
+                            f"{_prefix(name, digest)}/{_signature_key(content)} and publish the release again with --signing-key."
+                        ) from None
                 check_weights(staging)
         except OSError as error:
             raise InfrastructureError(f"{target} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
-    elif trust:
-        _check_signature(target, trust)
     check_base_model(manifest, base_model)
     return target, manifest
-
-
-def _check_signature(directory: Path, trust: Trust) -> None:
-    try:
-        trust.verify(directory, directory / SIGNATURE)
-    except RejectedError as error:
-        raise RejectedError(f"{error}. Nothing is loaded. Publish the release again, signed.") from None
 
 
 def local_manifest(directory: Path, name: str, digest: str, *, signed: bool = False) -> dict[str, Any] | None:
