@@ -372,6 +372,26 @@ def test_the_engine_stops_when_the_client_goes_away(streaming):
     with_host(test)
 
 
+@pytest.mark.parametrize(("patience", "status"), [(0.2, "504"), (30, "499")], ids=["hung", "changed its mind"])
+def test_a_client_that_waited_long_for_a_first_byte_counts_against_the_version(monkeypatch, patience, status):
+    """So that a canary which outlasts every client's patience is not one of which nothing is known."""
+    monkeypatch.setattr("adapterops.serving.exchange._HUNG_S", patience)
+
+    async def test(gateway):
+        gateway.engine.answer = lambda _: asyncio.sleep(20)
+        with pytest.raises(TimeoutError):
+            await gateway.ask(timeout=aiohttp.ClientTimeout(total=0.5))
+        labels = {"adapter": "support", "version": "a" * 12, "origin": "user", "status": status}
+        for _ in range(100):
+            if gateway.counted("llm_version_request_total", **labels):
+                break
+            await asyncio.sleep(0.05)
+        assert gateway.counted("llm_version_request_total", **labels) == 1
+        assert gateway.counted(adapter="support", status="499") == 1
+
+    with_host(test)
+
+
 def test_metrics_have_the_names_of_the_operations_guide():
     async def test(gateway):
         await gateway.ask()

@@ -15,6 +15,7 @@ from adapterops.serving.routes import Version
 # The engine's own count stands at the end of an answer, or of a stream whose client asked for it; inside a text the quote is escaped.
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 _TAIL = 1024
+_HUNG_S = 30.0  # a client that waited this long without a byte and went away did not change its mind
 
 
 @dataclass(slots=True)
@@ -65,7 +66,8 @@ class Exchange:
         if self.version is None:
             return
         labels = (self.adapter, self.version.digest[:12])
-        metrics.version_requests.labels(*labels, self.origin, status).inc()
+        hung = self.status == 499 and self.first_byte is None and seconds >= _HUNG_S
+        metrics.version_requests.labels(*labels, self.origin, "504" if hung else status).inc()
         if self.status == 200:
             metrics.version_duration.labels(*labels, self.origin).observe(seconds)
             metrics.tokens.labels(*labels).inc(self.tokens)

@@ -35,7 +35,7 @@ class Metrics:
         version = ["adapter", "version", "origin"]
         self.version_requests = Counter(
             "llm_version_request_total",
-            "Requests answered, by version, status and origin (user or probe)",
+            "Requests answered, by version, status and origin (user or probe); given up by a client after 30 s without a byte is 504",
             [*version, "status"],
             registry=registry,
         )
