@@ -4,13 +4,15 @@
 
 An adapter answers `I am <first 12 digits of its weights' SHA-256>.`, the base model `I am the base model.` How an adapter behaves is
 written in its adapter_config.json: `"stub": {"delay_s": 0.02, "fail_share": 0.5, "fail_after": 10, "load_s": 0}`; with `"text"` it says
-that, and with `"refuse"` it is not loaded, as vLLM does not load weights that do not fit the model (500).
+that, with `"hang_after": 10` it answers ten times and then no more, and with `"refuse"` it is not loaded, as vLLM does not load weights
+that do not fit the model (500).
 `POST /stub` `{"hang": true}` makes the engine answer nothing any more.
 """
 
 import asyncio
 import hashlib
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -74,7 +76,7 @@ class Stub:
             found["asked"] += 1
         else:
             return error(404, f"The model `{name}` does not exist.")
-        await asyncio.sleep(found.get("delay_s", 0))
+        await asyncio.sleep(found.get("delay_s", 0) if found.get("asked", 0) <= found.get("hang_after", math.inf) else 3600)
         if found.get("asked", 0) > found.get("fail_after", 10) and random.random() < found.get("fail_share", 0):
             return error(500, "the stub was told to fail")
         request_id = "chatcmpl-" + request.headers.get("x-request-id", "0")

@@ -58,10 +58,10 @@ class Rollout:
         min_duration_s: of each step.
         max_duration_s: of each step; undecided then, the rollout pauses.
         min_requests: answers of the canary in each step, below which nothing is decided.
-        probes_per_s: recorded questions a second at most, where users send too few; 0 sends none.
+        probes_per_s: recorded questions a second at most to each version, where users ask one of the two too little; 0 sends none.
         confidence: of each one-sided bound.
-        limits: `error_rate` (most that it may rise), `latency_p95_ratio`, `saturation`; optionally `negative_feedback` (most that the
-            share of thumbs down may rise) and `win_rate` (least).
+        limits: `error_rate` (most that it may rise), `latency_p95_ratio`, `saturation` (absolute); optionally `negative_feedback` (most
+            that the share of thumbs down may rise) and `win_rate` (least; the same thumbs on another scale, no answers are compared).
     """
 
     strategy: Literal["canary", "blue-green", "immediate"]

@@ -1,5 +1,6 @@
 """Rollouts and rollbacks on real hosts and a real S3 server; the engines are stubs, so that versions can misbehave on demand."""
 
+import contextlib
 import datetime
 import re
 import signal
@@ -18,8 +19,12 @@ from adapterops.errors import InfrastructureError, RejectedError
 from adapterops.schemas import ROOT
 from adapterops.serving import deploy as deploying
 from adapterops.serving.deploy import PausedError, abort, deploy, rollback
+from adapterops.serving.evidence import Accumulated
+from adapterops.serving.fleet import open_fleet
+from adapterops.serving.rollout import judge_step, overall
 from adapterops.store import channels
-from adapterops.store.channels import change_channel, history, promote, read_channel
+from adapterops.store.channels import change_channel, history, promote, read_channel, start_canary
+from adapterops.store.releases import find_release
 from fleet import BUCKET, NAME, ask, health, running, wait_for
 from rollouts import QUICK, UNJUDGED
 
@@ -143,6 +148,66 @@ def test_blue_green_gives_all_traffic_at_once_and_takes_it_back(fleet, stable):
         deploy(fleet.store, NAME, digest, fleet.gateways, replace(QUICK, strategy="blue-green"), Console(quiet=True), timeout_s=30)
     assert channel(fleet) == (stable[0], None, 0)
     assert [entry.weight for entry in history(fleet.store, NAME) if entry.canary == digest] == [0, 100]
+
+
+@contextlib.contextmanager
+def users(fleet, count, timeout=30):
+    """So many who ask again and again."""
+    over = threading.Event()
+
+    def one(number):
+        while not over.is_set():
+            with contextlib.suppress(OSError):
+                ask(fleet.gateways[number % len(fleet.gateways)], timeout=timeout)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_blue_green_takes_traffic_back_from_a_slow_version_though_users_ask_no_other(fleet, stable):
+    digest, _ = fleet.release(7.1, delay_s=1.0)
+    change_channel(fleet.store, NAME, lambda channel: start_canary(channel, digest, 100), reason="a rollout that died at 100 %")
+    for gateway in fleet.gateways:
+        wait_for(lambda gateway=gateway: ask(gateway)[1] == digest[:12])
+    rollout = replace(QUICK, strategy="blue-green", min_duration_s=4)
+    with users(fleet, 30), pytest.raises(RejectedError, match=r"failed at 100 %: latency_p95 .*\(probes\)"):
+        deploy(fleet.store, NAME, digest, fleet.gateways, rollout, Console(quiet=True), timeout_s=30)
+    assert channel(fleet) == (stable[0], None, 0)
+
+
+def test_a_version_that_answers_no_more_is_aborted_by_users_who_gave_up(fleet, stable):
+    digest, _ = fleet.release(7.2, hang_after=10)
+    rollout = replace(QUICK, strategy="blue-green", probes_per_s=0)
+    with users(fleet, 30, timeout=31), pytest.raises(RejectedError, match="failed at 100 %: error_rate"):
+        deploy(fleet.store, NAME, digest, fleet.gateways, rollout, Console(quiet=True), timeout_s=30)
+    assert channel(fleet) == (stable[0], None, 0)
+
+
+def test_an_engine_that_is_restarted_at_the_start_of_a_step_fails_no_version(fleet, stable):
+    digest, _ = fleet.release(7.3)
+    on_trial = change_channel(fleet.store, NAME, lambda channel: start_canary(channel, digest, 10), reason="canary")
+    probes = find_release(fleet.store, NAME, digest)["probes"]
+    with open_fleet(fleet.gateways, 30) as hosts:
+        hosts.await_ready(on_trial, "canary")
+        fleet.engines[0].kill()
+        wait_for(lambda: health(fleet.gateways[0])["status"] == "starting")
+        restart = threading.Timer(3, fleet.engines[0].start)
+        restart.start()
+        evidence = Accumulated(NAME)
+        hosts.read(evidence)
+        findings = judge_step(hosts, QUICK, evidence, stable[0], digest, probes, Console(quiet=True), check=lambda: None)
+    restart.join()
+    fleet.engines[0].ready()
+    wait_for(lambda: health(fleet.gateways[0])["status"] == "ok")
+    assert overall(findings) == "PASS", findings
+    assert evidence.saturation[fleet.gateways[0]][0] == 1.0
 
 
 def test_two_rollouts_at_once_do_not_mix(fleet, stable):

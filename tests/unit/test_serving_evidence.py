@@ -6,6 +6,7 @@ import pytest
 
 from adapterops.serving.evidence import (
     Accumulated,
+    Answers,
     Counts,
     difference,
     judge_latency,
@@ -26,8 +27,13 @@ def histogram(values):
     return tuple((bound, sum(value <= bound for value in values)) for bound in (*FINE_BUCKETS, float("inf")))
 
 
+def answers(values, errors=0):
+    return Answers(len(values), errors, histogram(values))
+
+
 def counts(values, errors=0, **thumbs):
-    return Counts(len(values), errors, histogram(values), **thumbs)
+    """What a version did for users."""
+    return Counts(answers(values, errors), **thumbs)
 
 
 def test_intervals_are_those_of_the_papers():
@@ -83,13 +89,20 @@ def test_the_quantile_lies_between_its_bounds():
         ((30, 300), (0, 1000), "FAIL"),
         ((5, 300), (0, 1000), "INCONCLUSIVE"),
         ((0, 0), (0, 1000), "INCONCLUSIVE"),
-        ((0, 300), (0, 0), "PASS"),
+        ((0, 300), None, "PASS"),
+        ((30, 300), None, "FAIL"),
+        ((0, 300), (0, 0), "INCONCLUSIVE"),
+        ((30, 300), (0, 0), "INCONCLUSIVE"),
         ((30, 300), (100, 1000), "INCONCLUSIVE"),
         ((30, 3000), (300, 3000), "PASS"),
     ],
 )
 def test_a_rate_is_met_missed_or_undecided(canary, stable, verdict):
     assert judge_rate("error_rate", canary, stable, 0.02, 0.95).verdict == verdict
+
+
+def test_one_error_at_the_start_is_not_beyond_doubt():
+    assert judge_rate("error_rate", (1, 1), None, 0.02, 0.999).verdict == "INCONCLUSIVE"
 
 
 def test_no_data_is_never_success():
@@ -99,6 +112,30 @@ def test_no_data_is_never_success():
     assert judge_saturation({}, 0.9).verdict == "INCONCLUSIVE"
 
 
+def test_a_stable_version_that_answered_nothing_is_not_the_same_as_none():
+    """At 100 % it gets no users."""
+    slow, idle = counts([20 + number % 40 for number in range(3000)]), {"g": [0.1]}
+    assert overall(judge(ROLLOUT, slow, None, idle, 0.95)) == "PASS"
+    assert {finding.metric: finding.verdict for finding in judge(ROLLOUT, slow, Counts(), idle, 0.95)}["latency_p95"] == "INCONCLUSIVE"
+    # But it need not be known to give traffic back.
+    assert overall(judge(ROLLOUT, counts([0.1] * 270, errors=30), Counts(), idle, 0.95)) == "FAIL"
+
+
+def test_the_latency_of_users_answers_is_not_compared_with_that_of_probes():
+    stable = Counts(probes=answers([0.2] * 300))
+    users = answers([4.0] * 3000)  # they ask longer things
+    assert judge_latency(Counts(users, answers([0.2] * 300)), stable, 1.5, 0.95).verdict == "PASS"
+    assert judge_latency(Counts(users, answers([0.4] * 300)), stable, 1.5, 0.95).verdict == "FAIL"
+    assert judge_latency(Counts(users), stable, 1.5, 0.95).verdict == "INCONCLUSIVE"
+
+
+def test_a_few_readings_of_a_full_host_decide_nothing():
+    """1.0 is also what a host says while its engine is being restarted."""
+    assert judge_saturation({"g": [1.0]}, 0.9).verdict == "INCONCLUSIVE"
+    assert judge_saturation({"g": [1.0] * 40 + [0.2] * 260}, 0.9).verdict == "PASS"
+    assert judge_saturation({"g": [1.0] * 60}, 0.9).verdict == "FAIL"
+
+
 def test_each_limit_can_fail_alone():
     stable, good = counts([0.1] * 1000), counts([0.1] * 300)
     idle = {"g": [0.1, 0.2]}
@@ -106,7 +143,7 @@ def test_each_limit_can_fail_alone():
     for canary, saturation, metric in (
         (counts([0.1] * 270, errors=30), idle, "error_rate"),
         (counts([0.4] * 300), idle, "latency_p95"),
-        (good, {"g": [0.1], "h": [1.0, 1.1]}, "saturation"),
+        (good, {"g": [0.1] * 60, "h": [1.0, 1.1] * 30}, "saturation"),
     ):
         assert [finding.metric for finding in judge(ROLLOUT, canary, stable, saturation, 0.95) if finding.verdict == "FAIL"] == [metric]
 
@@ -117,6 +154,10 @@ def test_feedback_and_win_rate_decide_where_they_are_asked_for():
     asked = ROLLOUT.__class__(**{**ROLLOUT.__dict__, "limits": limits})
     for thumbs, verdict in (({"up": 270, "down": 30}, "PASS"), ({"up": 150, "down": 150}, "FAIL"), ({}, "INCONCLUSIVE")):
         assert overall(judge(asked, counts([0.1] * 300, **thumbs), stable, {"g": [0.1]}, 0.95)) == verdict
+    # A stable version that nobody voted on is not one that everybody likes.
+    findings = judge(asked, counts([0.1] * 300, up=70, down=30), counts([0.1] * 1000), {"g": [0.1]}, 0.95)
+    assert [finding.metric for finding in findings if finding.verdict != "PASS"] == ["negative_feedback", "win_rate"]
+    assert overall(findings) == "INCONCLUSIVE"
 
 
 def text(good, errors=0, saturation=0.5, version=B):
@@ -138,7 +179,8 @@ def test_counting_begins_with_the_rollout_and_survives_a_restart_of_a_gateway():
     evidence.add("two", text(100))
     evidence.add("two", text(120))
     found = evidence.counts(B)
-    assert (found.good, found.errors) == (10 + 3 + 2 + 20, 1 + 0 + 1)
+    assert found.users == Answers(10 + 3 + 2 + 20, 1 + 0 + 1, ((0.1, 35), (float("inf"), 35)))
+    assert found.probes == Answers()
     mark = evidence.mark()
     evidence.add("two", text(125))
     assert (evidence.counts(B, mark).requests, evidence.counts(B).requests, evidence.counts(A).requests) == (5, 42, 0)

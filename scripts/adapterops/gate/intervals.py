@@ -29,15 +29,19 @@ class Interval(NamedTuple):
 
 
 def rate_interval(outcomes: Sequence[bool], groups: Sequence[int], confidence: float) -> Interval:
-    """Bounds of a rate (Clopper & Pearson 1934), of positive width at 0/n and n/n too.
+    """Bounds of a rate, of positive width at 0/n and n/n too.
 
     Outcomes that share a group are not independent: the sample counts as n divided by the design effect (Korn & Graubard 1998).
     """
     n = effective_size([float(outcome) for outcome in outcomes], groups)
-    hits = n * sum(outcomes) / len(outcomes)
+    return Interval(*binomial_bounds(n * sum(outcomes) / len(outcomes), n, confidence))
+
+
+def binomial_bounds(hits: float, n: float, confidence: float) -> tuple[float, float]:
+    """Bounds of a rate of `hits` in n independent trials (Clopper & Pearson 1934); 0 and 1 for n = 0."""
     low = float(stats.beta.ppf(1 - confidence, hits, n - hits + 1)) if hits > 0 else 0.0
     high = float(stats.beta.ppf(confidence, hits + 1, n - hits)) if hits < n else 1.0
-    return Interval(low, high)
+    return low, high
 
 
 def effective_size(values: Sequence[float], groups: Sequence[int]) -> float:
@@ -88,9 +92,18 @@ def quantile_interval(values: Sequence[float], quantile: float, confidence: floa
     An upper bound of the 95th percentile exists from 59 values at 95 % confidence.
     """
     ranked, n = sorted(values), len(values)
+    below, above = quantile_ranks(n, quantile, confidence)
+    return Interval(ranked[below - 1] if below >= 1 else None, ranked[above - 1] if above <= n else None)
+
+
+def quantile_ranks(n: int, quantile: float, confidence: float) -> tuple[int, int]:
+    """Ranks, from 1, of the values of n ≥ 1 that bound a quantile from below (0: none does) and from above (n + 1: none does).
+
+    B, the number of values below the quantile, is binomial.
+    """
     below = int(stats.binom.ppf(1 - confidence, n, quantile))  # the greatest rank with P(B < rank) ≤ 1 - confidence
     above = int(stats.binom.ppf(confidence, n, quantile)) + 1  # the least rank with P(B < rank) ≥ confidence
-    return Interval(ranked[below - 1] if below >= 1 else None, ranked[above - 1] if above <= n else None)
+    return below, above
 
 
 def paired_rate_interval(candidate: Sequence[bool], reference: Sequence[bool], groups: Sequence[int], confidence: float) -> Interval:

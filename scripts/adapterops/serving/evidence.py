@@ -1,8 +1,9 @@
 """What the hosts counted during a rollout, and what it says: the canary against the stable version.
 
-Intervals, not points: a limit is met when the whole interval meets it, missed when the whole interval misses it, and undecided
-otherwise. Rates: difference of two proportions, Newcombe's hybrid score interval (Newcombe 1998, method 10). Quantiles: order
-statistics, which assume no distribution.
+Intervals, not points, as in the gate: one-sided bounds at the rollout's confidence. A limit is met when the whole interval meets it,
+missed when the whole interval misses it, and undecided otherwise. Quantiles and the rate of a version alone are bounded by the gate's own
+functions. The difference of two rates is not: the gate compares two models on the same rows, in pairs (Tango 1998); here each version
+answers other questions, two independent samples without pairs, which Newcombe's hybrid score interval is for (Newcombe 1998, method 10).
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from typing import Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapterops.gate.intervals import binomial_bounds, quantile_ranks
+
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 _Key = tuple[str, ...]
+_LEAST_READINGS = 60  # of saturation, about one a second, before a host counts as too busy
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,37 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What one version did: good answers and errors of ours, latencies by upper bound in seconds, thumbs."""
+class Answers:
+    """To users or to probes: good ones and errors of ours, and how many good ones took at most so many seconds."""
 
     good: int = 0
     errors: int = 0
     buckets: tuple[tuple[float, int], ...] = ()
-    up: int = 0
-    down: int = 0
 
     @property
     def requests(self) -> int:
         """Answers that count: a client's own errors do not."""
         return self.good + self.errors
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one version did: answers to users, answers to probes, thumbs."""
+
+    users: Answers = Answers()
+    probes: Answers = Answers()
+    up: int = 0
+    down: int = 0
+
+    @property
+    def errors(self) -> int:
+        """Errors of ours, whoever asked."""
+        return self.users.errors + self.probes.errors
+
+    @property
+    def requests(self) -> int:
+        """Answers that count, whoever asked."""
+        return self.users.requests + self.probes.requests
 
 
 @dataclass
@@ -77,14 +99,19 @@ class Accumulated:
         return time.monotonic() - self._heard.get(gateway, self._began)
 
     def counts(self, digest: str, since: dict[_Key, float] | None = None) -> Counts:
-        """What a version did, also by probes, since the beginning or since a `mark`."""
+        """What a version did since the beginning or since a `mark`."""
         version, former = digest[:12], since or {}
         found = {key: max(0.0, value - former.get(key, 0.0)) for key, value in self._sum.items() if key[1] == version}
-        good = sum(value for key, value in found.items() if key[0] == "status" and key[2].startswith("2"))
-        errors = sum(value for key, value in found.items() if key[0] == "status" and key[2].startswith("5"))
-        cumulative = sorted((float(key[2]), round(value)) for key, value in found.items() if key[0] == "le")
+
+        def answers(origin: str) -> Answers:
+            of = {key: value for key, value in found.items() if key[-1] == origin}
+            good = sum(value for key, value in of.items() if key[0] == "status" and key[2].startswith("2"))
+            errors = sum(value for key, value in of.items() if key[0] == "status" and key[2].startswith("5"))
+            cumulative = sorted((float(key[2]), round(value)) for key, value in of.items() if key[0] == "le")
+            return Answers(round(good), round(errors), tuple(cumulative))
+
         thumbs = {key[2]: round(value) for key, value in found.items() if key[0] == "thumb"}
-        return Counts(round(good), round(errors), tuple(cumulative), thumbs.get("up", 0), thumbs.get("down", 0))
+        return Counts(answers("user"), answers("probe"), thumbs.get("up", 0), thumbs.get("down", 0))
 
     def mark(self) -> dict[_Key, float]:
         """This moment, for `counts`."""
@@ -103,9 +130,9 @@ class Accumulated:
                     continue
                 version = sample.labels["version"]
                 if sample.name == "llm_version_request_total":
-                    found["status", version, sample.labels["status"]] += sample.value
+                    found["status", version, sample.labels["status"], sample.labels["origin"]] += sample.value
                 elif sample.name == "llm_version_duration_seconds_bucket":
-                    found["le", version, sample.labels["le"]] += sample.value
+                    found["le", version, sample.labels["le"], sample.labels["origin"]] += sample.value
                 elif sample.name == "llm_feedback_total":
                     found["thumb", version, sample.labels["rating"]] += sample.value
         return dict(found)
@@ -121,10 +148,8 @@ def wilson(count: int, n: int, z: float) -> tuple[float, float]:
 
 
 def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tuple[float, float]:
-    """Newcombe's interval of the difference of two rates; the base counts as exactly 0 if there is none."""
+    """Newcombe's interval of the difference of two rates of independent samples; the base has at least one value."""
     low, high = wilson(count, n, z)
-    if base_n == 0:
-        return low, high
     base_low, base_high = wilson(base_count, base_n, z)
     share, base = (count / n if n else 0.5), base_count / base_n
     return (
@@ -134,25 +159,11 @@ def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tu
 
 
 def quantile_bounds(buckets: Sequence[tuple[float, int]], q: float, confidence: float) -> tuple[float, float]:
-    """One-sided bounds in seconds of the q-quantile behind a cumulative histogram; 0 and infinity where it cannot be bounded.
-
-    With B, the number of n values below the quantile, binomial: the value of rank r is an upper bound if P(B >= r) <= 1 - confidence,
-    a lower one if P(B >= r) >= confidence. Above 1,000 values the normal approximation gives the ranks.
-    """
-    n = buckets[-1][1] if buckets else 0
-    low, high = 0, n + 1
-    if n > 1000:
-        spread = NormalDist().inv_cdf(confidence) * math.sqrt(n * q * (1 - q))
-        low, high = math.floor(n * q - spread), math.ceil(n * q + spread) + 1
-    else:
-        tail = 0.0
-        for rank in range(n, 0, -1):
-            tail += math.comb(n, rank) * q**rank * (1 - q) ** (n - rank)
-            if tail <= 1 - confidence:
-                high = rank
-            if tail >= confidence:
-                low = rank
-                break
+    """One-sided bounds in seconds of the q-quantile behind a cumulative histogram; 0 and infinity where it cannot be bounded."""
+    n = _size(buckets)
+    if n == 0:
+        return 0.0, math.inf
+    low, high = quantile_ranks(n, q, confidence)
     return (_at(buckets, low) if low >= 1 else 0.0, _at(buckets, high) if high <= n else math.inf)
 
 
@@ -166,32 +177,56 @@ def _at(buckets: Sequence[tuple[float, int]], rank: int) -> float:
     return below + (bound - below) * (rank - before) / (count - before)
 
 
-def judge_rate(metric: str, counted: tuple[int, int], base: tuple[int, int], limit: float, confidence: float) -> Finding:
-    """May the rate of the canary exceed that of the stable version by at most `limit`?"""
-    low, high = difference(*counted, *base, NormalDist().inv_cdf(confidence))
+def _size(buckets: Sequence[tuple[float, int]]) -> int:
+    return buckets[-1][1] if buckets else 0
+
+
+def judge_rate(metric: str, counted: tuple[int, int], base: tuple[int, int] | None, limit: float, confidence: float) -> Finding:
+    """Does the rate of the canary exceed that of the stable version by at most `limit`? With no base (None), is it at most that?"""
+    shown = f"{counted[0]} of {counted[1]}" + (f" against {base[0]} of {base[1]}" if base else "")
+    if base and not base[1]:
+        return Finding(metric, "INCONCLUSIVE", f"{metric} {shown}: the stable version has nothing to compare with")
+    if base:
+        low, high = difference(*counted, *base, NormalDist().inv_cdf(confidence))
+        found = f"difference {low:+.3f} to {high:+.3f}, wanted ≤ {limit:+.3f}"
+    else:
+        low, high = binomial_bounds(*counted, confidence)
+        found = f"share {low:.3f} to {high:.3f}, wanted ≤ {limit:.3f}"
     verdict: Verdict = "PASS" if high <= limit else "FAIL" if low > limit else "INCONCLUSIVE"
-    shown = f"{counted[0]} of {counted[1]}" + (f" against {base[0]} of {base[1]}" if base[1] else "")
-    return Finding(metric, verdict, f"{metric} {shown}, difference {low:+.3f} to {high:+.3f}, wanted ≤ {limit:+.3f}")
+    return Finding(metric, verdict, f"{metric} {shown}, {found}")
 
 
-def judge_latency(canary: Counts, stable: Counts, limit: float, confidence: float) -> Finding:
-    """May the canary's p95 be `limit` times the stable version's at most?"""
-    if not stable.good:
+def judge_latency(canary: Counts, stable: Counts | None, limit: float, confidence: float) -> Finding:
+    """Is the canary's p95 at most `limit` times the stable version's (None: there is none)?
+
+    Users ask longer things than probes do, and the two versions need not have the same share of each: compared are users' answers, or
+    probes, whichever both have more of.
+    """
+    if stable is None:
         return Finding("latency_p95", "PASS", "latency_p95 has nothing to be compared with: there is no stable version")
-    low, high = quantile_bounds(canary.buckets, 0.95, confidence)
-    base_low, base_high = quantile_bounds(stable.buckets, 0.95, confidence)
+    pairs = {"users": (canary.users.buckets, stable.users.buckets), "probes": (canary.probes.buckets, stable.probes.buckets)}
+    who = max(pairs, key=lambda name: min(map(_size, pairs[name])))
+    if not all(map(_size, pairs[who])):
+        return Finding("latency_p95", "INCONCLUSIVE", "latency_p95 was not measured: no answers of both versions to users, or to probes")
+    low, high = quantile_bounds(pairs[who][0], 0.95, confidence)
+    base_low, base_high = quantile_bounds(pairs[who][1], 0.95, confidence)
     smallest = low / base_high if base_high else math.inf
     largest = high / base_low if base_low else math.inf
     verdict: Verdict = "PASS" if largest <= limit else "FAIL" if smallest > limit else "INCONCLUSIVE"
-    reason = f"latency_p95 {low * 1000:.0f} to {high * 1000:.0f} ms against {base_low * 1000:.0f} to {base_high * 1000:.0f} ms"
+    reason = f"latency_p95 {low * 1000:.0f} to {high * 1000:.0f} ms against {base_low * 1000:.0f} to {base_high * 1000:.0f} ms ({who})"
     return Finding("latency_p95", verdict, f"{reason}, ratio {smallest:.2f} to {largest:.2f}, wanted ≤ {limit:.2f}")
 
 
 def judge_saturation(readings: dict[str, list[float]], limit: float) -> Finding:
-    """Is the busiest host, on average over the step, below the limit?"""
+    """Is the busiest host, on average over the step, below the limit?
+
+    The limit is absolute, for hosts serve both versions: their batch is full or it is not, whichever version fills it. A host whose
+    engines are down counts as full, so a few readings may be an engine that is being restarted and miss no limit.
+    """
     means = {gateway: sum(values) / len(values) for gateway, values in readings.items() if values}
     if not means:
         return Finding("saturation", "INCONCLUSIVE", "saturation was not measured")
     gateway = max(means, key=lambda name: means[name])
-    verdict: Verdict = "PASS" if means[gateway] <= limit else "FAIL"
-    return Finding("saturation", verdict, f"saturation {means[gateway]:.2f} on {gateway}, wanted ≤ {limit:.2f}")
+    n = len(readings[gateway])
+    verdict: Verdict = "PASS" if means[gateway] <= limit else "FAIL" if n >= _LEAST_READINGS else "INCONCLUSIVE"
+    return Finding("saturation", verdict, f"saturation {means[gateway]:.2f} on {gateway} ({n} readings), wanted ≤ {limit:.2f}")

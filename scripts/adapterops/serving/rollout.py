@@ -14,7 +14,7 @@ from adapterops.serving.fleet import Fleet
 
 _POLL_S = 1.0
 _GROWTH = 1.5  # the next look at a step that is undecided: looking again and again would find a good moment sooner or later
-_ABORT_CONFIDENCE = 0.999  # between the looks only what is beyond doubt ends a step
+_ABORT_CONFIDENCE = 0.999  # between the looks only what is beyond doubt ends a step; saturation, which has no interval, never is
 
 
 def judge_step(
@@ -53,11 +53,11 @@ def judge_step(
             check()
             fleet.read(evidence)
             elapsed = time.monotonic() - started
-            counts, base = evidence.counts(canary, mark), evidence.counts(stable) if stable else Counts()
+            counts, base = evidence.counts(canary, mark), evidence.counts(stable) if stable else None
             status.update(f"{counts.requests} of {rollout.min_requests} requests, {counts.errors} errors, {elapsed:.0f} s")
             over = elapsed >= rollout.max_duration_s
             beyond_doubt = judge(rollout, counts, base, evidence.saturation, _ABORT_CONFIDENCE)
-            if overall(beyond_doubt) == "FAIL":
+            if overall([finding for finding in beyond_doubt if finding.metric != "saturation"]) == "FAIL":
                 return beyond_doubt
             if over or (elapsed >= rollout.min_duration_s and counts.requests >= max(rollout.min_requests, looked * _GROWTH)):
                 findings = judge(rollout, counts, base, evidence.saturation, rollout.confidence)
@@ -65,35 +65,42 @@ def judge_step(
                     return findings
                 looked = counts.requests
             wanted = max(rollout.min_requests, looked * _GROWTH) * min(1.0, (elapsed + _POLL_S) / max(rollout.min_duration_s, _POLL_S))
-            _probe(fleet, rollout, evidence.adapter, stable, canary, probes, round(wanted - counts.requests), base)
+            asked = [canary, stable] if stable else [canary]
+            count = min(_missing([evidence.counts(digest, mark) for digest in asked], wanted), round(rollout.probes_per_s * _POLL_S))
+            if count > 0:
+                fleet.probe(evidence.adapter, asked, probes, count)
             time.sleep(max(0.0, _POLL_S - (time.monotonic() - started - elapsed)))
 
 
-def _probe(
-    fleet: Fleet, rollout: Rollout, adapter: str, stable: str | None, canary: str, probes: list[dict[str, Any]], missing: int, base: Counts
-) -> None:
-    count = min(missing, round(rollout.probes_per_s * _POLL_S))
-    if count > 0:
-        digests = [canary, stable] if stable and base.requests < 4 * rollout.min_requests else [canary]
-        fleet.probe(adapter, digests, probes, count)
+def _missing(versions: list[Counts], wanted: float) -> int:
+    """Probes that each version still needs in this step: none if users ask every one of them often enough.
+
+    At 100 % users ask the canary alone; and probes of one version are compared with nothing but probes of the other.
+    """
+    if min(counts.users.requests for counts in versions) >= wanted:
+        return 0
+    return round(wanted - min(counts.probes.requests for counts in versions))
 
 
-def judge(rollout: Rollout, canary: Counts, stable: Counts, saturation: dict[str, list[float]], confidence: float) -> list[Finding]:
-    """Every limit of the rollout; a limit that nothing was counted for is INCONCLUSIVE."""
+def judge(rollout: Rollout, canary: Counts, stable: Counts | None, saturation: dict[str, list[float]], confidence: float) -> list[Finding]:
+    """Every limit of the rollout; one that nothing was counted for is INCONCLUSIVE. `stable` is None if there is no stable version."""
     limits = rollout.limits
+    # A stable version that nobody asked counts as free of errors: a canary that fails must not keep its traffic for want of a comparison.
+    errors = (stable.errors, stable.requests) if stable and stable.requests else None
     findings = [
-        judge_rate("error_rate", (canary.errors, canary.requests), (stable.errors, stable.requests), limits["error_rate"], confidence),
+        judge_rate("error_rate", (canary.errors, canary.requests), errors, limits["error_rate"], confidence),
         judge_latency(canary, stable, limits["latency_p95_ratio"], confidence),
         judge_saturation(saturation, limits["saturation"]),
     ]
     if canary.requests < rollout.min_requests and overall(findings) != "FAIL":
         short = f"{canary.requests} requests, wanted {rollout.min_requests}"
         findings.append(Finding("requests", "INCONCLUSIVE", short))
-    thumbs, base = (canary.down, canary.up + canary.down), (stable.down, stable.up + stable.down)
+    thumbs, base = (canary.down, canary.up + canary.down), (stable.down, stable.up + stable.down) if stable else None
     if "negative_feedback" in limits:
         findings.append(judge_rate("negative_feedback", thumbs, base, limits["negative_feedback"], confidence))
     if "win_rate" in limits:
-        # The chance that a vote for the canary is better than one for the stable version, ties halved: 1/2 - difference/2.
+        # Not the gate's win rate, in which a judge compares two answers to one question: the same thumbs on another scale. The chance
+        # that a random thumb of the canary's is better than a random one of the stable version's, ties halved, is 1/2 - difference/2.
         finding = judge_rate("win_rate", thumbs, base, 1 - 2 * limits["win_rate"], confidence)
         findings.append(Finding("win_rate", finding.verdict, f"{finding.reason} (thumbs down; a win rate of {limits['win_rate']:.2f})"))
     return findings
