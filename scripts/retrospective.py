@@ -16,7 +16,7 @@ from adapterops.command import EXISTING_DIRECTORY, OUTPUT_PATH, command, console
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="The day after its last one, UTC. Default: now.")
 @click.option("--runs", type=EXISTING_DIRECTORY, help="Runs of the week: gate reports and train manifests at any depth.")
 @click.option("--prometheus", help="Root of a Prometheus server, for requests, errors, latency and thumbs.")
-@click.option("--usd-per-gpu-hour", type=click.FloatRange(0), help="For the cost of training.")
+@click.option("--usd-per-gpu-hour", type=click.FloatRange(0), help="Cost of training. Default: by device, configs/pricing.yaml.")
 @click.option("--output", type=OUTPUT_PATH, help="Write FILE.md and FILE.html beside each other instead of printing Markdown.")
 def main(
     bucket: str | None,

@@ -182,7 +182,7 @@ def test_the_weekly_report_counts_what_the_audit_log_and_the_runs_say(store, dig
     changed(store, canary(digests[2], 10))
     runs = tmp_path / "runs" / "one"
     runs.mkdir(parents=True)
-    report = gate_report(tmp_path / "1.0", "FAIL")
+    report = gate_report(tmp_path / "1.0", "FAIL", judged_at=datetime.datetime.now(datetime.UTC).isoformat())
     (runs / "gate_report.json").write_text(json.dumps(report))
     manifest = json.loads((tmp_path / "1.0" / "train_manifest.json").read_text())
     manifest |= {"finished_at": datetime.datetime.now(datetime.UTC).isoformat(), "total_seconds": 7200.0}
@@ -194,8 +194,8 @@ def test_the_weekly_report_counts_what_the_audit_log_and_the_runs_say(store, dig
     for line in (
         "| deployments | 3 |",
         "| change-failure rate | 50% (1 of 2) |",
-        "| rouge_l | FAIL | 1 |",
-        f"| {NAME} | configs/qlora/smollm2-135m.yaml | 1 | 2.00 | 7.00 |",
+        "| rouge_l missed | 1 |",
+        f"| {NAME} | configs/qlora/smollm2-135m.yaml | cpu | 1 | 2.00 | 7.00 |",
         "1 more train_manifest.json are not valid by configs/schemas/train_manifest.json.",
         f"{digests[1][:12]} was rolled back",
         f"canary {digests[2][:12]} at 10 %",

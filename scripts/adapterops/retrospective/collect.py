@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import collections
 import datetime
+import functools
 import itertools
-import json
-import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import httpx
 
 from adapterops.errors import InfrastructureError
-from adapterops.retrospective.history import Deployment, deployments
-from adapterops.schemas import ROOT, schema_problems
+from adapterops.retrospective.data import data_growth
+from adapterops.retrospective.history import Deployment, aware, deployments
+from adapterops.retrospective.runs import gate_failures, training
+from adapterops.retrospective.section import Section
+from adapterops.schemas import ROOT
 from adapterops.store.catalogue import adapter_names
 from adapterops.store.channels import Channel, history
 from adapterops.store.objects import ObjectStore
@@ -32,16 +31,6 @@ _PROMETHEUS = {
 }
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table of the report, or a sentence where there is nothing to show."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]] = ()
-    note: str = ""
-
-
 def collect(
     store: ObjectStore, *, until: datetime.datetime, days: int, runs: Path | None, prometheus: str | None, usd_per_gpu_hour: float | None
 ) -> list[Section]:
@@ -53,9 +42,10 @@ def collect(
         days: length.
         runs: directory with `gate_report.json` and `train_manifest.json` files of the week's runs, at any depth; None leaves them out.
         prometheus: root of a Prometheus server; None leaves its figures out.
-        usd_per_gpu_hour: price; None leaves the cost out.
+        usd_per_gpu_hour: price; None takes those of `configs/pricing.yaml`.
 
     Raises:
+        UsageError: `configs/pricing.yaml` is at fault.
         InfrastructureError: store or Prometheus does not answer.
     """
     since = until - datetime.timedelta(days=days)
@@ -64,8 +54,9 @@ def collect(
     week = [item for item in all_deployments if since <= item.began < until]
     found = [_summary(store, week), _deployments(week)]
     if runs:
-        found += [_gate_failures(runs, since, until), _training(store, runs, since, until, usd_per_gpu_hour)]
-    found.append(_data(since, until))
+        released_as = functools.partial(_released_as, store, list(logs))
+        found += [gate_failures(runs, since, until), training(runs, since, until, usd_per_gpu_hour, released_as)]
+    found.append(data_growth(ROOT, since, until))
     if prometheus:
         found.append(_service(prometheus, days, until))
     found.append(_risks(logs, all_deployments, until))
@@ -106,77 +97,8 @@ def _deployments(week: list[Deployment]) -> Section:
     return Section("Deployments", ("adapter", "version", "began", "by", "outcome", "restored after"), rows, "" if rows else "None.")
 
 
-def _documents(runs: Path, name: str, schema: str) -> tuple[list[dict[str, Any]], str]:
-    """Every valid document of that name below `runs`, each content once; and a sentence if others could not be counted."""
-    found, invalid = {}, 0
-    for path in sorted(runs.rglob(name)):
-        try:
-            document = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            document = None
-        if document is None or schema_problems(document, schema):
-            invalid += 1  # also what an older version of this repository wrote
-        else:
-            found[json.dumps(document, sort_keys=True)] = {**document, "_written": path.stat().st_mtime}
-    return list(found.values()), f" {invalid} more {name} are not valid by configs/schemas/{schema}.json." if invalid else ""
-
-
-def _gate_failures(runs: Path, since: datetime.datetime, until: datetime.datetime) -> Section:
-    documents, invalid = _documents(runs, "gate_report.json", "gate_report")
-    reports = [report for report in documents if since.timestamp() <= report["_written"] < until.timestamp()]
-    counted = collections.Counter(
-        (gate["metric"], gate["verdict"]) for report in reports for gate in report["gates"] if gate["verdict"] != "PASS"
-    )
-    blocked = sum(report["verdict"] != "PASS" for report in reports)
-    rows = [(metric, verdict, str(count)) for (metric, verdict), count in counted.most_common()]
-    return Section("Gate failures", ("metric", "verdict", "times"), rows, f"{blocked} of {len(reports)} verdicts were not PASS.{invalid}")
-
-
-def _training(store: ObjectStore, runs: Path, since: datetime.datetime, until: datetime.datetime, usd: float | None) -> Section:
-    """Hours and cost by adapter; a run that no verdict and no release names is shown as such, for it cost too."""
-    reports, _ = _documents(runs, "gate_report.json", "gate_report")
-    manifests, invalid = _documents(runs, "train_manifest.json", "train_manifest")
-    judged = {report["adapter"]["digest"]: report["adapter"].get("name") for report in reports}
-    names = adapter_names(store)
-    hours: dict[tuple[str, str], float] = collections.defaultdict(float)
-    count: collections.Counter[tuple[str, str]] = collections.Counter()
-    for manifest in manifests:
-        finished = _aware(manifest["finished_at"])
-        if finished and since <= finished < until:
-            digest = manifest["adapter"]["digest"]
-            adapter = judged.get(digest) or next((name for name in names if find_release(store, name, digest)), "not judged")
-            hours[adapter, manifest["recipe"]] += manifest["total_seconds"] / 3600
-            count[adapter, manifest["recipe"]] += 1
-    rows = [
-        (*key, str(count[key]), f"{spent:.2f}", f"{spent * usd:.2f}" if usd is not None else "-") for key, spent in sorted(hours.items())
-    ]
-    return Section(
-        "Training", ("adapter", "recipe", "runs", "device hours", "USD"), rows, ("" if rows else "Nothing was trained.") + invalid
-    )
-
-
-def _data(since: datetime.datetime, until: datetime.datetime) -> Section:
-    """Rows of each training file at both ends of the week, by Git."""
-    before, now = _commit_before(since), _commit_before(until)
-    rows = []
-    for path in sorted((ROOT / "data" / "training").glob("*")):
-        name = str(path.relative_to(ROOT))
-        old, new = _lines(before, name), _lines(now, name)
-        rows.append((name, str(old), str(new), f"{new - old:+d}"))
-    note = "" if before else "Git knows no commit from before the week; it is counted from nothing."
-    return Section("Data", ("file", "lines before", "lines now", "growth"), rows, note)
-
-
-def _commit_before(when: datetime.datetime) -> str:
-    command = ["git", "rev-list", "-1", f"--before={when.isoformat()}", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _lines(commit: str, name: str) -> int:
-    if not commit:
-        return 0
-    shown = subprocess.run(["git", "show", f"{commit}:{name}"], cwd=ROOT, capture_output=True, check=False)  # noqa: S607
-    return shown.stdout.count(b"\n") if shown.returncode == 0 else 0
+def _released_as(store: ObjectStore, names: list[str], digest: str) -> str | None:
+    return next((name for name in names if find_release(store, name, digest)), None)
 
 
 def _service(prometheus: str, days: int, until: datetime.datetime) -> Section:
@@ -207,7 +129,7 @@ def _risks(logs: dict[str, list[Channel]], found: list[Deployment], until: datet
             rows.append((name, "released and never deployed"))
             continue
         last = entries[-1]
-        age = until - (_aware(last.updated_at) or until)
+        age = until - (aware(last.updated_at) or until)
         if last.canary:
             rows.append((name, f"canary {last.canary[:12]} at {last.weight} % for {_duration(age)}: end it, or go on"))
         if last.rolled_back:
@@ -220,14 +142,6 @@ def _risks(logs: dict[str, list[Channel]], found: list[Deployment], until: datet
         if len(failed) > 1:
             rows.append((name, f"the last {len(failed)} deployments failed"))
     return Section("Open risks", ("adapter", "risk"), rows, "" if rows else "None known.")
-
-
-def _aware(text: str) -> datetime.datetime | None:
-    try:
-        when = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
 
 
 def _median(spans: list[datetime.timedelta]) -> str:

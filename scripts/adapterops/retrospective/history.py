@@ -70,6 +70,15 @@ def deployments(entries: Iterable[Channel]) -> list[Deployment]:
     return found
 
 
+def aware(text: str) -> datetime.datetime | None:
+    """The moment that a document gives, UTC where it names no zone; None if it is no date."""
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+
+
 def _last(found: list[Deployment], digest: str) -> int | None:
     return next((number for number in reversed(range(len(found))) if found[number].digest == digest), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jinja2
 
-from adapterops.retrospective.collect import Section
+from adapterops.retrospective.section import Section
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title><style>
