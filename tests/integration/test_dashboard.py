@@ -1,6 +1,8 @@
 """A real Prometheus scrapes a real gateway: every query of the dashboard and every rule gives something."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import time
 import urllib.error
@@ -22,6 +24,7 @@ from rollouts import UNJUDGED
 pytestmark = pytest.mark.integration
 MONITORING = ROOT / "configs" / "monitoring"
 PANELS = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+IN_FLIGHT = 2
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 
 
@@ -29,7 +32,7 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 def prometheus(tmp_path_factory):
     """The root of a Prometheus that has watched traffic: good answers, errors, streams, a canary, thumbs, refusals."""
     server, directory = program("prometheus", "prometheus"), tmp_path_factory.mktemp("prometheus")
-    with running(directory, hosts=1, engines=2) as fleet:
+    with running(directory, hosts=1, engines=2, gateway__max_in_flight=IN_FLIGHT) as fleet:
         gateway = fleet.gateways[0]
         values = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
         values["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -52,11 +55,26 @@ def prometheus(tmp_path_factory):
                 ask(gateway)
                 ask(gateway, model="nobody")
                 post(f"{gateway}/v1/feedback", {"id": rated(gateway), "rating": "down"})
+                with occupied(gateway):
+                    ask(gateway)
                 time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()
+
+
+@contextlib.contextmanager
+def occupied(gateway):
+    """As many requests under way as the gateway takes: each has said that it will send a body, and does not."""
+    address, _, port = gateway.removeprefix("http://").rpartition(":")
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(IN_FLIGHT):
+            connection = stack.enter_context(socket.create_connection((address, int(port)), timeout=10))
+            connection.sendall(head.encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 100"), "the gateway did not take it"
+        yield
 
 
 def post(url, document):
@@ -84,11 +102,14 @@ def query(prometheus, expression):
 
 @pytest.mark.parametrize(("title", "expression"), QUERIES, ids=[title for title, _ in QUERIES])
 def test_every_panel_has_something_to_show(prometheus, title, expression):
-    if "rejected_total" in expression:
-        pytest.skip("refusals need keys or overload; the metric itself is tested in tests/unit/test_serving_access.py")
     result = query(prometheus, expression)
     assert result, title
     assert any(sample["value"][1] != "NaN" for sample in result), result
+
+
+def test_an_overloaded_gateway_is_seen_to_refuse(prometheus):
+    [refused] = query(prometheus, 'llm_gateway_rejected_total{reason="overload"}')
+    assert float(refused["value"][1]) > 1
 
 
 def test_every_recording_rule_records(prometheus):
