@@ -105,14 +105,21 @@ def _post(
         try:
             if not token:
                 raise InfrastructureError("GITHUB_TOKEN is not set")
-            done, address = post(PullRequest(name, pull_request, token, url, author), report.name, report.gate["verdict"], body)
-            console.print(f"{report.name}: {done} {address}", soft_wrap=True)
+            posted = post(PullRequest(name, pull_request, token, url, author), report.name, report.gate["verdict"], body)
+            console.print(f"{report.name}: {posted.done} {posted.address}", soft_wrap=True)
+            if posted.unfolded:
+                said = f"{report.name}: an earlier comment was not folded: {posted.unfolded} The next post folds it."
+                _warn("earlier report still stands", said)
         except InfrastructureError as error:
-            message = f"{error} The report is kept in {kept}; `report.py post` posts it again."
-            error_console.print(message, markup=False, soft_wrap=True)
-            if os.environ.get("GITHUB_ACTIONS"):
-                print(f"::warning title=report not posted::{message}".replace("\n", " "))  # noqa: T201  # a workflow command
+            _warn("report not posted", f"{error} The report is kept in {kept}; `report.py post` posts it again.")
     return 0
+
+
+def _warn(title: str, message: str) -> None:
+    from adapterops.gitops.outputs import annotate
+
+    error_console.print(message, markup=False, soft_wrap=True)
+    annotate("warning", title, message)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ SLICE = Path(__file__).with_name("github_api_slice.json")
 
 
 class GitHubFake:
-    """Comments of one pull request; `failures` are statuses (with headers) that the next requests get instead of an answer."""
+    """Comments of one pull request.
+
+    `failures` are statuses (with headers, and a message if it matters) that the next requests get instead of an answer, of the methods
+    in `failing`; if `deaf`, a comment that fails is made all the same.
+    """
 
     def __init__(self):
         self.api = OpenAPI.from_file_path(SLICE)
         self.comments = []
         self.failures = []
+        self.failing = ("get", "post", "patch")
+        self.deaf = False
         self.requests = []
         self.invalid = []
         fake = self
@@ -56,9 +62,11 @@ class GitHubFake:
         method, (path, _, query) = handler.command.lower(), handler.path.partition("?")
         body = handler.rfile.read(int(handler.headers.get("content-length") or 0))
         self.requests.append((method, path))
-        if self.failures:
-            status, headers = self.failures.pop(0)
-            return self._send(handler, status, {"message": "injected"}, headers)
+        if self.failures and method in self.failing:
+            status, headers, *message = self.failures.pop(0)
+            if self.deaf:
+                self.add(json.loads(body)["body"])
+            return self._send(handler, status, {"message": message[0] if message else "injected"}, headers)
         args = dict(pair.split("=") for pair in query.split("&") if pair)
         request = MockRequest("http://localhost", method, path, args=args, data=body or None, content_type="application/json")
         try:

@@ -1,5 +1,7 @@
 """One comment for each adapter and pull request, whatever GitHub does meanwhile."""
 
+import time
+
 import pytest
 from click.testing import CliRunner
 from eval_documents import results, write
@@ -9,6 +11,7 @@ import report as report_script
 from adapterops.adapters import Pins
 from adapterops.errors import InfrastructureError
 from adapterops.gate.judge import judge_once
+from adapterops.report.comment import marker_of
 from adapterops.report.post import PullRequest, post
 
 
@@ -29,15 +32,15 @@ def body(verdict, adapter="support", text=""):
 
 
 def test_the_same_verdict_edits_the_comment_and_another_one_is_a_new_comment(github):
-    assert post(where(github), "support", "FAIL", body("FAIL"))[0] == "created"
-    assert post(where(github), "support", "FAIL", body("FAIL", text="again"))[0] == "edited"
-    assert post(where(github), "support", "FAIL", body("FAIL", text="again"))[0] == "unchanged"
+    assert post(where(github), "support", "FAIL", body("FAIL")).done == "created"
+    assert post(where(github), "support", "FAIL", body("FAIL", text="again")).done == "edited"
+    assert post(where(github), "support", "FAIL", body("FAIL", text="again")).done == "unchanged"
     assert len(github.comments) == 1
-    done, address = post(where(github), "support", "PASS", body("PASS"))
-    assert (done, len(github.comments)) == ("created", 2)
-    assert address in github.comments[0]["body"]  # the former one leads to the one that holds
+    posted = post(where(github), "support", "PASS", body("PASS"))
+    assert (posted.done, posted.unfolded, len(github.comments)) == ("created", "", 2)
+    assert posted.address in github.comments[0]["body"]  # the former one leads to the one that holds
     assert "verdict=SUPERSEDED" in github.comments[0]["body"]
-    assert post(where(github), "support", "PASS", body("PASS", text="x"))[0] == "edited"
+    assert post(where(github), "support", "PASS", body("PASS", text="x")).done == "edited"
 
 
 def test_each_adapter_has_its_own_comment(github):
@@ -49,7 +52,7 @@ def test_each_adapter_has_its_own_comment(github):
 
 def test_a_strangers_comment_with_our_marker_is_never_touched(github):
     planted = github.add(body("PASS"), login="mallory")["body"]
-    assert post(where(github), "support", "PASS", body("PASS"))[0] == "created"
+    assert post(where(github), "support", "PASS", body("PASS")).done == "created"
     assert github.comments[0]["body"] == planted
 
 
@@ -59,16 +62,62 @@ def test_the_comment_is_found_behind_many_others(github):
     post(where(github), "support", "PASS", body("PASS"))
     for number in range(40):
         github.add(f"chat {number}", login="someone")
-    assert post(where(github), "support", "PASS", body("PASS", text="new"))[0] == "edited"
+    assert post(where(github), "support", "PASS", body("PASS", text="new")).done == "edited"
 
 
+RATE_LIMIT = "API rate limit exceeded for installation."
+
+
+@pytest.mark.parametrize("method", ["get", "post", "patch"])
 @pytest.mark.parametrize(
-    "failure", [(502, {}), (503, {}), (403, {"Retry-After": "0", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "0"})]
+    "failure",
+    [
+        (502, {}),
+        (503, {}),
+        (429, {}),
+        (429, {"Retry-After": "0"}),
+        (403, {"Retry-After": "0", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "0"}),
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "0"}, RATE_LIMIT),
+    ],
+    ids=str,
 )
-def test_server_errors_and_rate_limits_are_retried(github, failure):
-    github.failures = [failure]
-    assert post(where(github), "support", "PASS", body("PASS"))[0] == "created"
-    assert len(github.comments) == 1
+def test_server_errors_and_rate_limits_are_retried_whatever_was_asked(github, method, failure):
+    if method == "patch":
+        post(where(github), "support", "PASS", body("PASS", text="before"))
+    github.failures, github.failing = [failure], (method,)
+    posted = post(where(github), "support", "PASS", body("PASS"))
+    assert (posted.done, posted.unfolded) == ("edited" if method == "patch" else "created", "")
+    assert (github.failures, [comment["body"] for comment in github.comments]) == ([], [body("PASS")])
+
+
+def test_a_rate_limit_that_lasts_longer_than_the_job_is_not_waited_for(github):
+    later = str(int(time.time()) + 3_000)
+    github.failures = [(403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": later}, RATE_LIMIT)]
+    with pytest.raises(InfrastructureError, match="rate limit"):
+        post(where(github), "support", "PASS", body("PASS"))
+
+
+def holding(github):
+    """Verdicts of the comments that count."""
+    return [verdict for _, verdict in (marker_of(comment["body"]) for comment in github.comments) if verdict != "SUPERSEDED"]
+
+
+def test_a_comment_that_could_not_be_folded_is_told_apart_from_one_that_was_not_posted_and_folded_next_time(github):
+    post(where(github), "support", "FAIL", body("FAIL"))
+    github.failures, github.failing = [(404, {})], ("patch",)
+    posted = post(where(github), "support", "PASS", body("PASS"))
+    assert (posted.done, holding(github)) == ("created", ["FAIL", "PASS"])
+    assert "404 injected" in posted.unfolded
+    assert post(where(github), "support", "PASS", body("PASS")).done == "unchanged"
+    assert holding(github) == ["PASS"]
+    assert posted.address in github.comments[0]["body"]
+
+
+def test_a_comment_that_github_made_and_answered_with_an_error_stands_once(github):
+    github.failures, github.failing, github.deaf = [(502, {})], ("post",), True
+    posted = post(where(github), "support", "PASS", body("PASS"))
+    assert (posted.done, len(github.comments), holding(github)) == ("created", 2, ["PASS"])
+    assert posted.address.endswith("-2")
 
 
 def test_a_refusal_names_the_permission_that_is_missing(github):
@@ -105,6 +154,15 @@ def test_a_failed_post_fails_nothing_and_loses_nothing(github, run, monkeypatch)
         assert "::warning title=report not posted::" in result.output
     assert github.comments == []
     assert "PASS" in (run / "comment.md").read_text()
+
+
+def test_an_earlier_comment_that_stays_is_a_warning_of_its_own(github, run, monkeypatch):
+    post(where(github), "support", "FAIL", body("FAIL"))
+    github.failures, github.failing = [(404, {})], ("patch",)
+    result = command(run, github.url, monkeypatch)
+    assert (result.exit_code, "support: created" in result.output) == (0, True)
+    assert "::warning title=earlier report still stands::" in result.output
+    assert "not posted" not in result.output
 
 
 def test_the_fake_refuses_what_github_does_not_describe():

@@ -44,7 +44,7 @@ def marker_of(body: str) -> tuple[str, str] | None:
 def superseded(body: str, adapter: str, url: str) -> str:
     """An earlier comment, folded, with a link to the one that holds now."""
     marker = f"<!-- adapter-report adapter={adapter} verdict=SUPERSEDED -->\n"
-    text = f"The verdict changed: [the report that holds now]({url}).\n\n<details><summary>the report before</summary>\n\n"
+    text = f"In its place: [the report that holds now]({url}).\n\n<details><summary>the report before</summary>\n\n"
     room = LIMIT - len(text) - len(marker) - 20
     former = _MARKER.sub("", body)
     return text + (former if len(former) <= room else "(too long to keep)") + "\n\n</details>\n\n" + marker

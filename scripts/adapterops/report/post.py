@@ -12,7 +12,10 @@ from adapterops.errors import InfrastructureError
 from adapterops.report.comment import marker_of, superseded
 
 if TYPE_CHECKING:
+    from github.Issue import Issue
     from github.IssueComment import IssueComment
+
+_LONGEST_WAIT_S = 180  # for a rate limit: a job that posts has minutes, and the reset may be an hour away
 
 
 @dataclass(frozen=True)
@@ -36,36 +39,67 @@ class PullRequest:
     retries: int = 5
 
 
-def post(where: PullRequest, adapter: str, verdict: str, body: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Posted:
+    """What became of a report.
+
+    Args:
+        done: `created`, `edited` or `unchanged`.
+        address: the comment's.
+        unfolded: why an earlier comment still stands beside it, empty if none does; the next post folds it.
+    """
+
+    done: str
+    address: str
+    unfolded: str = ""
+
+
+def post(where: PullRequest, adapter: str, verdict: str, body: str) -> Posted:
     """Post a report.
 
     The same verdict edits the comment, so that the conversation stays short; another one is a new comment, so that people are
-    notified, and the former one is folded with a link to it.
-
-    Returns:
-        `created`, `edited` or `unchanged`, and the comment's address.
+    notified. Every earlier one is folded with a link to the one that holds, also one that a former post left.
 
     Raises:
         InfrastructureError: GitHub does not answer or refuses.
     """
-    retry = GithubRetry(total=where.retries, backoff_factor=0.5, secondary_rate_wait=10)
+    retry = GithubRetry(
+        total=where.retries,
+        backoff_factor=2,  # 0, 4, 8, 16, 32 s
+        secondary_rate_wait=10,
+        max_rate_limit_wait=_LONGEST_WAIT_S,
+        retry_after_max=_LONGEST_WAIT_S,
+        status_forcelist=[429, *range(500, 600)],
+        allowed_methods=None,  # every method: an edit twice is an edit, and a second comment is folded below
+    )
     github = Github(base_url=where.api_url, auth=Auth.Token(where.token), retry=retry, timeout=30)
     try:
-        issue = github.get_repo(where.repository, lazy=True).get_issue(where.number)
-        mine = [comment for comment in issue.get_comments() if _is_mine(comment, where.author, adapter)]
-        if mine and marker_of(mine[-1].body) == (adapter, verdict):
-            if mine[-1].body.strip() == body.strip():
-                return "unchanged", mine[-1].html_url
-            mine[-1].edit(body)
-            return "edited", mine[-1].html_url
-        new = issue.create_comment(body)
-        for former in mine:
-            former.edit(superseded(former.body, adapter, new.html_url))
-        return "created", new.html_url
-    except (GithubException, requests.RequestException) as error:
-        raise InfrastructureError(f"{where.repository}#{where.number}: the comment was not posted: {_reason(error)}") from None
+        try:
+            issue = github.get_repo(where.repository, lazy=True).get_issue(where.number)
+            mine = _mine(issue, where.author, adapter)
+            if not mine or marker_of(mine[-1].body) != (adapter, verdict):
+                done, live = "created", issue.create_comment(body)
+            else:
+                done, live = "unchanged", mine[-1]
+                if live.body.strip() != body.strip():
+                    live.edit(body)
+                    done = "edited"
+        except (GithubException, requests.RequestException) as error:
+            raise InfrastructureError(f"{where.repository}#{where.number}: the comment was not posted: {_reason(error)}") from None
+        try:
+            # Asked anew: a request that GitHub carried out and answered with an error was repeated, and left a comment too.
+            for former in _mine(issue, where.author, adapter) if done == "created" else mine:
+                if former.id != live.id:
+                    former.edit(superseded(former.body, adapter, live.html_url))
+        except (GithubException, requests.RequestException) as error:
+            return Posted(done, live.html_url, _reason(error))
+        return Posted(done, live.html_url)
     finally:
         github.close()
+
+
+def _mine(issue: Issue, author: str, adapter: str) -> list[IssueComment]:
+    return [comment for comment in issue.get_comments() if _is_mine(comment, author, adapter)]
 
 
 def _is_mine(comment: IssueComment, author: str, adapter: str) -> bool:
