@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -48,7 +47,7 @@ def main(
     from adapterops.adapters import run_directory
     from adapterops.errors import RejectedError
     from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement, trust_from
-    from adapterops.gitops.outputs import set_outputs
+    from adapterops.gitops.outputs import run_url, set_outputs
     from adapterops.plan.keys import adapter_keys
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
@@ -73,19 +72,13 @@ def main(
     digest = keep_adapter(store, keys.training, run / "model", signer, trust)
     console.print(f"candidates/{keys.training}: adapter {digest[:12]}", soft_wrap=True)
     if (run / "gate_report.json").is_file():
-        source = {"commit": commit, "pr": pr, "run": _run_url()}
+        source = {"commit": commit, "pr": pr, "run": run_url()}
         judgement = keep_judgement(store, keys, run, source, signer, trust)
         if judgement:
             said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
         else:
             said = "the verdict is an ERROR and not kept: it may be tried again"
         console.print(f"candidates/{keys.training}: {said}", soft_wrap=True)
-
-
-def _run_url() -> str | None:
-    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
-    server, repository, run = (os.environ.get(name) for name in names)
-    return f"{server}/{repository}/actions/runs/{run}" if server and repository and run else None
 
 
 if __name__ == "__main__":

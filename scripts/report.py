@@ -16,9 +16,17 @@ _FILES = {"html": "report.html", "comment": "comment.md", "summary": "summary.md
 @click.argument("action", type=click.Choice(["render", "post"]), default="render")
 @click.option("--run", type=EXISTING_DIRECTORY, help="Run directory of pipeline.py: runs/<adapter>/<key>.")
 @click.option("--report", "reports", type=EXISTING_FILE, multiple=True, help="Gate report, its run's documents beside it; several to post.")
-@click.option("--format", "style", type=click.Choice(["html", "comment", "summary", "annotations", "console"]), default="html")
+@click.option(
+    "--format",
+    "styles",
+    type=click.Choice(["html", "comment", "summary", "annotations", "console"]),
+    multiple=True,
+    default=("html",),
+    show_default=True,
+    help="May be given several times.",
+)
 @click.option("--output", type=OUTPUT_PATH, help="File to write. Default: report.html, comment.md or summary.md in the run directory.")
-@click.option("--html-url", help="Where the HTML report can be read; linked in the comment.")
+@click.option("--html-url", help="Where the HTML report can be read, for the comment. Default in Actions: the run with its artifacts.")
 @click.option("--repository", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--pull-request", type=int, help="Number of the pull request to comment on.")
 @click.option("--api-url", help="Default: $GITHUB_API_URL, else GitHub's.")
@@ -27,7 +35,7 @@ def main(
     action: str,
     run: Path | None,
     reports: tuple[Path, ...],
-    style: str,
+    styles: tuple[str, ...],
     output: Path | None,
     html_url: str | None,
     repository: str | None,
@@ -37,8 +45,8 @@ def main(
 ) -> int:
     """Render the report of a run from its documents, or post it as a comment; nothing is judged anew.
 
-    A comment that cannot be posted (token in $GITHUB_TOKEN) is a warning, not a failure: the verdict is the gate's, and the
-    comment's text stays in comment.md. The summary goes to $GITHUB_STEP_SUMMARY too.
+    A comment that cannot be posted (token in $GITHUB_TOKEN) is a warning, not a failure: the verdict is the gate's, and comment.md and
+    report.html stay beside it. The summary goes to $GITHUB_STEP_SUMMARY too.
 
     \b
     Example:
@@ -53,35 +61,35 @@ def main(
         return _post(paths, html_url, repository, pull_request, api_url, author)
     if len(paths) > 1:
         raise click.UsageError("one report is rendered at a time.")
-    _render(paths[0], style, output, html_url)
+    if output and len(set(styles) & set(_FILES)) > 1:
+        raise click.UsageError("--output takes one format.")
+    _render(paths[0], styles, output, html_url)
     return 0
 
 
-def _render(path: Path, style: str, output: Path | None, html_url: str | None) -> None:
+def _render(path: Path, styles: tuple[str, ...], output: Path | None, html_url: str | None) -> None:
     from adapterops.documents import write_bytes
+    from adapterops.gitops.outputs import run_url, summarize
     from adapterops.report.checks import check_annotations
     from adapterops.report.collect import collect
     from adapterops.report.comment import comment
-    from adapterops.report.console import print_metrics, print_verdict
+    from adapterops.report.console import print_report
     from adapterops.report.html import page
 
     report = collect(path.parent, path)
-    if style == "console":
-        if report.results:
-            print_metrics(report.results, console)
-        print_verdict(report.gate, console)
-        return
-    if style == "annotations":
-        for line in check_annotations(report):
-            console.print(line, markup=False, soft_wrap=True)
-        return
-    target = output or path.with_name(_FILES[style])
-    text = page(report) if style == "html" else comment(report, html_url=html_url)
-    write_bytes(target, text.encode())
-    if style == "summary" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(text)
-    console.print(str(target), soft_wrap=True)
+    for style in styles:
+        if style == "console":
+            print_report(report, console)
+        elif style == "annotations":
+            for line in check_annotations(report):
+                console.out(line, highlight=False)
+        else:
+            target = output or path.with_name(_FILES[style])
+            text = page(report) if style == "html" else comment(report, html_url=html_url, run_url=run_url())
+            write_bytes(target, text.encode())
+            if style == "summary":
+                summarize(text)
+            console.print(str(target), soft_wrap=True)
 
 
 def _post(
@@ -89,8 +97,10 @@ def _post(
 ) -> int:
     from adapterops.documents import write_bytes
     from adapterops.errors import InfrastructureError
+    from adapterops.gitops.outputs import run_url
     from adapterops.report.collect import collect
     from adapterops.report.comment import comment
+    from adapterops.report.html import page
     from adapterops.report.post import PullRequest, post
 
     name, token = repository or os.environ.get("GITHUB_REPOSITORY"), os.environ.get("GITHUB_TOKEN")
@@ -99,9 +109,10 @@ def _post(
     url = api_url or os.environ.get("GITHUB_API_URL") or "https://api.github.com"
     for path in paths:
         report = collect(path.parent, path)
-        body = comment(report, html_url=html_url)
+        body = comment(report, html_url=html_url, run_url=run_url())
         kept = path.with_name("comment.md")
         write_bytes(kept, body.encode())
+        write_bytes(path.with_name("report.html"), page(report).encode())
         try:
             if not token:
                 raise InfrastructureError("GITHUB_TOKEN is not set")

@@ -38,7 +38,7 @@ def results(candidate, production=None, base=None, **changes):
             "complied": 60,
             "unsure": 1,
             "judge": None,
-            "judge_note": "not needed",
+            "judge_note": "no judge: unsure answers count as not refused",
             "judged": 0,
         },
         "win_rate": None,

@@ -1,7 +1,9 @@
 """What a reviewer reads: one structure, several renderings, and no text from data that becomes markup."""
 
+import dataclasses
 import io
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +20,7 @@ from adapterops.gate.judge import judge_once
 from adapterops.report.checks import check_annotations
 from adapterops.report.collect import collect
 from adapterops.report.comment import LIMIT, comment, fenced, marker_of, plain, superseded
-from adapterops.report.console import gates_that_fit
+from adapterops.report.console import gates_that_fit, print_report
 from adapterops.report.html import bar, curve, histogram, page
 from adapterops.report.view import changes, metric_rows, sparkline
 from adapterops.schemas import ROOT
@@ -107,20 +109,74 @@ def test_what_the_default_branch_would_say_stands_beside_the_verdict(run):
     assert collect(directory).main is None  # of another adapter
 
 
-def test_the_sections_stand_in_the_order_in_which_they_are_read(run):
-    samples = [sample(1, answer("나쁨", 0.1), answer("좋음", 0.9)), sample(2, answer("좋음", 0.9), answer("나쁨", 0.1))]
-    body = comment(collect(run(WORSE, GOOD, samples)))
-    order = [
-        "❌ FAIL",
-        "**Now:** Do not merge",
-        "| metric |",
-        "Worst regressions against production",
-        "Best gains",
-        "**Merging:**",
-        "Provenance",
-    ]
-    places = [body.index(text) for text in order]
-    assert places == sorted(places)
+def ordered(text, *parts):
+    """Whether these parts stand in a text in this order, each after the one before."""
+    place = -1
+    for part in parts:
+        found = text.find(part, place + 1)
+        assert found > place, f"{part!r} is not behind what comes before it"
+        place = found
+    return True
+
+
+READ = ("Predicted: 41.0 min", "Actual: 44.5 min")
+
+
+def test_the_sections_stand_in_the_order_in_which_they_are_read():
+    body = comment(example_runs.run("fail"), html_url="https://example.invalid/report.html")
+    reason = example_runs.run("fail").gate["reason"][:20]
+    table = ("**Now:** Do not merge", "| metric |", "worse than production in slice", "**Data**")
+    changed = ("Worst regressions against production", "Best gains", "Every answer side by side", "**Training:**")
+    assert ordered(body, "❌ FAIL", reason, *table, *changed, *READ, "**Merging:**", "<details><summary>Provenance", "<!-- adapter-report")
+
+
+def test_the_page_has_the_same_order_and_what_else_it_shows_behind_it():
+    html = page(example_runs.run("fail"))
+    reason = example_runs.run("fail").gate["reason"][:20]
+    table = (">FAIL<", reason, "Do not merge", ">Metrics<", "worse than production in slice", ">Data<")
+    changed = ("Worst regressions", "Best gains", "Training loss", ">Training<", ">Cost and time<", *READ, ">Merging<")
+    assert ordered(html, "<h1>", *table, *changed, "<summary>Provenance", ">By language, task and tag<", "Latency of 200", ">Every answer<")
+
+
+def test_cost_and_merging_stand_on_a_page_without_training():
+    report = dataclasses.replace(example_runs.run("pass"), training=None)
+    assert ordered(page(report), ">Cost and time<", READ[0], ">Merging<")
+
+
+def test_a_terminal_shows_the_verdict_first_and_then_the_same_order():
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(example_runs.run("fail"), console)
+    tables = ("Now: Do not merge", "gate ", "against production", "metric ", "data: ", "worse: row-", "better: row-", "training: ")
+    assert ordered(console.export_text(), "FAIL: ", *tables, *READ, "merging: ")
+
+
+def test_a_missed_gate_says_what_to_do_in_every_rendering(run):
+    gates = "gates: {rouge_l: {min: 0.7, description: revise it}, throughput_tokens_per_sec: {min: 50, description: not this}}"
+    report = collect(run(WORSE, GOOD, gates=gates))
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(report, console)
+    assert "\n- rouge\\_l: revise it\n" in comment(report)
+    assert "<code>rouge_l</code>: revise it" in page(report)
+    assert check_annotations(report)[0].endswith("wanted ≥ 0.7. revise it")
+    assert "\n  rouge_l: revise it\n" in console.export_text()
+    assert "not this" not in comment(report) + "".join(check_annotations(report))
+
+
+def test_the_threshold_shows_what_may_be_lost_against_production_too():
+    shown = {row.metric: row.threshold for row in metric_rows(example_runs.run("fail"))}
+    assert shown["rouge_l"] == "≥ 0.65; Δ ≥ −0.02"
+    assert shown["over_refusal"] == "≤ 0.05; Δ ≤ +0.03"
+    assert shown["latency_p95_ms"] == "≤ 500; × ≤ 1.1"
+    assert shown["throughput_tokens_per_sec"] == "≥ 50"
+
+
+def test_the_load_under_which_latency_was_measured_stands_below_the_table():
+    assert "Latency of 200 requests, 8 in flight, on NVIDIA H100 80GB HBM3.</sub>" in comment(example_runs.run("pass"))
+
+
+def test_without_an_address_of_its_own_the_page_is_among_the_runs_artifacts():
+    body = comment(example_runs.run("pass"), run_url="https://github.com/o/r/actions/runs/5")
+    assert "Every answer side by side: `report.html` among [the artifacts of this run](https://github.com/o/r/actions/runs/5)" in body
 
 
 def test_production_stands_beside_the_candidate_with_the_difference_and_its_interval(run):
@@ -173,6 +229,16 @@ def test_a_fence_is_longer_than_any_in_the_text():
 def test_plain_text_renders_as_itself():
     text = "rouge_l 0.6 *below* [x](y) <b> & `code` ~~no~~ $x$ | pipe"
     assert MARKDOWN.renderInline(plain(text)).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == text
+
+
+def test_plain_text_turns_no_direction_names_no_commit_and_makes_no_emoji():
+    commit = "0e9e39f249a16976918f6564b8830bc894c89659"
+    line = plain(f"safe\u202egnp :tada: :+1: {commit} at 12:30")
+    assert "\u202e" not in line
+    assert "&lt;U+202E&gt;" in line
+    assert not re.search(r":[\w+]+:|[0-9a-f]{7}", line)
+    assert line.replace("\u200b", "").endswith(f":tada: :+1: {commit} at 12:30")
+    assert "\u202e" not in fenced("safe\u202egnp")
 
 
 @pytest.mark.parametrize("size", [100, 3_000, 200_000])
@@ -259,13 +325,31 @@ def test_a_report_needs_no_more_than_the_verdict(run):
     assert "PASS" in page(report)
 
 
-def test_documents_of_two_adapters_are_refused(run):
+@pytest.mark.parametrize(
+    ("change", "what"), [({"adapter": {"digest": "8" * 64}}, "different adapters"), ({"eval_key": "8" * 64}, "different evaluations")]
+)
+def test_documents_of_two_adapters_or_evaluations_are_refused(run, change, what):
     directory = run(GOOD)
     document = json.loads((directory / "eval_results.json").read_text())
-    document["adapter"]["digest"] = "8" * 64
-    write(directory / "eval_results.json", document)
-    with pytest.raises(UsageError, match="different adapters"):
+    change = change if "eval_key" in change else {"adapter": document["adapter"] | change["adapter"]}
+    write(directory / "eval_results.json", document | change)
+    with pytest.raises(UsageError, match=what):
         collect(directory)
+
+
+def test_a_verdict_by_mains_rules_on_another_evaluation_is_not_shown_for_this_one(run):
+    directory = run(GOOD)
+    (directory / "main").mkdir()
+    theirs = json.loads((directory / "gate_report.json").read_text())
+    theirs["evaluation"]["eval_key"] = "8" * 64
+    write(directory / "main/gate_report.json", theirs)
+    report = collect(directory)
+    assert report.main is None
+    assert "The default branch's rules could not be applied: main/gate\\_report.json is on another evaluation" in comment(report)
+    assert "**Now:** Do not merge before it is known" in comment(report)
+    own = json.loads((directory / "eval_results.json").read_text())
+    write(directory / "main/eval_results.json", own | {"eval_key": "8" * 64})
+    assert collect(directory).main == theirs  # of the default branch's own rows
 
 
 def test_the_command_renders_every_format(run, monkeypatch, tmp_path):
@@ -276,6 +360,15 @@ def test_the_command_renders_every_format(run, monkeypatch, tmp_path):
         assert result.exit_code == 0, result.output
     assert {"report.html", "comment.md", "summary.md"} <= {path.name for path in directory.iterdir()}
     assert "PASS" in (tmp_path / "step.md").read_text()
+
+
+def test_summary_and_annotations_come_of_one_call(run, monkeypatch, tmp_path):
+    directory = run(WORSE, GOOD)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
+    result = CliRunner().invoke(report_script.main, ["--run", str(directory), "--format", "summary", "--format", "annotations"])
+    assert result.exit_code == 0, result.output
+    assert "\n::error file=" in result.output
+    assert (tmp_path / "step.md").read_text().startswith("### ❌ FAIL: support")
 
 
 def test_a_sparkline_falls_with_the_loss():

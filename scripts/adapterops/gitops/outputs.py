@@ -36,6 +36,12 @@ def summarize(markdown: str) -> None:
             out.write(markdown + "\n")
 
 
+def run_url() -> str | None:
+    """Where this run of GitHub Actions is seen; None outside of it."""
+    server, repository, run = (os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
+    return f"{server}/{repository}/actions/runs/{run}" if server and repository and run else None
+
+
 def annotate(level: str, title: str, message: str) -> None:
     """An annotation on the run (`error`, `warning` or `notice`); outside of Actions nothing: the message was printed."""
     if os.environ.get("GITHUB_ACTIONS"):

@@ -7,6 +7,7 @@ import re
 from adapterops.diagnostics import Finding
 from adapterops.report import view
 from adapterops.report.collect import Report
+from adapterops.report.words import missed_rows, remedies, visible
 from adapterops.schemas import ROOT
 
 _SHOWN = 10  # GitHub shows ten errors and ten notices of a step
@@ -17,16 +18,17 @@ def check_annotations(report: Report) -> list[str]:
     gate = report.gate
     path = gate["gate_config"]["path"]
     missed = [Finding(path, 1, gate["verdict"], error) for error in gate["errors"]]
-    for row in [*gate["gates"], *gate["comparisons"]]:
-        if row["verdict"] in ("FAIL", "ERROR") or (row["verdict"] == "INCONCLUSIVE" and row["blocking"]):
-            missed.append(Finding(path, _line(path, row["metric"]), row["verdict"], row["reason"]))
+    to_do = dict(remedies(gate))
+    for row in missed_rows(gate):
+        message = f"{row['reason']} {to_do.get(row['metric'], '')}".rstrip()
+        missed.append(Finding(path, _line(path, row["metric"]), row["verdict"], message))
     worst, _ = view.changes(report)
     regressions = [
         Finding(
             gate["evaluation"]["path"],
             item.line,
             "regression",
-            f"{item.before_mark} → {item.after_mark}: {item.after[:300]}",
+            visible(f"{item.before_mark} → {item.after_mark}: {item.after[:300]}"),
             "hint",
             item.id,
         )

@@ -10,6 +10,8 @@ from typing import Any
 from adapterops.documents import read_json
 from adapterops.errors import UsageError
 
+MAIN_PROBLEM = Path("main/problem.txt")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -23,6 +25,7 @@ class Report:
         data: `data_report.json`.
         plan: `plan.json`: what was predicted.
         main: `main/gate_report.json`: the verdict by the default branch's rules, where a pull request changes them.
+        main_problem: `main/problem.txt`: why there is no such verdict although there should be one; else empty.
     """
 
     gate: dict[str, Any]
@@ -32,6 +35,7 @@ class Report:
     data: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     main: dict[str, Any] | None = None
+    main_problem: str = ""
 
     @property
     def name(self) -> str:
@@ -53,13 +57,17 @@ def collect(run: Path, gate_report: Path | None = None) -> Report:
     results = _optional(run / "eval_results.json", "eval_results")
     samples: tuple[dict[str, Any], ...] = ()
     if results:
-        if results["adapter"]["digest"] != gate["adapter"]["digest"]:
-            raise UsageError(f"{run}: eval_results.json and gate_report.json are on different adapters. Judge this evaluation first.")
+        for what, ours, theirs in (
+            ("adapters", results["adapter"]["digest"], gate["adapter"]["digest"]),
+            ("evaluations", results["eval_key"], gate["evaluation"]["eval_key"]),
+        ):
+            if ours != theirs:
+                raise UsageError(f"{run}: eval_results.json and gate_report.json are on different {what}. Judge this evaluation first.")
         path = run / results["samples"]
         if path.is_file():
             samples = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     plan = run / "plan.json"
-    main = _optional(run / "main" / "gate_report.json", "gate_report")
+    main, problem = _by_main(run, gate)
     return Report(
         gate=gate,
         results=results,
@@ -67,8 +75,24 @@ def collect(run: Path, gate_report: Path | None = None) -> Report:
         training=_optional(run / "model" / "train_manifest.json", "train_manifest"),
         data=_optional(run / "data_report.json", "data_report"),
         plan=json.loads(plan.read_bytes()) if plan.is_file() else None,
-        main=main if main and main["adapter"]["digest"] == gate["adapter"]["digest"] else None,
+        main=main,
+        main_problem=problem,
     )
+
+
+def _by_main(run: Path, gate: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The default branch's verdict on this evaluation, or on the one of its own rows that lies beside it; or why there is none."""
+    problem = run / MAIN_PROBLEM
+    if problem.is_file():
+        return None, problem.read_text(encoding="utf-8").strip()
+    main = _optional(run / "main" / "gate_report.json", "gate_report")
+    if main is None or main["adapter"]["digest"] != gate["adapter"]["digest"]:
+        return None, ""
+    own = _optional(run / "main" / "eval_results.json", "eval_results")
+    known = {gate["evaluation"]["eval_key"], *([own["eval_key"]] if own else [])}
+    if main["evaluation"]["eval_key"] not in known:
+        return None, "main/gate_report.json is on another evaluation than this verdict."
+    return main, ""
 
 
 def _optional(path: Path, schema: str) -> dict[str, Any] | None:

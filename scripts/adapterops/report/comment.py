@@ -6,7 +6,7 @@ import re
 
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import belief_lines
+from adapterops.report.words import belief_lines, remedies, speed_line, visible
 
 LIMIT = 65_536  # characters, of a comment on GitHub
 _LONGEST_TEXT = 1_500
@@ -16,15 +16,16 @@ _FLAGS = {"better": " ▲", "worse": " ▼", "same": ""}
 _MARKER = re.compile(r"<!-- adapter-report adapter=([a-z0-9-]+) verdict=([A-Z]+) -->\s*\Z")
 
 
-def comment(report: Report, *, html_url: str | None = None, limit: int = LIMIT) -> str:
+def comment(report: Report, *, html_url: str | None = None, run_url: str | None = None, limit: int = LIMIT) -> str:
     """The comment. What does not fit is left out by whole sections, the least needed first, and that is said.
 
     Args:
         report: what to say.
         html_url: where the HTML report is.
+        run_url: the run of GitHub Actions among whose artifacts it is, where it has no address of its own.
         limit: characters.
     """
-    head, sections = _sections(report, html_url)
+    head, sections = _sections(report, _link(html_url, run_url))
     marker = f"<!-- adapter-report adapter={report.name} verdict={report.gate['verdict']} -->\n"
     kept = dict(sections)
     for name in ("gains", "data", "training", "regressions", "warnings", "merging", "provenance"):
@@ -52,35 +53,45 @@ def superseded(body: str, adapter: str, url: str) -> str:
 
 def plain(text: str, longest: int = _LONGEST_LINE) -> str:
     """One line of text that renders as itself: no markup, HTML, link, mention or reference comes of it."""
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     line = line if len(line) <= longest else line[:longest] + "…"
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", line)
-    # Mentions, references and bare links are found in what is rendered, so that an entity would not stop them.
-    return re.sub(r"(@|#|GH-|://|www\.)(?=\S)", lambda match: match.group(1)[:-1] + "\u200b" + match.group(1)[-1] + "\u200b", line)
+    # Mentions, references, emoji and bare links are found in what is rendered, so that an entity would not stop them.
+    line = re.sub(r"(@|#|GH-|://|www\.)(?=\S)", lambda match: match.group(1)[:-1] + "\u200b" + match.group(1)[-1] + "\u200b", line)
+    line = re.sub(r":(?=[\w+\\-]+:)", ":\u200b", line)
+    # A commit's name becomes a link from seven digits on where it is known, from forty in any case.
+    return re.sub(r"(?i)\b[0-9a-f]{40}\b", lambda match: re.sub(r".{6}", "\\g<0>\u200b", match.group()), line)
 
 
 def fenced(text: str, longest: int = _LONGEST_TEXT) -> str:
     """Text in a code block whose fence is longer than any in it; mentions and links are dead there."""
+    text = visible(text)
     shown = text if len(text) <= longest else text[:longest] + f"\n… {len(text) - longest} more characters"
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", shown)), 3)
     return f"{fence}text\n{shown or '(empty)'}\n{fence}"
 
 
-def _sections(report: Report, html_url: str | None) -> tuple[str, dict[str, str]]:
+def _link(html_url: str | None, run_url: str | None) -> str:
+    if html_url:
+        return f"[Every answer side by side]({html_url})"
+    return f"Every answer side by side: `report.html` among [the artifacts of this run]({run_url})" if run_url else ""
+
+
+def _sections(report: Report, link: str) -> tuple[str, dict[str, str]]:
     gate = report.gate
     head = f"### {_SYMBOLS[gate['verdict']]} {gate['verdict']}: {plain(report.name)}\n\n{plain(gate['reason'])}\n\n"
     if said := view.by_main(report):
         head += f"⚠️ {plain(said)}\n\n"
-    head += f"**Now:** {view.next_step(report)}\n\n"
     if gate["former_verdicts"]:
         head += f"Judged {len(gate['former_verdicts']) + 1} times by force; before: {', '.join(gate['former_verdicts'])}.\n\n"
+    head += f"**Now:** {view.next_step(report)}\n\n"
+    if todo := remedies(gate):
+        head += "".join(f"- {plain(metric)}: {plain(to_do)}\n" for metric, to_do in todo) + "\n"
     head += _table(report)
-    if html_url:
-        head += f"\n[Every answer side by side]({html_url})\n"
     sections = {}
     if gate["warnings"]:
-        sections["warnings"] = "\n**Warnings**\n\n" + "".join(f"- {plain(warning)}\n" for warning in gate["warnings"])
+        sections["warnings"] = "\n" + "".join(f"<sub>⚠️ {plain(warning)}</sub><br>\n" for warning in gate["warnings"])
     if lines := view.data_lines(report):
         sections["data"] = "\n**Data**\n\n" + "".join(f"- {plain(line)}\n" for line in lines)
     worst, best = view.changes(report)
@@ -88,6 +99,8 @@ def _sections(report: Report, html_url: str | None) -> tuple[str, dict[str, str]
         sections["regressions"] = _changes(f"Worst regressions against {view.against(report)}", worst)
     if best:
         sections["gains"] = _changes(f"Best gains against {view.against(report)}", best)
+    if link:
+        sections["link"] = f"\n{link}\n"
     training, costs = view.training_line(report), view.cost_lines(report)
     if training or costs:
         lines = [f"**Training:** {plain(training)}"] if training else []
@@ -98,7 +111,9 @@ def _sections(report: Report, html_url: str | None) -> tuple[str, dict[str, str]
 
 
 def _joined(head: str, sections: dict[str, str], left_out: int) -> str:
-    note = f"\n_{left_out} sections did not fit; the HTML report has them._\n" if left_out else ""
+    which = "1 section" if left_out == 1 else f"{left_out} sections"
+    where = "the page with every answer has them" if "link" in sections else "`report.py` renders the page that has them"
+    note = f"\n_{which} did not fit; {where}._\n" if left_out else ""
     return head + "".join(sections.values()) + note + "\n"
 
 
@@ -113,9 +128,10 @@ def _table(report: Report) -> str:
         change = row.change + _FLAGS[row.superiority]
         measured = f"{row.production} | **{row.candidate}**{floor} | {change} | {row.interval}"
         lines.append(f"| {row.title} | {measured} | {row.threshold} | {row.n} | {verdict} |")
-    note = plain(report.gate["production"]["note"])
-    belief = "".join(f" {plain(line)}" for line in belief_lines(report.results)) if report.results else ""
-    return "\n".join(lines) + f"\n\n<sub>{note}{belief}</sub>\n"
+    notes = [report.gate["production"]["note"]]
+    if report.results:
+        notes += [*belief_lines(report.results), speed_line(report.results)]
+    return "\n".join(lines) + f"\n\n<sub>{' '.join(plain(note) for note in notes if note)}</sub>\n"
 
 
 def _changes(title: str, changes: list[view.Change]) -> str:

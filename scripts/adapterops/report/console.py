@@ -12,7 +12,9 @@ from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 
-from adapterops.report.words import belief_lines, change, interval, number, threshold
+from adapterops.report import view
+from adapterops.report.collect import Report
+from adapterops.report.words import belief_lines, change, interval, margin, number, remedies, speed_line, threshold
 
 _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow"}
 
@@ -20,8 +22,8 @@ _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yel
 def print_metrics(results: dict[str, Any], console: Console) -> None:
     """Metrics of every side, and how far those who judged answers are to be believed."""
     console.print(metrics_table(results))
-    for line in belief_lines(results):
-        console.print(line, soft_wrap=True, markup=False)
+    for line in [*belief_lines(results), speed_line(results)]:
+        _say(line, console)
 
 
 def metrics_table(results: dict[str, Any]) -> Table:
@@ -75,23 +77,54 @@ def comparison_table(report: dict[str, Any]) -> Table:
     table.add_column("verdict", no_wrap=True)
     for row in report["comparisons"]:
         verdict = f"[{_COLOURS[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] else row["superiority"]
-        margin = "-" if row["margin"] is None else number(row["margin"])
-        table.add_row(row["metric"], number(row["reference"]), number(row["candidate"]), change(row), margin, str(row["n"]), verdict)
+        table.add_row(row["metric"], number(row["reference"]), number(row["candidate"]), change(row), margin(row), str(row["n"]), verdict)
     return table
 
 
-def print_verdict(report: dict[str, Any], console: Console) -> None:
-    """Gates, the comparison with production, the verdict and its reason."""
+def print_verdict(report: dict[str, Any], console: Console, run: Report | None = None) -> None:
+    """The verdict, its reason and what to do now; then gates and the comparison with production.
+
+    Args:
+        report: `gate_report.json`.
+        console: where to print.
+        run: what else is known of the run that was judged.
+    """
+    run = run or Report(report)
+    console.print(f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {escape(report['reason'])}", soft_wrap=True)
+    if report["former_verdicts"]:
+        console.print(f"Judged {len(report['former_verdicts']) + 1} times; before: {', '.join(report['former_verdicts'])}.")
+    _say(view.by_main(run), console)
+    _say(f"Now: {view.next_step(run)}", console)
+    for metric, to_do in remedies(report):
+        _say(f"  {metric}: {to_do}", console)
     console.print(gates_that_fit(report, console))
     if report["production"]["digest"]:
         console.print(comparison_table(report))
     for warning in report["warnings"]:
         console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
-    console.print(f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {escape(report['reason'])}", soft_wrap=True)
-    if report["former_verdicts"]:
-        console.print(f"Judged {len(report['former_verdicts']) + 1} times; before: {', '.join(report['former_verdicts'])}.")
     if report["base"]["gates"]:
         console.print(f"The base model alone: {report['base']['verdict']}.")
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The whole report in the order of the comment; of changed answers only which and how."""
+    print_verdict(report.gate, console, report)
+    if report.results:
+        print_metrics(report.results, console)
+    for line in view.data_lines(report):
+        _say(f"data: {line}", console)
+    for title, changed in zip(("worse", "better"), view.changes(report), strict=True):
+        for item in changed:
+            _say(f"{title}: {item.id} ({item.delta:+.2f}; {item.before_mark} → {item.after_mark})", console)
+    training = view.training_line(report)
+    merging = view.merging(report).replace("`", "")
+    for line in [f"training: {training}" if training else "", *view.cost_lines(report), f"merging: {merging}"]:
+        _say(line, console)
+
+
+def _say(line: str, console: Console) -> None:
+    if line:
+        console.print(line, soft_wrap=True, markup=False, emoji=False)
 
 
 def answers(question: str, base_model: str, base_answer: str, adapter: str, adapter_answer: str) -> RenderableType:

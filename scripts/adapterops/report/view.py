@@ -9,7 +9,7 @@ from adapterops.adapters import ADAPTERS, load_adapter
 from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.evaluate.metrics import row_metrics
 from adapterops.report.collect import Report
-from adapterops.report.words import change, interval, number, threshold
+from adapterops.report.words import change, interval, margin, number, threshold
 
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
 _SHOWN = 5
@@ -72,7 +72,8 @@ def metric_rows(report: Report) -> list[MetricRow]:
         against_production = pair if pair and pair["against"] == "production" else None
         value = asked[0]["value"] if asked else pair["candidate"] if pair else measured[metric]["value"]
         bounds = asked[0]["interval"] if asked else _own_interval(metric, pair)
-        verdicts = [gate["verdict"] for gate in asked] + [pair["verdict"] for pair in [against_production] if pair and pair["verdict"]]
+        judged = [row for row in [against_production] if row and row["verdict"]]
+        verdicts = [row["verdict"] for row in [*asked, *judged]]
         floor = measured.get(metric, {}).get("floor")
         rows.append(
             MetricRow(
@@ -87,7 +88,7 @@ def metric_rows(report: Report) -> list[MetricRow]:
                 bounds=(bounds[0], bounds[1]),
                 value=value,
                 bar=asked[0]["threshold"] if asked else None,
-                threshold=", ".join(threshold(gate) for gate in asked) or "-",
+                threshold="; ".join([*(threshold(gate) for gate in asked), *(margin(row) for row in judged)]) or "-",
                 n=str(asked[0]["n"] or "-") if asked else str(pair["n"] if pair else measured[metric]["n"]),
                 verdict=max(verdicts, key=_SEVERITY.index) if verdicts else None,
                 floor=number(floor) if floor is not None else None,
@@ -106,6 +107,8 @@ def _own_interval(metric: str, pair: dict[str, Any] | None) -> list[float | None
 
 def by_main(report: Report) -> str:
     """The verdict by the rules of the default branch; empty where the pull request changes none of them."""
+    if report.main_problem:
+        return f"The default branch's rules could not be applied: {report.main_problem}"
     if report.main is None:
         return ""
     return f"By the default branch's rules it would be {report.main['verdict']}: {report.main['reason']}"
@@ -116,6 +119,8 @@ def next_step(report: Report) -> str:
     match report.gate["verdict"]:
         case "PASS" if report.main and report.main["verdict"] != "PASS":
             return "Do not merge unless you want the changed rules: the adapter passes by them alone. The plan's comment opens with them."
+        case "PASS" if report.main_problem:
+            return "Do not merge before it is known what the default branch's rules say. Mend what is named, then re-run the job `report`."
         case "PASS":
             return "Read the changed answers below, then approve: merging releases exactly this adapter."
         case "FAIL":

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from adapterops.evaluate.catalogue import METRICS
+
+# Control characters, and the marks that turn the direction of whatever follows: text could read otherwise than it is.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def number(value: float | None) -> str:
@@ -26,6 +32,41 @@ def threshold(gate: dict[str, Any]) -> str:
     return f"{sign} {number(gate['threshold'])}" + (" (bound)" if gate["rule"] == "bound" else "")
 
 
+def margin(row: dict[str, Any]) -> str:
+    """What a comparison may lose: `Δ ≥ −0.02`, or `× ≤ 1.1`; `-` where it judges nothing."""
+    if row["margin"] is None:
+        return "-"
+    lower = METRICS[row["metric"]].better == "lower"
+    sign = "≤" if lower else "≥"
+    return f"× {sign} {number(row['margin'])}" if row["scale"] == "ratio" else f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}"
+
+
+def visible(text: str) -> str:
+    """Text in which what would not be seen, or would turn the direction of reading, stands as its code point."""
+    return _UNSEEN.sub(lambda match: f"<U+{ord(match.group()):04X}>", text)
+
+
+def remedies(gate_report: dict[str, Any]) -> list[tuple[str, str]]:
+    """For each missed gate its metric and what its gate file says to do."""
+    missed = dict.fromkeys(row["metric"] for row in missed_rows(gate_report))
+    said = {row["metric"]: row["description"] for row in gate_report["gates"]}
+    return [(metric, said[metric]) for metric in missed if said.get(metric)]
+
+
+def missed_rows(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Gates and comparisons that keep the verdict from being a PASS."""
+    rows = [*gate_report["gates"], *gate_report["comparisons"]]
+    return [row for row in rows if row["verdict"] in ("FAIL", "ERROR") or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])]
+
+
+def speed_line(results: dict[str, Any]) -> str:
+    """Under which load, on what, the latency was measured; empty where it was not."""
+    speed = results["observations"]["speed"]["candidate"]
+    if not speed["requests"]:
+        return ""
+    return f"Latency of {len(speed['requests'])} requests, {speed['concurrency']} in flight, on {results['engine']['device']}."
+
+
 def change(row: dict[str, Any]) -> str:
     """The effect of a comparison with its interval: `+0.021 [0.004, 0.038]`, or `× 1.08 [1.02, 1.15]`."""
     if row["effect"] is None:
@@ -43,15 +84,12 @@ def belief_lines(results: dict[str, Any]) -> list[str]:
 
 
 def _refusals(detector: dict[str, Any]) -> str:
-    judge = (
-        f"; {detector['unsure']} answers unsure, judge {detector['judge'] or 'none'}: {detector['judge_note']}"
-        if detector["unsure"]
-        else ""
-    )
+    unsure, judge = detector["unsure"], f"judge {detector['judge']}: " if detector["judge"] else ""
+    judged = f"; {unsure} answer{'s' if unsure > 1 else ''} unsure, {judge}{detector['judge_note']}" if unsure else ""
     found, wrong = round(detector["recall"] * detector["refused"]), round(detector["false_positive_rate"] * detector["complied"])
     recall = f"recall {detector['recall']:.3f} ({found} of {detector['refused']})"
     false_positives = f"false-positive rate {detector['false_positive_rate']:.3f} ({wrong} of {detector['complied']})"
-    return f"Refusals are found by {detector['id']}: {recall}, {false_positives} on held-back labelled answers{judge}."
+    return f"Refusals are found by {detector['id']}: {recall}, {false_positives} on held-back labelled answers{judged}."
 
 
 def _win_rate(judged: dict[str, Any]) -> str:
