@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
+from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console, error_console
+
+if TYPE_CHECKING:
+    from adapterops.store.objects import ObjectStore
+    from adapterops.store.signing import Trust
 
 
 @command()
@@ -19,18 +23,22 @@ from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 @click.option("--pull-request", type=int, required=True, help="Its number.")
 @click.option("--repository", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
+@click.option(
+    "--output", type=OUTPUT_PATH, default=Path("reports"), show_default=True, help="Where documents, comments and pages are kept."
+)
 @SIGNED_BY
-def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str | None, signed_by: str | None) -> int:
+def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str | None, output: Path, signed_by: str | None) -> int:
     """Fetch the verdicts of a plan's adapters from the store and have `report.py post` comment them.
+
+    One adapter's trouble keeps no other's comment back: it is printed, and is the exit code in the end.
 
     \b
     Example:
       python scripts/post_reports.py --plan plan.json --pull-request 12 --repository your-org/qlora-gitops
     """
     from adapterops.documents import read_json
-    from adapterops.errors import UsageError
-    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judged, trust_from
-    from adapterops.gitops.todays_rules import judge_by_todays_rules
+    from adapterops.errors import AdapterOpsError, UsageError
+    from adapterops.gitops.candidates import trust_from
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
@@ -43,26 +51,65 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
         console.print("no adapter is affected: nothing to report")
         return 0
     store, trust = open_store(bucket), trust_from(signed_by)
-    with tempfile.TemporaryDirectory(prefix="reports-") as scratch:
-        reports = []
-        for row in wanted:
-            known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
-            if known.judgement is None:
-                console.print(f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True)
+    reports, code = [], 0
+    for row in wanted:
+        run = output / row["name"] / row["training_key"][:12]
+        try:
+            if not _fetch(store, row, run, trust):
                 continue
-            run = Path(scratch) / row["name"] / row["training_key"][:12]
-            fetch_adapter(store, row["training_key"], run / "model", None if known.released else trust)
-            fetch_judgement(store, known.judgement, run)
-            judge_by_todays_rules(run, row["name"])
             shutil.copy(plan_path, run / "plan.json")  # what was predicted stands beside what it took
             reports.append(run / "gate_report.json")
-        if not reports:
-            return 0
+            _judge(run, row["name"])
+        except AdapterOpsError as error:
+            error_console.print(f"{row['name']}: {error}", markup=False, soft_wrap=True)
+            code = max(code, error.exit_code)
+    if reports:
         # The one place that knows this command line.
         post = [sys.executable, str(ROOT / "scripts" / "report.py"), "post", "--repository", name, "--pull-request", str(pull_request)]
         for report in reports:
             post += ["--report", str(report)]
-        return subprocess.run(post, check=False).returncode
+        code = max(code, subprocess.run(post, check=False).returncode)
+    return code
+
+
+def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | None) -> bool:
+    """Bring the documents of an adapter's verdict to `run`; False where there is none, and that is printed.
+
+    Raises:
+        RejectedError: it is not signed by whom we trust.
+        InfrastructureError: the store.
+    """
+    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judged
+
+    shutil.rmtree(run, ignore_errors=True)  # what an earlier call left is of another verdict
+    known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
+    if known.judgement is None:
+        console.print(f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True)
+        return False
+    fetch_adapter(store, row["training_key"], run / "model", None if known.released else trust)
+    for file in (run / "model").iterdir():
+        if file.name != "train_manifest.json":
+            file.unlink()  # the report needs no weights, and what is kept becomes an artifact
+    fetch_judgement(store, known.judgement, run)
+    return True
+
+
+def _judge(run: Path, adapter: str) -> None:
+    """Have today's rules say what they say; where they cannot, the report says why.
+
+    Raises:
+        AdapterOpsError: they could not be applied.
+    """
+    from adapterops.documents import write_bytes
+    from adapterops.errors import AdapterOpsError
+    from adapterops.gitops.todays_rules import judge_by_todays_rules
+    from adapterops.report.collect import MAIN_PROBLEM
+
+    try:
+        judge_by_todays_rules(run, adapter)
+    except AdapterOpsError as error:
+        write_bytes(run / MAIN_PROBLEM, str(error).encode())
+        raise
 
 
 if __name__ == "__main__":

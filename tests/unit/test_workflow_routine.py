@@ -1,6 +1,7 @@
 """What runs by itself or by a comment beside the pull request: judging by main's rules, drift, the week, reports, notes."""
 
 import html
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
 
 from adapterops.adapters import run_directory
+from adapterops.errors import InfrastructureError, UsageError
 from adapterops.gitops import candidates, drift
 from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
@@ -246,31 +248,75 @@ class TestWeek:
         assert [command[command.index("--adapter") + 1] for command in calls] == ["support"]
 
 
-@pytest.mark.parametrize("signed", [True, False])
-def test_a_verdict_is_reported_if_its_signature_holds(store, keys, monkeypatch, tmp_path, signed):
+@pytest.fixture
+def post_reports(keys, monkeypatch, tmp_path):
+    """`post_reports(*adapters)`: how it ended, what it had `report.py` post, and what it had judged by today's rules."""
     import post_reports
 
-    make_key_pair(tmp_path / "mine.pem", tmp_path / "mine.pub.pem")
-    kept(store, keys, tmp_path / "run", Signer(tmp_path / "mine.pem") if signed else None)
-    posted = []
+    posted, judged = [], []
 
     def post(command, check):
-        posted.append(command)
+        posted.extend(Path(path) for option, path in itertools.pairwise(command) if option == "--report")
         return type("_", (), {"returncode": 0})
+
+    def judge(run, name):
+        judged.append((run, name))
 
     monkeypatch.setattr(post_reports, "subprocess", type("_", (), {"run": staticmethod(post)}))
     monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
-    judged = []
-    monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", lambda run, name: judged.append((run, name)))
+    monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", judge)
+
+    def of(*names):
+        rows = [{"name": name, "training_key": keys.training, "judgement_key": keys.judgement(None)} for name in names]
+        (tmp_path / "plan.json").write_text(json.dumps({"adapters": rows}))
+        options = ["--pull-request", 7, "--repository", "your-org/qlora-gitops", "--output", tmp_path / "reports"]
+        return run("post_reports", "--plan", tmp_path / "plan.json", *options), posted, judged
+
+    return of
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_verdict_is_reported_if_its_signature_holds(store, keys, post_reports, monkeypatch, tmp_path, signed):
+    make_key_pair(tmp_path / "mine.pem", tmp_path / "mine.pub.pem")
+    kept(store, keys, tmp_path / "run", Signer(tmp_path / "mine.pem") if signed else None)
     monkeypatch.setenv("CANDIDATE_SIGNED_BY", str(tmp_path / "mine.pub.pem"))
-    row = {"name": "support", "training_key": keys.training, "judgement_key": keys.judgement(None)}
-    (tmp_path / "plan.json").write_text(json.dumps({"adapters": [row]}))
-    result = run("post_reports", "--plan", tmp_path / "plan.json", "--pull-request", 7, "--repository", "your-org/qlora-gitops")
+    result, posted, judged = post_reports("support")
     assert result.exit_code == 0, result.output
     assert len(posted) == len(judged) == signed
-    for (run_of_it, name), command in zip(judged, posted, strict=True):
-        assert (name, command[command.index("--report") + 1]) == ("support", str(run_of_it / "gate_report.json"))
+    for (run_of_it, name), report in zip(judged, posted, strict=True):
+        assert (name, report) == ("support", run_of_it / "gate_report.json")
+        assert report.is_file()  # it stays when the command has ended
+        assert [file.name for file in (run_of_it / "model").iterdir()] == ["train_manifest.json"]  # no weights in an artifact
     assert ("candidate.json is not used" in result.output) is not signed
+
+
+def test_one_adapters_trouble_keeps_no_comment_back(store, keys, post_reports, monkeypatch, tmp_path):
+    def judge(run, name):
+        if name == "support":
+            raise UsageError("main's rules are broken")
+
+    kept(store, keys, tmp_path / "run")
+    monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", judge)
+    result, posted, _ = post_reports("support", "legal")
+    assert (result.exit_code, "support: main's rules are broken" in result.output) == (2, True)
+    assert [report.parent.parent.name for report in posted] == ["support", "legal"]
+    said = [report.with_name("main") / "problem.txt" for report in posted]
+    assert [path.read_text() if path.is_file() else None for path in said] == ["main's rules are broken", None]
+
+
+def test_a_verdict_that_cannot_be_fetched_keeps_no_other_ones_comment_back(store, keys, post_reports, monkeypatch, tmp_path):
+    fetch = candidates.fetch_judgement
+
+    def failing(store, judgement, run):
+        if run.parent.name == "support":
+            raise InfrastructureError("the store does not answer")
+        fetch(store, judgement, run)
+
+    kept(store, keys, tmp_path / "run")
+    monkeypatch.setattr(candidates, "fetch_judgement", failing)
+    result, posted, _ = post_reports("support", "legal")
+    assert (result.exit_code, "support: the store does not answer" in result.output) == (3, True)
+    assert [report.parent.parent.name for report in posted] == ["legal"]
 
 
 def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(github, store, keys, tmp_path):

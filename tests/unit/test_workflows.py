@@ -182,6 +182,20 @@ class TestGpu:
         assert order == sorted(order)
 
 
+def test_the_verdict_is_shown_whatever_it_is_and_decides_nothing_by_being_shown():
+    steps = {step["name"]: step for step in WORKFLOWS["train"]["jobs"]["train"]["steps"]}
+    shown = steps["Show the verdict in summary and annotations"]
+    assert "--format summary --format annotations" in shown["run"]
+    assert (shown["if"], shown["continue-on-error"]) == ("always() && steps.evaluate.outcome == 'success'", True)
+
+
+def test_comments_are_kept_whether_or_not_they_could_be_posted():
+    steps = WORKFLOWS["pull-request"]["jobs"]["report"]["steps"]
+    post, keep = steps[-2:]
+    assert post["run"].endswith("--output reports")
+    assert (keep["if"], keep["with"]["path"]) == ("always()", "reports/")
+
+
 class TestRequired:
     job = WORKFLOWS["pull-request"]["jobs"]["required"]
 
