@@ -1,14 +1,16 @@
 """Supervision: an engine that dies is started again; one that never came up ends the host."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
-from adapterops.errors import InfrastructureError
+from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT
 from adapterops.serving import host
 from adapterops.serving.config import load_serving_config
 from adapterops.serving.state import Engine as EngineState
+from processes import free_port
 
 
 class Engine:
@@ -40,7 +42,14 @@ def supervise(monkeypatch, tmp_path):
 
     def run(engines, test):
         waiting = list(engines)
-        monkeypatch.setattr(host, "start_engine", lambda *_, **__: waiting.pop(0))
+
+        def start(*_, **__):
+            following = waiting.pop(0)
+            if isinstance(following, Exception):
+                raise following
+            return following
+
+        monkeypatch.setattr(host, "start_engine", start)
 
         async def main():
             state = EngineState("http://127.0.0.1:9")
@@ -88,10 +97,44 @@ def test_a_failed_restart_is_tried_again(supervise):
     supervise([first, broken, third], test)
 
 
-def test_an_engine_that_never_came_up_ends_the_host(supervise):
+@pytest.mark.parametrize("trouble", [InfrastructureError("the port is taken"), OSError(28, "No space left on device")], ids=str)
+def test_an_engine_that_cannot_even_be_started_again_is_tried_again(supervise, trouble):
+    """The host goes on with its other engines meanwhile, and with its answers about why."""
+    first = Engine()
+
+    async def test(state, _):
+        await until(lambda: state.up)
+        first.alive = False
+        await until(lambda: not state.up)
+        await until(lambda: state.up)
+
+    supervise([first, trouble, Engine()], test)
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [(Engine(healthy=False), "ended while starting"), (UsageError("no such token"), "no such token"), (OSError(13, "denied"), "denied")],
+)
+def test_an_engine_that_never_came_up_ends_the_host(supervise, engine, reason):
     async def test(state, task):
-        with pytest.raises(InfrastructureError, match="ended while starting"):
+        with pytest.raises((InfrastructureError, UsageError, OSError), match=reason):
             await task
         assert not state.up
 
-    supervise([Engine(healthy=False)], test)
+    supervise([engine], test)
+
+
+@pytest.mark.parametrize("trouble", [UsageError("a stop token"), OSError(13, "Permission denied"), ValueError("a defect")], ids=str)
+def test_a_host_that_ends_by_itself_says_why(monkeypatch, tmp_path, trouble):
+    """systemd starts again what ended with an error, and only that (Restart=on-failure)."""
+    config = load_serving_config(ROOT / "configs/serving.demo.yaml")
+    gateway = dataclasses.replace(config.gateway, port=free_port(), drain_s=0.1)
+    config = dataclasses.replace(config, gateway=gateway, state_directory=tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+
+    def start(*_, **__):
+        raise trouble
+
+    monkeypatch.setattr(host, "start_engine", start)
+    with pytest.raises(type(trouble)):
+        asyncio.run(asyncio.wait_for(host._serve(config, []), 20))

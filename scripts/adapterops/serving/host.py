@@ -41,6 +41,7 @@ def serve(config: ServingConfig, engine_urls: list[str]) -> None:
 
     Raises:
         UsageError: a port is taken.
+        Exception: whatever ended one of the host's tasks, so that systemd sees a failure and starts the host again.
     """
     uvloop.run(_serve(config, engine_urls))
 
@@ -88,7 +89,7 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
     for task in [waiting, *tasks]:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, AdapterOpsError):
+        if isinstance(result, Exception):  # not a cancelled one
             raise result
 
 
@@ -159,13 +160,13 @@ async def _supervise(config: ServingConfig, engine: Engine, stopping: asyncio.Ev
     """Keep an engine running; wait longer after each failure in a row.
 
     Raises:
-        AdapterOpsError: it cannot be started the first time: what is wrong then does not mend itself.
+        AdapterOpsError or OSError: it cannot be started the first time: what is wrong then does not mend itself.
     """
-    backoff = 1.0
-    proven = False
+    backoff, proven = 1.0, False
     while not stopping.is_set():
-        process = await asyncio.to_thread(start_engine, config, log=_engine_log(config, replica), replica=replica)
+        process = None
         try:
+            process = await asyncio.to_thread(start_engine, config, log=_engine_log(config, replica), replica=replica)
             while await asyncio.to_thread(process.starting):
                 await asyncio.sleep(0.3)
             engine.up = True
@@ -173,14 +174,15 @@ async def _supervise(config: ServingConfig, engine: Engine, stopping: asyncio.Ev
             log.info("engine on %s is healthy", process.url)
             await _await_end(process, engine, config.engine.hang_timeout_s)
             log.error("the engine on %s ended or hangs. %s", process.url, process.diagnosis())
-        except AdapterOpsError as error:
+        except (AdapterOpsError, OSError) as error:
             if not proven:
                 raise
             log.error("%s", error)
         finally:
             engine.up = False
             engine.ready = {}
-            await asyncio.to_thread(process.stop)
+            if process:
+                await asyncio.to_thread(process.stop)
         await asyncio.sleep(backoff)
         backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
 
