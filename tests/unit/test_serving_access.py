@@ -13,6 +13,8 @@ from gateway_host import CANARY, QUESTION, STABLE, STREAM, broken_stream, with_h
 from adapterops.errors import UsageError
 from adapterops.serving.keys import ApiKeys
 from adapterops.serving.routes import Route
+from adapterops.serving.state import Followed
+from adapterops.store.channels import Channel
 
 CLIENT, OPERATOR, SLOW = "qlg-client", "qlg-operator", "qlg-slow"
 
@@ -228,17 +230,94 @@ def test_the_access_log_says_what_happened_and_the_prompt_only_if_asked_for(caps
     assert ("parcel" in output) is prompts
 
 
+def show(state, metrics):
+    """What a host does after each look at a channel or an engine."""
+    state.refresh()
+    metrics.show(state)
+
+
 def test_versions_that_are_gone_leave_the_metrics():
+    """Also those whose last answer ends after that."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_):
+        asked.set()
+        await go_on.wait()
+        return web.json_response({})
+
     async def test(gateway):
         await gateway.ask()
         gateway.metrics.show(gateway.state)
         assert f'version="{STABLE.digest[:12]}"' in (await gateway.get("/metrics"))[1]
+        gateway.engine.answer = slow
+        late = asyncio.create_task(gateway.ask())
+        await asked.wait()
         gateway.state.engines[0].ready = {CANARY.engine_name: CANARY}
-        gateway.state.refresh()
-        gateway.metrics.show(gateway.state)
+        show(gateway.state, gateway.metrics)
+        assert STABLE.digest[:12] not in (await gateway.get("/metrics"))[1]
+        go_on.set()
+        assert (await late)[0] == 200
+        show(gateway.state, gateway.metrics)
         text = (await gateway.get("/metrics"))[1]
         assert STABLE.digest[:12] not in text
-        assert 'llm_request_total{adapter="support",status="200"} 1.0' in text
+        assert 'llm_request_total{adapter="support",status="200"} 2.0' in text
+
+    with_host(test)
+
+
+def test_a_canary_that_brings_its_engine_down_keeps_its_errors():
+    """A rollout counts them: those of the request that did it, of those while the engine is away, and after it came up with nothing."""
+
+    async def dies(request):
+        request.transport.close()
+        return web.Response()
+
+    async def test(gateway):
+        state, engine = gateway.state, gateway.state.engines[0]
+        state.channels = {"support": Followed(Channel("support", 2, STABLE.digest, CANARY.digest, 100))}
+        show(state, gateway.metrics)
+        gateway.engine.answer = dies
+        assert (await gateway.ask())[0] == 502
+        engine.up = False
+        show(state, gateway.metrics)
+        assert (await gateway.ask())[0] == 503
+        engine.up, engine.ready = True, {}
+        show(state, gateway.metrics)
+        for status in ("502", "503"):
+            labels = {"adapter": "support", "version": CANARY.digest[:12], "origin": "user", "status": status}
+            assert gateway.counted("llm_version_request_total", **labels) == 1
+        state.channels = {"support": Followed(Channel("support", 3, STABLE.digest))}
+        show(state, gateway.metrics)
+        assert CANARY.digest[:12] not in (await gateway.get("/metrics"))[1]
+
+    with_host(test)
+
+
+def test_what_the_channel_names_is_shown_by_role():
+    """A canary at weight 0 is one too, and so is a previous version that is not there when somebody rolls back."""
+
+    async def test(gateway):
+        gateway.state.channels = {
+            "support": Followed(Channel("support", 2, STABLE.digest, CANARY.digest, 0, previous="c" * 64)),
+            "other": Followed(Channel("other"), ("not looked at yet",)),
+            "idle": Followed(Channel("idle")),
+        }
+        show(gateway.state, gateway.metrics)
+        present = {name: gateway.counted("llm_canary_present", adapter=name) for name in gateway.state.channels}
+        assert present == {"support": 1, "other": 0, "idle": 0}
+        ready = {
+            (sample.labels["adapter"], sample.labels["role"]): sample.value
+            for metric in gateway.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == "llm_reconcile_ready"
+        }
+        assert ready == {
+            ("support", "stable"): 1,
+            ("support", "canary"): 1,
+            ("support", "previous"): 0,
+            ("other", "stable"): 0,
+            ("idle", "stable"): 1,
+        }
 
     with_host(test)
 

@@ -65,7 +65,7 @@ class Exchange:
             metrics.duration.labels(base_model, self.adapter, self.kind).observe(seconds)
         if self.version is None:
             return
-        labels = (self.adapter, self.version.digest[:12])
+        labels = metrics.labels_of(self.version)
         hung = self.status == 499 and self.first_byte is None and seconds >= _HUNG_S
         metrics.version_requests.labels(*labels, self.origin, "504" if hung else status).inc()
         if self.status == 200:

@@ -185,7 +185,7 @@ class _Gateway:
         if not known:
             raise _error(404, f"No answer `{response_id[:128]}` was given here lately to this key.", code="response_not_found")
         if version:
-            self._metrics.feedback.labels(version.adapter, version.digest[:12], rating).inc()
+            self._metrics.feedback.labels(*self._metrics.labels_of(version), rating).inc()
         return web.json_response({"id": response_id, "rating": rating, "counted": version is not None})
 
     async def models(self, request: web.Request) -> web.Response:
@@ -216,7 +216,8 @@ class _Gateway:
         return {
             "base_model": self._state.base_model,
             "engines": [
-                {"up": engine.up, "ready": sorted(engine.ready), "unknown": list(engine.unknown)} for engine in self._state.engines
+                {"up": engine.up, "ready": sorted(engine.ready) if engine.up else [], "unknown": list(engine.unknown)}
+                for engine in self._state.engines
             ],
             "adapters": self._state.report,
         }

@@ -95,6 +95,7 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
 
 async def _follow(config: ServingConfig, state: HostState, metrics: Metrics, follower: Follower, adapter: str) -> None:
     """Read one channel again and again; a change counts at once, whatever the engines are busy with."""
+    metrics.read_at.labels(adapter)  # 0 until it is read: an alert needs a series
     while True:
         started = time.monotonic()
         try:
@@ -142,7 +143,9 @@ async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, 
             _show(state, metrics)
         if was_up:
             try:
-                await asyncio.to_thread(reconciler.run_once, [followed.channel for followed in state.channels.values()])
+                followed = list(state.channels.values())
+                channels, known = [item.channel for item in followed], all(item.known for item in followed)
+                await asyncio.to_thread(reconciler.run_once, channels, known=known)
                 take()
             except AdapterOpsError as error:
                 log.warning("%s", error)
@@ -180,7 +183,6 @@ async def _supervise(config: ServingConfig, engine: Engine, stopping: asyncio.Ev
             log.error("%s", error)
         finally:
             engine.up = False
-            engine.ready = {}
             if process:
                 await asyncio.to_thread(process.stop)
         await asyncio.sleep(backoff)

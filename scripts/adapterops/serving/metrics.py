@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics import MetricWrapperBase
 
 from adapterops.serving.devices import DeviceCollector
+from adapterops.serving.routes import Version
 from adapterops.serving.state import HostState
 
 # Quantiles are read from these: 15 % wide from 5 ms to 10 minutes, so that a p95 is known within 15 %.
@@ -62,9 +63,18 @@ class Metrics:
         self.feedback = Counter("llm_feedback_total", "Thumbs", ["adapter", "version", "rating"], registry=registry)
         self.weight = Gauge("llm_canary_weight_percent", "Share of requests for the canary", ["adapter"], registry=registry)
         self.generation = Gauge("llm_channel_generation", "Generation of the channel that is followed", ["adapter"], registry=registry)
-        self.ready = Gauge("llm_reconcile_ready", "1 if every engine has all that the channel wants served", ["adapter"], registry=registry)
+        self.canary = Gauge("llm_canary_present", "1 if the channel names a canary, also at weight 0", ["adapter"], registry=registry)
+        self.ready = Gauge(
+            "llm_reconcile_ready",
+            "1 if every engine has the channel's version in this role (stable, canary, previous); stable is 0 while the channel is unread",
+            ["adapter", "role"],
+            registry=registry,
+        )
         self.read_at = Gauge(
-            "llm_channel_read_timestamp_seconds", "When the channel was last read from the store", ["adapter"], registry=registry
+            "llm_channel_read_timestamp_seconds",
+            "When the channel was last read from the store; 0 for never",
+            ["adapter"],
+            registry=registry,
         )
         self.unknown = Gauge("llm_engine_unknown_adapters", "Adapters that no channel names", ["engine"], registry=registry)
         self.engine_up = Gauge("llm_engine_up", "1 if the engine answers", ["engine"], registry=registry)
@@ -84,22 +94,36 @@ class Metrics:
         )
         self._seen: set[tuple[str, str]] = set()
 
+    def labels_of(self, version: Version) -> tuple[str, str]:
+        """Labels `adapter` and `version`; the series that get them are forgotten with the version, also those that come late."""
+        labels = version.adapter, version.digest[:12]
+        self._seen.add(labels)
+        return labels
+
     def show(self, state: HostState) -> None:
-        """Make the gauges say what the host's state says, and forget versions that no engine has any more."""
+        """Make the gauges say what the host's state says, and forget versions that no channel names and no engine holds any more.
+
+        A version that brings its engine down must not take its errors with it: a rollout judges them.
+        """
         self.version.clear()
+        self.ready.clear()
         for adapter, route in state.routes.items():
             for version in {route.stable, route.canary} - {None}:
                 self.version.labels(adapter, version.digest[:12], version.trained_at[:10]).set(1)  # type: ignore[union-attr]
             self.weight.labels(adapter).set(route.weight if route.canary else 0)
         for adapter, report in state.report.items():
             self.generation.labels(adapter).set(report["generation"])
-            wanted = [role for role in ("stable", "canary") if report[role]]
-            self.ready.labels(adapter).set(all(report[f"{role}_ready"] for role in wanted))
+            self.canary.labels(adapter).set(report["canary"] is not None)
+            self.ready.labels(adapter, "stable").set(state.channels[adapter].known and (report["stable_ready"] or not report["stable"]))
+            for role in ("canary", "previous"):
+                if report[role]:
+                    self.ready.labels(adapter, role).set(report[f"{role}_ready"])
         for number, engine in enumerate(state.engines):
             self.engine_up.labels(str(number)).set(engine.up)
             self.unknown.labels(str(number)).set(len(engine.unknown))
         known = {(version.adapter, version.digest[:12]) for engine in state.engines for version in engine.ready.values()}
+        known |= {(adapter, digest[:12]) for adapter, followed in state.channels.items() for digest in followed.channel.versions}
         for adapter, digits in self._seen - known:
             for metric in self._by_version:
                 metric.remove_by_labels({"adapter": adapter, "version": digits})
-        self._seen = known | {("", "")} - {("", "")}
+        self._seen &= known

@@ -65,8 +65,12 @@ class Reconciler:
         """The failures that trying again does not mend."""
         return frozenset(version for version, failure in self._failures.items() if failure.unfit)
 
-    def run_once(self, channels: Iterable[Channel]) -> None:
+    def run_once(self, channels: Iterable[Channel], *, known: bool = True) -> None:
         """Make ready what the channels name, the stable versions first, and let go of what none has named for a while.
+
+        Args:
+            channels: of all adapters.
+            known: False while one of them was never read: nobody can say yet that what is stable is there.
 
         Raises:
             InfrastructureError: the engine does not answer.
@@ -87,13 +91,13 @@ class Reconciler:
         self.unknown = tuple(sorted(set(served) - {self.config.base_model.name} - names - set(self.ready)))
         self.on_ready()
         for channel, digest in wanted:
-            if digest != channel.stable and not self.settled:
+            if digest != channel.stable and known and not self.settled:
                 self.settled = True  # nobody has to wait for what is left
                 self.on_ready()
             if engine_name(channel.adapter, digest) not in self.ready:
                 self._make_ready(channel, digest)
                 self.on_ready()
-        self.settled = True
+        self.settled = self.settled or known
         self._let_go(names, now)
 
     def _let_go(self, names: set[str], now: float) -> None:

@@ -16,8 +16,8 @@ class Engine:
     Args:
         url: root, without `/v1`.
         up: it answers its health check.
-        settled: since it came up, every stable version was made ready or found not to be possible.
-        ready: by name in the engine, the versions that it has loaded and that were checked.
+        settled: since it came up, every channel was read, and every stable version made ready or found not to be possible.
+        ready: by name in the engine, the versions that it has loaded and that were checked; while it is down, those that it had.
         failures: by adapter and digest, why a version is not ready.
         unfit: those of the failures that trying again does not mend.
         unknown: what it serves beside the base model and this host's versions.
@@ -46,6 +46,11 @@ class Followed:
 
     channel: Channel
     errors: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """True if the store said what the channel holds, or that there is none, now or to an earlier process."""
+        return self.channel.generation > 0 or not self.errors
 
 
 @dataclass
@@ -79,9 +84,12 @@ class HostState:
         self.report = {adapter: self._report(adapter, followed) for adapter, followed in self.channels.items()}
 
     def _find(self, adapter: str, digest: str | None) -> Version | None:
-        """The version, if an engine that is up, or was until now, has it."""
+        """The version, if an engine that answers has it; while none answers, one that did.
+
+        So its requests meanwhile, which fail, are counted as this version's.
+        """
         name = engine_name(adapter, digest or "")
-        return next((engine.ready[name] for engine in self.engines if digest and name in engine.ready), None)
+        return next((engine.ready[name] for engine in self.up or self.engines if digest and name in engine.ready), None)
 
     def _route(self, adapter: str, channel: Channel) -> Route:
         stable, canary = self._find(adapter, channel.stable), self._find(adapter, channel.canary)
@@ -110,6 +118,7 @@ class HostState:
             "canary_ready": self._everywhere(adapter, channel.canary),
             "weight": channel.weight,
             "previous": channel.previous,
+            "previous_ready": self._everywhere(adapter, channel.previous),
             "errors": list(dict.fromkeys(errors)),
             "unfit": unfit,
         }
