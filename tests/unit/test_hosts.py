@@ -1,15 +1,21 @@
 """The examples for a host: the unit that systemd reads, and the file that an image is built from."""
 
+import asyncio
+import contextlib
+import json
 import re
 import subprocess
 import sys
 
+import aiohttp
 import pytest
 import yaml
+from gateway_host import QUESTION, host
 
 from adapterops.schemas import ROOT
 from adapterops.serving.config import load_serving_config
 from needs import program
+from processes import free_port
 
 HOSTS = ROOT / "configs" / "hosts"
 UNIT = (HOSTS / "qlora-serving.service").read_text()
@@ -55,3 +61,46 @@ def test_nginx_understands_the_load_balancers_configuration(tmp_path):
     config = load_serving_config(ROOT / "configs/serving.yaml")
     assert f"proxy_read_timeout {config.gateway.read_timeout_s}s;" in text
     assert f"client_max_body_size {config.gateway.max_body_bytes >> 20}m;" in text
+
+
+def test_behind_the_load_balancer_a_thumb_finds_the_host_that_gave_the_answer(tmp_path):
+    listening = free_port()
+
+    async def main():
+        async with host() as first, host() as second, aiohttp.ClientSession(f"http://127.0.0.1:{listening}") as client:
+            text = (HOSTS / "nginx.conf").read_text()
+            for former, present in (
+                ("10.0.0.5:8080", f"127.0.0.1:{first.server.port}"),
+                ("10.0.0.6:8080", f"127.0.0.1:{second.server.port}"),
+                ("listen 8443", f"listen 127.0.0.1:{listening}"),
+                ("worker_rlimit_nofile 65536", "daemon off"),
+                ("worker_connections 16384", "worker_connections 512"),
+                ("/run/nginx.pid", str(tmp_path / "nginx.pid")),
+            ):
+                assert former in text
+                text = text.replace(former, present)
+            (tmp_path / "nginx.conf").write_text(text)
+            nginx = [program("nginx", "nginx-light"), "-e", str(tmp_path / "nginx.log"), "-c", str(tmp_path / "nginx.conf")]
+            process = await asyncio.create_subprocess_exec(*nginx)
+
+            async def ask(path, body):
+                async with client.post(path, json=body) as answer:
+                    return answer.status, answer.headers.get("x-request-id"), await answer.text()
+
+            try:
+                while True:
+                    with contextlib.suppress(aiohttp.ClientConnectorError):
+                        assert (await ask("/v1/models", {}))[0] == 405
+                        break
+                    await asyncio.sleep(0.05)
+                answers = [(await ask("/v1/chat/completions", QUESTION))[1] for _ in range(8)]
+                assert all(gateway.asked() for gateway in (first, second))
+                thumbs = [await ask("/v1/feedback", {"id": answer, "rating": "up"}) for answer in reversed(answers)]
+                assert [(status, json.loads(text)["counted"]) for status, _, text in thumbs] == [(200, True)] * 8
+                assert (await ask("/v1/feedback", {"id": "nobody-gave-it", "rating": "up"}))[0] == 404
+                assert (await ask("/v1/chat/completions", QUESTION))[0] == 200  # a host is not down for a 404
+            finally:
+                process.terminate()
+                await process.wait()
+
+    asyncio.run(asyncio.wait_for(main(), 30))

@@ -1,8 +1,10 @@
 """Who may ask for what and how often, what is counted, and what another engine takes over."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -117,9 +119,13 @@ def test_more_requests_at_once_than_allowed_are_refused():
     with_host(test, max_in_flight=4)
 
 
-@pytest.mark.parametrize("trouble", ["gone", "503", "breaks off"])
+@pytest.mark.parametrize("trouble", ["gone", "503", "breaks off", "breaks off after its headers"])
 def test_another_engine_takes_over_before_the_first_byte(trouble):
     async def breaks_off(request):
+        if trouble == "breaks off after its headers":
+            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await response.prepare(request)
+            await asyncio.sleep(0.05)
         request.transport.close()
         return web.Response()
 
@@ -127,8 +133,8 @@ def test_another_engine_takes_over_before_the_first_byte(trouble):
         if trouble == "gone":
             gateway.state.engines[0].url = "http://127.0.0.1:9"
         else:
-            gateway.engines[0].answer = breaks_off if trouble == "breaks off" else lambda _: web.Response(status=503)
-        answers = [await gateway.ask() for _ in range(4)]
+            gateway.engines[0].answer = breaks_off if trouble.startswith("breaks off") else lambda _: web.Response(status=503)
+        answers = [await gateway.ask({**QUESTION, "stream": True}) for _ in range(4)]
         assert [status for status, *_ in answers] == [200] * 4
         assert len(gateway.engines[1].requests) == 4
         assert gateway.counted("llm_gateway_retries_total") == 4
@@ -189,6 +195,47 @@ def test_an_engine_that_trickles_is_given_up():
     with_host(test, request_timeout_s=0.5)
 
 
+def test_the_longest_time_for_an_answer_is_that_of_all_engines_together():
+    async def test(gateway):
+        for engine in gateway.engines:
+            engine.answer = lambda _: asyncio.sleep(20, web.json_response({}))
+        assert (await gateway.ask())[0] == 504
+        assert len(gateway.asked()) == 1  # there was no time left for a second one
+
+    with_host(test, engines=3, request_timeout_s=0.5)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_error_is_no_answer_that_could_be_rated(status):
+    async def test(gateway):
+        gateway.engine.answer = lambda _: web.json_response({"error": {"message": "no"}}, status=status)
+        _, headers, _ = await gateway.ask()
+        rated = await gateway.ask({"id": headers["x-request-id"], "rating": "down"}, path="/v1/feedback")
+        assert (rated[0], json.loads(rated[2])["error"]["code"]) == (404, "response_not_found")
+
+    with_host(test)
+
+
+def test_an_answer_that_its_client_stopped_can_be_rated():
+    async def endless(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"data: x\n\n")
+            await asyncio.sleep(0.01)
+
+    async def test(gateway):
+        gateway.engine.answer = endless
+        with pytest.raises(TimeoutError):
+            stream = {**QUESTION, "stream": True}
+            await gateway.ask(stream, headers={"x-request-id": "r-1"}, timeout=aiohttp.ClientTimeout(total=0.3))
+        while not gateway.counted(adapter="support", status="499"):
+            await asyncio.sleep(0.02)
+        assert (await gateway.ask({"id": "r-1", "rating": "down"}, path="/v1/feedback"))[0] == 200
+
+    with_host(test)
+
+
 def test_a_thumb_counts_once_for_the_version_that_answered(keys):
     async def test(gateway):
         _, headers, _ = await gateway.ask(headers=bearer(CLIENT))
@@ -228,6 +275,60 @@ def test_the_access_log_says_what_happened_and_the_prompt_only_if_asked_for(caps
     assert streamed["ms"] >= streamed["first_byte_ms"] > 0
     assert (whole["tokens"], whole["stream"], unknown["adapter"], unknown["status"]) == (17, False, "unknown", 404)
     assert ("parcel" in output) is prompts
+
+
+def test_every_request_leaves_one_line_whatever_becomes_of_it(capsys, keys):
+    async def test(gateway):
+        await gateway.ask(headers=bearer(CLIENT))
+        await gateway.ask()
+        await gateway.ask({"lora_name": "x"}, path="/v1/load_lora_adapter?secret=1")
+        await gateway.ask({"id": "nobody-knows", "rating": "up"}, path="/v1/feedback", headers=bearer(CLIENT))
+        await gateway.get("/v1/completions")
+        await gateway.get("/health")
+        await gateway.get("/\x1b\x9b" + "x" * 5000)
+
+    with_host(test, access_log=True, api_keys=keys)
+    output = capsys.readouterr().out
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert [(line["method"], line["path"], line["key"], line["status"]) for line in lines[:6]] == [
+        ("POST", "/v1/chat/completions", "shop", 200),
+        ("POST", "/v1/chat/completions", "-", 401),
+        ("POST", "/v1/load_lora_adapter", "-", 404),
+        ("POST", "/v1/feedback", "shop", 404),
+        ("GET", "/v1/completions", "-", 405),
+        ("GET", "/health", "-", 200),
+    ]
+    assert lines[6]["path"] == ("/%1B%C2%9B" + "x" * 5000)[:200]
+    assert len(lines) == 7
+    assert output.isascii()
+    assert "nobody-knows" not in output
+
+
+def test_a_line_that_cannot_be_written_costs_nobody_the_answer(monkeypatch):
+    """The disk behind standard output is full."""
+
+    async def test(gateway):
+        assert (await gateway.ask())[0] == 200
+        assert (await gateway.ask({**QUESTION, "model": "nobody"}))[0] == 404
+        assert (await gateway.get("/health"))[0] == 200
+
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with_host(test, access_log=True)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
+def test_half_a_surrogate_pair_is_refused_and_logged_as_anything_else(capsys):
+    """JSON allows it, UTF-8 does not."""
+
+    async def test(gateway):
+        assert (await gateway.ask({**QUESTION, "model": "\ud800"}))[0] == 404
+        assert (await gateway.ask({**QUESTION, "messages": [{"role": "user", "content": "\ud800"}]}))[0] == 200
+
+    with_host(test, access_log=True, log_prompts=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["prompt"][0]["content"] == "\ud800"
 
 
 def show(state, metrics):

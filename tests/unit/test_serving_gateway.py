@@ -206,7 +206,7 @@ async def raw_request(port, line, body=b""):
 )
 def test_nothing_but_the_allow_list_reaches_the_engine(path):
     async def test(gateway):
-        for method in ("GET", "POST", "PUT", "DELETE"):
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
             status, answer = await raw_request(gateway.server.port, f"{method} {path}", b'{"lora_name": "x", "lora_path": "/x"}')
             assert status in (400, 404, 405), answer
         assert gateway.engine.requests == []
@@ -227,7 +227,7 @@ def test_the_path_and_the_query_of_a_client_never_reach_the_engine():
 def test_the_wrong_method_is_405_in_the_same_shape():
     async def test(gateway):
         async with gateway.client.get("/v1/chat/completions") as answer:
-            assert answer.status == 405
+            assert (answer.status, answer.headers["allow"]) == (405, "POST")
             assert "error" in await answer.json()
 
     with_host(test)

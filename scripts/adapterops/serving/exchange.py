@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -23,6 +24,8 @@ class Exchange:
     """Facts of one request, filled in as they become known."""
 
     request_id: str
+    method: str
+    path: str
     kind: Literal["chat", "completion"]
     started: float = field(default_factory=time.perf_counter)
     key: str = "-"
@@ -79,6 +82,8 @@ class Exchange:
         now = time.perf_counter()
         line = {
             "time": round(time.time(), 3),
+            "method": self.method,
+            "path": self.path,
             "request_id": self.request_id,
             "key": self.key,
             "origin": self.origin,
@@ -96,5 +101,13 @@ class Exchange:
         }
         if self.prompt is not None:
             line["prompt"] = self.prompt
-        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        write_line(line)
+
+
+def write_line(line: dict[str, Any]) -> None:
+    """A line of JSON to standard output; one that cannot be written (a full disk) costs nobody the answer."""
+    # Half a surrogate pair, as clients may send it, becomes its escape.
+    text = json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    with contextlib.suppress(OSError):
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()

@@ -22,6 +22,10 @@ class Feedback:
         if len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
 
+    def forget(self, key: str, request_id: str) -> None:
+        """It was no answer after all."""
+        self._answers.pop((key, request_id), None)
+
     def rate(self, key: str, response_id: str) -> tuple[bool, Version | None]:
         """Take the answer's one vote.
 

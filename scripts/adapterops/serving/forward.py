@@ -44,22 +44,23 @@ async def forward(
         body: what the engine gets.
         headers: what the engine gets.
         exchange: noted in it: engine, retries, status, chunks.
-        timeout_s: the longest time for the whole answer.
+        timeout_s: the longest time for the whole answer, whoever gives it.
 
     Raises:
         EngineLostError: none of the engines answered.
     """
     lost = EngineLostError(502, "The engine does not answer.")
+    deadline = asyncio.get_running_loop().time() + timeout_s
     for engine in sorted(engines, key=lambda engine: engine.in_flight):
         if exchange.engine:
             exchange.retries += 1
         exchange.engine = engine.url
         engine.in_flight += 1
         try:
-            return await _ask(client, engine, request, body, headers, exchange, timeout_s, last=exchange.retries + 1 == len(engines))
+            return await _ask(client, engine, request, body, headers, exchange, deadline, last=exchange.retries + 1 == len(engines))
         except EngineLostError as error:
             lost = error
-            if error.status == 499:
+            if error.status == 499 or asyncio.get_running_loop().time() >= deadline:
                 break
         finally:
             engine.in_flight -= 1
@@ -73,13 +74,13 @@ async def _ask(
     body: bytes,
     headers: Mapping[str, str],
     exchange: Exchange,
-    timeout_s: float,
+    deadline: float,
     *,
     last: bool,
 ) -> web.StreamResponse:
     response: web.StreamResponse | None = None
     try:
-        async with asyncio.timeout(timeout_s), client.post(f"{engine.url}{request.path}", data=body, headers=headers) as answer:
+        async with asyncio.timeout_at(deadline), client.post(f"{engine.url}{request.path}", data=body, headers=headers) as answer:
             if answer.status == 404 and exchange.version:
                 # The engine was restarted and has not been given its adapters again.
                 raise EngineLostError(503, f"`{exchange.version.adapter}` is being loaded again.")
@@ -97,11 +98,13 @@ async def _ask(
                 await response.prepare(request)
                 await response.write_eof()
                 return response
+            chunk = await answer.content.readany()  # an engine can end between its headers and its first byte
             response = web.StreamResponse(status=answer.status, headers=passed)
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
+            while chunk:
                 exchange.chunk(chunk)
                 await response.write(chunk)
+                chunk = await answer.content.readany()
             await response.write_eof()
             return response
     except (aiohttp.ClientError, TimeoutError) as error:

@@ -7,14 +7,14 @@ import json
 import re
 import time
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from adapterops.serving.config import GatewaySettings
-from adapterops.serving.exchange import Exchange
+from adapterops.serving.exchange import Exchange, write_line
 from adapterops.serving.feedback import Feedback
 from adapterops.serving.forward import EngineLostError, forward
 from adapterops.serving.keys import ApiKey, ApiKeys
@@ -22,6 +22,7 @@ from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Route, Version, choose, session_of
 from adapterops.serving.state import HostState
 
+_LONGEST_PATH = 200
 _BODY_TIMEOUT_S = 30  # for a request to arrive; a slow sender must not hold memory for hours
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _NOT_FOUND = "Not found. This gateway answers /v1/chat/completions, /v1/completions, /v1/models, /v1/feedback, /health and /metrics."
@@ -41,7 +42,7 @@ def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics, 
         UsageError: the file of API keys is not what its schema says.
     """
     gateway = _Gateway(state, settings, metrics, capacity)
-    application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors])
+    application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[gateway.logged, _errors])
     application.router.add_post("/v1/chat/completions", gateway.complete)
     application.router.add_post("/v1/completions", gateway.complete)
     application.router.add_post("/v1/feedback", gateway.feedback)
@@ -75,12 +76,34 @@ class _Gateway:
             self._client = client
             yield
 
+    @web.middleware
+    async def logged(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """A line of the access log for what `complete` does not answer: also what is refused, and paths that do not exist."""
+        if not self._settings.access_log or request.match_info.handler == self.complete:
+            return await handler(request)  # type: ignore[no-any-return]
+        started, status = time.perf_counter(), 499
+        try:
+            response: web.StreamResponse = await handler(request)
+            status = response.status
+            return response
+        except web.HTTPException as error:
+            status = error.status
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            key = self._keys.find(request.headers.get("authorization"))
+            line = {"method": request.method, "path": _path(request), "key": key.name if key else "-", "status": status}
+            write_line({"time": round(time.time(), 3), **line, "ms": round((time.perf_counter() - started) * 1000, 1)})
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Pick a version, rewrite `model`, pass the answer through as it comes."""
         request_id = request.headers.get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
-        exchange = Exchange(request_id, "chat" if request.path.endswith("/chat/completions") else "completion")
+        kind: Literal["chat", "completion"] = "chat" if request.path.endswith("/chat/completions") else "completion"
+        exchange = Exchange(request_id, request.method, _path(request), kind)
         self._in_flight += 1
         try:
             response = await self._complete(request, exchange)
@@ -96,6 +119,8 @@ class _Gateway:
             raise
         finally:
             self._in_flight -= 1
+            if exchange.version and exchange.status not in (200, 499):
+                self._answers.forget(exchange.key, request_id)  # an error is no answer; what a client broke off can be one
             exchange.finish(self._metrics, self._state.base_model)
             if self._settings.access_log:
                 exchange.log()
@@ -258,7 +283,13 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.content_type == "application/json":
             raise
-        raise _error(error.status, _NOT_FOUND if error.status == 404 else error.reason) from None
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        raise _error(error.status, _NOT_FOUND if error.status == 404 else error.reason, headers) from None
+
+
+def _path(request: web.Request) -> str:
+    """The path for the access log: without the query, of a length that fits a line, and with nothing that a terminal obeys."""
+    return request.rel_url.raw_path[:_LONGEST_PATH].encode("ascii", "backslashreplace").decode()
 
 
 async def _read(request: web.Request) -> bytes:
@@ -285,7 +316,7 @@ def _refuse_constant(name: str) -> None:
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None) -> web.HTTPException:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    text = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code or status}}, ensure_ascii=False)
+    text = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code or status}})
     error = web.HTTPException(text=text, content_type="application/json", headers=headers)
     error.set_status(status)
     return error

@@ -72,7 +72,7 @@ class Metrics:
         )
         self.read_at = Gauge(
             "llm_channel_read_timestamp_seconds",
-            "When the channel was last read from the store; 0 for never",
+            "When the channel was last read; 0 for never",
             ["adapter"],
             registry=registry,
         )
