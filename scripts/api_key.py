@@ -13,7 +13,7 @@ from adapterops.command import command
 @command()
 @click.argument("name")
 @click.option("--adapter", "adapters", multiple=True, help="What this key may ask for; repeatable. Default: all.")
-@click.option("--requests-per-minute", type=click.IntRange(1), help="Default: unlimited.")
+@click.option("--requests-per-minute", type=click.IntRange(1), help="On each host, of which there may be several. Default: unlimited.")
 @click.option("--operator", is_flag=True, help="May also name a version, send probes, and read the metrics: deployments, Prometheus.")
 def main(name: str, adapters: tuple[str, ...], requests_per_minute: int | None, operator: bool) -> None:
     """Make an API key: the key on the first line, for its owner; below it the entry for the gateway's file of keys, which holds its hash.

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,6 +288,22 @@ def test_a_host_that_is_cut_off_from_the_store_serves_on_and_follows_when_the_cu
         fleet.links[2].whole.set()
     wait_for(lambda: ask(lonely)[1:] == (newer[:12], text), 15)
     wait_for(lambda: not health(lonely)["adapters"][NAME]["errors"])
+
+
+def test_local_files_that_vanish_are_fetched_again_while_their_version_answers(fleet, stable):
+    """The engine reads them again some day: when it has evicted the adapter."""
+    digest, text = stable
+    directory = fleet.directory / "host0" / "releases" / NAME / f"sha256-{digest}"
+
+    def back():
+        assert ask(fleet.gateways[0])[::2] == (200, text)
+        return (directory / "adapter_model.safetensors").is_file()
+
+    for name in ("adapter_model.safetensors", "."):
+        path = directory / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        wait_for(back)
+    wait_for(lambda: not health(fleet.gateways[0])["adapters"][NAME]["errors"])
 
 
 def test_a_host_that_stood_still_follows_when_it_goes_on(fleet, stable):

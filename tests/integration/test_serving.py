@@ -58,7 +58,7 @@ def settings(serving_config, tmp_path_factory):
     """The demo's configuration file with other ports, bucket, adapters and state directory."""
     directory = tmp_path_factory.mktemp("host")
     values = yaml.safe_load((ROOT / "configs/serving.demo.yaml").read_text())
-    values["adapters"] = ADAPTERS
+    values["adapters"], values["engine"]["max_cpu_loras"] = ADAPTERS, 4 * len(ADAPTERS)
     values["store"]["bucket"] = BUCKET
     make_key_pair(directory / "signing.pem", directory / "signing.pub.pem")
     values["store"]["signed_by"] = {"public_key": str(directory / "signing.pub.pem")}

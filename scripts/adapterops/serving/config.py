@@ -12,6 +12,8 @@ from adapterops.schemas import ROOT
 from adapterops.store.signing import Trust
 from adapterops.yamlfile import load_yaml
 
+_HELD_VERSIONS = 4  # of an adapter; more only when it is deployed again within `keep_warm_s`
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -99,6 +101,13 @@ def load_serving_config(path: Path) -> ServingConfig:
         )
     if engine.max_cpu_loras < engine.max_loras:
         problems.append(f"engine.max_cpu_loras: {engine.max_cpu_loras} is below max_loras {engine.max_loras}. vLLM refuses that.")
+    held = _HELD_VERSIONS * len(values["adapters"])
+    if engine.max_cpu_loras < held:
+        problems.append(
+            f"engine.max_cpu_loras: {engine.max_cpu_loras} is below {held}. A host holds up to {_HELD_VERSIONS} versions of each of its "
+            f"{len(values['adapters'])} adapters: stable, canary, previous, and the one replaced last; what does not fit is read from disk "
+            f"again, while no answer goes on. Raise it to {held}, or follow fewer adapters."
+        )
     if engine.port <= values["gateway"]["port"] < engine.port + engine.replicas:
         problems.append(f"gateway.port: {values['gateway']['port']} is an engine's port too.")
     if engine.port + engine.replicas - 1 > 65535:

@@ -212,7 +212,10 @@ async def _watch(engine: Engine) -> None:
 
 
 def _forget_old_releases(config: ServingConfig, state: HostState) -> None:
-    """Remove local copies that no channel names; only before the host's own engines start, for a running one may read them again."""
+    """Remove local copies that no channel names; only before the host's own engines start.
+
+    A running engine, and so one that somebody else started, may read them again.
+    """
     kept = {(adapter, f"sha256-{digest}") for adapter, followed in state.channels.items() for digest in followed.channel.versions}
     for directory in config.releases.glob("*/*"):
         if (directory.parent.name, directory.name) not in kept:

@@ -24,7 +24,7 @@ class ApiKey:
     Args:
         name: for the access log; never the key.
         adapters: what may be asked for; None is everything, the base model too.
-        requests_per_minute: None is unlimited.
+        requests_per_minute: on each host, for hosts do not tell each other; None is unlimited.
         role: an `operator` may also name a version, send probes and read the metrics.
     """
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from adapterops.engine.client import load_adapter, served_models, unload_adapter
@@ -79,7 +80,7 @@ class Reconciler:
         wanted.sort(key=lambda item: item[0].stable != item[1])
         served = served_models(self.engine_url)
         # An engine that was restarted has forgotten its adapters: they are loaded and checked anew.
-        kept = {name: version for name, version in self.ready.items() if served.get(name) == str(self._directory(version))}
+        kept = {name: item for name, item in self.ready.items() if served.get(name) == str(self._directory(item.adapter, item.digest))}
         if self.ready and not kept:
             self.settled = False
         self.ready = kept
@@ -94,7 +95,9 @@ class Reconciler:
             if digest != channel.stable and known and not self.settled:
                 self.settled = True  # nobody has to wait for what is left
                 self.on_ready()
-            if engine_name(channel.adapter, digest) not in self.ready:
+            if engine_name(channel.adapter, digest) in self.ready and self._is_on_disk(channel.adapter, digest):
+                self._failures.pop((channel.adapter, digest), None)
+            else:
                 self._make_ready(channel, digest)
                 self.on_ready()
         self.settled = self.settled or known
@@ -111,7 +114,7 @@ class Reconciler:
 
     def _make_ready(self, channel: Channel, digest: str) -> None:
         """Try, and note the outcome; a failure is tried again after growing pauses, for it can cost a download each time."""
-        adapter = channel.adapter
+        adapter, name = channel.adapter, engine_name(channel.adapter, digest)
         former = self._failures.get((adapter, digest))
         # Whoever changed the channel may have mended what failed.
         if former and former.generation != channel.generation:
@@ -119,9 +122,13 @@ class Reconciler:
         if former and time.monotonic() < former.again_at:
             return
         try:
-            self.ready[engine_name(adapter, digest)] = self._prepare(adapter, digest)
+            if name in self.ready:
+                log.warning("%s: the local files of %s are gone; they are fetched again", adapter, digest[:12])
+                self._fetch(adapter, digest)
+            else:
+                self.ready[name] = self._prepare(adapter, digest)
+                log.info("%s: %s is ready on %s", adapter, digest[:12], self.engine_url)
             self._failures.pop((adapter, digest), None)
-            log.info("%s: %s is ready on %s", adapter, digest[:12], self.engine_url)
         except Exception as error:
             if not isinstance(error, AdapterOpsError | OSError):
                 log.exception("%s: %s could not be made ready", adapter, digest[:12])
@@ -133,9 +140,7 @@ class Reconciler:
 
     def _prepare(self, adapter: str, digest: str) -> Version:
         name = engine_name(adapter, digest)
-        directory, manifest = fetch_release(
-            self.store, adapter, digest, self.config.releases, base_model=self.config.base_model.name, trust=self.config.trust
-        )
+        directory, manifest = self._fetch(adapter, digest)
         load_adapter(self.engine_url, name, directory)
         if (root := served_models(self.engine_url).get(name)) != str(directory):
             raise InfrastructureError(f"the engine lists {name} from {root}, not from {directory}.")
@@ -145,6 +150,15 @@ class Reconciler:
             unload_adapter(self.engine_url, name)  # never routed, so nobody can be asking it
             raise
         return Version(adapter, digest, manifest["trained_at"])
+
+    def _fetch(self, adapter: str, digest: str) -> tuple[Path, dict[str, Any]]:
+        base_model, trust = self.config.base_model.name, self.config.trust
+        return fetch_release(self.store, adapter, digest, self.config.releases, base_model=base_model, trust=trust)
+
+    def _is_on_disk(self, adapter: str, digest: str) -> bool:
+        """Are a loaded version's files there? VLLM reads them again after evicting it, and dies without them (vllm-project/vllm#5105)."""
+        directory = self._directory(adapter, digest)
+        return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
 
     def _check_effect(self, name: str, manifest: dict[str, Any]) -> None:
         """VLLM can list an adapter and serve the base model: ask what was asked at evaluation, and expect its answers."""
@@ -172,5 +186,5 @@ class Reconciler:
         if not differs:
             raise RejectedError("the adapter has no effect: its answers to the probes are the base model's.")
 
-    def _directory(self, version: Version) -> Any:
-        return self.config.releases / version.adapter / f"sha256-{version.digest}"
+    def _directory(self, adapter: str, digest: str) -> Path:
+        return self.config.releases / adapter / f"sha256-{digest}"
