@@ -95,6 +95,7 @@ def test_an_engine_that_ends_is_started_again_and_nothing_is_routed_meanwhile(su
         assert VERSION.engine_name in state.ready  # which version it was that failed meanwhile
         assert not state.has(VERSION)
         await until(lambda: state.up)
+        assert not state.has(VERSION)
         assert first.stopped
 
     supervise([first, second], test)

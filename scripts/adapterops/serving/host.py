@@ -172,7 +172,7 @@ async def _supervise(config: ServingConfig, engine: Engine, stopping: asyncio.Ev
             process = await asyncio.to_thread(start_engine, config, log=_engine_log(config, replica), replica=replica)
             while await asyncio.to_thread(process.starting):
                 await asyncio.sleep(0.3)
-            engine.up = True
+            engine.up, engine.ready = True, {}  # a new process has loaded nothing
             backoff, proven = 1.0, True
             log.info("engine on %s is healthy", process.url)
             await _await_end(process, engine, config.engine.hang_timeout_s)
