@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def _reason(schema: dict[str, Any]) -> str:
     return f" {schema['description']}" if "description" in schema else ""
 
 
+def _as_number(found: Any, names: list[str]) -> str:
+    """How to write a number that YAML took for text: `2e-3` lacks the point, `2.0e3` the sign, and `"0.5"` has quotes."""
+    if not isinstance(found, str) or not {"number", "integer"} & set(names):
+        return ""
+    match = re.fullmatch(r"\s*([-+]?\d+)(\.\d*)?(?:[eE]([-+]?)(\d+))?\s*", found)
+    if not match:
+        return ""
+    whole, fraction, sign, exponent = match.groups()
+    return f" Write {whole}{fraction or '.0'}e{sign or '+'}{exponent}." if exponent else f" Write {found.strip()}, without quotes."
+
+
 def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
     path = tuple(error.absolute_path)
     # A violation always carries these; its stubs allow for one that was never filled in.
@@ -143,7 +155,7 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
         case "type":
             names = [expected] if isinstance(expected, str) else expected
             wanted = " or ".join(_TYPE_NAMES[name] for name in names)
-            return [SchemaProblem(path, f"{shown} is not {wanted}.")]
+            return [SchemaProblem(path, f"{shown} is not {wanted}.{_as_number(found, names)}")]
         case "pattern":
             wanted = schema.get("description", f"Expected it to match {expected}.")
             return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from adapterops.errors import UsageError
-from adapterops.schemas import schema_problems
+from adapterops.schemas import SchemaProblem, schema_problems
 
 _Lines = dict[tuple[str | int, ...], int]
+# `sound("training", "max_length")`: the value there; None if it is missing or breaks the schema.
+Sound = Callable[..., Any]
 
 
-def load_yaml(path: Path, schema: str) -> dict[str, Any]:
+def load_yaml(path: Path, schema: str, check: Callable[[Sound], list[SchemaProblem]] | None = None) -> dict[str, Any]:
     """Read a YAML file and check it against `configs/schemas/<schema>.json`.
+
+    Args:
+        path: the file.
+        schema: name of the schema.
+        check: what no schema can say. It is asked about the values that are sound, so that a broken one hides nothing else.
 
     Raises:
         UsageError: missing file, invalid YAML, duplicate keys or schema violations; all of them, each with `file:line`.
@@ -46,7 +54,20 @@ def load_yaml(path: Path, schema: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid YAML: {reason}. Put what is no date or number in quotes.") from None
     except _AliasError as error:
         raise UsageError(f"{path}:{error.line}: anchors and aliases are not supported. Write the value out.") from None
-    for problem in schema_problems(value, schema):
+    broken = schema_problems(value, schema)
+    if check:
+        faulty = {problem.path for problem in broken if not problem.key}
+
+        def sound(*place: str | int) -> Any:
+            found = value
+            for depth, part in enumerate(place, 1):
+                found = found.get(part) if isinstance(found, dict) else None
+                if found is None or (depth == len(place) and place in faulty):
+                    return None
+            return found
+
+        broken += check(sound)
+    for problem in broken:
         place = (*problem.path, problem.key) if problem.key else problem.path
         problems.append((lines.get(place, lines.get(problem.path, 1)), str(problem)))
     if problems:

@@ -108,8 +108,11 @@ def find_base_model(name: str, asked_by: str) -> BaseModel:
     """
     models = load_base_models()
     if name not in models:
-        raise UsageError(
-            f"{asked_by}: base model `{name}` is not on the allow-list {ALLOW_LIST}."
-            f"{did_you_mean(name, list(models))} Allowed: {', '.join(models)}."
-        )
+        raise UsageError(f"{asked_by}: {not_allowed(name)}")
     return models[name]
+
+
+def not_allowed(name: str) -> str:
+    """What to say of a base model that is not on the list."""
+    known = list(load_base_models())
+    return f"base model `{name}` is not on the allow-list {ALLOW_LIST}.{did_you_mean(name, known)} Allowed: {', '.join(known)}."
