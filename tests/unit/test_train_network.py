@@ -1,6 +1,7 @@
 """Packing, fused LoRA layers and the loss: faster ways to the very numbers of the plain way."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
+from adapterops.errors import UsageError
 from adapterops.train.kernels import add_dropped_, dropout, silu_mul, silu_mul_backward
 from adapterops.train.labels import IGNORED
 from adapterops.train.loss import answer_loss
-from adapterops.train.network import apply_kernels, lora_config
+from adapterops.train.network import apply_kernels, lora_config, try_attention
 from adapterops.train.packing import Collator, packed_rows
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -109,6 +111,43 @@ class TestPacking:
         assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
         assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 8]
         assert batch["max_length_q"] == 3
+
+
+class TestAttention:
+    """`try_attention`: before gigabytes are loaded, two small layers show whether rows see each other, and whether it runs here at all."""
+
+    @pytest.fixture(scope="class")
+    def directory(self, tmp_path_factory):
+        path = tmp_path_factory.mktemp("base")
+        LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, pad_token_id=2).save_pretrained(
+            path
+        )
+        return path
+
+    @pytest.mark.parametrize("capacity", [None, 256])
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    def test_what_keeps_rows_apart_passes_and_draws_no_random_number(self, directory, attention, capacity):
+        state = torch.get_rng_state()
+        try_attention(directory, attention, torch.device("cpu"), Collator(7, capacity), Path("r.yaml"))
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_what_lets_packed_rows_see_each_other_is_refused(self, directory):
+        def leaks(_module, query, key, value, _mask, scaling=None, **_):
+            output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+            return output.transpose(1, 2), None
+
+        AttentionInterface.register("leaks", leaks)
+        with pytest.raises(UsageError, match=r"r\.yaml: training\.attn_implementation leaks lets packed rows see each other"):
+            try_attention(directory, "leaks", torch.device("cpu"), Collator(0, 256), Path("r.yaml"))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has them")
+    @pytest.mark.parametrize(
+        ("attention", "reason"), [("varlen", "CPU"), ("flex_attention", "CPU"), ("flash_attention_2", "flash_attn|FlashAttention2")]
+    )
+    def test_what_is_not_here_is_said_with_what_to_set(self, directory, attention, reason):
+        collate = Collator(0, 256, variable_length=attention != "flex_attention")
+        with pytest.raises(UsageError, match=rf"attn_implementation {attention} cannot be used here, on a CPU: .*(?:{reason}).*Set sdpa\."):
+            try_attention(directory, attention, torch.device("cpu"), collate, Path("r.yaml"))
 
 
 def without_labels(batch):

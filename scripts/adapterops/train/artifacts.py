@@ -19,14 +19,26 @@ if TYPE_CHECKING:
 
 
 def save_adapter(trained: dict[str, torch.Tensor], lora: LoraConfig, recipe: Recipe, directory: Path) -> None:
-    """Write config and bf16 safetensors so that equal weights give equal bytes on any machine."""
+    """Write config and bf16 safetensors so that equal weights give equal bytes on any machine.
+
+    Raises:
+        RejectedError: a weight is not finite.
+        ValueError: there are other tensors than the A and B matrices of LoRA: embeddings that came along would be megabytes of it.
+    """
     import torch
     from safetensors.torch import save_file
 
     weights = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in sorted(trained.items())}
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise RejectedError("training diverged: the adapter's weights are not finite. Lower training.learning_rate.")
-    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    if others := [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise ValueError(f"the adapter would hold {', '.join(others[:3])}, which vLLM does not serve. Only LoRA's matrices belong in it.")
+    if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise RejectedError(
+            f"training diverged: {broken[0]} and {len(broken) - 1} more of the adapter's {len(weights)} matrices hold what is no number. "
+            f"In {recipe.path}: lower training.learning_rate {recipe.training['learning_rate']} or raise warmup_ratio."
+        )
+    path = directory / "adapter_model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    _check_written(path, weights)
     config: dict[str, Any] = lora.to_dict()
     config["inference_mode"] = True
     # peft records a path of this machine and sets in arbitrary order; both would change the digest.
@@ -36,6 +48,17 @@ def save_adapter(trained: dict[str, torch.Tensor], lora: LoraConfig, recipe: Rec
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     (directory / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _check_written(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Hold the file to its size: its header, and two bytes a number."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    types = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    expected = 8 + length + 2 * sum(tensor.numel() for tensor in weights.values())
+    if types != {"BF16"} or path.stat().st_size != expected:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes of {', '.join(sorted(types))}. Expected {expected} of BF16.")
 
 
 def lora_digest(model: PeftModel) -> str:
@@ -102,6 +125,10 @@ def _carried_over(found: dict[str, Any] | None) -> str:
     )
 
 
+def _listed(licences: dict[str, int]) -> str:
+    return ", ".join(f"{licence} ({rows:,})" for licence, rows in licences.items())
+
+
 def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
     """What this adapter is, for whoever finds it (Hugging Face model card)."""
     base, tokens, training, lora = manifest["base_model"], manifest["tokens"], manifest["training"], recipe.lora
@@ -118,8 +145,9 @@ tags: [lora, qlora]
 # QLoRA adapter for {base["source_id"]}
 
 Trained on the answers of {tokens["rows"]:,} rows ({tokens["total"]:,} tokens, {tokens["supervised"]:,} of them supervised,
-{tokens["truncated_rows"]} rows cut) with NF4 base weights and LoRA of rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]},
-on {", ".join(lora["target_modules"])}. It is under the base model's licence, {base["license"]}; the rows carry their own licences.
+{tokens["truncated_rows"]} rows cut, losing {tokens["truncated_supervised"]:,} tokens of answers) with NF4 base weights and LoRA of
+rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, on
+{", ".join(lora["target_modules"])}. It is under the base model's licence, {base["license"]}; rows: {_listed(manifest["licenses"])}.
 
 ![training loss](loss.svg)
 

@@ -12,10 +12,10 @@ import torch
 from transformers import PrinterCallback
 
 from adapterops.basemodels import base_model_directory
-from adapterops.errors import UsageError
+from adapterops.errors import RejectedError, UsageError
 from adapterops.train.cpu import keep_freed_memory
 from adapterops.train.labels import Row
-from adapterops.train.network import apply_kernels, load_base, lora_config, refuse_leaks
+from adapterops.train.network import apply_kernels, load_base, lora_config, try_attention
 from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.recipe import Recipe
 from adapterops.train.trainer import AnswerTrainer, in_pieces, training_arguments
@@ -50,6 +50,8 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
     attention = training["attn_implementation"]
     capacity = training["max_length"] if training["packing"] else None
     collate = Collator(tokenizer.pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"})
+    if not (sharded and arguments.deepspeed_plugin):  # under ZeRO stage 3, whatever is made comes in pieces
+        try_attention(base_model_directory(recipe.base_model, weights=False), attention, arguments.device, collate, recipe.path)
     examples = datasets.Dataset.from_list(rows)
     trainer = AnswerTrainer(
         model=load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device, sharded=sharded),
@@ -69,8 +71,6 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
         fused_lora=training["fused_lora"],
         selective_checkpointing=training["gradient_checkpointing"] == "selective",
     )
-    if capacity and not sharded:
-        refuse_leaks(trainer.model, collate, trainer.model.config.vocab_size)
     trainer.remove_callback(PrinterCallback)  # prints every log line a second time, as a dict
     return trainer
 
@@ -108,14 +108,24 @@ def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int) -> flo
 
 
 def hold_back(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """Rows to train on, and a share held back to judge by; the content of a row decides, not its place."""
+    """Rows to train on, and a share held back to judge by; the content of a row decides, not its place.
+
+    Raises:
+        RejectedError: nothing is left to train on.
+    """
 
     def key(row: Row) -> str:
         return hashlib.sha256(repr(row["input_ids"]).encode()).hexdigest()
 
     count = max(1, round(len(rows) * share))
     held = set(sorted(map(key, rows))[:count])
-    return [row for row in rows if key(row) not in held], [row for row in rows if key(row) in held]
+    kept = [row for row in rows if key(row) not in held]
+    if not kept:
+        raise RejectedError(
+            f"training.early_stopping.share {share} holds back all of {len(rows)} rows, for at least one is held back, and its equals with "
+            "it. Add rows, or remove early_stopping from the recipe."
+        )
+    return kept, [row for row in rows if key(row) in held]
 
 
 def remember(model: Any) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,16 @@ class EncodedData:
         labels: the same lengths; `IGNORED` wherever nothing is trained.
         truncated_rows: rows longer than `max_length`, cut at its end.
         truncated_tokens: tokens lost that way.
+        truncated_supervised: of these, tokens of answers, ends of turns among them: without its end an answer does not teach to stop.
+        licenses: rows of each licence.
     """
 
     input_ids: list[list[int]]
     labels: list[list[int]]
     truncated_rows: int
     truncated_tokens: int
+    truncated_supervised: int
+    licenses: dict[str, int]
 
     def rows(self) -> list[Row]:
         """The rows as `packing.Collator` takes them."""
@@ -58,16 +63,22 @@ def encode_files(
         UsageError: the chat template does not fit the method (see `encode_messages`).
     """
     input_ids, labels, too_long = [], [], []
-    lost = 0
+    lost = lost_supervised = 0
+    licenses: Counter[str] = Counter()
     for file in files:
         for row in load_rows(file, "training"):
-            ids, row_labels = encode_messages(training_messages(row.value), tokenizer, base_model)
+            try:
+                ids, row_labels = encode_messages(training_messages(row.value), tokenizer, base_model)
+            except RejectedError as error:
+                raise RejectedError(f"{file}:{row.line}: {error}") from None
             if len(ids) > max_length:
                 too_long.append(f"{file}:{row.line}: {len(ids)} tokens. Expected at most max_length {max_length}.")
                 lost += len(ids) - max_length
+                lost_supervised += sum(label != IGNORED for label in row_labels[max_length:])
                 ids, row_labels = ids[:max_length], row_labels[:max_length]
                 if all(label == IGNORED for label in row_labels):
                     raise RejectedError(f"{too_long[-1]} Nothing of its answer would be left to train on: shorten the row.")
+            licenses[row.value["license"]] += 1
             input_ids.append(ids)
             labels.append(row_labels)
     if not input_ids:
@@ -75,10 +86,10 @@ def encode_files(
     if too_long and on_truncation == "error":
         shown = "\n".join(too_long[:20]) + (f"\n… and {len(too_long) - 20} more" if len(too_long) > 20 else "")
         raise RejectedError(
-            f"{shown}\n{len(too_long)} rows would lose {lost} tokens. Shorten them, raise training.max_length, or accept the "
-            "loss with training.on_truncation: allow."
+            f"{shown}\n{len(too_long)} rows would lose {lost} tokens, {lost_supervised} of them of answers. Shorten them, raise "
+            "training.max_length, or accept the loss with training.on_truncation: allow."
         )
-    return EncodedData(input_ids, labels, len(too_long), lost)
+    return EncodedData(input_ids, labels, len(too_long), lost, lost_supervised, dict(sorted(licenses.items())))
 
 
 def encode_messages(
@@ -90,9 +101,17 @@ def encode_messages(
     template writes after the last of them (SmolLM2: a line break) is dropped, since it is never generated.
 
     Raises:
+        RejectedError: a token that ends a turn stands in a text: the turn would end there, and the rest would be lost.
         UsageError: the template is not prefix-stable (a prompt's tokens are not the beginning of the whole), or does not
             close an assistant turn with the base model's end-of-turn token.
     """
+    for message in messages:
+        for token in dict.fromkeys((base_model.end_of_turn, *base_model.stop_tokens)):
+            if token in message["content"]:
+                raise RejectedError(
+                    f"the text of the {message['role']} contains `{token}`, which ends a turn: what follows it would be lost. "
+                    "Remove it from the text. See docs/errors.md#e204"
+                )
     end_of_turn = tokenizer.convert_tokens_to_ids(base_model.end_of_turn)
     whole = _render(messages, tokenizer)
     labels = [IGNORED] * len(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,25 +119,65 @@ def _apply_liger(network: Any) -> None:
     )
 
 
-def refuse_leaks(model: Any, collate: Collator, vocabulary: int) -> None:
-    """Check with two short rows that a packed row does not see the one before it.
+def try_attention(directory: Path, attn_implementation: str, device: torch.device, collate: Collator, where: Path) -> None:
+    """Have two small layers of the base model's kind go over a batch and back, before gigabytes are loaded.
+
+    Args:
+        directory: the base model's; only its configuration is read.
+        attn_implementation: the recipe's.
+        device: what will be trained on.
+        collate: how rows come.
+        where: the recipe, for messages.
 
     Raises:
-        UsageError: it does; training would learn from context that serving never shows.
+        UsageError: the attention cannot be had here, or lets a row see the one before it: training would learn from context that serving
+            never shows.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    first, other, second = torch.randint(vocabulary, (3, 24), generator=generator).tolist()
-    losses = []
-    for neighbour in (first, other):
-        pack = {"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "seq_lengths": [24, 24]}
-        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in collate([pack]).items() if name != "labels"}
-        with torch.no_grad():
-            losses.append(float(model.eval()(**batch)) / 23)
-    model.train()
+    setting = f"{where}: training.attn_implementation {attn_implementation}"
+    try:
+        losses = _losses_beside_two_neighbours(directory, attn_implementation, device, collate)
+    except (ImportError, NotImplementedError) as error:
+        here = "a GPU" if device.type == "cuda" else "a CPU"
+        others = "varlen or flex_attention" if device.type == "cuda" and collate.capacity else "sdpa"
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"{setting} cannot be used here, on {here}: {reason.rstrip('.')}. Set {others}.") from None
     # Kernels may sum in another order; a row that is seen changes the loss by tenths.
     if abs(losses[0] - losses[1]) > 0.01:
         raise UsageError(
-            f"training.attn_implementation {model.config._attn_implementation} lets packed rows see each other: the loss of a row changes "
-            f"from {losses[0]:.3f} to {losses[1]:.3f} with its neighbour. Set packing: false, or another attention."
+            f"{setting} lets packed rows see each other: the loss of a row changes from {losses[0]:.3f} to {losses[1]:.3f} with its "
+            "neighbour. Set packing: false, or another attention."
         )
+
+
+def _losses_beside_two_neighbours(directory: Path, attn_implementation: str, device: torch.device, collate: Collator) -> list[float]:
+    """Loss in nats a token of one row, behind one row and behind another; gradients are computed too."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention.register()
+    config = AutoConfig.from_pretrained(directory)
+    # Heads stay as wide, and as many for a key head, as kernels care for that; weights are large, so that what is seen shows.
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config.num_attention_heads, config.num_key_value_heads = config.num_attention_heads // (config.num_key_value_heads or 1), 1
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size = 64, 64, 2, 128
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = None
+    config.initializer_range = 0.5
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0], config.layer_types[-1]]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config, dtype=compute_dtype(device), attn_implementation=attn_implementation).to(device)
+    score_answers_only(network, "plain")
+    generator = torch.Generator().manual_seed(0)
+    first, other, second = torch.randint(128, (3, 24), generator=generator).tolist()
+    losses = []
+    for neighbour in (first, other):
+        if collate.capacity:
+            rows: list[Any] = [{"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "seq_lengths": [24, 24]}]
+        else:
+            rows = [{"input_ids": neighbour, "labels": [IGNORED] * 24}, {"input_ids": second, "labels": second}]
+        small = dataclasses.replace(collate, pad_token_id=0, capacity=collate.capacity and 64)
+        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in small(rows).items() if name != "labels"}
+        loss = network(**batch) / 23
+        loss.backward()
+        losses.append(float(loss.detach()))
+    return losses
