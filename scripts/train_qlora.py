@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 @click.option("--preflight", "only_preflight", is_flag=True, help="Predict memory, minutes and cost for each GPU type, and stop.")
 @click.option("--gpu", help="With --preflight: the GPU type that will be used; exit code 1 if the training does not fit on it.")
 @click.option("--report", type=OUTPUT_PATH, help="With --preflight: write the prediction here as JSON.")
+@click.option(
+    "--pieces", type=click.IntRange(1, 1024), default=1, help="With --preflight: GPUs over which FSDP or ZeRO 3 lays the network."
+)
 def main(
     config: Path,
     data: tuple[Path, ...],
@@ -32,6 +35,7 @@ def main(
     only_preflight: bool,
     gpu: str | None,
     report: Path | None,
+    pieces: int,
 ) -> None:
     """Train a QLoRA adapter: NF4 base model, LoRA, loss on the answers only.
 
@@ -55,10 +59,10 @@ def main(
 
     recipe = load_recipe(config)
     if only_preflight:
-        _preflight(recipe, list(data), gpu, report)
+        _preflight(recipe, list(data), gpu, report, pieces)
         return
-    if gpu or report:
-        raise UsageError("--gpu and --report belong to --preflight. Add it, or leave them out.")
+    if gpu or report or pieces > 1:
+        raise UsageError("--gpu, --report and --pieces belong to --preflight. Add it, or leave them out.")
     if output is None:
         raise UsageError("--output is missing: the adapter directory to make. Only --preflight does without.")
     from adapterops.train.cached import train_once
@@ -81,21 +85,18 @@ def main(
     )
 
 
-def _preflight(recipe: Recipe, data: list[Path], gpu: str | None, report: Path | None) -> None:
+def _preflight(recipe: Recipe, data: list[Path], gpu: str | None, report: Path | None, pieces: int) -> None:
     from adapterops.documents import write_json
-    from adapterops.train.preflight import choose, preflight, show
+    from adapterops.train.preflight import choose, preflight, show, too_large
 
-    document = preflight(recipe, data)
+    document = preflight(recipe, data, pieces=pieces)
     show(document, console)
     if report:
         write_json(report, document, "preflight")
     if gpu:
-        chosen = choose(document, gpu)
-        if chosen["verdict"] == "does not fit":
-            raise RejectedError(
-                f"the training needs {chosen['memory_share']:.0%} of the memory of {gpu}. In {recipe.path}: halve "
-                "per_device_train_batch_size and double gradient_accumulation_steps, set gradient_checkpointing: true, or take another GPU."
-            )
+        problem = too_large(document, choose(document, gpu))
+        if problem:
+            raise RejectedError(problem)
 
 
 if __name__ == "__main__":

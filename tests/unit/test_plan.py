@@ -196,6 +196,18 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
     assert row["basis"] == f"training on one a100-80: {entry['speed_from']}"
 
 
+def test_a_training_that_does_not_fit_on_the_runner_is_refused_with_what_to_set(plan, repository):
+    recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
+    larger = recipe.replace("per_device_train_batch_size: 8", "per_device_train_batch_size: 1024").replace("alpha: 32", "alpha: 64")
+    rows = jsonl([{**ROWS[0], "output": "The parcel is on its way. " * 20}])
+    document = plan({"configs/qlora/smollm2-135m.yaml": larger, "data/training/support.jsonl": rows})
+    (problem,) = [problem for problem in document["problems"] if problem.startswith("support: ")]
+    assert "of the memory of a100-80. In configs/qlora/smollm2-135m.yaml, as far as it takes: per_device_train_batch_size 1024" in problem
+    assert (document["verdict"], document["train"]) == ("REFUSED", [])
+    assert {tuple(hint.split()[:2]) for row in document["adapters"] for hint in row["hints"]} == {("lora.alpha", "64")}
+    assert "Hint for support: lora.alpha 64 is outside" in plan_markdown(document)
+
+
 def test_the_real_prices_have_a_cap_and_know_the_runners_gpu():
     from adapterops.schemas import ROOT
     from adapterops.yamlfile import load_yaml

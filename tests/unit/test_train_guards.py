@@ -1,20 +1,26 @@
 """What a training does when something goes wrong, and what it says before it starts."""
 
 import dataclasses
+import json
 import signal
 from typing import ClassVar
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from adapterops.basemodels import find_base_model
+from adapterops.documents import read_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT
-from adapterops.train.artifacts import loss_curve
+from adapterops.train.artifacts import _check_written, loss_curve, save_adapter
 from adapterops.train.checkpoints import Checkpoints
+from adapterops.train.encode import EncodedData
 from adapterops.train.ladder import next_rung
 from adapterops.train.memory import Shape, estimate
-from adapterops.train.preflight import Gpu, throughput
+from adapterops.train.network import lora_config
+from adapterops.train.preflight import Gpu, cost, gpu_named, predict, throughput
 from adapterops.train.recipe import hints, load_recipe
 from adapterops.train.watch import EarlyStopping, LossGuard, Watch
 from adapterops.yamlfile import load_yaml
@@ -47,7 +53,11 @@ class TestRefusals:
             (("  dropout: 0.0", "  dropout: 0.0\n  use_dora: true"), "vLLM does not serve DoRA"),
             (("  dropout: 0.0", "  dropout: 0.0\n  bias: all"), "vLLM does not serve trained biases"),
             (("  dropout: 0.0", "  dropout: 0.0\n  modules_to_save: [lm_head]"), "adapters that carry whole modules"),
-            (("  r: 16 ", "  r: 64 "), r"lora.r 64 is more than any configured server .* accepts \(configs/serving.demo.yaml up to 16\)"),
+            (("  r: 16 ", "  r: 64 "), r"`lora.r`: 64 is more than any .* server of smollm2.* \(configs/serving.demo.yaml up to 16\)"),
+            (("  r: 16 ", "  r: 24 "), "24 is not one of 8, 16, 32, 64, 128, 256. The engine has room for these ranks"),
+            (("2.0e-3", "2e-3"), r'`training.learning_rate`: "2e-3" is not a number\. Write 2\.0e-3\.'),
+            (("2.0e-3", "2.5e3"), r"Write 2\.5e\+3\."),
+            (("2.0e-3", '"0.5"'), r"Write 0\.5, without quotes\."),
             (("learning_rate:", "learning_rat:"), "Did you mean `learning_rate`?"),
         ],
     )
@@ -59,12 +69,34 @@ class TestRefusals:
         with pytest.raises(UsageError, match="has 2 problems"):
             recipe(("type: nf4", "type: fp4"), ("logging_steps: 5", "logging_steps: 0"))
 
+    def test_a_broken_value_hides_nothing_that_does_not_go_together(self, recipe):
+        with pytest.raises(UsageError) as refusal:
+            recipe(
+                ("type: nf4", "type: fp4"),
+                ("r: 16 ", "r: 64 "),
+                ("max_length: 256", "max_length: 100000"),
+                ("implementation: eager", "implementation: varlen"),
+            )
+        lines = str(refusal.value).splitlines()
+        assert "has 4 problems" in lines[0]
+        for setting, line in {"quantization.type": 10, "lora.r": 17, "training.max_length": 31, "training.attn_implementation": 37}.items():
+            assert any(f"recipe.yaml:{line}: `{setting}`" in shown for shown in lines), lines
+        with pytest.raises(UsageError, match=r"has 2 problems(?s:.*)`base_model`: base model `gpt-9` is not on the allow-list"):
+            recipe(("base_model: smollm2-135m-instruct", "base_model: gpt-9"), ("type: nf4", "type: fp4"))
+
+    def test_the_rank_of_a_base_model_that_none_serves_is_held_to_the_highest_limit_there_is(self, recipe):
+        recipe(of="llama3-70b")
+        with pytest.raises(UsageError, match=r"`lora.r`: 256 is more than any .*configs/serving.yaml up to 64; none serves llama-3.1-70b"):
+            recipe(("  r: 64 ", "  r: 256 "), of="llama3-70b")
+
 
 def test_unusual_settings_are_advised_against_and_not_refused(recipe):
     assert hints(recipe(), 560) == []
     text = "\n".join(hints(recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 2 ", "num_train_epochs: 9 ")), 560))
     assert "lora.alpha 64 is outside 1–2 × r (16–32)" in text
-    assert "num_train_epochs 9 is outside 3–5, usual for 560 rows" in text
+    assert "num_train_epochs 9 is outside 3–5, usual for 560 rows: more memorises" in text
+    (few,) = hints(recipe(("num_train_epochs: 3 ", "num_train_epochs: 1 "), of="llama3-8b-fast"), 560)
+    assert "num_train_epochs 1 is outside 3–5, usual for 560 rows: fewer leave much unlearnt" in few
 
 
 class TestLossGuard:
@@ -226,20 +258,101 @@ class TestMemory:
         selective = peak(fused_lora=True, gradient_checkpointing="selective")
         assert peak() > peak(fused_lora=True) > selective > peak(gradient_checkpointing=True)
 
+    def test_loading_takes_what_is_loaded_and_one_tensor_on_its_way_whatever_the_batch(self):
+        few, many = (estimate(LLAMA_8B, {"double_quant": True}, self.LORA, self.TRAINING, tokens) for tokens in (4096, 16384))
+        assert few.loading == many.loading
+        held = few.weights + few.quantisation_constants + few.embeddings
+        assert few.loading - held == pytest.approx(4096 * 14336 * 2, rel=0.04)  # the widest projection in bf16
+        assert few.loading < few.evaluation < few.training
+
+    def test_an_evaluation_beside_a_training_holds_the_optimisers_state_too(self):
+        paged, held = (
+            estimate(LLAMA_8B, {"double_quant": True}, self.LORA, {**self.TRAINING, "optim": optim}, 4096)
+            for optim in ("paged_adamw_8bit", "adamw_torch")
+        )
+        assert held.evaluation - paged.evaluation == held.optimiser > 0
+
+    def test_in_pieces_each_gpu_holds_its_share(self):
+        llama_70b = Shape(8192, 28672, 80, 64, 8, 128, 128256, tie_word_embeddings=False)
+        checkpointed = {**self.TRAINING, "gradient_checkpointing": True, "optim": "adamw_torch", "liger": False}
+        whole, quarter = (estimate(llama_70b, {"double_quant": True}, self.LORA, checkpointed, 4096, pieces=n) for n in (1, 4))
+        for part in ("weights", "quantisation_constants", "embeddings", "lora", "gradients", "optimiser"):
+            assert getattr(quarter, part) == getattr(whole, part) / 4
+        assert quarter.activations == whole.activations
+        assert quarter.training < whole.training / 2
+
 
 class TestPreflight:
-    def test_a_measured_setting_is_called_measured_and_another_gpu_scaled(self, recipe):
-        prices = load_yaml(ROOT / "configs/pricing.yaml", "pricing")
+    @pytest.fixture(scope="class")
+    def prices(self):
+        return load_yaml(ROOT / "configs/pricing.yaml", "pricing")
+
+    @pytest.fixture
+    def speed(self, prices):
+        def of(settings, gpu, shape=LLAMA_8B, **changes):
+            settings = dataclasses.replace(settings, lora={**settings.lora, "r": changes.pop("r", settings.lora["r"])})
+            training = {**settings.training, **changes}
+            return throughput(settings, training, shape, Gpu(gpu, **prices["gpus"][gpu]), prices)
+
+        return of
+
+    def test_a_measured_setting_is_called_measured_and_another_gpu_scaled(self, recipe, speed):
         settings = recipe(of="llama3-8b")
-        settings = dataclasses.replace(settings, training={**settings.training, "train_sampling_strategy": "random"})
-        h100 = Gpu("h100", **prices["gpus"]["h100"])
-        a100 = Gpu("a100-80", **prices["gpus"]["a100-80"])
-        measured, basis = throughput(settings, LLAMA_8B, h100, prices)
-        assert measured == 1420
-        assert basis.startswith("measured h100")
-        scaled, basis = throughput(settings, LLAMA_8B, a100, prices)
-        assert scaled == pytest.approx(1420 * 312 / 989, rel=0.01)
+        measured, basis = speed(settings, "h100")
+        assert measured == 2688
+        assert basis.startswith("measured h100, llama-3.1-8b-instruct, padded rows of like length")
+        scaled, basis = speed(settings, "a100-80")
+        assert scaled == pytest.approx(2688 * 312 / 989, rel=0.01)
         assert basis.startswith("scaled from h100")
+
+    @pytest.mark.parametrize(
+        "change", [{"train_sampling_strategy": "random"}, {"r": 16}, {"per_device_train_batch_size": 1}, {"max_length": 2048}]
+    )
+    def test_what_differs_from_what_was_measured_is_not_called_measured(self, recipe, speed, change):
+        found, basis = speed(recipe(of="llama3-8b"), "h100", **change)
+        if "train_sampling_strategy" in change:  # was measured as well
+            assert (found, basis.split()[0]) == (1687, "measured")
+        else:
+            assert (found, basis.split()[0]) == (2688, "like")
+
+    def test_of_a_small_model_the_tied_head_counts_whole(self, recipe, speed):
+        smollm2 = Shape(576, 1536, 30, 9, 3, 64, 49152, tie_word_embeddings=True)
+        assert smollm2.passed_parameters == pytest.approx(134.5e6, rel=0.001)
+        found, basis = speed(recipe(), "h100", smollm2)
+        assert found == pytest.approx(2688 * 7504658432 / 134.5e6, rel=0.01)
+        assert basis.startswith("scaled from h100, llama-3.1-8b-instruct")
+
+    @pytest.mark.parametrize(
+        ("device", "name"),
+        [
+            ("NVIDIA H100 80GB HBM3", "h100"),
+            ("NVIDIA A100-SXM4-80GB", "a100-80"),
+            ("NVIDIA A100-PCIE-40GB", "a100-40"),
+            ("NVIDIA L4", "l4"),
+            ("NVIDIA L40S", None),
+            ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+            ("cpu (x86_64)", None),
+        ],
+    )
+    def test_the_drivers_name_is_that_of_the_price_list(self, prices, device, name):
+        found = gpu_named(device, prices)
+        assert (found and found.name) == name
+
+    def test_the_manifest_holds_speed_minutes_and_cost_against_what_was_measured(self, recipe, prices):
+        encoded = EncodedData([[1] * 100] * 50, [[1] * 100] * 50, 0, 0, 0, {})
+        settings = recipe()
+        found = predict(settings, settings.training, encoded, "NVIDIA H100 80GB HBM3", prices)
+        assert found["gpu"] == "h100"
+        assert found["minutes"] == pytest.approx(50 * 100 * 2 / found["tokens_per_second"] / 60, abs=0.05)
+        assert cost(7200, "NVIDIA H100 80GB HBM3", prices, 2) == {"usd": 14.0}
+        two = predict(settings, settings.training, encoded, "NVIDIA H100 80GB HBM3", prices, processes=2)
+        assert two["tokens_per_second"] == pytest.approx(2 * found["tokens_per_second"], rel=1e-5)
+        assert set(predict(settings, settings.training, encoded, "cpu (x86_64)", prices)) == {
+            "loading_gib",
+            "training_gib",
+            "evaluation_gib",
+        }
+        assert cost(7200, "cpu (x86_64)", prices, 2) == {}
 
     def test_prices_are_complete_and_named_gpus_known(self):
         prices = load_yaml(ROOT / "configs/pricing.yaml", "pricing")
@@ -247,6 +360,83 @@ class TestPreflight:
         assert {row["gpu"] for row in prices["measured"]} <= set(prices["gpus"])
         for row in prices["measured"]:
             find_base_model(row["base_model"], "configs/pricing.yaml")
+
+
+class TestPreflightCommand:
+    """`train_qlora.py --preflight`, as a curator runs it."""
+
+    @pytest.fixture
+    def run(self, recipe, tmp_path):
+        from click.testing import CliRunner
+
+        import train_qlora
+
+        data = tmp_path / "rows.jsonl"
+        row = {"id": "row-1", "instruction": "Where is it?", "language": "en", "license": "CC0-1.0", "source": "tests"}
+        data.write_text(json.dumps({**row, "output": "On its way to you. " * 30}) + "\n")
+
+        def command(*options, changes=()):
+            path = recipe(*changes).path
+            return CliRunner().invoke(train_qlora.main, ["--preflight", "--config", str(path), "--data", str(data), *options])
+
+        return command
+
+    def test_it_says_what_each_gpu_would_need_and_writes_it(self, run, tmp_path):
+        result = run("--gpu", "l4", "--report", str(tmp_path / "preflight.json"))
+        assert result.exit_code == 0, result.output
+        document = read_json(tmp_path / "preflight.json", "preflight")
+        assert {entry["gpu"]: entry["verdict"] for entry in document["gpus"]}["l4"] == "fits"
+        assert document["rows"] == 1
+        for words in ("peak GiB: loading", "rtx-4090", "0 rows would be cut, losing 0 tokens, 0 of them of answers"):
+            assert words in result.output
+
+    def test_a_gpu_that_is_too_small_ends_it_with_1_and_what_to_set(self, run):
+        larger = ("per_device_train_batch_size: 8", "per_device_train_batch_size: 1024")
+        result = run("--gpu", "h100", changes=[larger])
+        assert result.exit_code == 1, result.output
+        assert "of the memory of h100. In " in result.output
+        assert "per_device_train_batch_size 1024 → 512, gradient_accumulation_steps 1 → 2; then" in result.output
+
+    def test_over_several_gpus_each_needs_less(self, run, tmp_path):
+        peaks = []
+        for pieces in ("1", "4"):
+            assert run("--pieces", pieces, "--report", str(tmp_path / pieces)).exit_code == 0
+            peaks.append(read_json(tmp_path / pieces, "preflight")["memory_gib"]["peak_training"])
+        assert peaks[1] < peaks[0]
+
+    def test_a_gpu_that_has_no_price_is_misuse(self, run):
+        result = run("--gpu", "h1000")
+        assert result.exit_code == 2
+        assert "--gpu h1000 is not in configs/pricing.yaml. Did you mean `h100`?" in result.output
+
+
+class TestWhatIsWritten:
+    """`save_adapter`: LoRA's matrices in bf16, and nothing else."""
+
+    A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
+
+    def save(self, weights, recipe, directory):
+        save_adapter(weights, lora_config(recipe.lora), recipe, directory)
+
+    def test_the_file_has_two_bytes_a_number(self, recipe, tmp_path):
+        self.save({self.A: torch.ones(16, 64), self.B: torch.ones(64, 16)}, recipe(), tmp_path)
+        size = (tmp_path / "adapter_model.safetensors").stat().st_size
+        assert 2 * 2 * 16 * 64 < size < 2 * 2 * 16 * 64 + 1000
+
+    def test_a_file_of_another_size_or_type_is_a_defect(self, tmp_path):
+        save_file({self.A: torch.ones(16, 64)}, tmp_path / "x.safetensors")
+        with pytest.raises(ValueError, match=r"bytes of F32\. Expected \d+ of BF16"):
+            _check_written(tmp_path / "x.safetensors", {self.A: torch.ones(16, 64)})
+
+    def test_embeddings_do_not_come_along(self, recipe, tmp_path):
+        with pytest.raises(ValueError, match=r"the adapter would hold base_model\.model\.embed_tokens\.weight"):
+            self.save({self.A: torch.ones(16, 64), "base_model.model.embed_tokens.weight": torch.ones(4, 4)}, recipe(), tmp_path)
+
+    def test_what_is_no_number_is_named_with_recipe_and_value(self, recipe, tmp_path):
+        with pytest.raises(
+            RejectedError, match=r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower training\.learning_rate 0\.002"
+        ):
+            self.save({self.A: torch.full((16, 64), float("nan")), self.B: torch.ones(64, 16)}, recipe(), tmp_path)
 
 
 def test_the_loss_curve_is_an_svg_with_both_lines():

@@ -118,7 +118,8 @@ def _adapters(
     for name in sorted({*adapter_names(before), *adapter_names(after)}):
         row: dict[str, Any] = {"name": name, **dict.fromkeys(("training_key", "judgement_key", "digest", "verdict")), "released": False}
         if name not in adapter_names(after):
-            rows.append({**row, "change": "removed", "action": "none", "minutes": 0.0, "usd": 0.0, "basis": "nothing is computed"})
+            nothing = {"minutes": 0.0, "usd": 0.0, "basis": "nothing is computed", "hints": []}
+            rows.append({**row, "change": "removed", "action": "none", **nothing})
             continue
         try:
             keys = adapter_keys(name, after)
@@ -141,6 +142,8 @@ def _adapters(
         except (UsageError, InfrastructureError) as error:
             guess = Estimate(None, None, f"unknown: {error}".partition("\n")[0])
             unknown.append(f"{name}: {error}".partition("\n")[0])
+        if guess.problem:
+            problems.append(f"{name}: {guess.problem}")
         rows.append(
             {
                 **row,
@@ -151,7 +154,10 @@ def _adapters(
                 "verdict": verdict,
                 "released": going_back,
                 "action": action,
-                **asdict(guess),
+                "minutes": guess.minutes,
+                "usd": guess.usd,
+                "basis": guess.basis,
+                "hints": list(guess.hints),
             }
         )
     return rows

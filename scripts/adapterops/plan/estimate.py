@@ -21,11 +21,15 @@ class Estimate:
         minutes: of GPU time; None where it is unknown.
         usd: US dollars; None where it is unknown.
         basis: where the numbers come from, or why there are none.
+        problem: why it cannot run on the runners, and what to do; None if it can.
+        hints: on settings of the recipe that are unusual.
     """
 
     minutes: float | None
     usd: float | None
     basis: str
+    problem: str | None = None
+    hints: tuple[str, ...] = ()
 
 
 def estimate(keys: Keys, action: str) -> Estimate:
@@ -43,13 +47,15 @@ def estimate(keys: Keys, action: str) -> Estimate:
         return Estimate(0.0, 0.0, "nothing is computed")
     if action == "judge":
         return Estimate(None, None, "unknown: how long an evaluation takes was not measured")
-    from adapterops.train.preflight import choose, preflight  # transformers behind it: seconds that most plans do not need
+    from adapterops.train.preflight import choose, preflight, too_large  # transformers behind it: seconds that most plans do not need
 
     try:
-        entry = choose(preflight(keys.recipe, list(keys.spec.training_data)), GPU)
+        document = preflight(keys.recipe, list(keys.spec.training_data))
     except RejectedError:  # the job `validate` says it in full, and nothing is trained before it passes
         return Estimate(None, None, "unknown: the data cannot be trained on as it is")
-    return Estimate(float(entry["minutes"]), float(entry["usd"]), f"training on one {GPU}: {entry['speed_from']}")
+    entry = choose(document, GPU)
+    basis = f"training on one {GPU}: {entry['speed_from']}"
+    return Estimate(float(entry["minutes"]), float(entry["usd"]), basis, too_large(document, entry), tuple(document["hints"]))
 
 
 def cap_usd(root: Path) -> float:

@@ -19,6 +19,9 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         for row in plan["adapters"]:
             table.add_row(*_cells(row))
         console.print(table)
+    for row in plan["adapters"]:
+        for hint in row["hints"]:
+            console.print(f"hint: {row['name']}: {hint}", markup=False, soft_wrap=True)
     for change in plan["rules"]:
         console.out(f"rule {change['file']}: {change['setting']}: {change['old']} → {change['new']}", highlight=False)
     for problem in plan["problems"]:
@@ -54,6 +57,7 @@ def plan_markdown(plan: dict[str, Any]) -> str:
         lines += ["| adapter | changes | training key | known | action | GPU minutes | cost |", "|---|---|---|---|---|---|---|"]
         lines += ["| " + " | ".join(text(cell) for cell in _cells(row)) + " |" for row in plan["adapters"]]
         lines += ["", *sorted({f"{text(row['basis'])}." for row in plan["adapters"] if row["minutes"] is None})]
+        lines += [f"- Hint for {text(row['name'])}: {text(hint)}" for row in plan["adapters"] for hint in row["hints"]]
     return "\n".join(lines).rstrip() + "\n"
 
 

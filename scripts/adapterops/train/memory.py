@@ -72,6 +72,11 @@ class Shape:
         return self.num_hidden_layers * sum(inputs * outputs for inputs, outputs in self.projections.values())
 
     @property
+    def passed_parameters(self) -> int:
+        """Weights that a token is multiplied with: the projections and the LM head, tied or not; embeddings are only looked up."""
+        return self.linear_parameters + self.vocab_size * self.hidden_size
+
+    @property
     def embedding_parameters(self) -> int:
         """Weights of embeddings and LM head, which stay in bf16."""
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
@@ -94,11 +99,17 @@ class Estimate:
     activations: float
     working: float
     logits: float
+    staging: float
+    forward: float
 
     @property
     def loading(self) -> float:
-        """Peak while the base model is loaded: all of it, and the largest tensor in bf16 on its way to NF4."""
-        return self.weights + self.quantisation_constants + self.embeddings + self.working / 2
+        """Peak while the base model is loaded: all of it, and one tensor on its way to NF4.
+
+        One, because transformers 5.19 reads synchronously where it quantises (5.0 read ahead, and filled the GPU with bf16:
+        https://github.com/huggingface/transformers/issues/43032). So it is never the largest of the three: a step holds all of this too.
+        """
+        return self.weights + self.quantisation_constants + self.embeddings + self.staging
 
     @property
     def training(self) -> float:
@@ -108,13 +119,19 @@ class Estimate:
 
     @property
     def evaluation(self) -> float:
-        """Peak of a forward pass without gradients."""
-        held = self.weights + self.quantisation_constants + self.embeddings + self.lora
-        return held + max(self.working / 2, self.logits)
+        """Peak of a forward pass without gradients, during a training or after it: the optimiser's state is still there."""
+        held = self.weights + self.quantisation_constants + self.embeddings + self.lora + self.optimiser
+        return held + max(self.forward, self.logits)
 
 
 def estimate(
-    shape: Shape, quantization: dict[str, Any], lora: dict[str, Any], training: dict[str, Any], tokens: int, supervised: int | None = None
+    shape: Shape,
+    quantization: dict[str, Any],
+    lora: dict[str, Any],
+    training: dict[str, Any],
+    tokens: int,
+    supervised: int | None = None,
+    pieces: int = 1,
 ) -> Estimate:
     """Memory of training with the recipe's settings.
 
@@ -126,6 +143,7 @@ def estimate(
             peft's `prepare_model_for_kbit_training` and a loss over all logits at once cost.
         tokens: of the largest micro-batch, padding counted.
         supervised: of these, those with a loss; None counts all.
+        pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network. Each gathers the layer it is at, and the next one meanwhile.
     """
     modules = list(lora["target_modules"])
     parameters = shape.lora_parameters(lora["r"], modules)
@@ -143,19 +161,31 @@ def estimate(
         working += layer * tokens
     elif training["gradient_checkpointing"] == "selective":
         working += 2 * shape.intermediate_size * _BF16 * tokens
+    # A forward pass keeps nothing: residual stream and norm, gate, up and product of one layer, and a projection in bf16, be it dequantised
+    # or, in the comparison with the weights that are served, read from the files.
+    forward: float = (3 * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + widest
     if training["attn_implementation"] in {"sdpa", "eager"} and training["packing"]:
         working += tokens**2 * _BF16  # the mask
+        forward += tokens**2 * _BF16
+    if pieces > 1:
+        gathered = 2 * shape.linear_parameters / shape.num_hidden_layers * (_NF4 + _CONSTANTS[quantization["double_quant"]])
+        # In TRL's loss the LM head is whole, and so are the embeddings at the other end.
+        gathered = max(gathered, shape.vocab_size * shape.hidden_size * trained)
+        working, forward = working + gathered, forward + gathered
     kept_weights = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
     return Estimate(
-        weights=shape.linear_parameters * _NF4 + kept_weights,
-        quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]],
-        embeddings=shape.embedding_parameters * trained,
-        lora=parameters * trained,
-        gradients=parameters * trained,
-        optimiser=parameters * _OPTIMISER[training["optim"]],
+        weights=(shape.linear_parameters * _NF4 + kept_weights) / pieces,
+        quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]] / pieces,
+        embeddings=shape.embedding_parameters * trained / pieces,
+        lora=parameters * trained / pieces,
+        gradients=parameters * trained / pieces,
+        optimiser=parameters * _OPTIMISER[training["optim"]] / pieces,
         activations=kept * tokens,
         working=working,
         logits=_logits(shape, training, tokens if supervised is None else supervised),
+        # The widest projection in bf16, and its constants before they are quantised themselves.
+        staging=widest + shape.hidden_size * shape.intermediate_size * _CONSTANTS[False],
+        forward=forward,
     )
 
 

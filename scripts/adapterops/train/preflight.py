@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from adapterops.basemodels.materialize import base_model_directory
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
 from adapterops.train.encode import EncodedData, encode_files
+from adapterops.train.ladder import next_rung
 from adapterops.train.memory import CONTEXT_BYTES, Estimate, Shape, estimate
 from adapterops.train.recipe import Recipe, hints, training_key
 from adapterops.yamlfile import load_yaml
@@ -25,8 +28,9 @@ PRICING = Path("configs/pricing.yaml")
 _GIB = 2**30
 # Above this share of a GPU's memory the verdict is `tight`: fragmentation and a longer row can still end it.
 _TIGHT = 0.9
-# What a measured throughput was measured with; each that differs makes it a worse guess for a recipe.
-_FEATURES = ("packing", "fused_lora", "gradient_checkpointing", "liger", "attn_implementation")
+# What a throughput was measured with. The first decide by factors, the others by percents; where one differs, nothing was measured.
+_DECISIVE = ("packing", "train_sampling_strategy", "fused_lora", "gradient_checkpointing", "liger", "attn_implementation")
+_LESSER = ("per_device_train_batch_size", "max_length", "r")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def shape_of(base_model: BaseModel) -> Shape:
     return Shape.of(json.loads((base_model_directory(base_model, weights=False) / "config.json").read_text(encoding="utf-8")))
 
 
-def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData) -> Estimate:
+def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData, pieces: int = 1) -> Estimate:
     """The estimate for the largest micro-batch of these rows: the longest row, as often as the micro-batch has rows."""
     size = training["per_device_train_batch_size"]
     if training["packing"]:
@@ -52,26 +56,74 @@ def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData) -> Es
     else:
         tokens = size * max(map(len, encoded.input_ids))
         supervised = sum(sorted((len(row) for row in encoded.input_ids), reverse=True)[:size])
-    return estimate(shape_of(recipe.base_model), recipe.quantization, recipe.lora, training, tokens, supervised)
+    return estimate(shape_of(recipe.base_model), recipe.quantization, recipe.lora, training, tokens, supervised, pieces)
 
 
-def predict(recipe: Recipe, training: dict[str, Any], encoded: EncodedData) -> dict[str, float]:
-    """Predicted peaks on a GPU in GiB, for the manifest."""
-    needed = memory(recipe, training, encoded)
-    return {
+def predict(
+    recipe: Recipe,
+    training: dict[str, Any],
+    encoded: EncodedData,
+    device: str,
+    prices: dict[str, Any],
+    *,
+    processes: int = 1,
+    sharded: bool = False,
+) -> dict[str, Any]:
+    """What the manifest holds against what was measured: peaks of one GPU in GiB; speed, minutes and cost of all.
+
+    Args:
+        recipe: what is trained.
+        training: its settings, or milder ones of the ladder.
+        encoded: on what.
+        device: its name by the driver, as `NVIDIA A100-SXM4-80GB`.
+        prices: the content of `configs/pricing.yaml`.
+        processes: GPUs.
+        sharded: the network lies in pieces on them.
+    """
+    needed = memory(recipe, training, encoded, processes if sharded else 1)
+    found: dict[str, Any] = {
         "loading_gib": round(needed.loading / _GIB, 2),
         "training_gib": round(needed.training / _GIB, 2),
         "evaluation_gib": round(needed.evaluation / _GIB, 2),
     }
+    gpu = gpu_named(device, prices)
+    if gpu is None:
+        return found
+    speed, basis = throughput(recipe, training, shape_of(recipe.base_model), gpu, prices)
+    return found | {"gpu": gpu.name, "speed_from": basis, **_course(encoded.tokens * training["num_train_epochs"], speed, gpu, processes)}
 
 
-def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING) -> dict[str, Any]:
+def cost(seconds: float, device: str, prices: dict[str, Any], processes: int) -> dict[str, float]:
+    """`usd` of what a training took, for the manifest; nothing on a device without a price. Arguments as for `predict`."""
+    gpu = gpu_named(device, prices)
+    return {"usd": round(seconds / 3600 * gpu.usd_per_hour * processes, 2)} if gpu else {}
+
+
+def gpu_named(device: str, prices: dict[str, Any]) -> Gpu | None:
+    """The priced GPU type that the driver means, by the words of its name and, of several sizes, the memory in it; None for another."""
+    words = re.findall(r"[a-z]+\d+|\d+", device.lower())
+    fits = [name for name in prices["gpus"] if all(part in words for part in re.findall(r"[a-z]*\d+", name))]
+    return Gpu(fits[0], **prices["gpus"][fits[0]]) if len(fits) == 1 else None
+
+
+def _course(tokens: float, speed: float, gpu: Gpu, processes: int) -> dict[str, float]:
+    """Speed of all GPUs together, if none waits for another; minutes and cost of so many tokens."""
+    seconds = tokens / (speed * processes)
+    return {
+        "tokens_per_second": round(speed * processes, 1),
+        "minutes": round(seconds / 60, 1),
+        "usd": round(seconds / 3600 * gpu.usd_per_hour * processes, 2),
+    }
+
+
+def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, *, pieces: int = 1) -> dict[str, Any]:
     """Memory, tokens, minutes and cost of a training, and a verdict for each GPU type.
 
     Args:
         recipe: what would be trained.
         data: on what.
         pricing: GPU types, prices and measured speeds.
+        pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network; memory is that of each.
 
     Returns:
         A document of `configs/schemas/preflight.json`.
@@ -85,23 +137,21 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING) 
     tokenizer = load_tokenizer(recipe.base_model, weights=False)
     training = recipe.training
     encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], training["on_truncation"])
-    needed = memory(recipe, training, encoded)
+    needed = memory(recipe, training, encoded, pieces)
     peak = max(needed.loading, needed.training, needed.evaluation) + CONTEXT_BYTES
     total = encoded.tokens * training["num_train_epochs"]
     gpus = []
     for name, entry in prices["gpus"].items():
         gpu = Gpu(name, **entry)
-        speed, basis = throughput(recipe, shape_of(recipe.base_model), gpu, prices)
+        speed, basis = throughput(recipe, training, shape_of(recipe.base_model), gpu, prices)
         share = peak / (gpu.memory_gib * _GIB)
         gpus.append(
             {
                 "gpu": name,
                 "verdict": "fits" if share <= _TIGHT else "tight" if share <= 1 else "does not fit",
                 "memory_share": round(share, 3),
-                "tokens_per_second": round(speed, 1),
                 "speed_from": basis,
-                "minutes": round(total / speed / 60, 1),
-                "usd": round(total / speed / 3600 * gpu.usd_per_hour, 2),
+                **_course(total, speed, gpu, pieces),
             }
         )
     return {
@@ -113,7 +163,10 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING) 
         "supervised_tokens": encoded.supervised_tokens,
         "truncated_rows": encoded.truncated_rows,
         "truncated_tokens": encoded.truncated_tokens,
+        "truncated_supervised_tokens": encoded.truncated_supervised,
         "epochs": training["num_train_epochs"],
+        "gpus_together": pieces,
+        "milder": list(milder_settings(training)),
         "memory_gib": {
             **{part: round(value / _GIB, 3) for part, value in vars(needed).items()},
             "context": round(CONTEXT_BYTES / _GIB, 3),
@@ -126,28 +179,51 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING) 
     }
 
 
-def throughput(recipe: Recipe, shape: Shape, gpu: Gpu, prices: dict[str, Any]) -> tuple[float, str]:
-    """Real tokens a second, and what the figure rests on.
+def throughput(recipe: Recipe, training: dict[str, Any], shape: Shape, gpu: Gpu, prices: dict[str, Any]) -> tuple[float, str]:
+    """Real tokens a second of one GPU, and what the figure rests on.
 
     The measurement with the most settings in common counts; another GPU is scaled by its bf16 rate, another model by the weights that a
-    token passes through. Both are guesses that ignore memory bandwidth: they are called scaled.
+    token passes through. Both are guesses that ignore memory bandwidth: they are called scaled. One with other settings on the same GPU
+    and model is taken as it is, and called like.
     """
-    training = recipe.training
-    mine = shape.linear_parameters + shape.embedding_parameters / 2
+    mine = {**training, "r": recipe.lora["r"]}
 
-    def likeness(row: dict[str, Any]) -> tuple[bool, int, bool]:
-        return (
-            row["base_model"] == recipe.base_model.name,
-            sum(row[feature] == training[feature] for feature in _FEATURES),
-            row["gpu"] == gpu.name,
-        )
+    def alike(row: dict[str, Any], settings: tuple[str, ...]) -> int:
+        return sum(row[setting] == mine[setting] for setting in settings)
+
+    def likeness(row: dict[str, Any]) -> tuple[bool, int, int, bool]:
+        return row["base_model"] == recipe.base_model.name, alike(row, _DECISIVE), alike(row, _LESSER), row["gpu"] == gpu.name
 
     best = max(prices["measured"], key=likeness)
-    factor = gpu.bf16_tflops / prices["gpus"][best["gpu"]]["bf16_tflops"] * best["parameters"] / mine
-    same = best["gpu"] == gpu.name and best["base_model"] == recipe.base_model.name
-    alike = sum(best[feature] == training[feature] for feature in _FEATURES)
-    basis = f"{'measured' if same and alike == len(_FEATURES) else 'scaled from'} {best['gpu']}, {best['base_model']}, {best['name']}"
-    return best["tokens_per_second"] * (1.0 if same else factor), basis
+    what = f"{best['gpu']}, {best['base_model']}, {best['name']}"
+    if best["gpu"] == gpu.name and best["base_model"] == recipe.base_model.name:
+        every = _DECISIVE + _LESSER
+        return best["tokens_per_second"], f"{'measured' if alike(best, every) == len(every) else 'like'} {what}"
+    factor = gpu.bf16_tflops / prices["gpus"][best["gpu"]]["bf16_tflops"] * best["parameters"] / shape.passed_parameters
+    return best["tokens_per_second"] * factor, f"scaled from {what}"
+
+
+def milder_settings(training: dict[str, Any]) -> Iterator[str]:
+    """What would need less memory, in the order of the ladder."""
+    while rung := next_rung(training):
+        training, words = rung
+        yield words
+
+
+def too_large(document: dict[str, Any], chosen: dict[str, Any]) -> str | None:
+    """Why a training cannot run on a GPU type, and what to do; None if it can.
+
+    Args:
+        document: what `preflight` returned.
+        chosen: the verdict on that type.
+    """
+    if chosen["verdict"] != "does not fit":
+        return None
+    milder = f"as far as it takes: {'; then '.join(document['milder'])}. Or " if document["milder"] else ""
+    return (
+        f"the training needs {chosen['memory_share']:.0%} of the memory of {chosen['gpu']}. In {document['recipe']}, {milder}lower "
+        "max_length or lora.r, or take another GPU: --preflight says which."
+    )
 
 
 def choose(document: dict[str, Any], gpu: str) -> dict[str, Any]:
@@ -166,7 +242,8 @@ def choose(document: dict[str, Any], gpu: str) -> dict[str, Any]:
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the document for people."""
     parts = document["memory_gib"]
-    lost = f"{document['truncated_rows']} rows would be cut, losing {document['truncated_tokens']:,} tokens"
+    answers = f"{document['truncated_supervised_tokens']:,} of them of answers"
+    lost = f"{document['truncated_rows']} rows would be cut, losing {document['truncated_tokens']:,} tokens, {answers}"
     supervised = f"{document['supervised_tokens']:,} supervised"
     console.print(
         f"{document['rows']} rows, {document['tokens']:,} tokens ({supervised}), {document['epochs']} epochs; {lost}", soft_wrap=True
@@ -175,7 +252,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         f"peak GiB: loading {parts['peak_loading']} · training {parts['peak_training']} · evaluation {parts['peak_evaluation']}\n"
         f"  of it: weights {parts['weights']}, quantisation constants {parts['quantisation_constants']}, embeddings {parts['embeddings']}, "
         f"LoRA {parts['lora']}, gradients {parts['gradients']}, optimiser {parts['optimiser']}, activations {parts['activations']}, "
-        f"working {parts['working']}, logits {parts['logits']}, context {parts['context']}",
+        f"working {parts['working']}, logits {parts['logits']}, context {parts['context']}; while loading, staging {parts['staging']}; "
+        f"while evaluating, forward {parts['forward']}",
         soft_wrap=True,
     )
     table = Table("GPU", "verdict", "memory", "tok/s", "minutes", "cost", "speed")

@@ -18,15 +18,16 @@ from rich.console import Console
 from adapterops.basemodels import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_json
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.schemas import repository_path
+from adapterops.schemas import ROOT, repository_path
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, adapter_files
 from adapterops.train.artifacts import lora_digest, loss_curve, model_card, peak_memory_gib, save_adapter
 from adapterops.train.checkpoints import Checkpoints
 from adapterops.train.encode import EncodedData, encode_files, mask_sample
 from adapterops.train.ladder import next_rung
-from adapterops.train.preflight import predict
+from adapterops.train.preflight import PRICING, cost, predict
 from adapterops.train.recipe import Recipe, hints, training_key_inputs
+from adapterops.yamlfile import load_yaml
 
 MANIFEST = "train_manifest.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
@@ -60,6 +61,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
             "wandb, trackio, none."
         )
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(f"{output.name}.tensorboard")))  # transformers reads it
+    prices = load_yaml(ROOT / PRICING, "pricing")  # for the manifest; a mistake in it must not come out when all is computed
     key_inputs = training_key_inputs(recipe, data)
     key = sha256_json(key_inputs)
     tokenizer = load_tokenizer(recipe.base_model)
@@ -118,6 +120,8 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
             soft_wrap=True,
         )
         judge(quantisation, quantisation["max_loss_increase"], recipe.path)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    processes = trainer.args.world_size
     with new_directory(output) as staging:
         save_adapter(weights, trainer.model.peft_config["default"], recipe, staging)
         (staging / "chat_template.jinja").write_text(recipe.base_model.chat_template(), encoding="utf-8")
@@ -134,6 +138,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
                 "license": recipe.base_model.license,
             },
             "data": [{"path": repository_path(path), "sha256": sha256_file(path)} for path in data],
+            "licenses": encoded.licenses,
             "tokens": {
                 "rows": len(encoded.input_ids),
                 "total": encoded.tokens,
@@ -141,6 +146,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
                 "longest_row": max(map(len, encoded.input_ids)),
                 "truncated_rows": encoded.truncated_rows,
                 "truncated_tokens": encoded.truncated_tokens,
+                "truncated_supervised": encoded.truncated_supervised,
                 "mask_sample": mask_sample(encoded, tokenizer),
             },
             "training": {
@@ -149,12 +155,13 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
                 "loss_history": watch.history,
                 "seconds": round(outcome["seconds"], 2),
                 "tokens_per_second": round(tokens_trained / outcome["seconds"], 1),
+                **cost(outcome["seconds"], device, prices, processes),
                 "peak_memory_gib": peak_memory_gib(),
                 "lora_step0_sha256": outcome["lora_step0"],
             },
-            "prediction": predict(recipe, training, encoded),
+            "prediction": predict(recipe, training, encoded, device, prices, processes=processes, sharded=trainer.sharded),
             "run": {
-                "processes": trainer.args.world_size,
+                "processes": processes,
                 "resumed_from_step": outcome["resumed_from"],
                 "out_of_memory": rungs,
                 "stopped": watch.stopped,
@@ -171,7 +178,7 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
                 ],
             },
             "environment": {
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+                "device": device,
                 "compute_dtype": str(trainer.model.get_base_model().dtype).removeprefix("torch."),
                 "python": platform.python_version(),
                 "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
