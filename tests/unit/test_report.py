@@ -289,6 +289,18 @@ def test_cost_and_time_stand_as_predicted_and_as_they_were(run):
     assert "Actual: 6.0 min (0.0 of training, 6.0 of evaluation), 0.20 USD at the same price." in body
 
 
+def test_the_page_shows_what_was_trained_in_a_row_and_how_the_weights_carry_over():
+    report = example_runs.run("pass")
+    report.training["tokens"] |= {"mask_sample": "user\nWhere?\n⟦On its way.<|im_end|>⟧", "truncated_rows": 1, "truncated_supervised": 7}
+    assert "NF4 →" not in page(report)  # it was not compared
+    losses = {"adapter_nf4": 0.0637, "adapter_bf16": 0.0747, "base_nf4": 1.4177, "base_bf16": 1.0633}
+    report.training["run"]["quantisation"] = {"rows": 12, "from": "training", "max_loss_increase": 0.1, **losses}
+    html = page(report)
+    assert "⟦On its way.&lt;|im_end|&gt;⟧" in html
+    assert "7 of them of answers" in html
+    assert "loss 0.0637 → 0.0747 (at most 0.1 more), base model 1.4177 → 1.0633, over 12 of the rows it was trained on" in html
+
+
 def test_a_narrow_terminal_gets_every_verdict_whole_and_goes_without_intervals(run):
     report = json.loads((run(GOOD) / "gate_report.json").read_text())
     report["gates"][0]["metric"] = "throughput_tokens_per_sec"

@@ -243,6 +243,18 @@ def training_line(report: Report) -> str | None:
     )
 
 
+def quantisation_line(report: Report) -> str | None:
+    """Loss on the weights it was trained on and on those that are served; None where that was not compared."""
+    found = report.training["run"].get("quantisation") if report.training else None
+    if not found:
+        return None
+    which = "held-back rows" if found["from"] == "held_back" else "of the rows it was trained on, for none were held back"
+    return (
+        f"loss {found['adapter_nf4']:.4f} → {found['adapter_bf16']:.4f} (at most {found['max_loss_increase']:g} more), base model "
+        f"{found['base_nf4']:.4f} → {found['base_bf16']:.4f}, over {found['rows']} {which}"
+    )
+
+
 def sparkline(values: list[float], width: int = 24) -> str:
     """A row of blocks, highest value highest; at most `width` of them."""
     step = max(1, -(-len(values) // width))
