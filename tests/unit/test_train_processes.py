@@ -5,6 +5,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY, FSDP_BACKWARD_PREFETCH, FSDP_SHARDING_STRATEGY, FSDP_STATE_DICT_TYPE
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -30,6 +31,25 @@ KINDS = {
     "zero3": DistributedType.DEEPSPEED,
 }
 
+# Value by value: DeepSpeed itself, which would check them, is not among the pinned requirements.
+_EITHER_STAGE = {
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "offload_optimizer_device": "none",
+    "offload_param_device": "none",
+}
+DEEPSPEED = {
+    "zero2": {"zero_stage": 2, **_EITHER_STAGE},
+    "zero3": {"zero_stage": 3, "zero3_init_flag": False, "zero3_save_16bit_model": True, **_EITHER_STAGE},
+}
+FSDP = {
+    "fsdp_version": [1],
+    "fsdp_auto_wrap_policy": FSDP_AUTO_WRAP_POLICY,
+    "fsdp_backward_prefetch": FSDP_BACKWARD_PREFETCH,
+    "fsdp_reshard_after_forward": FSDP_SHARDING_STRATEGY,
+    "fsdp_state_dict_type": FSDP_STATE_DICT_TYPE,
+}
+
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_accelerate_reads_the_configuration_and_knows_every_key(path):
@@ -38,6 +58,11 @@ def test_accelerate_reads_the_configuration_and_knows_every_key(path):
     known = {action.dest for action in launch_command_parser()._actions}
     assert set(config.fsdp_config) | set(config.deepspeed_config) <= known
     assert f"configs/accelerate/{path.name}" in path.read_text()
+    if config.distributed_type == DistributedType.DEEPSPEED:
+        assert config.deepspeed_config == DEEPSPEED[path.stem]
+    if config.distributed_type == DistributedType.FSDP:
+        for setting, allowed in FSDP.items():
+            assert config.fsdp_config[setting] in allowed
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
