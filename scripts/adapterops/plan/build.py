@@ -143,7 +143,7 @@ def _adapters(
             guess = Estimate(None, None, f"unknown: {error}".partition("\n")[0])
             unknown.append(f"{name}: {error}".partition("\n")[0])
         if guess.problem:
-            problems.append(f"{name}: {guess.problem}")
+            problems.append(f"{name}: {guess.problem.replace(f'{after}/', '')}")  # paths are those of the repository
         rows.append(
             {
                 **row,
