@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @command()
 @click.option("--input", "inputs", type=OUTPUT_PATH, multiple=True, help="Training file, JSON array or JSONL; may be given several times.")
-@click.option("--eval-data", type=OUTPUT_PATH, help="Evaluation rows: checked too, and that none of them is trained on.")
+@click.option(
+    "--eval-data",
+    type=OUTPUT_PATH,
+    multiple=True,
+    help="Evaluation rows, and those of an extension: checked too, and that none is trained on.",
+)
 @click.option("--adapter", help="Take files, base model and max_length from this adapter of adapters/.")
 @click.option("--base-model", help="A base model of configs/base_models.yaml, to count tokens and render rows with.")
 @click.option("--max-length", type=click.IntRange(1), help="Longest rendered row in tokens.")
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--write-error-page", is_flag=True, help="Refresh docs/errors.md and do nothing else.")
 def main(
     inputs: tuple[Path, ...],
-    eval_data: Path | None,
+    eval_data: tuple[Path, ...],
     adapter: str | None,
     base_model: str | None,
     max_length: int | None,
@@ -81,14 +86,14 @@ def main(
         spec = load_adapter(adapter)
         recipe = load_recipe(spec.recipe)
         files = files or list(spec.training_data)
-        eval_data = eval_data or spec.evaluation_data
+        eval_data = eval_data or spec.judged_on
         model = model or recipe.base_model
         max_length = max_length or recipe.training["max_length"]
     if not files:
         raise UsageError("nothing to validate. Name a file with --input or an adapter with --adapter.")
     limits = load_policy(policy or POLICY)
     if fixing:
-        return _fix([*files, *([eval_data] if eval_data else [])], limits, in_place)
+        return _fix([*files, *eval_data], limits, in_place)
     with Base(revision or changed_since or "") if revision or changed_since else contextlib.nullcontext() as base:
         report = validate(
             files,

@@ -100,6 +100,11 @@ class AdapterSpec:
     serving: Path
     rollout: Rollout
 
+    @property
+    def judged_on(self) -> tuple[Path, ...]:
+        """Files of evaluation rows: none of them may be trained on."""
+        return (self.evaluation_data, *([self.extension_data] if self.extension_data else []))
+
 
 def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
     """The specification of the adapter of that name.

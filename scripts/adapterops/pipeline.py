@@ -144,7 +144,7 @@ def run_pipeline(
 def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) -> bool:
     report = validate(
         list(spec.training_data),
-        spec.evaluation_data,
+        spec.judged_on,
         base_model=recipe.base_model,
         policy=load_policy(),
         max_length=recipe.training["max_length"],

@@ -183,6 +183,19 @@ class TestValidate:
         assert (finding.line, finding.code) == (1, "E401")
         assert "training.jsonl:4" in finding.message
 
+    def test_rows_of_an_extension_are_looked_for_too_and_named_by_their_own_file_and_line(self, tmp_path):
+        trained_on = "What colours does the armchair come in?"
+        for name, asked in (("first", ["Is the shop open on Sundays?"]), ("more", ["Is it open today?", trained_on])):
+            rows = [{**ROW, "id": f"{name}{i}", "instruction": text, "expected_output": "Yes."} for i, text in enumerate(asked)]
+            for row in rows:
+                del row["output"]
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows(5)))
+        evaluation = [tmp_path / "first.jsonl", tmp_path / "more.jsonl"]
+        report = validate([tmp_path / "training.jsonl"], evaluation, base_model=None, policy=load_policy())
+        assert [(found.file, found.line) for found in report.findings if found.code == "E401"] == [(str(evaluation[1]), 2)]
+        assert [file["kind"] for file in report.document["files"]] == ["training", "eval", "eval"]
+
     def test_personal_data_is_an_error_that_does_not_repeat_it(self, tmp_path):
         report = self.run(tmp_path, [{**ROW, "output": "Write to hong@example.com, please."}])
         (finding,) = report.findings

@@ -7,7 +7,7 @@ import collections
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class _Findings:
 
 def validate(
     inputs: list[Path],
-    eval_data: Path | None,
+    eval_data: Path | Sequence[Path] | None,
     *,
     base_model: BaseModel | None,
     policy: Policy,
@@ -132,7 +132,7 @@ def validate(
 
     Args:
         inputs: training files.
-        eval_data: evaluation rows; None leaves the contamination check out.
+        eval_data: file or files of evaluation rows; none leaves the contamination check out.
         base_model: counts tokens and renders; None leaves these checks out.
         policy: limits.
         max_length: longest rendered row in tokens, from the recipe.
@@ -144,13 +144,14 @@ def validate(
         UsageError: a file cannot be opened.
         InfrastructureError: a worker process was killed.
     """
-    _refuse_twice([*inputs, *([eval_data] if eval_data else [])])
+    asked = [eval_data] if isinstance(eval_data, Path) else list(eval_data or [])
+    _refuse_twice([*inputs, *asked])
     if base_model:  # the first use on a machine converts it, which is no part of the checks
         load_renderer(base_model)
     started = time.monotonic()
     startup: list[float] = []
     found = _Findings(changed_only=changed_only)
-    with _progress([*inputs, *([eval_data] if eval_data else [])], console) as advance:
+    with _progress([*inputs, *asked], console) as advance:
 
         def read(path: Path, kind: Kind, coverage: Coverage | None = None) -> _File:
             limits = policy.limits_for(path)
@@ -164,15 +165,15 @@ def validate(
             startup.append(max(0.0, file.scanned.ready_s - began))
             return file
 
-        evaluation = read(eval_data, "eval") if eval_data else None
+        evaluation = [read(path, "eval") for path in asked]
         coverage = _coverage(evaluation) if evaluation else None
         training = [read(path, "training", coverage) for path in inputs]
-    files = [*training, *([evaluation] if evaluation else [])]
+    files = [*training, *evaluation]
     for file in files:
         found.take(file.scanned)
         _check_language(file, found)
     _check_ids(files, found)
-    copies = [*_check_duplicates(training, found), *(_check_duplicates([evaluation], found) if evaluation else [])]
+    copies = [*_check_duplicates(training, found), *_check_duplicates(evaluation, found)]
     if evaluation:
         _check_contamination(training, evaluation, found)
     drifts = [drift(base, file.job, file.scanned) if base else None for file in files]
@@ -229,8 +230,8 @@ class _progress:  # noqa: N801  # used as a function
         self._bar.stop()
 
 
-def _coverage(evaluation: _File) -> Coverage:
-    return Coverage([loose_form(prompt_text(evaluation.row(number).value)) for number in range(evaluation.scanned.rows)])
+def _coverage(evaluation: list[_File]) -> Coverage:
+    return Coverage([loose_form(prompt_text(file.row(number).value)) for file in evaluation for number in range(file.scanned.rows)])
 
 
 def _check_language(file: _File, found: _Findings) -> None:
@@ -366,35 +367,38 @@ def _last_used(function: Callable[[int], str]) -> Callable[[int], str]:
     return cached
 
 
-def _check_contamination(training: list[_File], evaluation: _File, found: _Findings) -> None:
-    asked = evaluation.scanned.columns["prompt"]
+def _check_contamination(training: list[_File], evaluation: list[_File], found: _Findings) -> None:
+    starts = [0, *itertools.accumulate(file.scanned.rows for file in evaluation)]
+    asked = np.concatenate([file.scanned.columns["prompt"] for file in evaluation])
     known: set[int] = set()
     for file in training:
         prompts = file.scanned.columns["prompt"]
         order = np.argsort(prompts, kind="stable")
-        place = np.minimum(np.searchsorted(prompts[order], asked), max(len(order) - 1, 0))
-        same = prompts[order][place] == asked if len(order) else np.zeros(len(asked), bool)
+        nearest = np.minimum(np.searchsorted(prompts[order], asked), max(len(order) - 1, 0))
+        same = prompts[order][nearest] == asked if len(order) else np.zeros(len(asked), bool)
         for number in np.flatnonzero(same).tolist():
             if number not in known:
                 known.add(number)
-                where = file.place(int(order[place[number]]))
-                _add_row(found, evaluation, number, "E401", lambda where=where: f"the same prompt is trained on at {where}.", changed=True)  # type: ignore[misc]
+                where = file.place(int(order[nearest[number]]))
+                judged, row = _locate(evaluation, starts, number)
+                _add_row(found, judged, row, "E401", lambda where=where: f"the same prompt is trained on at {where}.", changed=True)  # type: ignore[misc]
     best: dict[int, tuple[float, int, int]] = {}
     for index, file in enumerate(training):
         for row, number, share in file.scanned.covered:
             if number not in known and (number not in best or share > best[number][0]):
                 best[number] = (share, index, row)
     for number, (share, index, row) in sorted(best.items()):
+        judged, place = _locate(evaluation, starts, number)
 
-        def message(number: int = number, share: float = share, file: _File = training[index], row: int = row) -> str:
-            ours, theirs = prompt_text(evaluation.row(number).value), prompt_text(file.row(row).value)
+        def message(judged: _File = judged, place: int = place, share: float = share, file: _File = training[index], row: int = row) -> str:
+            ours, theirs = prompt_text(judged.row(place).value), prompt_text(file.row(row).value)
             similarity = jaccard(gram_set(loose_form(ours)), gram_set(loose_form(theirs)))
             return (
                 f"{share:.0%} of the prompt stands in the training row at {file.place(row)} (similarity of the prompts {similarity:.2f}): "
                 f"{_difference(ours, theirs)}."
             )
 
-        _add_row(found, evaluation, number, "H402", message, changed=bool(evaluation.scanned.columns["changed"][number]))
+        _add_row(found, judged, place, "H402", message, changed=bool(judged.scanned.columns["changed"][place]))
 
 
 def _difference(ours: str, theirs: str) -> str:
