@@ -10,7 +10,7 @@ REQUEST = {"latency_ms": 400.0, "ttft_ms": 40.0, "tokens": 30}
 def results(candidate, production=None, base=None, **changes):
     """An `eval_results.json`; sides are columns by metric, one value a row, None where a metric does not apply."""
     rows = max(len(column) for column in candidate.values())
-    speed = {"warm_up": 2, "concurrency": 1, "requests": [REQUEST] * 200}
+    speed = {"warm_up": 2, "concurrency": 1, "requests": [REQUEST] * 200, "failed": []}
     document = {
         "schema": "eval_results/v1",
         "eval_key": "a" * 64,

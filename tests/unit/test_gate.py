@@ -1,6 +1,9 @@
 """The gate: four verdicts, every threshold exact, and nothing unmeasured ever passes."""
 
+import functools
 import json
+import subprocess
+import sys
 
 import data_rows
 import numpy as np
@@ -12,14 +15,34 @@ from adapterops.adapters import Pins, load_adapter
 from adapterops.data.validate import write_report
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
+from adapterops.evaluate import record
+from adapterops.evaluate.generate import Answer
+from adapterops.evaluate.phases import Side
+from adapterops.gate.compare import compare, slice_regressions
 from adapterops.gate.config import load_gates
-from adapterops.gate.judge import judge, judge_once
+from adapterops.gate.evidence import Evidence, Sample
+from adapterops.gate.intervals import mean_interval
+from adapterops.gate.judge import judge, judge_once, judge_sample
+from adapterops.plan.keys import adapter_keys
 from adapterops.schemas import ROOT
 from adapterops.yamlfile import load_yaml
+from repositories import with_adapters
+
+EXPERIMENTS = 2_000
+SLACK = 3 * (0.05 * 0.95 / EXPERIMENTS) ** 0.5  # three standard errors of a share of 0.05
+
+
+def share(verdict, verdicts):
+    return verdicts.count(verdict) / len(verdicts)
 
 
 def hits(count, n):
     return [1] * count + [0] * (n - count)
+
+
+def data_report(*sha256, **counts):
+    """What validation says of these evaluation files, those of `results` by default."""
+    return {"files": [{"kind": "eval", "sha256": one} for one in sha256 or ("d" * 64,)], "counts": counts, "findings": []}
 
 
 @pytest.fixture
@@ -40,9 +63,9 @@ def gates(tmp_path):
 def verdict(gates):
     """`verdict("metric: min: 0.9", candidate)`: the report on these columns."""
 
-    def run(text, candidate, production=None, *, pins=None, data_report=None, top=None, **changes):
+    def run(text, candidate, production=None, *, pins=None, found=None, top=None, **changes):
         config = load_gates(gates(text, **(top or {})))
-        return judge(results(candidate, production, **changes), config, pins=pins or Pins(), data_report=data_report)
+        return judge(results(candidate, production, **changes), config, pins=pins or Pins(), data_report=found or data_report())
 
     return run
 
@@ -62,6 +85,21 @@ def test_a_rate_that_binary_floats_would_round_below_the_bar_passes(verdict):
     assert verdict("over_refusal: max: 0.3", {"over_refusal": hits(3, 10)})["verdict"] == "PASS"
 
 
+@pytest.mark.parametrize(
+    ("values", "expected", "shown"),
+    [
+        ([0.7] * 10, "PASS", "rouge_l 0.7, wanted ≥ 0.7."),  # 0.7 is a little less than that in floats
+        ([0.6, 0.7, 0.8] * 10, "PASS", "rouge_l 0.7, wanted ≥ 0.7."),
+        ([0.69999] * 10, "FAIL", "rouge_l 0.69999, wanted ≥ 0.7."),
+        ([0.69999, 0.7] * 10, "FAIL", "rouge_l 0.699995, wanted ≥ 0.7."),
+        ([0.6543219] * 10, "FAIL", "rouge_l 0.6543, wanted ≥ 0.7."),
+    ],
+)
+def test_a_mean_is_compared_as_the_decimal_that_is_shown(verdict, values, expected, shown):
+    report = verdict("rouge_l: min: 0.7", {"rouge_l": values})
+    assert (report["verdict"], report["gates"][0]["reason"]) == (expected, shown)
+
+
 def test_max_gates_ask_for_at_most(verdict):
     latency = {"rouge_l": [0.7] * 10}
     assert verdict("latency_p95_ms: max: 400", latency)["verdict"] == "PASS"
@@ -74,6 +112,7 @@ def test_a_metric_that_was_not_measured_is_an_error(verdict, column):
     assert report["verdict"] == "ERROR"
     assert report["gates"][0]["value"] is None
     assert "rouge_l was not measured" in report["reason"]
+    assert "Add evaluation rows that ask for it, or take its gate out." in report["reason"]
 
 
 def test_the_interval_is_shown_beside_a_point_verdict(verdict):
@@ -94,11 +133,35 @@ def test_a_bound_gate_asks_for_evidence_and_says_when_there_is_too_little(verdic
 
 @pytest.mark.parametrize(("on_inconclusive", "expected"), [("block", "INCONCLUSIVE"), ("warn", "PASS")])
 def test_an_inconclusive_gate_blocks_or_warns_as_it_says(verdict, on_inconclusive, expected):
-    gate = f"format_compliance: min: 0.95, rule: bound, on_inconclusive: {on_inconclusive}"
-    report = verdict(gate, {"format_compliance": hits(49, 50)})
+    gate = f"format_compliance: min: 0.95, rule: bound, on_inconclusive: {on_inconclusive}\nstop_rate: min: 0.5"
+    report = verdict(gate, {"format_compliance": hits(49, 50), "stop_rate": hits(50, 50)})
     assert report["verdict"] == expected
     assert report["gates"][0]["verdict"] == "INCONCLUSIVE"
     assert bool(report["warnings"]) == (expected == "PASS")
+
+
+def test_where_no_gate_gave_a_pass_the_whole_is_none(verdict):
+    undecided = verdict("format_compliance: min: 0.95, rule: bound", {"format_compliance": hits(49, 50)})  # which only warns
+    assert undecided["verdict"] == "INCONCLUSIVE"
+    assert undecided["reason"].startswith(
+        "No gate passed, 1 are undecided. Add evaluation rows, or give a metric a point threshold. format_"
+    )
+
+
+@pytest.mark.parametrize("gate", ["rouge_l: margin: 0.02", "latency_p95_ms: ratio: 1.1", "win_rate: min: 0.5", "win_rate: margin: 0.1"])
+def test_where_nothing_was_judged_nothing_passed(verdict, gate):
+    report = verdict(gate, {"rouge_l": [0.7] * 50})
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert "there is none to compare with. Give at least one metric a min or max." in report["reason"]
+
+
+@pytest.mark.parametrize("name", ["quality_gate", "quality_gate.demo"])
+def test_a_first_release_passes_by_the_bars_of_the_shipped_gates(name):
+    columns = {
+        metric: [value] * 300 for metric, value in {"rouge_l": 0.8, "format_compliance": 1, "safety_refusal": 1, "over_refusal": 0}.items()
+    }
+    report = judge(results(columns), load_gates(ROOT / f"configs/{name}.yaml"), pins=Pins(), data_report=data_report())
+    assert (report["verdict"], report["reason"]) == ("PASS", "All 6 gates passed.")
 
 
 def test_safety_blocks_on_inconclusive_and_other_metrics_warn_unless_they_say_otherwise(verdict):
@@ -114,20 +177,18 @@ def test_fewer_rows_than_min_n_are_an_error_and_never_a_pass(verdict):
     assert "measured on 148, min_n is 149" in report["reason"]
 
 
-@pytest.mark.parametrize(("truth", "expected"), [(0.98, "PASS"), (0.98, "FAIL")])
-def test_false_passes_and_false_fails_of_a_bound_gate_are_as_rare_as_its_confidence_says(gates, truth, expected):
+@pytest.mark.parametrize("wrong", ["PASS", "FAIL"])
+def test_false_passes_and_false_fails_of_a_bound_gate_are_as_rare_as_its_confidence_says(gates, wrong):
     """At the bar itself, where being wrong is likeliest: 2,000 experiments of 300 rows."""
-    from adapterops.gate.intervals import rate_interval
+    (gate,) = load_gates(gates("safety_refusal: min: 0.98, rule: bound")).gates
 
-    random = np.random.default_rng(2)
-    wrong = 0
-    seen = {}
-    for count in random.binomial(300, truth, 2_000):
-        if count not in seen:
-            low, high = rate_interval([True] * int(count) + [False] * (300 - int(count)), range(300), 0.95)
-            seen[count] = "PASS" if low >= 0.98 else "FAIL" if high < 0.98 else "INCONCLUSIVE"
-        wrong += seen[count] == expected
-    assert wrong / 2_000 <= 0.05 + 3 * (0.05 * 0.95 / 2_000) ** 0.5
+    @functools.cache
+    def said(count):
+        sample = Sample("safety_refusal", tuple(hits(count, 300)), tuple(range(300)), tuple(range(300)), seed=1)
+        return judge_sample(sample, gate, "min", 0.98, 0.95)["verdict"]
+
+    verdicts = [said(int(count)) for count in np.random.default_rng(2).binomial(300, 0.98, EXPERIMENTS)]
+    assert share(wrong, verdicts) <= 0.05 + SLACK
 
 
 # --- against production ---
@@ -166,30 +227,55 @@ def test_a_candidate_that_is_better_is_flagged(verdict):
     assert row["interval"][0] > 0
 
 
-def test_non_inferiority_is_wrong_no_more_often_than_its_confidence_says():
-    """2,000 experiments on 200 rows with a true drop of exactly the margin: the likeliest place for a false pass and a false fail."""
-    from adapterops.gate.intervals import mean_interval
+@pytest.fixture
+def compared(gates, monkeypatch):
+    """`compared(gate, differences)`: the verdict against production for each row of differences; a production of 0.5 but for them."""
+    monkeypatch.setattr("adapterops.gate.compare.mean_interval", functools.partial(mean_interval, resamples=399))
+    monkeypatch.setattr("adapterops.gate.evidence.mean_interval", functools.partial(mean_interval, resamples=399))
 
-    random = np.random.default_rng(9)
-    passes = fails = 0
-    for seed in range(2_000):
-        low, high = mean_interval(random.normal(-0.02, 0.08, 200), range(200), 0.95, seed, (-1, 1), resamples=499)
-        passes += low > -0.02
-        fails += high < -0.02
-    limit = 0.05 + 3 * (0.05 * 0.95 / 2_000) ** 0.5 + 0.005
-    assert passes / 2_000 <= limit
-    assert fails / 2_000 <= limit
+    def verdicts(text, differences):
+        (gate,) = load_gates(gates(text)).gates
+        n, found = differences.shape[1], []
+        document = results({gate.metric: [0.0] * n}, {gate.metric: [1.0] * n})
+        for number, row in enumerate(differences):
+            document["eval_key"] = f"{number:064x}"
+            document["observations"]["candidate"] = {gate.metric: (1.0 + row).tolist()}
+            found.append(compare(Evidence(document), gate.metric, "production", gate, gate.confidence)["verdict"])
+        return found
+
+    return verdicts
 
 
-def test_pairing_decides_where_unpaired_samples_would_not(verdict):
-    """No true drop, 200 rows, item spread 0.2: pairs pass in most experiments."""
-    random = np.random.default_rng(4)
-    passed = 0
-    for _ in range(60):
-        difficulty = random.normal(0.65, 0.2, 200)
-        columns = [np.clip(difficulty + random.normal(0, 0.08, 200), 0, 1).tolist() for _ in range(2)]
-        passed += verdict("rouge_l: margin: 0.02", {"rouge_l": columns[0]}, {"rouge_l": columns[1]})["warnings"] == []
-    assert passed > 30  # the unpaired test passes 4 % of them
+@pytest.mark.parametrize(("metric", "worse"), [("rouge_l", -1), ("repetition", 1)])
+def test_non_inferiority_is_wrong_no_more_often_than_its_confidence_says(compared, metric, worse):
+    """200 rows with a true change of exactly the margin: the likeliest place for a false pass and a false fail."""
+    experiments = 600
+    verdicts = compared(f"{metric}: margin: 0.02", np.random.default_rng(9).normal(worse * 0.02, 0.08, (experiments, 200)))
+    limit = 0.05 + 3 * (0.05 * 0.95 / experiments) ** 0.5
+    assert share("PASS", verdicts) <= limit
+    assert 0.01 < share("FAIL", verdicts) <= limit
+
+
+@pytest.mark.parametrize(("rows", "broken", "margin"), [(60, 0.03, 0.02), (100, 0.02, 0.02), (200, 0.02, 0.02), (60, 0.05, 0.05)])
+def test_few_rows_that_break_wholly_pass_no_more_often_than_that(compared, rows, broken, margin):
+    """As adapters break: some rows lose everything, the others keep to a hair. A sample without one of them looks harmless."""
+    experiments, random = 400, np.random.default_rng(4)
+    lost = (random.random((experiments, rows)) < broken).astype(float)
+    verdicts = compared(f"rouge_l: margin: {margin}", random.normal(0, 0.02, lost.shape) - lost)
+    assert share("PASS", verdicts) <= 0.05 + 3 * (0.05 * 0.95 / experiments) ** 0.5
+
+
+def test_equal_answers_pass_the_margins_of_the_shipped_gates_where_their_rows_can_show_it(compared):
+    """150 rows of the demo and its margin of 0.05; 0.02 takes 149 rows at least, however alike the answers are."""
+    alike = np.random.default_rng(6).normal(0, 0.01, (20, 150))
+    assert share("PASS", compared("rouge_l: margin: 0.05", alike)) == 1
+    assert share("INCONCLUSIVE", compared("rouge_l: margin: 0.02", alike[:, :120])) == 1
+
+
+def test_pairing_decides_where_unpaired_samples_would_not(compared):
+    """No true drop, 200 rows, item spread 0.2, of which a difference sees nothing: pairs pass in most experiments."""
+    noise = np.random.default_rng(4).normal(0, 0.08, (2, 60, 200))
+    assert share("PASS", compared("rouge_l: margin: 0.02", noise[0] - noise[1])) > 0.5  # the unpaired test passes 4 % of them
 
 
 def test_rates_are_compared_row_by_row(verdict):
@@ -216,6 +302,7 @@ def test_a_slower_adapter_is_judged_by_the_ratio_on_the_same_requests(verdict):
             "warm_up": 2,
             "concurrency": 1,
             "requests": [{"latency_ms": t * factor * e, "ttft_ms": 30.0, "tokens": 40} for t, e in zip(times, noise, strict=True)],
+            "failed": [],
         }
 
     for factor, expected in ((1.3, "FAIL"), (1.0, "PASS")):
@@ -227,11 +314,39 @@ def test_a_slower_adapter_is_judged_by_the_ratio_on_the_same_requests(verdict):
         assert report["verdict"] == expected
 
 
+def test_failed_requests_are_recorded_in_their_places_and_have_no_speed():
+    answers = [Answer("x", "stop", 30, 400.0, 40.0), Answer("", "error", 0, 0.5, error="500"), Answer("x", "stop", 30, 500.0, 50.0)]
+    side = Side(answers=[], speed=answers, tokens=0, seconds=0)
+    recorded = record.speed(side, concurrency=8)
+    assert ([request["latency_ms"] for request in recorded["requests"]], recorded["failed"]) == ([400.0, 500.0], [1])
+    assert recorded["warm_up"] == 8  # as many as start at once on an idle engine
+    assert record.speed(side, concurrency=1)["warm_up"] == 2
+    assert record.speed_metrics(side)["latency_p95_ms"]["n"] == 2
+
+
+def test_a_failed_request_leaves_its_pair_out_and_moves_no_other(gates):
+    """Production is 10 % slower on every request, whatever failed on either side."""
+    times = np.random.default_rng(3).lognormal(6, 0.5, 200)
+    document = results({"rouge_l": [0.7] * 9}, {"rouge_l": [0.7] * 9})
+    for side, factor, failed in (("candidate", 1.0, [0, 7]), ("production", 1.1, [7, 100])):
+        asked = [{"latency_ms": float(t * factor), "ttft_ms": 30.0, "tokens": 40} for i, t in enumerate(times) if i not in failed]
+        document["observations"]["speed"][side] = {"warm_up": 2, "concurrency": 1, "requests": asked, "failed": failed}
+    (gate,) = load_gates(gates("latency_p95_ms: ratio: 1.10")).gates
+    row = compare(Evidence(document), "latency_p95_ms", "production", gate, 0.95)
+    assert (row["n"], row["effect"]) == (197, pytest.approx(1 / 1.1))
+    assert row["interval"] == pytest.approx([1 / 1.1] * 2)
+
+
 def test_without_production_the_base_model_is_reported_and_judges_nothing(verdict):
     report = verdict("rouge_l: min: 0.1, margin: 0.02", {"rouge_l": [0.2, 0.3] * 50}, base={"rouge_l": [0.9, 0.8] * 50})
     assert report["verdict"] == "PASS"
     (row,) = [row for row in report["comparisons"] if row["metric"] == "rouge_l"]
     assert (row["against"], row["verdict"], row["superiority"]) == ("base", None, "worse")
+
+
+def test_too_few_pairs_are_an_error_that_says_what_to_do(verdict):
+    report = verdict("rouge_l: margin: 0.02, min_n: 100", {"rouge_l": [0.7] * 50}, {"rouge_l": [0.7] * 50})
+    assert "rouge_l: 50 pairs with production, min_n is 100. Add evaluation rows or requests, or lower min_n." in report["reason"]
 
 
 def test_a_margin_on_what_production_was_not_measured_on_is_an_error(verdict):
@@ -248,15 +363,28 @@ def test_a_slice_that_collapsed_warns_while_the_rest_hides_it(verdict):
     assert "worse than production in slice task:extract: 1 → 0 (20 rows)" in report["warnings"][0]
 
 
-def test_twenty_slices_of_noise_raise_no_alarm_in_most_runs(verdict):
+def test_a_slice_that_is_better_everywhere_by_as_much_raises_no_alarm(verdict):
+    slices = {"task:extract": list(range(20))}
+    report = verdict("rouge_l: min: 0.1", {"rouge_l": [1.0] * 20 + [0.5] * 20}, {"rouge_l": [0.0] * 20 + [0.5] * 20}, slices=slices)
+    assert report["slices"] == []
+
+
+def test_rows_of_one_source_count_once_in_a_slice(verdict):
+    """Ten rows lost are an alarm; ten rows of two sources are two."""
+    columns, slices = [{"format_compliance": hits(count, 40)[::-1]} for count in (30, 40)], {"task:extract": list(range(20))}
+    for groups, alarms in (([*range(40)], 1), ([0] * 5 + [1] * 5 + [*range(2, 32)], 0)):
+        document = results(*columns)["observations"] | {"groups": groups}
+        assert len(verdict("format_compliance: min: 0.1", *columns, slices=slices, observations=document)["slices"]) == alarms
+
+
+def test_twenty_slices_of_noise_raise_no_alarm_in_most_runs():
     """Holm's correction: without it, two of three such runs would warn."""
     random = np.random.default_rng(8)
     slices = {f"tag:{index}": list(range(index * 20, index * 20 + 20)) for index in range(20)}
     alarms = 0
     for _ in range(100):
-        sides = [(random.random(400) < 0.8).astype(int).tolist() for _ in range(2)]
-        report = verdict("format_compliance: min: 0.1", {"format_compliance": sides[0]}, {"format_compliance": sides[1]}, slices=slices)
-        alarms += bool(report["slices"])
+        sides = [{"format_compliance": (random.random(400) < 0.8).astype(int).tolist()} for _ in range(2)]
+        alarms += bool(slice_regressions(Evidence(results(*sides)), slices, "production", 0.95))
     assert alarms <= 10
 
 
@@ -292,21 +420,14 @@ def test_a_gate_that_the_first_rows_decided_stays_decided_whatever_the_extension
 
 def test_two_looks_together_are_wrong_no_more_often_than_one(gates):
     """2,000 experiments at the bar itself: passing at the first or the second look."""
-    from adapterops.gate.intervals import rate_interval
+    config = load_gates(gates("safety_refusal: min: 0.95, rule: bound"))
 
-    random = np.random.default_rng(6)
-    seen, wrong = {}, 0
+    @functools.cache
+    def said(first, more):
+        return judge(extended(hits(first, 300) + hits(more, 300), 300, drawn=True), config, pins=Pins())["verdict"]
 
-    def low(count, n):
-        if (count, n) not in seen:
-            seen[count, n] = rate_interval([True] * count + [False] * (n - count), range(n), 0.975)
-        return seen[count, n]
-
-    for first, more in zip(random.binomial(300, 0.95, 2_000), random.binomial(300, 0.95, 2_000), strict=True):
-        bounds = low(int(first), 300)
-        decided = bounds.low >= 0.95 or bounds.high < 0.95
-        wrong += bounds.low >= 0.95 if decided else low(int(first + more), 600).low >= 0.95
-    assert wrong / 2_000 <= 0.05 + 3 * (0.05 * 0.95 / 2_000) ** 0.5
+    counts = np.random.default_rng(6).binomial(300, 0.95, (EXPERIMENTS, 2)).tolist()
+    assert 0.01 < share("PASS", [said(*both) for both in counts]) <= 0.05 + SLACK
 
 
 # --- what is no evidence at all ---
@@ -328,13 +449,38 @@ def test_every_adapter_pins_the_rows_that_it_is_judged_on(path):
     assert spec.pins.evaluation == sha256_file(spec.evaluation_data), f"{path}: data.evaluation_sha256 is not that of the file"
 
 
-def data_report(sha256="d" * 64, **counts):
-    return {"files": [{"kind": "eval", "sha256": sha256}], "counts": counts}
+def test_a_contaminated_row_is_an_error_that_names_it(tmp_path, gates):
+    document = results(GOOD)
+    rows = [data_rows.evaluation(0), data_rows.evaluation(1, instruction=data_rows.english(3)["instruction"])]
+    found = data_rows.judge(tmp_path, data_rows.rows(5), rows).document
+    document["evaluation_data"]["sha256"] = sha256_file(tmp_path / "eval.jsonl")
+    report = judge(document, load_gates(gates(GATE)), pins=Pins(), data_report=found)
+    assert report["verdict"] == "ERROR"
+    assert "1 evaluation rows are in the training data (E401: " in report["reason"]
+    assert "eval.jsonl:2). Their scores measure memory. Take these rows out of the training data" in report["reason"]
 
 
-def test_a_contaminated_row_is_an_error(verdict):
-    assert verdict(GATE, GOOD, data_report=data_report())["verdict"] == "PASS"
-    assert verdict(GATE, GOOD, data_report=data_report(E401=1))["verdict"] == "ERROR"
+def test_the_extension_rows_are_checked_too(verdict):
+    extension = {"path": "data/eval/more.jsonl", "sha256": "e" * 64, "rows": 50}
+    data = results(GOOD)["evaluation_data"] | {"extension": extension}
+    report = verdict(GATE, GOOD, evaluation_data=data)
+    assert report["verdict"] == "ERROR"
+    assert "Validate again with --eval-data data/eval/more.jsonl." in report["reason"]
+    assert verdict(GATE, GOOD, evaluation_data=data, found=data_report("d" * 64, "e" * 64))["verdict"] == "PASS"
+
+
+def test_without_a_data_report_it_is_said_that_contamination_was_not_checked(tmp_path, gates):
+    path, output = write(tmp_path / "eval_results.json", results(GOOD)), tmp_path / "gate_report.json"
+    report, _ = judge_once(path, gates(GATE), output)
+    assert (report["verdict"], len(report["warnings"])) == ("PASS", 1)
+    assert "Contamination was not checked" in report["warnings"][0]
+    document = results(GOOD)
+    found = tmp_path / "data_report.json"
+    write_report(found, data_rows.judge(tmp_path, data_rows.rows(5), [data_rows.evaluation(0)]))
+    document["evaluation_data"]["sha256"] = sha256_file(tmp_path / "eval.jsonl")
+    report, cached = judge_once(write(path, document), gates(GATE), output, data_report=found)
+    assert (report["verdict"], report["warnings"], cached) == ("PASS", [], True)
+    assert json.loads(output.read_text()) == report
 
 
 def test_an_adapter_without_a_probe_is_an_error_here_and_not_only_on_the_hosts(verdict):
@@ -344,7 +490,7 @@ def test_an_adapter_without_a_probe_is_an_error_here_and_not_only_on_the_hosts(v
 
 
 def test_a_data_report_on_other_rows_proves_nothing(verdict):
-    assert verdict(GATE, GOOD, data_report=data_report(sha256="e" * 64))["verdict"] == "ERROR"
+    assert verdict(GATE, GOOD, found=data_report("e" * 64))["verdict"] == "ERROR"
 
 
 def test_a_metric_measured_by_another_definition_is_an_error(verdict):
@@ -359,6 +505,18 @@ def test_a_metric_measured_by_another_definition_is_an_error(verdict):
 @pytest.mark.parametrize("side", ["candidate", "production", "base"])
 def test_more_than_one_percent_of_failed_generations_is_an_error(verdict, side, failed, expected):
     assert verdict(GATE, GOOD, failed={side: failed})["verdict"] == expected
+
+
+@pytest.mark.parametrize(("failed", "expected"), [(2, "PASS"), (3, "ERROR"), (197, "ERROR")])
+@pytest.mark.parametrize("side", ["candidate", "production"])
+def test_requests_of_the_speed_phase_that_failed_are_no_fast_ones(verdict, side, failed, expected):
+    document = results(GOOD, GOOD)
+    requests = document["observations"]["speed"][side]["requests"][failed:]
+    document["observations"]["speed"][side] |= {"requests": requests, "failed": list(range(failed))}
+    report = verdict("latency_p95_ms: max: 500", GOOD, GOOD, observations=document["observations"])
+    assert report["verdict"] == expected
+    if expected == "ERROR":
+        assert f"{failed} of 200 requests of the speed phase of {side} failed; at most 1.0% may." in report["reason"]
 
 
 def test_an_error_outweighs_a_failure_and_a_failure_an_inconclusive_gate(verdict):
@@ -376,7 +534,7 @@ def test_an_error_outweighs_a_failure_and_a_failure_an_inconclusive_gate(verdict
     [
         ("rouge_I: min: 0.65", r"gates\.yaml:2: .*unknown key `rouge_I`\. Did you mean `rouge_l`\?"),
         ("rouge_l: rule: bound", "asks for nothing"),
-        ("rouge_l: min: 0.9, max: 0.1", "nothing can pass"),
+        ("rouge_l: min: 0.9, max: 0.1", "nothing can pass. Exchange them, or leave one out."),
         ("rouge_l: min: 65", "out of range"),
         ("throughput_tokens_per_sec: min: 50, rule: bound", "a phase has one total"),
         ("latency_p95_ms: ratio: 0.9", "better than production"),
@@ -471,6 +629,26 @@ def test_the_gate_key_changes_with_what_is_asked_and_not_with_comments(tmp_path,
     assert key(config, pins=Pins("x", evaluation="d" * 64)) != first
     assert key(gates("rouge_l: min: 0.66")) != first
     assert key(gates("rouge_l: min: 0.65, margin: 0.02")) != first
+
+
+def test_a_verdict_of_an_older_judge_is_none_of_today(tmp_path, monkeypatch):
+    path = write(tmp_path / "eval_results.json", results(GOOD))
+    (tmp_path / "gates.yaml").write_text("gates: {rouge_l: {min: 0.65, description: d}}")
+    tree = with_adapters(tmp_path / "git", ("support",)).path
+
+    def kept():
+        gate_key = judge_once(path, tmp_path / "gates.yaml", tmp_path / "gate_report.json")[0]["gate_key"]
+        return gate_key, adapter_keys("support", tree).judgement(None), adapter_keys("support", tree).training
+
+    today = kept()
+    for judge_of_keys in ("adapterops.gate.judge", "adapterops.plan.keys"):
+        monkeypatch.setattr(f"{judge_of_keys}.JUDGE_VERSION", 1)
+    assert [one == other for one, other in zip(kept(), today, strict=True)] == [False, False, True]  # what was trained stays
+
+
+def test_a_plan_knows_the_judge_without_what_it_reckons_with():
+    code = "import sys, adapterops.plan.keys; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "scripts")}, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.5, 1)])

@@ -27,6 +27,11 @@ class Metric:
         """The least and the greatest value of one row."""
         return (0.0, 1.0) if self.kind in ("rate", "mean") else (0.0, float("inf"))
 
+    @property
+    def worse(self) -> Literal["low", "high"]:
+        """The end at which it is worse."""
+        return "low" if self.better == "higher" else "high"
+
 
 METRICS = {
     "rouge_l": Metric("rouge-l-f1/ko-syl-v1/mean/not-refuse", "mean", "higher", "ROUGE-L"),
@@ -37,10 +42,10 @@ METRICS = {
     "stop_rate": Metric("finish-reason-stop/v1", "rate", "higher", "stopped by itself"),
     "repetition": Metric("repeated-4-grams/ko-syl-v1/mean/v1", "mean", "lower", "repetition"),
     "win_rate": Metric("pairwise-judge/position-swapped/ties-half/not-refuse/v2", "mean", "higher", "win rate"),
-    "latency_p95_ms": Metric("end-to-end/p95-nearest-rank/separate-phase/v1", "p95", "lower", "latency p95 (ms)"),
-    "ttft_p95_ms": Metric("first-token/p95-nearest-rank/separate-phase/v1", "p95", "lower", "first token p95 (ms)"),
+    "latency_p95_ms": Metric("end-to-end/p95-nearest-rank/separate-phase/v2", "p95", "lower", "latency p95 (ms)"),
+    "ttft_p95_ms": Metric("first-token/p95-nearest-rank/separate-phase/v2", "p95", "lower", "first token p95 (ms)"),
     "throughput_tokens_per_sec": Metric("output-tokens-per-wall-second/all-in-flight/v1", "total", "higher", "throughput (tok/s)"),
-    "stream_tokens_per_sec": Metric("output-tokens-per-second/one-stream/speed-phase/v1", "stream", "higher", "one stream (tok/s)"),
+    "stream_tokens_per_sec": Metric("output-tokens-per-second/one-stream/speed-phase/v2", "stream", "higher", "one stream (tok/s)"),
 }
 WIN_RATE = "win_rate"  # the only metric that is a comparison by itself: no side but the candidate has it
 METRIC_IDS = {name: metric.id for name, metric in METRICS.items()}

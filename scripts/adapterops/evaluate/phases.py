@@ -14,8 +14,12 @@ from adapterops.engine.client import load_adapter, unload_adapter
 from adapterops.evaluate.generate import Answer, Messages, generate
 from adapterops.evaluate.responses import Responses, response_key
 
-WARM_UP = 2  # requests of the speed phase that are not counted
 _MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to find those that no other batch turns
+
+
+def warm_up(concurrency: int) -> int:
+    """Requests of the speed phase that are not counted: as many as start at once, for they meet an idle engine; two at least."""
+    return max(2, concurrency)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Side:
 
     Args:
         answers: one a prompt.
-        speed: the counted requests of the speed phase, warm-up dropped; empty where speed was not measured.
+        speed: the counted requests of the speed phase, warm-up dropped, failed ones in their places; empty where it was not measured.
         tokens: tokens of the session that throughput is measured on.
         seconds: its wall time.
         margins: of answers that may become probes: nats by which the closest of their tokens was decided.
@@ -95,15 +99,18 @@ class Phases:
 
     def _speed(self, model: str, label: str) -> list[Answer]:
         """Prompts spread evenly over the rows, so that every task counts, after a warm-up."""
-        count = self.requests + WARM_UP
+        dropped = warm_up(self.concurrency)
+        count = self.requests + dropped
         chosen = [self.prompts[i * len(self.prompts) // count % len(self.prompts)] for i in range(count)]
-        answers = self._ask(model, chosen, f"measuring latency of {label}", concurrency=self.concurrency, cold=True)[WARM_UP:]
-        self.console.print(f"measuring latency of {label}: {len(answers)} requests, {self.concurrency} in flight")
-        return [answer for answer in answers if answer.error is None]
+        answers = self._ask(model, chosen, f"measuring latency of {label}", concurrency=self.concurrency, cold=True)[dropped:]
+        failed = sum(answer.error is not None for answer in answers)
+        also = f", {failed} of them failed" if failed else ""
+        self.console.print(f"measuring latency of {label}: {len(answers)} requests, {self.concurrency} in flight{also}")
+        return answers
 
     def _margins(self, model: str, answers: list[Answer], speed: list[Answer], base: list[Answer]) -> dict[int, float]:
         """How surely answers were decided that are not the base model's, and the same in large batches, in small ones, and now."""
-        small = {answer.text for answer in speed}
+        small = {answer.text for answer in speed if answer.error is None}
         same = {
             answer.text: i
             for i, answer in enumerate(answers)

@@ -13,7 +13,7 @@ from adapterops.data.rows import prompt_messages
 from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.metrics import Score
-from adapterops.evaluate.phases import WARM_UP, Side
+from adapterops.evaluate.phases import Side, warm_up
 from adapterops.evaluate.rouge import shuffled_floor
 
 _PROBES = 3  # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
@@ -22,11 +22,11 @@ _PROBES = 3  # recorded greedy answers that a serving host repeats to prove that
 def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
     """Latency and time to the first token by nearest rank, tokens per second of one stream, and of all in flight."""
     values: dict[str, tuple[float, int]] = {}
-    if side.speed:
-        rank = math.ceil(0.95 * len(side.speed)) - 1
-        values["latency_p95_ms"] = (sorted(answer.latency_ms for answer in side.speed)[rank], len(side.speed))
-        values["ttft_p95_ms"] = (sorted(answer.ttft_ms or 0.0 for answer in side.speed)[rank], len(side.speed))
-        rates = [answer.tokens / answer.latency_ms * 1000 for answer in side.speed if answer.latency_ms > 0]
+    if answered := [answer for answer in side.speed if answer.error is None]:
+        rank = math.ceil(0.95 * len(answered)) - 1
+        values["latency_p95_ms"] = (sorted(answer.latency_ms for answer in answered)[rank], len(answered))
+        values["ttft_p95_ms"] = (sorted(answer.ttft_ms or 0.0 for answer in answered)[rank], len(answered))
+        rates = [answer.tokens / answer.latency_ms * 1000 for answer in answered if answer.latency_ms > 0]
         values["stream_tokens_per_sec"] = (sum(rates) / len(rates), len(rates))
     if side.seconds > 0 and side.tokens:
         values["throughput_tokens_per_sec"] = (side.tokens / side.seconds, side.tokens)
@@ -62,11 +62,16 @@ def floor(rows: list[Row], answers: list[Answer], key: str) -> float | None:
 
 
 def speed(side: Side | None, concurrency: int) -> dict[str, Any] | None:
-    """The requests of the speed phase."""
+    """The requests of the speed phase that were answered, and the places of those that failed among all of them."""
     if side is None:
         return None
-    requests = [{"latency_ms": answer.latency_ms, "ttft_ms": answer.ttft_ms or 0.0, "tokens": answer.tokens} for answer in side.speed]
-    return {"warm_up": WARM_UP, "concurrency": concurrency, "requests": requests}
+    answered = [answer for answer in side.speed if answer.error is None]
+    return {
+        "warm_up": warm_up(concurrency),
+        "concurrency": concurrency,
+        "requests": [{"latency_ms": answer.latency_ms, "ttft_ms": answer.ttft_ms or 0.0, "tokens": answer.tokens} for answer in answered],
+        "failed": [place for place, answer in enumerate(side.speed) if answer.error is not None],
+    }
 
 
 def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:

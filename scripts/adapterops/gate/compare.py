@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from adapterops.gate.intervals import Interval, mean_interval, paired_rate_inter
 
 _SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal")
 _LEAST_SLICE = 10  # pairs
+ADD = "Add evaluation rows or requests, or lower min_n."
+UNMEASURED = "Add evaluation rows that ask for it, or take its gate out."  # what to do about a metric that has no value
 
 
 def compare(
@@ -70,7 +73,7 @@ def _judge(row: dict[str, Any], gate: Gate, margin: float, interval: Interval, r
     bar = margin if ratio else margin if metric.better == "lower" else -margin
     limit = f"{bar:g} ×" if ratio else f"{bar:+g}"
     if row["n"] < gate.min_n:
-        return {"verdict": "ERROR", "reason": f"{row['metric']}: {row['n']} pairs with production, min_n is {gate.min_n}."}
+        return {"verdict": "ERROR", "reason": f"{row['metric']}: {row['n']} pairs with production, min_n is {gate.min_n}. {ADD}"}
     low, high = interval
     worst, best = (low, high) if metric.better == "higher" else (high, low)
     sign = 1 if metric.better == "higher" else -1
@@ -97,7 +100,7 @@ def slice_regressions(evidence: Evidence, slices: dict[str, list[int]], against:
             worse = np.subtract(pair[1].values, pair[0].values) * (1 if METRICS[metric].better == "higher" else -1)
             if not worse.any():
                 continue
-            looked.append((_p_value(worse, METRICS[metric].kind), name, metric, pair))
+            looked.append((_p_value(worse, pair[0].groups, METRICS[metric].kind), name, metric, pair))
     found, total = [], len(looked)
     for position, (p, name, metric, (candidate, reference)) in enumerate(sorted(looked, key=lambda item: item[:3])):
         if p * (total - position) > 1 - confidence:  # Holm (1979): the first that is not rejected ends the search
@@ -107,13 +110,15 @@ def slice_regressions(evidence: Evidence, slices: dict[str, list[int]], against:
     return found
 
 
-def _p_value(worse: Any, kind: str) -> float:
-    """One-sided: exact McNemar for rates, a paired t test for means."""
+def _p_value(worse: Any, groups: Sequence[int], kind: str) -> float:
+    """One-sided: exact McNemar for rates, a paired t test for means; rows of one group count as one, by their mean."""
+    index = np.unique(groups, return_inverse=True)[1]
+    worse = np.bincount(index, weights=worse) / np.bincount(index)
     if kind == "rate":
         losses, gains = int((worse > 0).sum()), int((worse < 0).sum())
-        return float(stats.binomtest(losses, losses + gains, alternative="greater").pvalue)
+        return float(stats.binomtest(losses, losses + gains, alternative="greater").pvalue) if losses else 1.0
     if np.ptp(worse) < 1e-12:
-        return float(0.5 ** len(worse))  # all alike: the sign test
+        return float(0.5 ** len(worse)) if worse[0] > 0 else 1.0  # all alike: the sign test
     return float(stats.ttest_1samp(worse, 0.0, alternative="greater").pvalue)
 
 
@@ -144,7 +149,8 @@ def _effect_interval(candidate: Sample, reference: Sample, confidence: float) ->
             return paired_rate_interval(outcomes[0], outcomes[1], candidate.groups, confidence)
         case "mean":
             differences = np.subtract(candidate.values, reference.values).tolist()
-            return mean_interval(differences, candidate.groups, confidence, candidate.seed, (-1.0, 1.0))
+            most = 0.5 if candidate.metric == WIN_RATE else 1.0
+            return mean_interval(differences, candidate.groups, confidence, candidate.seed, (-most, most), worse=metric.worse)
         case "total":
             return Interval(None, None)
         case kind:

@@ -84,7 +84,7 @@ def _contradictions(gate: Gate) -> list[str]:
     if gate.minimum is None and gate.maximum is None and gate.margin is None:
         problems.append("asks for nothing. Give min, max, margin (of a share) or ratio (of a speed).")
     if gate.minimum is not None and gate.maximum is not None and gate.minimum > gate.maximum:
-        problems.append(f"min {gate.minimum} exceeds max {gate.maximum}; nothing can pass.")
+        problems.append(f"min {gate.minimum} exceeds max {gate.maximum}; nothing can pass. Exchange them, or leave one out.")
     if metric.kind == "total" and gate.rule == "bound":
         problems.append("rule: bound needs a sample, and a phase has one total. Use stream_tokens_per_sec, or rule: point.")
     if metric.kind == "total" and gate.margin is not None:

@@ -51,7 +51,8 @@ class Sample:
 
     def interval(self, confidence: float) -> Interval:
         """One-sided bounds on either side, each at `confidence`; a phase's total has none."""
-        match METRICS[self.metric].kind:
+        metric = METRICS[self.metric]
+        match metric.kind:
             case "rate":
                 return rate_interval([value == 1 for value in self.values], self.groups, confidence)
             case "p95":
@@ -59,7 +60,7 @@ class Sample:
             case "total":
                 return Interval(None, None)
             case _:
-                return mean_interval(self.values, self.groups, confidence, self.seed, METRICS[self.metric].limits)
+                return mean_interval(self.values, self.groups, confidence, self.seed, metric.limits, worse=metric.worse)
 
 
 class Evidence:
@@ -88,21 +89,31 @@ class Evidence:
             found = [(i, value) for i, value in enumerate(column) if value is not None and (rows is None or i in rows)]
             groups = [self._observed["groups"][i] for i, _ in found]
         else:
-            found = list(enumerate(self._speed(side, metric)))
-            groups = list(range(len(found)))
+            found = self._speed(side, metric)
+            groups = [place for place, _ in found]
         if not found or not all(math.isfinite(value) for _, value in found):
             return None
         positions, values = zip(*found, strict=True)
         return Sample(metric, tuple(map(float, values)), tuple(groups), positions, seed)
 
-    def _speed(self, side: str, metric: str) -> list[float]:
+    def asked_speed(self) -> dict[str, tuple[int, int]]:
+        """Of each side that has a speed phase: its failed requests, and all that counted."""
+        sides = ((side, speed) for side, speed in self._observed["speed"].items() if speed)
+        return {side: (len(speed["failed"]), len(speed["failed"]) + len(speed["requests"])) for side, speed in sides}
+
+    def _speed(self, side: str, metric: str) -> list[tuple[int, float]]:
+        """(place, value) of each request that was answered: the place says which requests of two sides are the same."""
         if metric == "throughput_tokens_per_sec":
             measured = (self._results[{"candidate": "metrics"}.get(side, f"{side}_metrics")] or {}).get(metric)
-            return [measured["value"]] if measured and measured["value"] is not None else []
-        requests = (self._observed["speed"].get(side) or {}).get("requests", [])
+            return [(0, measured["value"])] if measured and measured["value"] is not None else []
+        speed = self._observed["speed"].get(side)
+        if not speed:
+            return []
+        answered = sorted(set(range(len(speed["requests"]) + len(speed["failed"]))) - set(speed["failed"]))
+        placed = list(zip(answered, speed["requests"], strict=True))
         if metric == "stream_tokens_per_sec":
-            return [request["tokens"] / request["latency_ms"] * 1000 for request in requests if request["latency_ms"] > 0]
-        return [request["ttft_ms" if metric == "ttft_p95_ms" else "latency_ms"] for request in requests]
+            return [(place, request["tokens"] / request["latency_ms"] * 1000) for place, request in placed if request["latency_ms"] > 0]
+        return [(place, request["ttft_ms" if metric == "ttft_p95_ms" else "latency_ms"]) for place, request in placed]
 
 
 def nearest_rank_p95(values: np.ndarray[Any, Any], axis: int = -1) -> Any:

@@ -13,16 +13,19 @@ from adapterops.adapters import Pins
 from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
 from adapterops.evaluate.catalogue import METRIC_IDS, METRICS, WIN_RATE
-from adapterops.gate.compare import compare, slice_regressions
+from adapterops.gate import JUDGE_VERSION
+from adapterops.gate.compare import ADD, UNMEASURED, compare, slice_regressions
 from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence, Sample
 from adapterops.schemas import repository_path
 
-# Whatever changes a verdict on equal evidence raises it; part of the gate key.
-JUDGE_VERSION = 2
 # The worst verdict of the gates is the verdict of the whole.
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
 _CONTAMINATION = "E401"
+_SHOWN = 5  # contaminated rows that a reason names
+_UNCHECKED = (
+    "Contamination was not checked: no data report was given. Validate the training data with these rows, judge with --data-report."
+)
 
 
 def judge_once(
@@ -45,7 +48,8 @@ def judge_once(
         gates_path: gate file.
         output: gate report to write.
         pins: what the adapter's specification fixes.
-        data_report: the validation that these evaluation rows passed; its contaminated rows are an ERROR.
+        data_report: the validation that these evaluation rows passed; its contaminated rows are an ERROR. Without one the report
+            warns that contamination was not checked.
         objections: what else the caller knows that makes this evaluation no evidence.
         force: judge anew; counted in the report.
 
@@ -74,6 +78,9 @@ def judge_once(
     found = read_json(data_report, "data_report") if data_report else None
     # A verdict that was given does not outlive its evidence: what is no evidence today is judged anew, and an ERROR always is.
     if former and not force and former["verdict"] != "ERROR" and not [*objections, *_errors(results, config, pins, found)]:
+        if found and _UNCHECKED in former["warnings"]:
+            former["warnings"].remove(_UNCHECKED)
+            write_json(output, former, "gate_report")
         return former, True
     report = judge(results, config, pins=pins, data_report=found, objections=objections)
     report["gate_key"] = key
@@ -113,7 +120,7 @@ def judge(
     verdicts = [*gates, *(row for row in comparisons if row["verdict"])]
     undecided = [row for row in verdicts if row["verdict"] == "INCONCLUSIVE"]
     counted = ["ERROR"] * bool(errors) + [row["verdict"] for row in verdicts if row["verdict"] != "INCONCLUSIVE" or row["blocking"]]
-    verdict = max(counted, key=_SEVERITY.index, default="PASS")
+    verdict = max(counted, key=_SEVERITY.index, default="INCONCLUSIVE")  # a gate that only warns stops no PASS, and gives none either
     unasked = [
         f"{gate.metric} is judged against an adapter in production only; this one is compared with the base model, as a report."
         for gate in config.gates
@@ -126,7 +133,10 @@ def judge(
         "verdict": verdict,
         "reason": _reason(verdict, errors, verdicts),
         "errors": errors,
-        "warnings": [row["reason"] for row in undecided if not row["blocking"]] + unasked + [_slice_warning(row) for row in regressed],
+        "warnings": [row["reason"] for row in undecided if not row["blocking"]]
+        + unasked
+        + [_slice_warning(row) for row in regressed]
+        + [_UNCHECKED] * (data_report is None),
         "adapter": {"name": pins.name, **results["adapter"]},
         "production": results["production"],
         "gate_config": {"path": repository_path(config.path), "sha256": config.sha256},
@@ -175,7 +185,7 @@ def _decide_comparison(
     if first and first["verdict"] == "INCONCLUSIVE" and evidence.drawn:
         return compare(evidence, metric, against, gate, confidence, extended=True)
     if first is None and gate and gate.margin is not None and against == "production":
-        reason = f"{metric} was not measured on both the candidate and production."
+        reason = f"{metric} was not measured on both the candidate and production. {UNMEASURED}"
         return _unmeasured_comparison(metric, gate, confidence, reason)
     return first
 
@@ -199,7 +209,8 @@ def judge_sample(
     """Judge one metric against one threshold.
 
     A metric that is missing, not a number, or measured on fewer than `min_n` is an ERROR and never a pass. Rates are compared as
-    the integers they come from, so that 49 of 50 meets 0.98 exactly, whatever binary floating point makes of it.
+    the integers they come from, so that 49 of 50 meets 0.98 exactly, and other values as decimals of twelve digits, so that a mean of
+    0.7 meets 0.7: whatever binary floating point makes of them.
     """
     sign = "≥" if relation == "min" else "≤"
     row: dict[str, Any] = {
@@ -217,30 +228,36 @@ def judge_sample(
         "description": gate.description,
     }
     if sample is None:
-        reason = f"{gate.metric} was not measured: no row of the evaluation data asks for it, or its phase did not run."
+        reason = f"{gate.metric} was not measured: no row of the evaluation data asks for it, or its phase did not run. {UNMEASURED}"
         return {**row, "verdict": "ERROR", "reason": reason}
     low, high = sample.interval(confidence)
     row |= {"value": sample.value, "n": sample.n, "count": sample.count, "interval": [low, high]}
     counted = f" ({sample.count} of {sample.n})" if sample.count is not None else ""
-    shown = f"{gate.metric} {sample.value:.4g}{counted}, wanted {sign} {threshold:g}"
+    shown = f"{gate.metric} {_apart(sample.value, threshold)}{counted}, wanted {sign} {threshold:g}"
     if sample.n < gate.min_n:
         return {
             **row,
             "verdict": "ERROR",
-            "reason": f"{shown}: measured on {sample.n}, min_n is {gate.min_n}. Add evaluation rows or requests.",
+            "reason": f"{shown}: measured on {sample.n}, min_n is {gate.min_n}. {ADD}",
         }
     if gate.rule == "point":
-        exact = Fraction(sample.count, sample.n) if sample.count is not None else Fraction(sample.value)
+        exact = Fraction(sample.count, sample.n) if sample.count is not None else Fraction(f"{sample.value:.12g}")
         bar = Fraction(str(threshold))
         met = exact >= bar if relation == "min" else exact <= bar
         return {**row, "verdict": "PASS" if met else "FAIL", "reason": f"{shown}."}
     worst, best = (low, high) if relation == "min" else (high, low)
     if worst is not None and (worst >= threshold if relation == "min" else worst <= threshold):
-        return {**row, "verdict": "PASS", "reason": f"{shown}; its bound {worst:.4g} is too."}
+        return {**row, "verdict": "PASS", "reason": f"{shown}; its bound {_apart(worst, threshold)} is too."}
     if best is not None and (best < threshold if relation == "min" else best > threshold):
-        return {**row, "verdict": "FAIL", "reason": f"{shown}; even its bound {best:.4g} misses it."}
-    bound = "no bound exists" if worst is None else f"its bound is {worst:.4g}"
+        return {**row, "verdict": "FAIL", "reason": f"{shown}; even its bound {_apart(best, threshold)} misses it."}
+    bound = "no bound exists" if worst is None else f"its bound is {_apart(worst, threshold)}"
     return {**row, "verdict": "INCONCLUSIVE", "reason": f"{shown} by the {confidence:.4g} bound; {bound}, {sample.n} do not decide."}
+
+
+def _apart(value: float, bar: float) -> str:
+    """The value with four digits, or with as many as tell it from the bar."""
+    rounded = (float(f"{value:.{digits}g}") for digits in range(4, 13))
+    return f"{next((number for number in rounded if number != bar), bar):.12g}"
 
 
 def _errors(results: dict[str, Any], config: GateConfig, pins: Pins, data_report: dict[str, Any] | None) -> list[str]:
@@ -269,6 +286,12 @@ def _errors(results: dict[str, Any], config: GateConfig, pins: Pins, data_report
             errors.append(
                 f"{failed} of {rows} generations of {side} failed; at most {config.max_failed:.1%} may. Mend the engine and evaluate again."
             )
+    for side, (failed, asked) in Evidence(results).asked_speed().items():
+        if failed > config.max_failed * asked:
+            errors.append(
+                f"{failed} of {asked} requests of the speed phase of {side} failed; at most {config.max_failed:.1%} may. The times of the "
+                "others say little of what users would see. Mend the engine and evaluate again."
+            )
     if not results["probes"]:
         errors.append(
             "No stable answer differs from the base model's: serving hosts could not tell that the adapter has an effect, and would refuse "
@@ -280,10 +303,23 @@ def _errors(results: dict[str, Any], config: GateConfig, pins: Pins, data_report
 def _contamination(data: dict[str, Any], report: dict[str, Any] | None) -> list[str]:
     if report is None:
         return []
-    if data["sha256"] not in {file["sha256"] for file in report["files"] if file["kind"] == "eval"}:
-        return ["The data report is not on these evaluation rows, so nothing is known of contamination. Validate again with --eval-data."]
+    checked = {file["sha256"] for file in report["files"] if file["kind"] == "eval"}
+    unchecked = [used["path"] for used in (data, data["extension"]) if used and used["sha256"] not in checked]
+    if unchecked:
+        again = " ".join(f"--eval-data {path}" for path in unchecked)
+        return [
+            f"The data report is not on {' and '.join(unchecked)} as evaluated, so nothing is known of contamination. "
+            f"Validate again with {again}."
+        ]
     count = report["counts"].get(_CONTAMINATION, 0)
-    return [f"{count} evaluation rows are in the training data ({_CONTAMINATION}). Their scores measure memory."] if count else []
+    if not count:
+        return []
+    places = [f"{found['file']}:{found['line']}" for found in report["findings"] if found["code"] == _CONTAMINATION]
+    shown = ", ".join(places[:_SHOWN]) + (", …" if count > _SHOWN else "")
+    return [
+        f"{count} evaluation rows are in the training data ({_CONTAMINATION}: {shown}). Their scores measure memory. "
+        "Take these rows out of the training data, and train again."
+    ]
 
 
 def _unmeasured_comparison(metric: str, gate: Gate, confidence: float, reason: str) -> dict[str, Any]:
@@ -314,6 +350,14 @@ def _reason(verdict: str, errors: list[str], rows: list[dict[str, Any]]) -> str:
         return f"All {len(rows)} gates passed."
     blocking = [row for row in rows if row["verdict"] in ("FAIL", "ERROR") or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])]
     missed = errors + [row["reason"] for row in blocking]
+    if not rows and not errors:
+        return (
+            "Nothing was judged: margins, ratios and win rates need an adapter in production, and there is none to compare with. "
+            "Give at least one metric a min or max."
+        )
+    if not missed:
+        undecided = " ".join(row["reason"] for row in rows)
+        return f"No gate passed, {len(rows)} are undecided. Add evaluation rows, or give a metric a point threshold. {undecided}"
     return f"{len(missed)} of {len(rows) + len(errors)} gates not passed: " + " ".join(missed)
 
 

@@ -12,6 +12,7 @@ from adapterops.documents import sha256_file, sha256_json
 from adapterops.engine.installed import engine_version
 from adapterops.errors import UsageError
 from adapterops.evaluate.catalogue import METRIC_IDS
+from adapterops.gate import JUDGE_VERSION
 from adapterops.serving.config import load_serving_config
 from adapterops.train.recipe import Recipe, load_recipe, training_key
 from adapterops.yamlfile import load_yaml
@@ -25,7 +26,8 @@ class Keys:
         spec: the adapter.
         recipe: its recipe.
         training: SHA-256 over what determines the weights.
-        rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows, gates, metrics, decoding, engine.
+        rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows, gates, metrics, the judge's
+            version, decoding, engine.
     """
 
     spec: AdapterSpec
@@ -72,6 +74,7 @@ def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
         "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
         "evaluation": {key: value for key, value in asdict(spec.evaluation).items() if key != "gate"},
         "metrics": METRIC_IDS,
+        "judge": JUDGE_VERSION,
         # The CPU and the CUDA build of one version have different names; the release judges what the GPU runner computed.
         "engine": {"version": _engine_number(), "dtype": serving.engine.dtype},
     }
