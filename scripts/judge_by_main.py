@@ -24,8 +24,9 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     """Judge a pull request's adapter by the gates and evaluation rows of the default branch too, where these differ.
 
     The documents go to main/ in the run directory. Where gates alone differ, what was measured for the pull request's own verdict
-    is judged; else the rows are evaluated anew, against the same adapter in production. The verdict is shown, and does not decide:
-    what a pull request does to the rules is for its reviewers to say. Exit 3 if it could not be computed.
+    is judged; else the rows are evaluated anew, against the same adapter in production, and it is checked that none of them is
+    trained on. Extension rows are drawn once, as for the pull request's own verdict. The verdict is shown, and does not decide: what a
+    pull request does to the rules is for its reviewers to say. Exit 3 if it could not be computed.
 
     \b
     Example:
@@ -33,6 +34,8 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
       python scripts/judge_by_main.py --adapter support-demo --main .main
     """
     from adapterops.adapters import run_directory
+    from adapterops.data.policy import load_policy
+    from adapterops.data.validate import validate, write_report
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.gitops.outputs import summarize
@@ -42,30 +45,43 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
 
     own = adapter_keys(adapter, ROOT)
     run = run_directory(runs, own.spec, own.training)
-    results, report = run / "eval_results.json", run / "main" / "gate_report.json"
+    results, report, data_report = run / "eval_results.json", run / "main" / "gate_report.json", run / "data_report.json"
     report.unlink(missing_ok=True)  # that of other rules says nothing today
-    try:
-        theirs = adapter_keys(adapter, main_copy.resolve())
-    except UsageError:
-        console.print(f"{adapter} is not on the default branch, or broken there: it has no rules to judge by")
-        return 0
     root = main_copy.resolve()
+    if not (root / "adapters" / f"{adapter}.yaml").is_file():
+        console.print(f"{adapter} is not on the default branch: it has no rules to judge by")
+        return 0
+    try:
+        theirs = adapter_keys(adapter, root)
+    except UsageError as error:  # which a pull request may be about to mend; the comment has it as an ERROR
+        said = f"{adapter} cannot be judged by the default branch's rules, which are broken there: {error}"
+        console.print(said, markup=False, soft_wrap=True)
+        summarize(f"- {text(said)}")
+        return 0
     evidence = _evidence(own.spec, ROOT) == _evidence(theirs.spec, root)
     if evidence and _bars(own.spec) == _bars(theirs.spec):
         console.print(f"{adapter}: gates and evaluation rows are those of the default branch")
         return 0
+    production = read_json(results, "eval_results")["production"]["digest"]
+    compared = runs / "releases" / adapter / f"sha256-{production}" if production else None
     if not evidence:
-        production = read_json(results, "eval_results")["production"]["digest"]
-        results = run / "main" / "eval_results.json"
-        compared = runs / "releases" / adapter / f"sha256-{production}" if production else None
-        if _call(_evaluation(theirs.spec, run / "model", results, runs / "responses.sqlite", compared, server_url)) != 0:
-            return 3
+        results, data_report = run / "main" / "eval_results.json", run / "main" / "data_report.json"
+        # Rows of main that the pull request trains on would show memory; it may have put others in their place in its own evaluation.
+        policy = load_policy(root / "configs" / "data_policy.yaml")
+        write_report(data_report, validate(list(own.spec.training_data), theirs.spec.judged_on, base_model=None, policy=policy))
+    evaluate = _evaluation(own.spec if evidence else theirs.spec, run / "model", results, runs / "responses.sqlite", compared, server_url)
+    if not evidence and _call(evaluate) != 0:
+        return 3
     # The specification of main too: it pins the rows.
-    gate = ["--results", results, "--gates", theirs.spec.evaluation.gate, "--output", report, "--adapter", adapter]
-    gate += ["--adapters", root / "adapters"]
-    if evidence and (run / "data_report.json").is_file():
-        gate += ["--data-report", run / "data_report.json"]
-    if _call(["quality_gate.py", *gate]) not in (0, 1):
+    gate = ["quality_gate.py", "--results", results, "--gates", theirs.spec.evaluation.gate, "--output", report, "--adapter", adapter]
+    gate += ["--adapters", root / "adapters", "--data-report", data_report]
+    judged = _call(gate)
+    if judged in (0, 1) and read_json(report, "gate_report")["extension"]["wanted"]:
+        console.print("The first rows do not decide; the extension rows are drawn, once.")
+        if _call([*evaluate, "--draw-extension"]) != 0:
+            return 3
+        judged = _call(gate)
+    if judged not in (0, 1):
         return 3
     verdict = read_json(report, "gate_report")
     said = f"By the default branch's rules {adapter} would be {verdict['verdict']}: {verdict['reason']}"
@@ -105,10 +121,12 @@ def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
     from dataclasses import asdict
 
     from adapterops.documents import sha256_file, sha256_json
+    from adapterops.serving.config import load_serving_config
 
     how = {key: str(value) for key, value in asdict(spec.evaluation).items() if key != "gate"}
     extension = sha256_file(spec.extension_data) if spec.extension_data else None
-    return [sha256_file(spec.evaluation_data), extension, sha256_json(how), str(spec.serving.relative_to(root))]
+    dtype = load_serving_config(spec.serving).engine.dtype
+    return [sha256_file(spec.evaluation_data), extension, sha256_json(how), str(spec.serving.relative_to(root)), dtype]
 
 
 def _bars(spec: AdapterSpec) -> list[object]:

@@ -59,9 +59,11 @@ class TestMainsRules:
         """`judge(changes)`: judge_by_main.py in a checkout with these changes; what it called, and how it ended."""
         import judge_by_main
 
-        def of(changes, gate_code=0, production=None):
+        def of(changes, gate_code=0, production=None, wanted=False, spec_of_main=None):
             main = tmp_path / "main"
             copy_tree(repository.path, main)
+            if spec_of_main is not None:
+                (main / "adapters/support.yaml").write_text(spec_of_main)
             for path, content in changes.items():
                 repository.write(path, content)
             run_of_it = run_directory(tmp_path / "runs", (own := adapter_keys("support", repository.path)).spec, own.training)
@@ -76,7 +78,9 @@ class TestMainsRules:
                 report = judge_by_main.Path(command[command.index("--output") + 1])
                 if "quality_gate.py" in command[1]:
                     report.parent.mkdir(parents=True, exist_ok=True)
-                    report.write_text(json.dumps({"verdict": "FAIL", "reason": "rouge_l 0.2 misses 0.55."}))
+                    open_yet = wanted and not any("--draw-extension" in former for former in calls)
+                    verdict = {"verdict": "INCONCLUSIVE" if open_yet else "FAIL", "reason": "rouge_l 0.2 misses 0.55."}
+                    report.write_text(json.dumps(verdict | {"extension": {"wanted": open_yet}}))
                 return type("_", (), {"returncode": gate_code if "quality_gate.py" in command[1] else 0})
 
             monkeypatch.setattr(judge_by_main, "subprocess", type("_", (), {"run": staticmethod(call)}))
@@ -107,7 +111,38 @@ class TestMainsRules:
         assert evaluate[evaluate.index("--production") + 1].endswith(f"runs/releases/support/sha256-{'9' * 64}")
         assert evaluate[evaluate.index("--responses") + 1].endswith("runs/responses.sqlite")
         assert gate[gate.index("--results") + 1].endswith("/main/eval_results.json")
-        assert "--data-report" not in gate  # it is on other rows
+        checked = Path(gate[gate.index("--data-report") + 1])  # not the pull request's own: it is on other rows
+        assert (checked.parent.name, checked.name) == ("main", "data_report.json")
+        files = {file["path"]: file["kind"] for file in json.loads(checked.read_text())["files"]}
+        assert [Path(path).name for path, kind in files.items() if kind == "eval"] == ["support.jsonl"]
+        assert json.loads(checked.read_text())["counts"].get("E401", 0) == 0
+
+    def test_mains_rows_that_are_trained_on_are_found_though_the_pull_request_evaluates_on_others(self, judge):
+        stolen = {**ROWS[0], "id": "stolen", "instruction": EVALUATION[1]["instruction"]}
+        others = [{**EVALUATION[0], "instruction": "Is the shop open on Sundays, and until when?"}]
+        _, gate = judge({"data/eval/support.jsonl": jsonl(others), "data/training/support.jsonl": jsonl([*ROWS, stolen])})[0]
+        checked = json.loads(Path(gate[gate.index("--data-report") + 1]).read_text())
+        assert checked["counts"]["E401"] == 1
+
+    @pytest.mark.parametrize("rows", ["its own", "main's"])
+    def test_extension_rows_are_drawn_once_where_main_is_left_open(self, judge, repository, rows):
+        gates = (repository.path / "configs/quality_gate.demo.yaml").read_text().replace("min: 0.55", "min: 0.05")
+        changes = {"configs/quality_gate.demo.yaml": gates}
+        if rows == "main's":
+            changes["data/eval/support.jsonl"] = jsonl(EVALUATION[:1])
+        calls, result, summary, _ = judge(changes, 1, wanted=True)
+        assert result.exit_code == 0, result.output
+        made = [Path(call[1]).name for call in calls]
+        assert made == ["evaluate.py"] * (rows == "main's") + ["quality_gate.py", "evaluate.py", "quality_gate.py"]
+        evaluate, gate = calls[-2:]
+        assert "--draw-extension" in evaluate
+        assert evaluate[evaluate.index("--output") + 1] == gate[gate.index("--results") + 1]
+        assert "would be FAIL" in summary
+
+    def test_rules_that_are_broken_on_main_are_named_and_hinder_nobody_who_mends_them(self, judge):
+        calls, result, summary, _ = judge({}, spec_of_main="name: 7\n")
+        assert (calls, result.exit_code) == ([], 0)
+        assert "support cannot be judged by the default branch's rules, which are broken there: adapters/support.yaml" in summary
 
     def test_a_pin_is_a_rule_and_main_has_its_own(self, judge, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
