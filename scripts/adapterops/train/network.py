@@ -98,6 +98,11 @@ def apply_kernels(
         UsageError: Liger is asked for where it cannot run.
     """
     network = model.get_base_model()
+    for module in network.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs NF4 weights anew in the first forward pass without gradients, as a look at the
+        # held-back rows is one: what reads the weights afterwards reads noise, and the packed product has no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if liger:
         _apply_liger(network)
     on_gpu = next(network.parameters()).is_cuda
