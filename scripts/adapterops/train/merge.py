@@ -40,7 +40,7 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
     """Write the merged model to `output`, as a whole or not at all.
 
     Raises:
-        UsageError: not an intact adapter directory, or `output` holds something else.
+        UsageError: not an intact adapter directory, trained on another revision of the base model, or `output` holds something else.
         RejectedError: the merged model differs by more than `tolerance`.
     """
     import torch
@@ -53,6 +53,11 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
     if output.exists() and not (output / "config.json").is_file() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"--output {output} exists and is not a model directory. Choose another path or remove it.")
     base_model = find_base_model(manifest["base_model"]["name"], str(adapter))
+    if base_model.revision != manifest["base_model"]["revision"]:
+        raise UsageError(
+            f"{adapter}: trained on {base_model.name} at revision {manifest['base_model']['revision']}, and configs/base_models.yaml has "
+            f"{base_model.revision} now. Train it again, or merge it with the repository as it was then."
+        )
     tokenizer = load_tokenizer(base_model)
     # In float32: bf16 arithmetic alone moves log-probabilities four times as much as rounding the merged weights does.
     base = AutoModelForCausalLM.from_pretrained(base_model_directory(base_model), dtype=torch.float32, trust_remote_code=False)
