@@ -23,9 +23,7 @@ def main(role: str, region: str) -> None:
     Example:
       python scripts/assume_role.py --role arn:aws:iam::123456789012:role/qlora-candidates --region eu-west-1
     """
-    import httpx
-
-    from adapterops.errors import InfrastructureError, UsageError
+    from adapterops.gitops.identity import write_token
     from adapterops.gitops.outputs import set_environment
 
     if region:
@@ -33,21 +31,8 @@ def main(role: str, region: str) -> None:
     if not role:
         console.print("no role is configured: the runner's own AWS credentials are used")
         return
-    url, bearer = (os.environ.get(f"ACTIONS_ID_TOKEN_REQUEST_{name}") for name in ("URL", "TOKEN"))
-    if not url or not bearer:
-        raise UsageError(f"--role {role} needs GitHub's OpenID Connect token. Give the job `permissions: id-token: write`.")
-    try:
-        answer = httpx.get(url, params={"audience": "sts.amazonaws.com"}, headers={"authorization": f"bearer {bearer}"}, timeout=20)
-        answer.raise_for_status()
-        token = str(answer.json()["value"])
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise InfrastructureError(f"GitHub gave no OpenID Connect token: {type(error).__name__}. Re-run the job.") from None
-    if os.environ.get("GITHUB_ACTIONS"):
-        console.out(f"::add-mask::{token}", highlight=False)
     path = Path(os.environ.get("RUNNER_TEMP", "/tmp")) / "aws-web-identity-token"  # noqa: S108  # outside of a runner it is of no use
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(token)
+    write_token(path)
     session = "-".join(["qlora-gitops", *(os.environ.get(name, "local") for name in ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT"))])
     set_environment(AWS_ROLE_ARN=role, AWS_WEB_IDENTITY_TOKEN_FILE=str(path), AWS_ROLE_SESSION_NAME=session)
     console.print(f"later steps use {role}")

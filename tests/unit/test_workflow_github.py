@@ -363,6 +363,17 @@ class TestRole:
         assert "arn:aws:iam::1:role/x" in (tmp_path / "env").read_text()
         assert token.read_text() not in (tmp_path / "env").read_text()
 
+    def test_a_training_that_outlasts_the_role_renews_the_token(self, github, monkeypatch, tmp_path):
+        from adapterops.gitops.identity import renew_token
+
+        renew_token()  # nothing to renew
+        token = tmp_path / "token"
+        token.write_text("expired")
+        for name, value in {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{github.url}/oidc", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x", "AWS_WEB_IDENTITY_TOKEN_FILE": str(token)}.items():  # fmt: skip  # noqa: E501
+            monkeypatch.setenv(name, value)
+        renew_token()
+        assert token.read_text() not in {"", "expired"}
+
     def test_without_the_permission_it_says_which(self, monkeypatch):
         import assume_role
 
