@@ -23,6 +23,7 @@ locals {
     read = {
       subjects = ["repo:${var.repository}:*"]
       write    = []
+      delete   = []
     }
     # train.yaml as main has it, called for a pull request or by main itself; never a pull request's own version of it.
     candidates = {
@@ -30,12 +31,14 @@ locals {
         "repo:${var.repository}:pull_request:job_workflow_ref:${local.train}",
         "repo:${var.repository}:ref:refs/heads/main:job_workflow_ref:${local.train}",
       ]
-      write = ["candidates/*"]
+      write  = ["candidates/*"]
+      delete = ["candidates/*/checkpoints/*"]
     }
     # Jobs that were let into the environment `production`, which only main may enter.
     release = {
       subjects = ["repo:${var.repository}:environment:production:job_workflow_ref:${local.workflows}/.github/workflows/*@refs/heads/main"]
       write    = ["adapters/*", "channels/*", "audit/*"]
+      delete   = []
     }
   }
 }
@@ -76,6 +79,8 @@ resource "aws_iam_role_policy" "role" {
       ],
       # Writing, never deleting: releases and candidates are immutable, and only the bucket's owner tidies up.
       [for prefix in each.value.write : { Effect = "Allow", Action = "s3:PutObject", Resource = "${local.bucket}/${prefix}" }],
+      # But for checkpoints, gigabytes that nobody needs when the training is done.
+      [for prefix in each.value.delete : { Effect = "Allow", Action = "s3:DeleteObject", Resource = "${local.bucket}/${prefix}" }],
     )
   })
 }
@@ -84,6 +89,18 @@ resource "aws_iam_role_policy" "role" {
 resource "aws_s3_bucket_versioning" "bucket" {
   bucket = var.bucket
   versioning_configuration { status = "Enabled" }
+}
+
+# What was removed below candidates/ are checkpoints; their bytes stay a week, not for ever.
+resource "aws_s3_bucket_lifecycle_configuration" "bucket" {
+  bucket = var.bucket
+  rule {
+    id     = "removed-checkpoints"
+    status = "Enabled"
+    filter { prefix = "candidates/" }
+    noncurrent_version_expiration { noncurrent_days = 7 }
+    expiration { expired_object_delete_marker = true }
+  }
 }
 
 output "roles" { value = { for name, role in aws_iam_role.role : name => role.arn } }

@@ -103,7 +103,7 @@ class TestRights:
 
     @pytest.mark.parametrize("role", WRITES)
     def test_a_server_that_holds_to_them_lets_it_write_there_and_nowhere_else(self, server, role):
-        """Real requests with the role's own keys; nothing may be deleted by anybody."""
+        """Real requests with the role's own keys; nothing may be deleted by anybody, but for checkpoints by who writes them."""
         from botocore import UNSIGNED
         from botocore.config import Config
 
@@ -121,4 +121,11 @@ class TestRights:
                     client.put_object(Bucket="qlora-adapters", Key=f"{prefix}/test", Body=b"x")
             with pytest.raises(ClientError, match="AccessDenied"):
                 client.delete_object(Bucket="qlora-adapters", Key=f"{prefix}/test")
+        checkpoint = {"Bucket": "qlora-adapters", "Key": f"candidates/{'a' * 64}/checkpoints/rung-0/1/weights"}
+        if role == "qlora-candidates":
+            client.put_object(**checkpoint, Body=b"x", IfNoneMatch="*")
+            client.delete_object(**checkpoint)
+        else:
+            with pytest.raises(ClientError, match="AccessDenied"):
+                client.delete_object(**checkpoint)
         assert client.list_objects_v2(Bucket="qlora-adapters")["KeyCount"] >= len(WRITES[role])
