@@ -121,7 +121,7 @@ def test_expressions_reach_a_shell_only_as_variables(name, job_name, step):
 def test_a_step_is_one_call(name, job_name, step):
     if "run" in step:
         assert len(step["run"].strip().splitlines()) == 1
-        assert re.match(r"(make|\.venv/bin/python scripts/[a-z_]+\.py)( |$)", step["run"])
+        assert re.match(r"(make|(exec )?\.venv/bin/python scripts/[a-z_]+\.py)( |$)", step["run"])
         for script in re.findall(r"scripts/[a-z_]+\.py", step["run"]):
             assert (ROOT / script).is_file()
 
