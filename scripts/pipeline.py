@@ -15,14 +15,26 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--server-url", help="Evaluate through this running vLLM (root, without /v1) instead of starting one.")
 @click.option("--gateway", multiple=True, help="A gateway to deploy to; may be given several times. None: stop after publishing.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET, else the one in the adapter's serving configuration.")
+@click.option("--checkpoint-bucket", help="S3 bucket in which a training's checkpoints lie too, so that another machine can resume.")
 @click.option("--from", "begin", type=click.Choice(["validate", "train", "evaluate"]), default="validate", help="The first stage to run.")
 @click.option(
     "--until", type=click.Choice(["validate", "train", "evaluate", "gate", "publish", "deploy"]), default="deploy", help="The last one."
 )
-def main(name: str, runs: Path, server_url: str | None, gateway: tuple[str, ...], bucket: str | None, begin: str, until: str) -> int:
+def main(
+    name: str,
+    runs: Path,
+    server_url: str | None,
+    gateway: tuple[str, ...],
+    bucket: str | None,
+    checkpoint_bucket: str | None,
+    begin: str,
+    until: str,
+) -> int:
     """Validate, train, evaluate, gate, publish and deploy one adapter.
 
-    A stage whose document for the same inputs exists is not run again; an interrupted run goes on where it stopped.
+    A stage whose document for the same inputs exists is not run again; an interrupted run goes on where it stopped. Checkpoints in a
+    bucket are signed and asked for as candidates are (CANDIDATE_SIGNING_KEY, CANDIDATE_SIGNED_BY), and stay until candidate.py has kept
+    the adapter.
 
     \b
     Example:
@@ -31,7 +43,17 @@ def main(name: str, runs: Path, server_url: str | None, gateway: tuple[str, ...]
     """
     from adapterops.pipeline import run_pipeline
 
-    return run_pipeline(name, runs, console, server_url=server_url, gateways=list(gateway), bucket=bucket, begin=begin, until=until)
+    return run_pipeline(
+        name,
+        runs,
+        console,
+        server_url=server_url,
+        gateways=list(gateway),
+        bucket=bucket,
+        checkpoint_bucket=checkpoint_bucket,
+        begin=begin,
+        until=until,
+    )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ def main(
     Writes adapter_model.safetensors (bf16), adapter_config.json, chat_template.jinja, train_manifest.json, README.md (model card) and
     loss.svg. Equal inputs have an equal training key and are not trained twice.
 
-    Interrupted by SIGTERM (a spot instance that goes, a cancelled job), it writes a checkpoint and exits with 3: the same command
-    resumes. Out of memory, it tries again with smaller micro-batches, then with checkpointing; the effective batch stays.
+    Interrupted by SIGTERM or SIGINT (a spot instance that goes, a cancelled job), it writes a checkpoint and exits with 3: the same
+    command resumes, and with --checkpoint-bucket on any machine. Out of memory, one process tries again with smaller micro-batches, then
+    with checkpointing; the effective batch stays, on however many GPUs.
 
     \b
     Examples:
@@ -53,7 +54,8 @@ def main(
       accelerate launch --config_file configs/accelerate/ddp.yaml scripts/train_qlora.py --config … --data … --output …
 
     \b
-    Exit codes: 0 trained · 1 the data cannot be trained on, or the loss diverged · 2 misuse · 3 interrupted, out of memory, network
+    Exit codes: 0 trained · 1 the data cannot be trained on, or the loss diverged · 2 misuse · 3 interrupted, out of memory, network.
+    Under `accelerate launch` every failure is 1: the launcher keeps no other code, and the message says which it was.
     """
     from adapterops.train.recipe import load_recipe
 
@@ -67,12 +69,13 @@ def main(
         raise UsageError("--output is missing: the adapter directory to make. Only --preflight does without.")
     from adapterops.train.cached import train_once
 
-    store = None
+    remote = None
     if checkpoint_bucket:
         from adapterops.store.objects import open_store
+        from adapterops.train.checkpoints import Remote
 
-        store = open_store(checkpoint_bucket)
-    manifest, cached = train_once(recipe, list(data), output, console, force=force, store=store)
+        remote = Remote(open_store(checkpoint_bucket))
+    manifest, cached = train_once(recipe, list(data), output, console, force=force, remote=remote)
     if not manifest:  # a process of rank above 0
         return
     training = manifest["training"]

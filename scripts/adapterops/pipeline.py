@@ -18,6 +18,8 @@ from adapterops.errors import RejectedError, UsageError
 from adapterops.evaluate.production import NONE, Production, production_from_channel
 from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
+from adapterops.gitops.candidates import trust_from
+from adapterops.gitops.identity import renew_token
 from adapterops.report.collect import collect
 from adapterops.report.console import print_metrics, print_verdict
 from adapterops.report.html import page
@@ -27,6 +29,7 @@ from adapterops.store.objects import open_store
 from adapterops.store.releases import publish
 from adapterops.store.signing import signer_from
 from adapterops.train.cached import train_once
+from adapterops.train.checkpoints import Remote
 from adapterops.train.recipe import Recipe, load_recipe, training_key
 
 STAGES = ("validate", "train", "evaluate", "gate", "publish", "deploy")
@@ -40,6 +43,7 @@ def run_pipeline(
     server_url: str | None = None,
     gateways: list[str] | None = None,
     bucket: str | None = None,
+    checkpoint_bucket: str | None = None,
     begin: str = "validate",
     until: str = "deploy",
 ) -> int:
@@ -52,6 +56,7 @@ def run_pipeline(
         server_url: a running engine to evaluate through; None starts one.
         gateways: serving hosts to deploy to; with none, the pipeline ends after publishing.
         bucket: S3 bucket; None takes `$ADAPTER_BUCKET`, else the serving configuration's.
+        checkpoint_bucket: S3 bucket in which a training's checkpoints lie too, or None.
         begin: the first stage to run; what it needs was made by an earlier call.
         until: the last stage to run.
 
@@ -96,7 +101,7 @@ def run_pipeline(
 
     model = run / "model"
     if stage("train"):
-        manifest, cached = train_once(recipe, data, model, console)
+        manifest, cached = train_once(recipe, data, model, console, remote=checkpoints_in(checkpoint_bucket))
         training = manifest["training"]
         console.print(
             f"{training['steps']} steps, final loss {training['final_loss']:.4f}, {training['tokens_per_second']:.0f} tok/s, "
@@ -139,6 +144,19 @@ def run_pipeline(
             deploy(store, name, release.digest, gateways, spec.rollout, console)
             done("deploy")
     return 0
+
+
+def checkpoints_in(bucket: str | None) -> Remote | None:
+    """Where a training's checkpoints lie too: signed as candidates are, for the adapter that comes of them will be one."""
+    if not bucket:
+        return None
+    return Remote(
+        open_store(bucket),
+        signer_from(os.environ.get("CANDIDATE_SIGNING_KEY")),
+        trust_from(os.environ.get("CANDIDATE_SIGNED_BY")),
+        renew=renew_token,
+        until_kept=True,
+    )
 
 
 def _validate(spec: AdapterSpec, recipe: Recipe, run: Path, console: Console) -> bool:

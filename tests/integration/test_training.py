@@ -204,21 +204,61 @@ def test_the_adapter_is_stored_in_bf16(adapter):
     assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
 
 
-def test_two_processes_give_the_loss_curve_of_one(data, tmp_path):
-    """Through gloo, a row of each batch of two in each process; sums in another order are all that differs."""
-    together = {"train_sampling_strategy": "random", "num_train_epochs": 2}  # batches by length depend on their size
-    assert train(write_recipe(tmp_path / "one.yaml", **together), data, tmp_path / "one").returncode == 0
-    half = write_recipe(tmp_path / "two.yaml", per_device_train_batch_size=1, **together)
+def in_two_processes(recipe, data, output):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
-    command += ["scripts/train_qlora.py", "--config", half, "--data", data, "--output", tmp_path / "two"]
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("step 1/4 | loss") == 1
-    one, two = manifest_of(tmp_path / "one"), manifest_of(tmp_path / "two")
+    command += ["scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def by_two(data, tmp_path_factory):
+    """A recipe whose batches of two are divided, and the manifest of what two processes made of it through gloo."""
+    directory = tmp_path_factory.mktemp("two")
+    # Batches by length depend on their size.
+    recipe = write_recipe(directory / "recipe.yaml", train_sampling_strategy="random", num_train_epochs=2)
+    process = in_two_processes(recipe, data, directory / "adapter")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.count("step 1/4 | loss") == 1
+    return recipe, manifest_of(directory / "adapter")
+
+
+def test_two_processes_give_the_loss_curve_of_one(by_two, data, tmp_path):
+    """Of the same recipe, a row of each batch in each process; sums in another order are all that differs."""
+    recipe, two = by_two
+    assert train(recipe, data, tmp_path / "one").returncode == 0
+    one = manifest_of(tmp_path / "one")
     assert (one["run"]["processes"], two["run"]["processes"]) == (1, 2)
+    assert one["training_key"] == two["training_key"]
     curves = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (one, two)]
     assert len(curves[0]) == 4
     assert curves[1] == pytest.approx(curves[0], abs=2e-3)
+
+
+def test_two_processes_agree_on_the_step_at_which_they_are_interrupted_and_resume(by_two, data, tmp_path):
+    recipe, two = by_two
+    process = in_two_processes(recipe, data, tmp_path / "adapter")
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors  # accelerate's own; docs/training.md
+    assert len(set(re.findall(r"interrupted by .* at step (\d) of 4", errors))) == 1, errors
+    process = in_two_processes(recipe, data, tmp_path / "adapter")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "resuming from step" in output
+    resumed = manifest_of(tmp_path / "adapter")
+    losses = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (resumed, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
 def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(recipe, data, tmp_path):

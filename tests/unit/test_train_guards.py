@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 
 from adapterops.basemodels import find_base_model
@@ -17,12 +16,13 @@ from adapterops.schemas import ROOT
 from adapterops.train.artifacts import _check_written, loss_curve, save_adapter
 from adapterops.train.checkpoints import Checkpoints
 from adapterops.train.encode import EncodedData
-from adapterops.train.ladder import next_rung
+from adapterops.train.interruptions import Interruptions
+from adapterops.train.ladder import is_out_of_memory, next_rung
 from adapterops.train.memory import Shape, estimate
 from adapterops.train.network import lora_config
 from adapterops.train.preflight import Gpu, cost, gpu_named, predict, throughput
 from adapterops.train.recipe import hints, load_recipe
-from adapterops.train.watch import EarlyStopping, LossGuard, Watch
+from adapterops.train.watch import EarlyStopping, LossGuard
 from adapterops.yamlfile import load_yaml
 
 LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128, 128256, tie_word_embeddings=False)
@@ -121,12 +121,23 @@ class TestLossGuard:
 
 
 def test_a_signal_while_the_model_loads_is_an_interruption_whatever_a_library_makes_of_it():
-    watch = Watch(Console(quiet=True), 1, LossGuard("r.yaml", 0.1))
-    with pytest.raises(InfrastructureError, match=r"interrupted by SIGTERM before the first step\. The same command starts again"), watch:
+    again = r"interrupted by SIGTERM before the first step\. The same command starts again"
+    with pytest.raises(InfrastructureError, match=again), Interruptions():
         try:
             signal.raise_signal(signal.SIGTERM)
         except InfrastructureError as error:
             raise RuntimeError("We encountered some issues during automatic conversion of the weights.") from error
+
+
+def test_between_steps_signals_are_only_noted_and_who_insists_is_heard(monkeypatch):
+    with Interruptions() as interruptions:
+        interruptions.stepping = True
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # as launchers and GitHub send them
+            signal.raise_signal(number)
+        assert interruptions.heard == "SIGTERM"
+        monkeypatch.setattr("adapterops.train.interruptions._AGAIN_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_early_stopping_waits_for_its_patience_and_knows_the_best_step():
@@ -143,6 +154,7 @@ class TestLadder:
         "fused_lora": True,
         "on_truncation": "allow",
         "max_length": 2048,
+        "packing": False,
     }
 
     def rungs(self, **changes):
@@ -163,6 +175,28 @@ class TestLadder:
             "max_length 2048 → 1024",
             "max_length 1024 → 512",
         ]
+
+    def test_packs_of_half_the_length_come_twice_as_many_to_a_step(self):
+        settings, tokens = {**self.START, "packing": True}, set()
+        while rung := next_rung(settings):
+            settings = rung[0]
+            tokens.add(settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * settings["max_length"])
+        assert settings["max_length"] == 512
+        assert tokens == {24 * 2048}
+
+    @pytest.mark.parametrize(
+        ("error", "so"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), True),
+            (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+            (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+            (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+            (ValueError("out of memory"), False),
+        ],
+    )
+    def test_memory_runs_out_in_several_words(self, error, so):
+        assert is_out_of_memory(error) is so
 
     def test_tokens_are_lost_only_where_the_recipe_allows_it(self):
         assert self.rungs(on_truncation="error", fused_lora=False)[-1] == "gradient_checkpointing false → true"
@@ -195,6 +229,16 @@ class TestCheckpoints:
         self.write(Checkpoints(tmp_path, "a" * 64), 5)
         assert Checkpoints(tmp_path, "b" * 64).newest() is None
 
+    def test_settings_of_another_rung_and_another_number_of_processes_have_others(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path, "a" * 64)
+        self.write(checkpoints, 5)
+        assert Checkpoints(tmp_path, "a" * 64, processes=2).newest() is None
+        checkpoints.take_rung("smaller")
+        assert checkpoints.newest() is None
+        later = Checkpoints(tmp_path, "a" * 64)
+        assert (later.find_rung(), later.newest()) == (1, None)
+        assert Checkpoints(tmp_path, "a" * 64, processes=2).find_rung() == 0
+
     def test_the_third_failure_in_a_row_ends_the_training(self, tmp_path):
         checkpoints = Checkpoints(tmp_path, "a" * 64)
         checkpoints.failed(1, "disk full")
@@ -202,7 +246,7 @@ class TestCheckpoints:
         self.write(checkpoints, 3)
         checkpoints.failed(4, "disk full")
         checkpoints.failed(5, "disk full")
-        with pytest.raises(InfrastructureError, match=r"3 checkpoints in a row failed \(disk full\)"):
+        with pytest.raises(InfrastructureError, match=r"3 checkpoints in a row failed \(checkpoint of step 6 failed: disk full\)"):
             checkpoints.failed(6, "disk full")
 
 

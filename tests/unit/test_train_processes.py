@@ -19,6 +19,7 @@ from adapterops.train.build import _refuse_in_pieces
 from adapterops.train.labels import IGNORED
 from adapterops.train.network import apply_kernels, lora_config, nf4
 from adapterops.train.packing import Collator, packed_rows
+from adapterops.train.processes import divided
 from adapterops.train.recipe import load_recipe
 from adapterops.train.trainer import AnswerTrainer, training_arguments
 from adapterops.yamlfile import load_yaml
@@ -133,3 +134,19 @@ def test_the_loss_that_trl_takes_of_pieces_is_ours(packing, tmp_path):
     theirs = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(20))
     assert float(theirs.detach()) == pytest.approx(float(ours.detach()), rel=1e-4)
     assert theirs.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "processes", "each"),
+    [(4, 8, 1, (4, 8)), (4, 8, 2, (4, 4)), (4, 8, 8, (4, 1)), (8, 1, 2, (4, 1)), (4, 2, 8, (1, 1)), (6, 4, 12, (2, 1))],
+)
+def test_the_effective_batch_is_the_recipes_on_however_many_processes(micro, accumulation, processes, each):
+    assert divided(micro, accumulation, processes, "r.yaml") == each
+    assert each[0] * each[1] * processes == micro * accumulation
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    with pytest.raises(
+        UsageError, match=r"r.yaml: training.per_device_train_batch_size 1 × gradient_accumulation_steps 2 cannot .* 4 proc"
+    ):
+        divided(1, 2, 4, "r.yaml")

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from adapterops.errors import RejectedError, UsageError
+from adapterops.train.judgement import judge
 from adapterops.train.labels import IGNORED
 from adapterops.train.network import apply_kernels, lora_config
 from adapterops.train.packing import Collator
-from adapterops.train.quantisation import compare, judge, sample
+from adapterops.train.quantisation import compare, sample
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

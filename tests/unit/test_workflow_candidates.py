@@ -79,6 +79,26 @@ def test_the_first_training_of_a_key_decides(store, keys, tmp_path):
     assert adapter_digest(second / "model") == digest  # what is evaluated next is what was kept
 
 
+def test_what_is_kept_needs_no_checkpoints(store, keys, tmp_path):
+    other = f"candidates/{'f' * 64}/checkpoints/rung-0/00000005-{'a' * 12}/seal.json"
+    for key in (f"candidates/{keys.training}/checkpoints/rung-0/00000005-{'a' * 12}/seal.json", other):
+        store.put_new(key, b"{}")
+    keep_adapter(store, keys.training, run_of(keys, tmp_path / "run") / "model")
+    assert [key for key in store.keys("candidates/") if "/checkpoints/" in key] == [other]
+
+
+def test_checkpoints_of_a_pipeline_are_signed_as_candidates_are_and_stay_until_then(store, monkeypatch, tmp_path):
+    from adapterops.pipeline import checkpoints_in
+
+    make_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    monkeypatch.setenv("CANDIDATE_SIGNING_KEY", str(tmp_path / "key.pem"))
+    monkeypatch.setenv("CANDIDATE_SIGNED_BY", str(tmp_path / "key.pub.pem"))
+    remote = checkpoints_in(BUCKET)
+    assert (remote.store.bucket, remote.signer, remote.trust) == (BUCKET, Signer(tmp_path / "key.pem"), Trust(tmp_path / "key.pub.pem"))
+    assert remote.until_kept
+    assert checkpoints_in(None) is None
+
+
 def test_a_verdict_stays(store, keys, tmp_path):
     """No retry until green."""
     assert kept(store, keys, tmp_path / "first", verdict="FAIL")["verdict"] == "FAIL"

@@ -1,5 +1,6 @@
 """Candidates: what pull-request runs computed, kept in the store under the keys of their inputs.
 
+    candidates/<training key>/checkpoints/…                       of a training that goes on; removed when the adapter is kept
     candidates/<training key>/adapter/sha256-<digest>/…           the adapter's files
     candidates/<training key>/candidate.json                      written last: which digest this key has, for good
     candidates/<training key>/judgements/<judgement key>/…        documents of one evaluation and its verdict
@@ -34,6 +35,7 @@ from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore, parse
 from adapterops.store.releases import adapter_digest, adapter_files, find_release
 from adapterops.store.signing import Signer, Trust
+from adapterops.train.checkpoints import remove_remote
 
 _MANIFEST = "train_manifest.json"
 _SIGNING_WORKFLOW = ".github/workflows/train.yaml@refs/heads/main"  # as pull-request.yaml calls it, whichever ref that runs on
@@ -208,6 +210,7 @@ def keep_adapter(store: ObjectStore, training_key: str, model: Path, signer: Sig
         kept = _put_first(store, f"{_prefix(training_key)}/candidate.json", document, "candidate", signer)
     if kept["digest"] != digest:
         fetch_adapter(store, training_key, model, trust)
+    remove_remote(store, training_key)  # nobody will go on with this training
     return str(kept["digest"])
 
 

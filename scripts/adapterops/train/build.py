@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback
 
 from adapterops.basemodels import base_model_directory
@@ -19,6 +19,8 @@ from adapterops.train.network import apply_kernels, load_base, lora_config, try_
 from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.recipe import Recipe
 from adapterops.train.trainer import AnswerTrainer, in_pieces, training_arguments
+
+_KEPT = "best_weights.safetensors"
 
 
 def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tokenizer: Any, checkpoints: Path) -> AnswerTrainer:
@@ -128,17 +130,34 @@ def hold_back(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
     return kept, [row for row in rows if key(row) in held]
 
 
-def remember(model: Any) -> tuple[Callable[[], None], Callable[[], None]]:
-    """`keep` copies the trained weights, `restore` puts the last copy back."""
-    copies: dict[str, torch.Tensor] = {}
+class Kept:
+    """A copy of the trained weights as they were at one step.
 
-    def keep() -> None:
-        copies.update({name: value.detach().to("cpu", copy=True) for name, value in model.named_parameters() if value.requires_grad})
+    Args:
+        model: whose weights.
+    """
 
-    def restore() -> None:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._copies: dict[str, torch.Tensor] = {}
+
+    def keep(self) -> None:
+        """Copy them, in place of what was kept before."""
+        self._copies = {name: value.detach().to("cpu", copy=True) for name, value in self._model.named_parameters() if value.requires_grad}
+
+    def restore(self) -> None:
+        """Put the copy back; without one, nothing."""
         with torch.no_grad():
-            for name, value in model.named_parameters():
-                if name in copies:
-                    value.copy_(copies[name])
+            for name, value in self._model.named_parameters():
+                if name in self._copies:
+                    value.copy_(self._copies[name])
 
-    return keep, restore
+    def write(self, checkpoint: Path) -> None:
+        """Lay the copy beside a checkpoint."""
+        if self._copies:
+            save_file(self._copies, checkpoint / _KEPT)
+
+    def read(self, checkpoint: Path) -> None:
+        """Take over what `write` left there."""
+        if (checkpoint / _KEPT).is_file():
+            self._copies = load_file(checkpoint / _KEPT)

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from adapterops.documents import read_json
 from adapterops.errors import UsageError
-from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest
+from adapterops.train.checkpoints import Remote
+from adapterops.train.judgement import judge_again
 from adapterops.train.recipe import Recipe, training_key
 
 
@@ -26,7 +27,7 @@ def find_trained(output: Path, key: str) -> dict[str, Any] | None:
 
 
 def train_once(
-    recipe: Recipe, data: list[Path], output: Path, console: Console, *, force: bool = False, store: ObjectStore | None = None
+    recipe: Recipe, data: list[Path], output: Path, console: Console, *, force: bool = False, remote: Remote | None = None
 ) -> tuple[dict[str, Any], bool]:
     """Train into `output` unless it holds the adapter of this very key.
 
@@ -34,13 +35,15 @@ def train_once(
         The train manifest, and whether it was there already.
 
     Raises:
+        RejectedError: it holds that adapter, and today's recipe does not allow it (`judgement.judge_again`).
         UsageError: `output` exists and is not an adapter directory, which would be lost; see also `train`.
     """
     if output.exists() and not (output / "train_manifest.json").is_file() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"--output {output} exists and is not an adapter directory. Choose another path or remove it.")
     manifest = None if force else find_trained(output, training_key(recipe, data))
     if manifest:
+        judge_again(manifest, recipe)
         return manifest, True
     from adapterops.train.run import train
 
-    return train(recipe, data, output, console, store=store), False
+    return train(recipe, data, output, console, remote=remote), False

@@ -6,54 +6,142 @@ import contextlib
 import json
 import re
 import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterops.command import error_console
 from adapterops.documents import sha256_file, sha256_json, write_bytes
-from adapterops.errors import InfrastructureError
+from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 
 if TYPE_CHECKING:
     from adapterops.store.objects import ObjectStore
+    from adapterops.store.signing import Signer, Trust
 
-_SEAL = "SHA256SUMS.json"
+_SEAL, _SIGNATURE = "seal.json", "seal.json.signature"
 _FAILURES = 3
+_KEPT = 2
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
+@dataclass(frozen=True)
+class Remote:
+    """Where checkpoints lie for other machines.
+
+    Args:
+        store: the bucket.
+        signer: who signs each; None leaves them unsigned.
+        trust: whose signature one must carry to be gone on from; None asks for none.
+        renew: called before each use of the store: its credentials may end sooner than a training.
+        until_kept: whether they stay when the training is done, until `candidate.py keep` has the adapter.
+    """
+
+    store: ObjectStore
+    signer: Signer | None = None
+    trust: Trust | None = None
+    renew: Callable[[], None] = lambda: None
+    until_kept: bool = False
+
+
 class Checkpoints:
-    """Checkpoints in `<directory>/<first 16 of the key>/checkpoint-<step>`, the newest two kept.
+    """Checkpoints in `<directory>/<first 16 of the key>/rung-<n>/checkpoint-<step>`, the newest two kept.
 
     Args:
         directory: of all keys.
         key: the training key; only its own checkpoints are ever resumed.
-        store: a bucket in which they lie too, under `candidates/<key>/checkpoints/`, or None.
+        remote: where they lie too, under `candidates/<key>/checkpoints/`, or None.
+        processes: how many train; others divide the rows in another way, and have checkpoints of their own.
+
+    Attributes:
+        rung: how often memory ran out: settings of another rung count other micro-batches, and have other checkpoints.
+        uploaded: whether the last checkpoint is in the store as well.
     """
 
-    def __init__(self, directory: Path, key: str, store: ObjectStore | None = None) -> None:
-        self.directory = directory / key[:16]
+    def __init__(self, directory: Path, key: str, remote: Remote | None = None, processes: int = 1) -> None:
+        self._key = key
         self._root = directory
-        self._prefix = f"candidates/{key}/checkpoints"
-        self._store = store
+        self._remote = remote
+        self._processes = processes
         self._failures = 0
+        self.rung = 0
+        self.uploaded = False
 
-    def seal(self, step: int) -> None:
-        """Record the digests of the files of a step, upload them, and remove older checkpoints.
+    @property
+    def directory(self) -> Path:
+        """Where Trainer writes them."""
+        return self._root / self._key[:16] / self._name
+
+    @property
+    def _name(self) -> str:
+        return f"rung-{self.rung}" + (f"-of-{self._processes}" if self._processes > 1 else "")
+
+    @property
+    def _prefix(self) -> str:
+        return f"{_remote_prefix(self._key)}{self._name}/"
+
+    def find_rung(self) -> int:
+        """The rung at which an earlier call was, here or on another machine; from now on this one's.
 
         Raises:
             InfrastructureError: the store.
         """
+        names = [path.name for path in self.directory.parent.glob("rung-*")]
+        if self._remote:
+            self._remote.renew()
+            start = _remote_prefix(self._key)
+            names += [key.removeprefix(start).partition("/")[0] for key in self._remote.store.keys(start)]
+        several = f"-of-{self._processes}" if self._processes > 1 else ""
+        found = [re.fullmatch(rf"rung-(\d+){several}", name) for name in names]
+        self.rung = max((int(match.group(1)) for match in found if match), default=0)
+        return self.rung
+
+    def take_rung(self, what: str) -> None:
+        """Memory ran out: checkpoints so far are of no more use, and the same command, here or elsewhere, starts from the next rung.
+
+        Args:
+            what: changes, for whoever looks into the store.
+
+        Raises:
+            InfrastructureError: the third failure in a row.
+        """
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.rung += 1
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._remote:
+            try:
+                self._remote.renew()
+                self._remote.store.put_new(f"{self._prefix}taken", what.encode(), "text/plain")
+            except (OSError, AdapterOpsError) as error:
+                self._count(f"that memory ran out could not be written to the object store: {error}")
+
+    def seal(self, step: int) -> None:
+        """Record the digests of the files of a step, upload them, and remove older checkpoints.
+
+        One that cannot be uploaded stays here.
+
+        Raises:
+            InfrastructureError: the third in a row that could not be written or uploaded.
+        """
         directory = self.directory / f"checkpoint-{step}"
-        digests = {str(file.relative_to(directory)): sha256_file(file) for file in sorted(directory.rglob("*")) if file.is_file()}
-        write_bytes(directory / _SEAL, (json.dumps(digests, indent=2) + "\n").encode())
-        for older in self._local()[:-2]:
-            shutil.rmtree(older)
-        if self._store:
-            # Named by content as well: a repeated step that came out differently must not meet an object that never changes.
-            remote = f"{self._prefix}/{step:08d}-{sha256_json(digests)[:12]}"
-            for name in digests:
-                self._store.put_new(f"{remote}/{name}", directory / name)
-            self._store.put_new(f"{remote}/{_SEAL}", directory / _SEAL, "application/json")
+        self.uploaded = False
+        try:
+            files = {str(file.relative_to(directory)): sha256_file(file) for file in sorted(directory.rglob("*")) if file.is_file()}
+            seal = {"training_key": self._key, "place": self._name, "step": step, "files": files}
+            write_bytes(directory / _SEAL, (json.dumps(seal, indent=2) + "\n").encode())
+            for older in self._local()[:-_KEPT]:
+                shutil.rmtree(older)
+        except OSError as error:
+            self.failed(step, str(error))
+            return
+        if self._remote:
+            try:
+                self._upload(self._remote, directory, seal)
+            except (OSError, AdapterOpsError) as error:
+                self._count(f"checkpoint of step {step} is in {directory}, and could not be uploaded: {error}")
+                return
+            self.uploaded = True
         self._failures = 0
 
     def failed(self, step: int, reason: str) -> None:
@@ -63,55 +151,127 @@ class Checkpoints:
             InfrastructureError: the third in a row.
         """
         shutil.rmtree(self.directory / f"checkpoint-{step}", ignore_errors=True)
+        self._count(f"checkpoint of step {step} failed: {reason}")
+
+    def _count(self, what: str) -> None:
         self._failures += 1
-        error_console.print(f"checkpoint of step {step} failed: {reason}", markup=False, soft_wrap=True)
+        error_console.print(what, markup=False, soft_wrap=True)
         if self._failures >= _FAILURES:
             raise InfrastructureError(
-                f"{self._failures} checkpoints in a row failed ({reason}): an interruption would lose everything. Free space below "
-                f"{self._root}, or mend the object store, and run the same command again."
+                f"{self._failures} checkpoints in a row failed ({what}): an interruption would lose what was trained. Free space below "
+                f"{self._root}, or mend the object store, and run the same command again: it goes on from the newest whole checkpoint."
             )
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, fetched from the store if that has a newer one; None if there is none."""
+        """The newest whole checkpoint of this rung, fetched from the store if that has a newer one; None if there is none.
+
+        Raises:
+            InfrastructureError: the store.
+        """
         found = next((path for path in reversed(self._local()) if _whole(path)), None)
-        if self._store:
+        if self._remote:
+            self._remote.renew()
             step = _step(found) if found else -1
-            for key in sorted(self._store.keys(f"{self._prefix}/"), reverse=True):
-                if key.endswith(f"/{_SEAL}") and int(key[len(self._prefix) + 1 :].split("-")[0]) > step:
-                    with contextlib.suppress(InfrastructureError):  # damaged: the one before it will do
-                        return self._fetch(key)
+            for key in sorted(self._remote.store.keys(self._prefix), reverse=True):
+                if key.endswith(f"/{_SEAL}") and _remote_step(key) > step:
+                    try:
+                        return self._fetch(self._remote, key)
+                    except (RejectedError, InfrastructureError, ValueError, KeyError) as error:  # the one before it will do
+                        error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
         return found
 
     def clear(self) -> None:
-        """Remove what lies here; the training is done."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove what lies here, and in the store unless it is to stay; the training is done."""
+        shutil.rmtree(self.directory.parent, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._root.rmdir()  # only if no other key has any
+        if self._remote and not self._remote.until_kept:
+            try:
+                self._remote.renew()
+            except AdapterOpsError as error:
+                error_console.print(f"checkpoints stay in the object store: {error}", markup=False, soft_wrap=True)
+                return
+            remove_remote(self._remote.store, self._key)
 
-    def _fetch(self, seal: str) -> Path:
-        assert self._store
-        fetched = self._store.get(seal)
+    def _upload(self, remote: Remote, directory: Path, seal: dict[str, Any]) -> None:
+        remote.renew()
+        # Named by content as well: a repeated step that came out differently must not meet an object that never changes.
+        place = f"{self._prefix}{seal['step']:08d}-{sha256_json(seal)[:12]}"
+        for name in seal["files"]:
+            remote.store.put_new(f"{place}/{name}", directory / name)
+        if remote.signer:
+            with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(RejectedError):  # no two signatures are alike; one will do
+                shutil.copy(directory / _SEAL, scratch)
+                remote.store.put_new(f"{place}/{_SIGNATURE}", remote.signer.sign(Path(scratch)), "application/json")
+        remote.store.put_new(f"{place}/{_SEAL}", directory / _SEAL, "application/json")
+        keys = list(remote.store.keys(self._prefix))
+        kept = sorted({_remote_step(key) for key in keys if key.endswith(f"/{_SEAL}")})[-_KEPT:]
+        _remove(remote.store, [key for key in keys if _remote_step(key) >= 0 and _remote_step(key) not in kept])
+
+    def _fetch(self, remote: Remote, key: str) -> Path:
+        fetched = remote.store.get(key)
         if fetched is None:
-            raise InfrastructureError(f"{seal} vanished")
-        digests: dict[str, str] = json.loads(fetched.content)
-        step = int(seal[len(self._prefix) + 1 :].split("-", maxsplit=1)[0])
+            raise InfrastructureError("it vanished")
+        place, step = key.removesuffix(_SEAL), _remote_step(key)
+        if remote.trust:
+            _verify(fetched.content, remote.store.get(f"{place}{_SIGNATURE}"), remote.trust)
+        seal = json.loads(fetched.content)
+        if (seal["training_key"], seal["place"], seal["step"]) != (self._key, self._name, step):
+            raise InfrastructureError("it is a checkpoint of something else")
         target = self.directory / f"checkpoint-{step}"
         shutil.rmtree(target, ignore_errors=True)
-        for name, digest in digests.items():
+        for name, digest in seal["files"].items():
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise InfrastructureError(f"{seal} names a file outside the checkpoint")
-            content = self._store.get(seal.removesuffix(_SEAL) + name)
+                raise InfrastructureError("it names a file outside the checkpoint")
+            content = remote.store.get(place + name)
             if content is None:
-                raise InfrastructureError(f"{seal} names a file that is missing")
+                raise InfrastructureError(f"{name} is missing")
             write_bytes(target / name, content.content)
             if sha256_file(target / name) != digest:
-                raise InfrastructureError(f"{seal}: {name} is damaged")
+                raise InfrastructureError(f"{name} is damaged")
         write_bytes(target / _SEAL, fetched.content)
         return target
 
     def _local(self) -> list[Path]:
         paths = [path for path in self.directory.glob("checkpoint-*") if _STEP.fullmatch(path.name)]
         return sorted(paths, key=_step)
+
+
+def remove_remote(store: ObjectStore, key: str) -> None:
+    """Remove every checkpoint of a training key from the store; what may not be removed stays, and a line says so."""
+    try:
+        _remove(store, list(store.keys(_remote_prefix(key))))
+    except InfrastructureError as error:
+        error_console.print(f"checkpoints stay in the object store: {error}", markup=False, soft_wrap=True)
+
+
+def _remove(store: ObjectStore, keys: list[str]) -> None:
+    # The seal first, or what is left would look whole.
+    for key in sorted(keys, key=lambda key: not key.endswith(f"/{_SEAL}")):
+        try:
+            store.delete(key)
+        except InfrastructureError as error:
+            error_console.print(f"checkpoints that are not needed stay in the object store: {error}", markup=False, soft_wrap=True)
+            return
+
+
+def _verify(content: bytes, signature: Any, trust: Trust) -> None:
+    if signature is None:
+        raise RejectedError("it is not signed")
+    with tempfile.TemporaryDirectory() as scratch:
+        proof = Path(scratch) / _SIGNATURE
+        (Path(scratch) / _SEAL).write_bytes(content)
+        proof.write_bytes(signature.content)
+        trust.verify(Path(scratch), proof)
+
+
+def _remote_prefix(key: str) -> str:
+    return f"candidates/{key}/checkpoints/"
+
+
+def _remote_step(key: str) -> int:
+    match = re.search(r"/checkpoints/[^/]+/(\d{8})-[0-9a-f]{12}/", key)
+    return int(match.group(1)) if match else -1
 
 
 def _step(path: Path) -> int:
@@ -121,7 +281,7 @@ def _step(path: Path) -> int:
 
 def _whole(path: Path) -> bool:
     try:
-        digests: dict[str, str] = json.loads((path / _SEAL).read_text(encoding="utf-8"))
-        return bool(digests) and all(sha256_file(path / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
+        files: dict[str, str] = json.loads((path / _SEAL).read_text(encoding="utf-8"))["files"]
+        return bool(files) and all(sha256_file(path / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
         return False

@@ -28,7 +28,35 @@ def next_rung(training: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         return {**training, "gradient_checkpointing": "selective"}, "gradient_checkpointing false → selective"
     if checkpointing is not True:
         return {**training, "gradient_checkpointing": True}, f"gradient_checkpointing {str(checkpointing).lower()} → true"
-    if training["on_truncation"] == "allow" and training["max_length"] > 512:
-        shorter = max(512, training["max_length"] // 2)
-        return {**training, "max_length": shorter}, f"max_length {training['max_length']} → {shorter}"
-    return None
+    length = training["max_length"]
+    if training["on_truncation"] != "allow" or length <= 512:
+        return None
+    if not training["packing"]:
+        shorter = max(512, length // 2)
+        return {**training, "max_length": shorter}, f"max_length {length} → {shorter}"
+    if length < 1024:
+        return None
+    # A pack is max_length tokens, whatever number of rows: half as long, there must be twice as many in a step.
+    return (
+        {**training, "max_length": length // 2, "gradient_accumulation_steps": 2 * accumulation},
+        f"max_length {length} → {length // 2}, gradient_accumulation_steps {accumulation} → {2 * accumulation}",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the machine: torch has one class for some cases, and texts for the others."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        said in text
+        for said in (
+            "can't allocate memory",  # the CPU's allocator
+            "CUDA error: out of memory",  # AcceleratorError, from what allocates beside torch
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "CUDNN_STATUS_ALLOC_FAILED",
+            "Triton Error [CUDA]: out of memory",
+        )
+    )

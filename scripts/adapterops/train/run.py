@@ -19,12 +19,13 @@ from adapterops.basemodels import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_json
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT, repository_path
-from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, adapter_files
 from adapterops.train.artifacts import lora_digest, loss_curve, model_card, peak_memory_gib, save_adapter
-from adapterops.train.checkpoints import Checkpoints
+from adapterops.train.checkpoints import Checkpoints, Remote
 from adapterops.train.encode import EncodedData, encode_files, mask_sample
-from adapterops.train.ladder import next_rung
+from adapterops.train.interruptions import Interruptions
+from adapterops.train.judgement import judge
+from adapterops.train.ladder import is_out_of_memory, next_rung
 from adapterops.train.preflight import PRICING, cost, predict
 from adapterops.train.recipe import Recipe, hints, training_key_inputs
 from adapterops.yamlfile import load_yaml
@@ -33,26 +34,34 @@ MANIFEST = "train_manifest.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 
 
-def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, store: ObjectStore | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, remote: Remote | None = None) -> dict[str, Any]:
     """Train an adapter and write `output` (as a whole, or not at all).
 
-    An interrupted training leaves checkpoints beside `output`, and in `store` if there is one; the same call goes on from there.
+    An interrupted training leaves checkpoints beside `output`, and in `remote` if there is one; the same call goes on from there. So does
+    one that was trained and then refused: with a higher `max_loss_increase` the same call only judges again.
 
     Args:
         recipe: what to train and how.
         data: training files, in this order.
         output: adapter directory to make or replace.
         console: where progress is shown.
-        store: bucket for checkpoints.
+        remote: where checkpoints lie for other machines too.
 
     Returns:
         The train manifest (`configs/schemas/train_manifest.json`), which also lies in `output`; empty in processes of rank above 0.
 
     Raises:
         RejectedError: the data cannot be trained on, or the loss is not a number or diverges.
-        UsageError: recipe, base model or template is at fault.
+        UsageError: recipe, base model or template is at fault, or the processes cannot share the effective batch.
         InfrastructureError: interrupted, out of memory, checkpoints cannot be written, or the base model cannot be had.
     """
+    with Interruptions() as interruptions:
+        return _train(recipe, data, output, console, remote, interruptions)
+
+
+def _train(
+    recipe: Recipe, data: list[Path], output: Path, console: Console, remote: Remote | None, interruptions: Interruptions
+) -> dict[str, Any]:
     started = time.monotonic()
     tracker = recipe.training.get("report_to", "tensorboard")
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
@@ -69,8 +78,11 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
     import torch
     from accelerate import PartialState
 
+    from adapterops.train.processes import of_first
+
     # Without the argument, each of several processes on a CPU would take itself for the only one.
-    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    main = processes.is_main_process
     if not main:
         console = Console(quiet=True)
     console.print(
@@ -81,47 +93,66 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
     advice = hints(recipe, len(encoded.input_ids))
     for hint in advice:
         console.print(f"hint: {hint}", markup=False, soft_wrap=True)
-    checkpoints = Checkpoints(output.parent / f".{output.name}.checkpoints", key, store)
+    checkpoints = Checkpoints(output.parent / f".checkpoints.{output.name}", key, remote, processes.num_processes)
     training: dict[str, Any] = {**recipe.training, "report_to": tracker}
     rungs: list[str] = []
-    while True:
-        try:
-            outcome = _attempt(recipe, training, encoded, tokenizer, checkpoints, console, main=main)
-            break
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            reason = str(error).splitlines()[0]
+    checkpoints.rung = of_first(checkpoints.find_rung() if main else 0)
+    while len(rungs) < checkpoints.rung:
         milder = next_rung(training)
-        if milder is None:
+        if milder is None:  # of a recipe that allowed to shorten rows then
+            checkpoints.rung = len(rungs)
+            break
+        training = milder[0]
+        rungs.append(milder[1])
+        console.print(f"memory ran out before: {milder[1]}.", markup=False, soft_wrap=True)
+    while True:
+        if training["max_length"] != recipe.training["max_length"]:
+            encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], "allow")
+        try:
+            outcome = _attempt(recipe, training, encoded, tokenizer, checkpoints, console, interruptions, main=main)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not interruptions.stepping:
             raise InfrastructureError(
-                f"out of memory while training ({reason}), and nothing is left to make smaller. Tried: {'; '.join(rungs) or 'nothing'}. "
-                f"In {recipe.path}: use optim: paged_adamw_8bit, lower max_length {training['max_length']}, or at last lower lora.r "
-                f"{recipe.lora['r']}; or take a larger GPU: --preflight says which."
+                f"out of memory ({reason}) {interruptions.when} No setting of the training makes {recipe.base_model.name} smaller: end "
+                "what else uses the memory, or take a larger GPU: --preflight says which."
             )
+        interruptions.stepping = False
+        milder = next_rung(training) if processes.num_processes == 1 else None
+        if milder is None:
+            nothing = (
+                f"nothing is left to make smaller. Tried: {'; '.join(rungs) or 'nothing'}"
+                if processes.num_processes == 1
+                else "with several processes nothing is made smaller by itself, since memory may have run out in one of them alone"
+            )
+            raise InfrastructureError(
+                f"out of memory while training ({reason}), and {nothing}. In {recipe.path}: halve per_device_train_batch_size and double "
+                f"gradient_accumulation_steps, use optim: paged_adamw_8bit, lower max_length {training['max_length']}, or at last lower "
+                f"lora.r {recipe.lora['r']}; or take a larger GPU: --preflight says which."
+            )
+        if interruptions.heard:
+            raise InfrastructureError(f"interrupted by {interruptions.heard} when memory ran out. The same command starts again.")
         training = milder[0]
         rungs.append(milder[1])
         console.print(f"out of memory ({reason}). Again with {milder[1]}.", markup=False, soft_wrap=True)
-        checkpoints.clear()  # they count micro-batches of another size
-        if training["max_length"] != recipe.training["max_length"]:
-            encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], "allow")
+        checkpoints.take_rung(milder[1])
         gc.collect()
         torch.cuda.empty_cache()
     trainer, watch = outcome["trainer"], outcome["watch"]
     weights = trainer.adapter_weights()
     if not main:
         return {}
-    from adapterops.train.quantisation import judge
-
     if quantisation := outcome["quantisation"]:
         console.print(
             f"loss on NF4 → bf16 weights: adapter {quantisation['adapter_nf4']:.4f} → {quantisation['adapter_bf16']:.4f}, "
             f"base model {quantisation['base_nf4']:.4f} → {quantisation['base_bf16']:.4f} ({quantisation['rows']} rows)",
             soft_wrap=True,
         )
-        judge(quantisation, quantisation["max_loss_increase"], recipe.path)
+        judge(quantisation, recipe.quantization["max_loss_increase"], recipe.path)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
-    processes = trainer.args.world_size
     with new_directory(output) as staging:
         save_adapter(weights, trainer.model.peft_config["default"], recipe, staging)
         (staging / "chat_template.jinja").write_text(recipe.base_model.chat_template(), encoding="utf-8")
@@ -155,13 +186,13 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, s
                 "loss_history": watch.history,
                 "seconds": round(outcome["seconds"], 2),
                 "tokens_per_second": round(tokens_trained / outcome["seconds"], 1),
-                **cost(outcome["seconds"], device, prices, processes),
+                **cost(outcome["seconds"], device, prices, processes.num_processes),
                 "peak_memory_gib": peak_memory_gib(),
                 "lora_step0_sha256": outcome["lora_step0"],
             },
-            "prediction": predict(recipe, training, encoded, device, prices, processes=processes, sharded=trainer.sharded),
+            "prediction": predict(recipe, training, encoded, device, prices, processes=processes.num_processes, sharded=trainer.sharded),
             "run": {
-                "processes": processes,
+                "processes": processes.num_processes,
                 "resumed_from_step": outcome["resumed_from"],
                 "out_of_memory": rungs,
                 "stopped": watch.stopped,
@@ -200,6 +231,7 @@ def _attempt(
     tokenizer: Any,
     checkpoints: Checkpoints,
     console: Console,
+    interruptions: Interruptions,
     *,
     main: bool,
 ) -> dict[str, Any]:
@@ -207,11 +239,19 @@ def _attempt(
     for name in ("bitsandbytes", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)  # advice; errors still come as exceptions
     import torch
+    from accelerate import PartialState
+    from transformers import TrainerState
 
-    from adapterops.train.build import build_trainer, hold_back, mean_loss, remember
+    from adapterops.train.build import Kept, build_trainer, hold_back, mean_loss
+    from adapterops.train.processes import divided, of_first
     from adapterops.train.quantisation import compare, sample
     from adapterops.train.watch import EarlyStopping, LossGuard, Watch
 
+    processes = PartialState().num_processes
+    micro, accumulation = divided(training["per_device_train_batch_size"], training["gradient_accumulation_steps"], processes, recipe.path)
+    if processes > 1:
+        console.print(f"{processes} processes, each with micro-batches of {micro}, accumulated over {accumulation}")
+    shared = {**training, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
     rows = encoded.rows()
     stopping = recipe.training.get("early_stopping")
     held: list[Any] = []
@@ -221,35 +261,47 @@ def _attempt(
         console,
         encoded.tokens,
         LossGuard(str(recipe.path), training["learning_rate"]),
+        interruptions,
+        logging_steps=training["logging_steps"],
         evaluate_steps=stopping["every_steps"] if stopping else 0,
         early_stopping=EarlyStopping(stopping["patience"]) if stopping else None,
         main=main,
     )
-    with watch:
-        trainer = build_trainer(recipe, training, rows, tokenizer, checkpoints.directory)
-        trainer.checkpoints = checkpoints
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        keep, restore = remember(trainer.model)
-        if held:
-            watch.keep, watch.evaluate = keep, lambda: mean_loss(trainer.model, held, trainer.data_collator, trainer.args.train_batch_size)
-        trainer.add_callback(watch)
-        lora_step0 = lora_digest(trainer.model)
-        found = checkpoints.newest()
-        resumed_from = 0
-        if found:
-            resumed_from = int(found.name.split("-")[1])
-            console.print(f"resuming from step {resumed_from} ({found})", soft_wrap=True)
-            trainer.resume_order(found)
-        began = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
-        seconds = time.monotonic() - began
-    if watch.interrupted:
-        saved = not main or (checkpoints.directory / f"checkpoint-{trainer.state.global_step}").is_dir()
-        rest = f"A checkpoint is in {checkpoints.directory}; the same command resumes." if saved else "No checkpoint could be written."
-        raise InfrastructureError(f"interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}. {rest}")
+    trainer = build_trainer(recipe, shared, rows, tokenizer, checkpoints.directory)
+    trainer.checkpoints = checkpoints
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    kept = Kept(trainer.model)
+    if held:
+        trainer.kept = kept
+        watch.keep, watch.evaluate = kept.keep, lambda: mean_loss(trainer.model, held, trainer.data_collator, micro)
+    trainer.add_callback(watch)
+    lora_step0 = lora_digest(trainer.model)
+    found = of_first(checkpoints.newest() if main else None)
+    resumed_from = 0
+    if found:
+        if not found.is_dir():  # on another host
+            raise InfrastructureError(f"checkpoint {found} is not there on every host. Put --output on storage that all of them share.")
+        state = TrainerState.load_from_json(str(found / "trainer_state.json"))
+        resumed_from = state.global_step
+        console.print(f"resuming from step {resumed_from} ({found})", soft_wrap=True)
+        watch.resume(state)
+        trainer.resume_order(found)
+        kept.read(found)
+    began = time.monotonic()
     if watch.stopped:
-        restore()
+        trainer.state = state
+    else:
+        with watch:
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+    seconds = time.monotonic() - began
+    interruptions.when = f"after the last step. Its checkpoint is in {checkpoints.directory}; the same command goes on from it."
+    interruptions.stepping = False
+    if watch.interrupted:
+        raise InfrastructureError(_interrupted(trainer, checkpoints, interruptions.heard, main=main))
+    interruptions.check()
+    if watch.stopped:
+        kept.restore()
         console.print(f"stopped early: {watch.stopped}", markup=False, soft_wrap=True)
     quantisation: dict[str, Any] = {}
     if main and not trainer.sharded:
@@ -257,7 +309,7 @@ def _attempt(
         losses = compare(
             trainer.model,
             base_model_directory(recipe.base_model),
-            lambda: mean_loss(trainer.model, judged, trainer.data_collator, trainer.args.train_batch_size),
+            lambda: mean_loss(trainer.model, judged, trainer.data_collator, micro),
         )
         quantisation = {
             "rows": len(judged),
@@ -274,3 +326,11 @@ def _attempt(
         "resumed_from": resumed_from,
         "share": (trainer.state.global_step - resumed_from) / max(1, trainer.state.global_step),
     }
+
+
+def _interrupted(trainer: Any, checkpoints: Checkpoints, by: str | None, *, main: bool) -> str:
+    said = f"interrupted by {by or 'a signal to another process'} at step {trainer.state.global_step} of {trainer.state.max_steps}."
+    if main and not (checkpoints.directory / f"checkpoint-{trainer.state.global_step}").is_dir():
+        return f"{said} No checkpoint could be written: the same command resumes from an earlier one, if there is any."
+    elsewhere = " or on another machine" if checkpoints.uploaded else ""
+    return f"{said} A checkpoint is in {checkpoints.directory}; the same command resumes, here{elsewhere}."

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from adapterops.errors import InfrastructureError
+from adapterops.train.processes import any_process
 
 if TYPE_CHECKING:
+    from adapterops.train.build import Kept
     from adapterops.train.checkpoints import Checkpoints
 
 _ORDER = "order_rng.json"
@@ -49,8 +50,7 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself, and is refused if told another type.
         "bf16": _launched_with("DEEPSPEED"),
         "use_cpu": not on_gpu,
-        "logging_steps": training["logging_steps"],
-        "logging_first_step": True,
+        "logging_steps": 1,  # every step is looked at; `Watch` shows one in training.logging_steps
         "logging_nan_inf_filter": False,  # its default shows a diverged run as a healthy one
         "save_strategy": "no",
         "report_to": training.get("report_to", "none"),
@@ -106,6 +106,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`
     sharded = False
     checkpoints: Checkpoints | None = None
+    kept: Kept | None = None
     _order: _RepeatableOrder | None = None
     _resumed_order: torch.Tensor | None = None
 
@@ -125,6 +126,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        reason = ""
         try:
             super()._save_checkpoint(*arguments, **options)
             if self.is_world_process_zero():
@@ -132,12 +134,20 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
                 if self._order is not None and self._order.drawn_from is not None and self.state.epoch % 1:
                     state = json.dumps(bytes(self._order.drawn_from.tolist()).hex())
                     (directory / _ORDER).write_text(state, encoding="utf-8")
-                if self.checkpoints:
-                    self.checkpoints.seal(self.state.global_step)
-        except (OSError, RuntimeError, SafetensorError, InfrastructureError) as error:
+                if self.kept:
+                    self.kept.write(directory)
+        except (OSError, RuntimeError, SafetensorError) as error:
             if not self.checkpoints:
                 raise
-            self.checkpoints.failed(self.state.global_step, str(error))
+            reason = str(error)
+        if not self.checkpoints:
+            return
+        # Each process writes files of its own: all are there, or it is no checkpoint.
+        (failed,) = any_process(bool(reason))
+        if failed:
+            self.checkpoints.failed(self.state.global_step, reason or "another process could not write it")
+        elif self.is_world_process_zero():
+            self.checkpoints.seal(self.state.global_step)
 
     def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
         types = {name: parameter.dtype for name, parameter in self.model.named_parameters() if parameter.requires_grad}

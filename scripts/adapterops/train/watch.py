@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.errors import RejectedError
+from adapterops.train.interruptions import Interruptions
+from adapterops.train.processes import any_process, of_first
 
-# A loss that stays this far above its smoothed minimum, in nats and as a factor, for this many log lines has diverged.
-_DIVERGED_NATS, _DIVERGED_FACTOR, _DIVERGED_LINES = 1.0, 1.5, 5
-_SMOOTHING = 0.7
+# A loss that stays this far above its smoothed minimum, in nats and as a factor, for this many steps has diverged.
+_DIVERGED_NATS, _DIVERGED_FACTOR, _DIVERGED_STEPS = 1.0, 1.5, 8
+_SMOOTHING = 0.8  # over about five steps: rows of like length come together, and their losses are alike
 
 
 @dataclass
@@ -38,7 +37,7 @@ class LossGuard:
     _bad: int = 0
 
     def see(self, step: int, loss: float, norm: float | None = None) -> None:
-        """Take one logged loss, and the gradient's norm if it is known.
+        """Take the loss of one step, and the gradient's norm if it is known.
 
         Raises:
             RejectedError: not a number, or diverged.
@@ -51,10 +50,10 @@ class LossGuard:
         self._lowest = min(self._lowest, self._smooth)
         far = self._smooth > self._lowest + _DIVERGED_NATS and self._smooth > _DIVERGED_FACTOR * self._lowest
         self._bad = self._bad + 1 if far else 0
-        if self._bad >= _DIVERGED_LINES:
+        if self._bad >= _DIVERGED_STEPS:
             raise RejectedError(
                 f"training diverges: at step {step} the smoothed loss is {self._smooth:.3f} after {self._lowest:.3f}, "
-                f"for {self._bad} log lines. {fix}"
+                f"for {self._bad} steps. {fix}"
             )
 
 
@@ -82,13 +81,15 @@ class EarlyStopping:
 
 @dataclass
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
-    """The one callback of a training.
+    """The one callback of a training, whose trainer logs every step.
 
     Args:
         console: where progress is shown.
         tokens: real tokens of an epoch.
         guard: stops a lost training.
-        checkpoint_seconds: how long a training may go on without one.
+        interruptions: whether a signal came.
+        logging_steps: how many steps share a line of the history, with their mean loss; the first and the last step end one.
+        checkpoint_seconds: how long a training may go on without one. Its last step has one.
         evaluate: the loss on held-back rows, or None.
         evaluate_steps: how often to look at it.
         early_stopping: what then decides.
@@ -99,6 +100,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
     console: Console
     tokens: int
     guard: LossGuard
+    interruptions: Interruptions = field(default_factory=Interruptions)
+    logging_steps: int = 1
     checkpoint_seconds: float = 900.0
     evaluate: Callable[[], float] | None = None
     evaluate_steps: int = 0
@@ -113,8 +116,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
     def __post_init__(self) -> None:
         self._started = self._saved = time.monotonic()
         self._first_step = 0
-        self._signalled: str | None = None
-        self._training = False
+        self._losses: list[float] = []  # of the steps since the last line
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -129,92 +131,97 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
 
     def __enter__(self) -> None:
         self._bar.start()
-        self._former: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1 is what Slurm sends before time runs out
-                self._former[number] = signal.signal(number, self._heard)
 
-    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        # transformers turns what is raised while it converts weights into an error of its own.
-        if self._signalled and not self._training and isinstance(error, Exception) and not isinstance(error, InfrastructureError):
-            raise self._too_early() from None
 
-    def _heard(self, number: int, _frame: FrameType | None) -> None:
-        self._signalled = signal.Signals(number).name
-        if not self._training:
-            raise self._too_early()
-        # Only noted: a checkpoint is whole only between two steps.
+    def resume(self, state: Any) -> None:
+        """Be as if the steps that a checkpoint's state tells of had been seen here: losses, guard, and looks at the held-back rows."""
+        for entry in state.log_history:
+            if "loss" in entry:
+                self.guard.see(entry["step"], float(entry["loss"]))
+                self._record(entry["step"], state.max_steps, entry["epoch"], entry)
+            elif "held_back_loss" in entry:
+                self._look(entry["step"], entry["held_back_loss"])
 
-    def _too_early(self) -> InfrastructureError:
-        return InfrastructureError(f"interrupted by {self._signalled} before the first step. The same command starts again.")
-
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Start the clock; a resumed training starts with what it logged before."""
+    def on_train_begin(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock, and make up for a look that an interruption prevented."""
         self._started = self._saved = time.monotonic()
-        self._training = True
+        self.interruptions.stepping = True
         self._first_step = state.global_step
-        self.history = [
-            _entry(entry["step"], entry["epoch"], entry) for entry in state.log_history if "loss" in entry and entry["step"] > 0
-        ]
+        if self._due(state) and all(look["step"] != state.global_step for look in self.evaluations):
+            self._evaluate(state, control)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a checkpoint when it is time or a signal came; look at the held-back rows."""
+        """Ask for a checkpoint when it is time, a signal came or this was the last step; look at the held-back rows."""
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
-        if self._signalled:
-            control.should_training_stop = self.interrupted = True
-            control.should_save = True
-        elif time.monotonic() - self._saved > self.checkpoint_seconds:
-            control.should_save = True
-        if self.evaluate and state.global_step % self.evaluate_steps == 0 and not self.interrupted:
+        # Clocks and signals differ between processes, and a checkpoint is written by all of them.
+        signalled, due = any_process(self.interruptions.heard is not None, time.monotonic() - self._saved > self.checkpoint_seconds)
+        if self._due(state) and not signalled:
             self._evaluate(state, control)
+        if signalled:
+            control.should_training_stop = self.interrupted = True
+        if signalled or due or self.stopped or state.global_step >= state.max_steps:
+            control.should_save = True
+
+    def _due(self, state: Any) -> bool:
+        return self.evaluate is not None and state.global_step > 0 and state.global_step % self.evaluate_steps == 0
 
     def _evaluate(self, state: Any, control: Any) -> None:
         assert self.evaluate is not None
-        loss = self.evaluate()
-        self.evaluations.append({"step": state.global_step, "loss": round(loss, 5)})
+        loss = of_first(self.evaluate())
+        state.log_history.append({"step": state.global_step, "epoch": state.epoch, "held_back_loss": loss})  # goes with the checkpoint
         if self.main and not self.console.is_terminal:
             self.console.print(f"step {state.global_step}/{state.max_steps} | held-back loss {loss:.4f}")
-        if self.early_stopping:
-            if self.early_stopping.see(state.global_step, loss):
-                control.should_training_stop = True
-                self.stopped = (
-                    f"held-back loss has not fallen for {self.early_stopping.patience} looks: {loss:.4f} at step {state.global_step}, "
-                    f"{self.early_stopping.best:.4f} at step {self.early_stopping.best_step}, whose weights are kept"
-                )
-            elif self.early_stopping.best_step == state.global_step and self.keep:
-                self.keep()
+        best = self._look(state.global_step, loss)
+        if self.stopped:
+            control.should_training_stop = True
+        elif best and self.keep:
+            self.keep()
+
+    def _look(self, step: int, loss: float) -> bool:
+        """Record a look at the held-back rows; True if it is the best so far."""
+        self.evaluations.append({"step": step, "loss": round(loss, 5)})
+        if not self.early_stopping:
+            return False
+        if self.early_stopping.see(step, loss):
+            self.stopped = (
+                f"held-back loss has not fallen for {self.early_stopping.patience} looks: {loss:.4f} at step {step}, "
+                f"{self.early_stopping.best:.4f} at step {self.early_stopping.best_step}, whose weights are kept"
+            )
+        return self.early_stopping.best_step == step
 
     def on_save(self, *_: Any, **__: Any) -> None:
         """Start the clock of the next checkpoint."""
         self._saved = time.monotonic()
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Record a loss, show it, and let the guard see it."""
+        """Let the guard see the loss of a step, record it, and show it when a line is full."""
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")
         self.guard.see(state.global_step, float(logs["loss"]), None if norm is None else float(norm))
-        self.history.append(_entry(state.global_step, state.epoch, logs))
+        if not self._record(state.global_step, state.max_steps, state.epoch, logs):
+            return
+        loss = self.history[-1]["loss"]
         elapsed = time.monotonic() - self._started
         # Epochs are what Trainer counts in fractions; steps before a resumption took none of this time.
         share = (state.global_step - self._first_step) / max(1, state.global_step)
         speed = self.tokens * state.epoch * share / elapsed
         if self.console.is_terminal:
-            self._bar.update(self._task, loss=f"{logs['loss']:.3f}", speed=f"{speed:.0f}")
+            self._bar.update(self._task, loss=f"{loss:.3f}", speed=f"{speed:.0f}")
         elif self.main:
             self.console.print(
-                f"step {state.global_step}/{state.max_steps} | loss {float(logs['loss']):.4f} | lr {logs['learning_rate']:.2e} | "
+                f"step {state.global_step}/{state.max_steps} | loss {loss:.4f} | lr {logs['learning_rate']:.2e} | "
                 f"{speed:.0f} tok/s | {elapsed:.0f} s"
             )
 
-
-def _entry(step: int, epoch: float, logs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "step": step,
-        "epoch": round(epoch, 3),
-        "loss": round(float(logs["loss"]), 5),
-        "learning_rate": logs["learning_rate"],
-    }
+    def _record(self, step: int, last: int, epoch: float, logs: dict[str, Any]) -> bool:
+        """Take the loss of a step; True if a line of the history ends with it."""
+        self._losses.append(float(logs["loss"]))
+        if step != 1 and step % self.logging_steps and step != last and not self.stopped:
+            return False
+        loss = sum(self._losses) / len(self._losses)
+        self.history.append({"step": step, "epoch": round(epoch, 3), "loss": round(loss, 5), "learning_rate": logs["learning_rate"]})
+        self._losses = []
+        return True
