@@ -237,12 +237,17 @@ class TestCheckpointsInS3:
         assert self.keys(bucket)  # until the candidate is kept
 
     @pytest.mark.usefixtures("checkpoint_every_step")
-    def test_two_are_kept(self, recipe, run, at_micro_batch, bucket):
-        at_micro_batch(5, signalled(signal.SIGTERM))
-        with pytest.raises(InfrastructureError):
-            run(recipe(), remote=Remote(bucket))
+    def test_two_are_kept_and_a_damaged_one_is_passed_over(self, recipe, run, at_micro_batch, monkeypatch, bucket, capsys):
+        with monkeypatch.context():
+            at_micro_batch(5, signalled(signal.SIGTERM))
+            with pytest.raises(InfrastructureError):
+                run(recipe(), remote=Remote(bucket))
         steps = {int(re.search(r"/rung-0/(\d+)-", key).group(1)) for key in self.keys(bucket)}
         assert steps == {4, 5}
+        (weights,) = [key for key in self.keys(bucket) if "/00000005-" in key and key.endswith("/adapter_model.safetensors")]
+        boto3.client("s3").put_object(Bucket=bucket.bucket, Key=weights, Body=b"noise")
+        assert run(recipe(), "another", Remote(bucket))["run"]["resumed_from_step"] == 4
+        assert "adapter_model.safetensors is damaged" in capsys.readouterr().err
 
     def test_one_that_cannot_be_uploaded_stays_here(self, recipe, run, at_micro_batch, monkeypatch, bucket, capsys):
         settings = recipe()

@@ -176,7 +176,7 @@ class Checkpoints:
                 if key.endswith(f"/{_SEAL}") and _remote_step(key) > step:
                     try:
                         return self._fetch(self._remote, key)
-                    except (RejectedError, InfrastructureError, ValueError, KeyError) as error:  # the one before it will do
+                    except (RejectedError, ValueError, KeyError) as error:  # damaged, or not to be trusted: the one before it will do
                         error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
         return found
 
@@ -211,24 +211,24 @@ class Checkpoints:
     def _fetch(self, remote: Remote, key: str) -> Path:
         fetched = remote.store.get(key)
         if fetched is None:
-            raise InfrastructureError("it vanished")
+            raise RejectedError("it vanished")
         place, step = key.removesuffix(_SEAL), _remote_step(key)
         if remote.trust:
             _verify(fetched.content, remote.store.get(f"{place}{_SIGNATURE}"), remote.trust)
         seal = json.loads(fetched.content)
         if (seal["training_key"], seal["place"], seal["step"]) != (self._key, self._name, step):
-            raise InfrastructureError("it is a checkpoint of something else")
+            raise RejectedError("it is a checkpoint of something else")
         target = self.directory / f"checkpoint-{step}"
         shutil.rmtree(target, ignore_errors=True)
         for name, digest in seal["files"].items():
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise InfrastructureError("it names a file outside the checkpoint")
+                raise RejectedError("it names a file outside the checkpoint")
             content = remote.store.get(place + name)
             if content is None:
-                raise InfrastructureError(f"{name} is missing")
+                raise RejectedError(f"{name} is missing")
             write_bytes(target / name, content.content)
             if sha256_file(target / name) != digest:
-                raise InfrastructureError(f"{name} is damaged")
+                raise RejectedError(f"{name} is damaged")
         write_bytes(target / _SEAL, fetched.content)
         return target
 

@@ -294,7 +294,7 @@ def _attempt(
     else:
         with watch:
             trainer.train(resume_from_checkpoint=str(found) if found else None)
-    seconds = time.monotonic() - began
+    seconds = max(1e-6, time.monotonic() - began)
     interruptions.when = f"after the last step. Its checkpoint is in {checkpoints.directory}; the same command goes on from it."
     interruptions.stepping = False
     if watch.interrupted:
