@@ -230,6 +230,11 @@ def by_two(data, tmp_path_factory):
     return recipe, manifest_of(directory / "adapter")
 
 
+def tolerance(manifest):
+    """Nats by which sums in another order may move a loss: 0.0051 was seen in bf16, which is what a CPU computes in that has it."""
+    return {"float32": 2e-3, "bfloat16": 1e-2}[manifest["environment"]["compute_dtype"]]
+
+
 def test_two_processes_give_the_loss_curve_of_one(by_two, data, tmp_path):
     """Of the same recipe, a row of each batch in each process; sums in another order are all that differs."""
     recipe, two = by_two
@@ -239,7 +244,7 @@ def test_two_processes_give_the_loss_curve_of_one(by_two, data, tmp_path):
     assert one["training_key"] == two["training_key"]
     curves = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (one, two)]
     assert len(curves[0]) == 4
-    assert curves[1] == pytest.approx(curves[0], abs=2e-3)
+    assert curves[1] == pytest.approx(curves[0], abs=tolerance(one))
 
 
 def test_two_processes_agree_on_the_step_at_which_they_are_interrupted_and_resume(by_two, data, tmp_path):
@@ -258,7 +263,7 @@ def test_two_processes_agree_on_the_step_at_which_they_are_interrupted_and_resum
     assert "resuming from step" in output
     resumed = manifest_of(tmp_path / "adapter")
     losses = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (resumed, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+    assert losses[0] == pytest.approx(losses[1], abs=tolerance(two))
 
 
 def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(recipe, data, tmp_path):
