@@ -27,7 +27,7 @@ def main(
     FAIL          a gate is missed
     INCONCLUSIVE  the rows are too few to tell, in a gate that blocks on it
     ERROR         there is no evidence: a metric was not measured, or too little; other rows than the pinned ones;
-                  rows that were trained on; failed generations; an adapter that answers as the base model does
+                  rows that were trained on; failed generations
 
     \b
     Example:

@@ -23,6 +23,10 @@ from adapterops.schemas import repository_path
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
 _CONTAMINATION = "E401"
 _SHOWN = 5  # contaminated rows that a reason names
+_NO_PROBE = (
+    "No stable answer differs from the base model's: serving hosts cannot tell that it has an effect, and will refuse its release. "
+    "Train longer or on other data, or raise evaluation.latency_requests, from whose answers such probes are taken."
+)
 _UNCHECKED = (
     "Contamination was not checked: no data report was given. Validate the training data with these rows, judge with --data-report."
 )
@@ -136,7 +140,8 @@ def judge(
         "warnings": [row["reason"] for row in undecided if not row["blocking"]]
         + unasked
         + [_slice_warning(row) for row in regressed]
-        + [_UNCHECKED] * (data_report is None),
+        + [_UNCHECKED] * (data_report is None)
+        + [_NO_PROBE] * (not results["probes"]),
         "adapter": {"name": pins.name, **results["adapter"]},
         "production": results["production"],
         "gate_config": {"path": repository_path(config.path), "sha256": config.sha256},
@@ -292,11 +297,6 @@ def _errors(results: dict[str, Any], config: GateConfig, pins: Pins, data_report
                 f"{failed} of {asked} requests of the speed phase of {side} failed; at most {config.max_failed:.1%} may. The times of the "
                 "others say little of what users would see. Mend the engine and evaluate again."
             )
-    if not results["probes"]:
-        errors.append(
-            "No stable answer differs from the base model's: serving hosts could not tell that the adapter has an effect, and would refuse "
-            "it. Train longer or on other data, or add evaluation rows that the base model answers otherwise."
-        )
     return errors + _contamination(data, data_report)
 
 
