@@ -55,7 +55,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def tiny_base_model(tiny, monkeypatch):
     for module in (build, run_module):
-        monkeypatch.setattr(module, "base_model_directory", lambda _: tiny)
+        monkeypatch.setattr(module, "base_model_directory", lambda *_, **__: tiny)
 
 
 @pytest.fixture
