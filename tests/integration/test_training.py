@@ -204,9 +204,8 @@ def test_the_adapter_is_stored_in_bf16(adapter):
     assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
 
 
-def in_two_processes(recipe, data, output):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
-    command += ["scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
+def started(command):
+    """The process of a training, whose output can be read line by line while it runs."""
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
@@ -215,6 +214,12 @@ def in_two_processes(recipe, data, output):
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def in_two_processes(recipe, data, output):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
+    command += ["scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
+    return started(command)
 
 
 @pytest.fixture(scope="module")
@@ -289,14 +294,7 @@ def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adap
     recipe, whole = four_steps
     output = tmp_path / "models" / "adapter"
     command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = started(command)
     for line in process.stdout:
         if line.startswith(f"step {seen}/"):
             process.send_signal(signal.SIGTERM)

@@ -179,14 +179,16 @@ def test_only_engines_that_have_the_version_are_asked():
     with_host(test, engines=2)
 
 
-def test_an_engine_that_trickles_is_given_up():
-    async def trickle(request):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"data: x\n\n")
-            await asyncio.sleep(0.05)
+async def trickle(request):
+    """A stream that says something again and again and never ends."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b"data: x\n\n")
+        await asyncio.sleep(0.05)
 
+
+def test_an_engine_that_trickles_is_given_up():
     async def test(gateway):
         gateway.engine.answer = trickle
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -217,15 +219,8 @@ def test_an_error_is_no_answer_that_could_be_rated(status):
 
 
 def test_an_answer_that_its_client_stopped_can_be_rated():
-    async def endless(request):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"data: x\n\n")
-            await asyncio.sleep(0.01)
-
     async def test(gateway):
-        gateway.engine.answer = endless
+        gateway.engine.answer = trickle
         with pytest.raises(TimeoutError):
             stream = {**QUESTION, "stream": True}
             await gateway.ask(stream, headers={"x-request-id": "r-1"}, timeout=aiohttp.ClientTimeout(total=0.3))
