@@ -132,7 +132,12 @@ def _list(store: ObjectStore, names: list[str] | None, gateways: tuple[str, ...]
 def _history(store: ObjectStore, name: str, as_json: bool) -> None:
     from adapterops.store.channels import channel_document, history
 
-    entries = list(history(store, name))
+    def damaged(key: str, problem: str) -> None:
+        click.echo(
+            f"s3://{store.bucket}/{key} is left out, it is no valid audit entry: {problem}. Bring its former version back.", err=True
+        )
+
+    entries = list(history(store, name, damaged))
     if as_json:
         click.echo(json.dumps([channel_document(entry) for entry in entries], indent=2, ensure_ascii=False))
         return

@@ -48,8 +48,7 @@ def main(
         source={"commit": commit or os.environ.get("GITHUB_SHA"), "pr": pr, "actor": os.environ.get("GITHUB_ACTOR")},
         signer=signer_from(signing_key),
     )
-    already = f"already published, now with {', '.join(release.mended)}" if release.mended else "already published, nothing to do"
-    console.print(f"{release.uri}: {'published' if release.new else already}", soft_wrap=True)
+    console.print(f"{release.uri}: {release.outcome}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def run_pipeline(
         source = {"commit": None, "pr": None, "actor": None}
         signer = signer_from(os.environ.get("SIGNING_KEY"))
         release = publish(store, name, model, gate_report, manifest, source=source, signer=signer)
-        console.print(f"{release.uri}: {'published' if release.new else 'already published'}", soft_wrap=True)
+        console.print(f"{release.uri}: {release.outcome}", soft_wrap=True)
         done("publish")
         if gateways and stage("deploy"):
             deploy(store, name, release.digest, gateways, spec.rollout, console)

@@ -120,6 +120,9 @@ def test_the_commands_say_what_is_served_since_when_by_whom_and_from_which_pull_
     assert (document[0]["source"]["pr"], document[0]["channel"]["generation"]) == (7, 2)
     code, said = run("adapters.py", "history", NAME, "--bucket", bucket)
     assert (code, "first" in said, "lee" in said) == (0, True, True)
+    client.put_object(Bucket=bucket, Key=f"audit/{NAME}/000000001.json", Body=b"{}")
+    code, said = run("adapters.py", "history", NAME, "--bucket", bucket)
+    assert (code, "first" in said, "lee" in said, f"audit/{NAME}/000000001.json is left out" in said) == (0, False, True, True)
     assert json.loads(run("adapters.py", "show", NAME, "--version", digests[2][:12], "--bucket", bucket)[1])["digest"] == digests[2]
     assert run("adapters.py", "history", "--bucket", bucket)[0] == 2
     for action in ("list", "history", "show", "verify", "gc"):

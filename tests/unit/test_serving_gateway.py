@@ -372,15 +372,23 @@ def test_the_engine_stops_when_the_client_goes_away(streaming):
     with_host(test)
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["before its first byte", "in the middle of it"])
 @pytest.mark.parametrize(("patience", "status"), [(0.2, "504"), (30, "499")], ids=["hung", "changed its mind"])
-def test_a_client_that_waited_long_for_a_first_byte_counts_against_the_version(monkeypatch, patience, status):
+def test_a_client_that_waited_long_for_a_byte_counts_against_the_version(monkeypatch, patience, status, begun):
     """So that a canary which outlasts every client's patience is not one of which nothing is known."""
     monkeypatch.setattr("adapterops.serving.exchange._HUNG_S", patience)
 
+    async def hangs(request):
+        if begun:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b"data: x\n\n")
+        await asyncio.sleep(20)
+
     async def test(gateway):
-        gateway.engine.answer = lambda _: asyncio.sleep(20)
+        gateway.engine.answer = hangs
         with pytest.raises(TimeoutError):
-            await gateway.ask(timeout=aiohttp.ClientTimeout(total=0.5))
+            await gateway.ask({**QUESTION, "stream": begun}, timeout=aiohttp.ClientTimeout(total=0.5))
         labels = {"adapter": "support", "version": "a" * 12, "origin": "user", "status": status}
         for _ in range(100):
             if gateway.counted("llm_version_request_total", **labels):

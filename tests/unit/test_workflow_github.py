@@ -44,6 +44,24 @@ class TestComment:
         assert github.comments_on(number) == [f"{MARKER}\nsecond\n"]
         assert [method for method, path, _ in github.requests if "comments" in path and method != "GET"] == ["POST", "PATCH"]
 
+    def test_it_is_tried_again_after_a_server_error(self, github, monkeypatch):
+        number = github.pull_request("data", "a" * 40)
+        failures, asked, handle = [], [], github.handle
+
+        def failing(method, path, body, headers):
+            asked.append(method)
+            return (
+                (502, {"message": "injected"}) if failures and method != "GET" and failures.pop() else handle(method, path, body, headers)
+            )
+
+        monkeypatch.setattr(github, "handle", failing)
+        for body in ("first", "second"):
+            failures.append(body)
+            with repository() as repo:
+                upsert_comment(repo.get_pull(number), MARKER, body)
+        assert [method for method in asked if method != "GET"] == ["POST", "POST", "PATCH", "PATCH"]
+        assert github.comments_on(number) == [f"{MARKER}\nsecond\n"]
+
     def test_somebody_elses_comment_with_the_marker_is_left_alone(self, github):
         number = github.pull_request("data", "a" * 40)
         github.add_comment(number, f"{MARKER}\nmine", {"login": "mallory", "type": "User"})

@@ -14,6 +14,28 @@ from github.Repository import Repository
 
 from adapterops.errors import InfrastructureError, UsageError
 
+_LONGEST_WAIT_S = 180  # for a rate limit: a job that asks has minutes, and the reset may be an hour away
+
+
+def retries(total: int) -> GithubRetry:
+    """Retries of what failed with 5xx or a rate limit, whatever was asked.
+
+    GitHub may have carried out what it answered with an error. Said twice, an edit is an edit, a rollback is found done, and a comment
+    stands twice at worst.
+
+    Args:
+        total: at most so many a request, after 0, 4, 8, 16 … seconds.
+    """
+    return GithubRetry(
+        total=total,
+        backoff_factor=2,
+        secondary_rate_wait=10,
+        max_rate_limit_wait=_LONGEST_WAIT_S,
+        retry_after_max=_LONGEST_WAIT_S,
+        status_forcelist=[429, *range(500, 600)],
+        allowed_methods=None,
+    )
+
 
 @contextmanager
 def repository(name: str | None = None) -> Iterator[Repository]:
@@ -30,7 +52,7 @@ def repository(name: str | None = None) -> Iterator[Repository]:
     if not token:
         raise UsageError("GITHUB_TOKEN is not set. In a workflow: env: {GITHUB_TOKEN: ${{ github.token }}}")
     url = os.environ.get("GITHUB_API_URL", "https://api.github.com")
-    client = Github(auth=Auth.Token(token), base_url=url, retry=GithubRetry(total=3), timeout=20, per_page=100, lazy=True)
+    client = Github(auth=Auth.Token(token), base_url=url, retry=retries(3), timeout=20, per_page=100, lazy=True)
     try:
         yield client.get_repo(full_name)
     except GithubException as error:

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import requests
-from github import Auth, Github, GithubException, GithubRetry
+from github import Auth, Github, GithubException
 
 from adapterops.errors import InfrastructureError
+from adapterops.gitops.github import retries
 from adapterops.report.comment import marker_of, superseded
 
 if TYPE_CHECKING:
     from github.Issue import Issue
     from github.IssueComment import IssueComment
-
-_LONGEST_WAIT_S = 180  # for a rate limit: a job that posts has minutes, and the reset may be an hour away
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,7 @@ def post(where: PullRequest, adapter: str, verdict: str, body: str) -> Posted:
     Raises:
         InfrastructureError: GitHub does not answer or refuses.
     """
-    retry = GithubRetry(
-        total=where.retries,
-        backoff_factor=2,  # 0, 4, 8, 16, 32 s
-        secondary_rate_wait=10,
-        max_rate_limit_wait=_LONGEST_WAIT_S,
-        retry_after_max=_LONGEST_WAIT_S,
-        status_forcelist=[429, *range(500, 600)],
-        allowed_methods=None,  # every method: an edit twice is an edit, and a second comment is folded below
-    )
-    github = Github(base_url=where.api_url, auth=Auth.Token(where.token), retry=retry, timeout=30)
+    github = Github(base_url=where.api_url, auth=Auth.Token(where.token), retry=retries(where.retries), timeout=30)
     try:
         try:
             issue = github.get_repo(where.repository, lazy=True).get_issue(where.number)

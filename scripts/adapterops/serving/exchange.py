@@ -16,7 +16,7 @@ from adapterops.serving.routes import Version
 # The engine's own count stands at the end of an answer, or of a stream whose client asked for it; inside a text the quote is escaped.
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 _TAIL = 1024
-_HUNG_S = 30.0  # a client that waited this long without a byte and went away did not change its mind
+_HUNG_S = 30.0  # a client that went away after this long without a byte, the first or another, did not change its mind
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class Exchange:
     engine: str = ""
     retries: int = 0
     first_byte: float | None = None
+    last_byte: float | None = None
     sent: int = 0
     prompt: Any = None
     _events: int = 0
@@ -45,8 +46,9 @@ class Exchange:
 
     def chunk(self, chunk: bytes) -> None:
         """Note a part of the answer."""
+        self.last_byte = time.perf_counter()
         if self.first_byte is None:
-            self.first_byte = time.perf_counter()
+            self.first_byte = self.last_byte
         self.sent += len(chunk)
         if self.stream:
             self._events += (self._carry + chunk).count(b"data:")
@@ -61,7 +63,8 @@ class Exchange:
 
     def finish(self, metrics: Metrics, base_model: str) -> None:
         """Count it. Users' requests make the guide's metrics; probes are counted by version alone."""
-        seconds = time.perf_counter() - self.started
+        now = time.perf_counter()
+        seconds = now - self.started
         status = str(self.status)
         if self.origin == "user":
             metrics.requests.labels(self.adapter, status).inc()
@@ -69,7 +72,7 @@ class Exchange:
         if self.version is None:
             return
         labels = metrics.labels_of(self.version)
-        hung = self.status == 499 and self.first_byte is None and seconds >= _HUNG_S
+        hung = self.status == 499 and now - (self.last_byte or self.started) >= _HUNG_S
         metrics.version_requests.labels(*labels, self.origin, "504" if hung else status).inc()
         if self.status == 200:
             metrics.version_duration.labels(*labels, self.origin).observe(seconds)

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from adapterops.store.channels import Channel
 _Result = TypeVar("_Result")
 _POLL_S = 0.1
 _SILENT_S = 15.0  # a gateway that does not answer for this long is down
+_ANSWERED_S = 2.0  # nobody waits longer for probes: a canary that hangs must not keep the next look at what users get
 _RELOAD_S = 60.0  # a version that an engine forgot (it was restarted) is loaded again within this time
 
 
@@ -35,6 +36,8 @@ class Fleet:
     gateways: list[str]
     timeout_s: float
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
+    _probers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))  # apart: hanging ones leave the others free
+    _probes: list[Future[None]] = field(default_factory=list)
     _client: httpx.Client = field(default_factory=lambda: httpx.Client(headers=_headers(), trust_env=False))
     _questions: Iterator[int] = field(default_factory=itertools.count)
 
@@ -126,7 +129,10 @@ class Fleet:
                 raise RejectedError(said)
 
     def probe(self, name: str, digests: list[str], probes: list[dict[str, Any]], count: int) -> None:
-        """Ask `count` recorded questions of each version, spread over the hosts; what became of them is in the hosts' metrics."""
+        """Ask `count` recorded questions of each version, spread over the hosts; what became of them is in the hosts' metrics.
+
+        Returns after two seconds at the latest. While questions of an earlier call are not answered, no others are asked.
+        """
 
         def one(digest: str, number: int) -> None:
             probe = probes[number % len(probes)]
@@ -136,9 +142,10 @@ class Fleet:
             except InfrastructureError:
                 return  # a host that is down shows when its metrics are read
 
-        if probes:
+        if probes and all(probe.done() for probe in self._probes):
             asked = [(digest, next(self._questions) // len(digests)) for _ in range(count) for digest in digests]
-            list(self._pool.map(lambda item: one(*item), asked))
+            self._probes = [self._probers.submit(one, *item) for item in asked]
+        wait(self._probes, _ANSWERED_S)
 
     def read(self, evidence: Accumulated) -> None:
         """Add what the hosts counted since the last look.
@@ -167,7 +174,8 @@ def open_fleet(gateways: list[str], timeout_s: float) -> Iterator[Fleet]:
     try:
         yield fleet
     finally:
-        fleet._pool.shutdown(cancel_futures=True)
+        for pool in (fleet._pool, fleet._probers):
+            pool.shutdown(cancel_futures=True)
         fleet._client.close()
 
 

@@ -193,11 +193,15 @@ def change_channel(
     raise InfrastructureError(f"channel {name}: lost the race for the write {_ATTEMPTS} times. Is another deployment running?")
 
 
-def history(store: ObjectStore, name: str) -> Iterator[Channel]:
-    """Every generation, the oldest first; a damaged entry is left out."""
+def history(store: ObjectStore, name: str, on_damaged: Callable[[str, str], object] | None = None) -> Iterator[Channel]:
+    """Every generation, the oldest first; a damaged entry is left out, and `on_damaged` told its key and what is wrong."""
     for key in _audit_keys(store, name).values():
-        if (fetched := store.get(key)) and (channel := _parse_channel(fetched.content, name)[0]):
-            yield channel
+        if fetched := store.get(key):
+            channel, problem = _parse_channel(fetched.content, name)
+            if channel:
+                yield channel
+            elif on_damaged:
+                on_damaged(key, problem.rstrip("."))
 
 
 def last_generations(store: ObjectStore, name: str, count: int) -> list[Channel]:

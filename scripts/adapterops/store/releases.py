@@ -46,6 +46,13 @@ class Release:
     mended: tuple[str, ...] = ()
 
     @property
+    def outcome(self) -> str:
+        """What publishing it did, for people."""
+        if self.new:
+            return "published"
+        return f"already published, now with {', '.join(self.mended)}" if self.mended else "already published, nothing to do"
+
+    @property
     def uri(self) -> str:
         """Where it lies below the bucket."""
         return _prefix(self.name, self.digest)
