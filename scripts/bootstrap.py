@@ -56,6 +56,9 @@ def main() -> int:
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except OSError as error:
+        print(f"error: {error.filename or ROOT}: {error.strerror or error}.", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("Interrupted; `make setup` goes on where it stopped.", file=sys.stderr)
         return 130

@@ -77,7 +77,7 @@ def main(
         if judgement:
             said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
         else:
-            said = "the verdict is an ERROR and not kept: it may be tried again"
+            said = "the verdict is an ERROR, or the extension rows that it asks for were not judged. It is not kept: it may be tried again"
         console.print(f"candidates/{keys.training}: {said}", soft_wrap=True)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import psutil
 
-from adapterops.command import command, console
+from adapterops.command import command, console, run_child
 from adapterops.errors import InfrastructureError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,12 @@ def main(action: str) -> None:
       python scripts/demo.py report   # opens the HTML report
       python scripts/demo.py down
     """
-    {"up": up, "down": down, "report": report}[action]()
+    try:
+        {"up": up, "down": down, "report": report}[action]()
+    except KeyboardInterrupt:
+        if any(running(name) for name in ("s3", "serve")):
+            console.print("\nServers still run; `make down` stops them.")
+        raise
 
 
 def up() -> None:
@@ -62,18 +67,23 @@ def up() -> None:
         "ADAPTER_BUCKET": config.bucket,
         "SIGNING_KEY": str(signing_key()),
     }
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+    # All of them now: one that is taken must not be found out after the training.
+    refuse_taken("s3", {"s3": S3_PORT})
+    refuse_taken("serve", {"gateway.port": config.gateway.port, "engine.port": config.engine.port})
     if not running("s3"):
         # The S3 server keeps its objects in memory: what a host remembers of channels in a former one would contradict the new one's.
         stop("serve")
         shutil.rmtree(config.state_directory, ignore_errors=True)
-    s3 = start("s3", S3_PORT, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
+    s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
     await_port("s3", S3_PORT, s3)
     make_bucket(config.bucket)
     pipeline("--until", "train")
     # Only now: an engine that starts beside a training takes its cores, and each of its threads then waits for the slowest.
-    serve = start("serve", config.gateway.port, [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    serve = start("serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
     await_port("serve", config.gateway.port, serve)
     console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
     gateway = f"http://127.0.0.1:{config.gateway.port}"
@@ -97,7 +107,7 @@ def pipeline(*arguments: str) -> None:
         SystemExit: one of them failed, or its verdict is no; with its exit code.
     """
     command_line = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--adapter", ADAPTER, *arguments]
-    code = subprocess.run(command_line, check=False).returncode
+    code = run_child(command_line, cwd=ROOT)
     if code != 0:
         console.print(f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops them.")
         sys.exit(code)
@@ -177,7 +187,7 @@ def script(name: str, *arguments: object, quiet: bool = False) -> int:
     Raises:
         SystemExit: it failed, and `quiet` does not ask for the exit code 1 to be returned.
     """
-    code = subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)], check=False).returncode
+    code = run_child([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)], cwd=ROOT)
     if code and not (quiet and code == 1):
         sys.exit(code)
     return code
@@ -224,16 +234,10 @@ def report() -> None:
     webbrowser.open(pages[-1].as_uri())
 
 
-def start(name: str, port: int, arguments: list[str]) -> subprocess.Popen[bytes] | None:
-    """Start a server in the background; None if the one of an earlier call still runs.
-
-    Raises:
-        UsageError: another program has the port.
-    """
+def start(name: str, arguments: list[str]) -> subprocess.Popen[bytes] | None:
+    """Start a server in the background; None if the one of an earlier call still runs."""
     if running(name):
         return None
-    if port_taken(port):
-        raise UsageError(f"port {port} is taken by another program. Stop it, or change the port ({name}).")
     STATE.mkdir(exist_ok=True)
     log = STATE / f"{name}.log"
     with log.open("wb") as out:
@@ -241,6 +245,17 @@ def start(name: str, port: int, arguments: list[str]) -> subprocess.Popen[bytes]
     created = psutil.Process(process.pid).create_time()
     pid_file(name).write_text(json.dumps({"pid": process.pid, "created": created}), encoding="utf-8")
     return process
+
+
+def refuse_taken(name: str, ports: dict[str, int]) -> None:
+    """Ports that a server which does not run yet will need.
+
+    Raises:
+        UsageError: another program has one of them.
+    """
+    for setting, port in ports.items():
+        if not running(name) and port_taken(port):
+            raise UsageError(f"port {port} is taken by another program. Stop it, or change the port ({setting}).")
 
 
 def await_port(name: str, port: int, process: subprocess.Popen[bytes] | None) -> None:
@@ -264,7 +279,7 @@ def running(name: str) -> psutil.Process | None:
         record = json.loads(pid_file(name).read_text(encoding="utf-8"))
         process = psutil.Process(record["pid"])
         alive = process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return process if alive else None
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import click
 
-from adapterops.command import command, console
+from adapterops.command import command, console, run_child
 from adapterops.errors import UsageError
 
 
@@ -52,7 +51,7 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
         server, run = os.environ.get("GITHUB_SERVER_URL", "https://github.com"), os.environ.get("GITHUB_RUN_ID", "")
         log = f"{server}/{repo.full_name}/actions/runs/{run}"
         deployment.create_status("in_progress", target_url=log, description=f"{adapter} {what}")
-    code = subprocess.run(deploy, check=False).returncode
+    code = run_child(deploy)
     state = {0: "success", 1: "failure"}.get(code, "error")
     # The channel has changed or not, whatever GitHub answers now.
     try:

@@ -38,6 +38,7 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     from adapterops.data.validate import validate, write_report
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
+    from adapterops.gate.config import load_gates
     from adapterops.gitops.outputs import summarize
     from adapterops.plan.keys import adapter_keys
     from adapterops.plan.present import text
@@ -53,6 +54,8 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
         return 0
     try:
         theirs = adapter_keys(adapter, root)
+        policy = load_policy(root / "configs" / "data_policy.yaml")
+        load_gates(theirs.spec.evaluation.gate)
     except UsageError as error:  # which a pull request may be about to mend; the comment has it as an ERROR
         said = f"{adapter} cannot be judged by the default branch's rules, which are broken there: {error}"
         console.print(said, markup=False, soft_wrap=True)
@@ -67,7 +70,6 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     if not evidence:
         results, data_report = run / "main" / "eval_results.json", run / "main" / "data_report.json"
         # Rows of main that the pull request trains on would show memory; it may have put others in their place in its own evaluation.
-        policy = load_policy(root / "configs" / "data_policy.yaml")
         write_report(data_report, validate(list(own.spec.training_data), theirs.spec.judged_on, base_model=None, policy=policy))
     evaluate = _evaluation(own.spec if evidence else theirs.spec, run / "model", results, runs / "responses.sqlite", compared, server_url)
     if not evidence and _call(evaluate) != 0:

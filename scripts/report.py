@@ -96,7 +96,7 @@ def _post(
     paths: list[Path], html_url: str | None, repository: str | None, pull_request: int | None, api_url: str | None, author: str
 ) -> int:
     from adapterops.documents import write_bytes
-    from adapterops.errors import InfrastructureError
+    from adapterops.errors import AdapterOpsError, InfrastructureError
     from adapterops.gitops.outputs import run_url
     from adapterops.report.collect import collect
     from adapterops.report.comment import comment
@@ -107,12 +107,18 @@ def _post(
     if not name or name.count("/") != 1 or pull_request is None:
         raise click.UsageError("post needs --repository owner/name (or $GITHUB_REPOSITORY) and --pull-request.")
     url = api_url or os.environ.get("GITHUB_API_URL") or "https://api.github.com"
+    code = 0
     for path in paths:
-        report = collect(path.parent, path)
-        body = comment(report, html_url=html_url, run_url=run_url())
         kept = path.with_name("comment.md")
-        write_bytes(kept, body.encode())
-        write_bytes(path.with_name("report.html"), page(report).encode())
+        try:
+            report = collect(path.parent, path)
+            body = comment(report, html_url=html_url, run_url=run_url())
+            write_bytes(kept, body.encode())
+            write_bytes(path.with_name("report.html"), page(report).encode())
+        except AdapterOpsError as error:  # which keeps no other adapter's comment back
+            _warn("report not made", str(error))
+            code = max(code, error.exit_code)
+            continue
         try:
             if not token:
                 raise InfrastructureError("GITHUB_TOKEN is not set")
@@ -123,7 +129,7 @@ def _post(
                 _warn("earlier report still stands", said)
         except InfrastructureError as error:
             _warn("report not posted", f"{error} The report is kept in {kept}; `report.py post` posts it again.")
-    return 0
+    return code
 
 
 def _warn(title: str, message: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,30 @@ class StageCommand(click.Command):
             traceback.print_exc()
             sys.exit(3)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def run_child(arguments: Sequence[str], **options: Any) -> int:
+    """Run a program to its end; its exit code.
+
+    After an interrupt it has the time that it takes to write a checkpoint or to take traffic back; a second one kills it.
+
+    Raises:
+        KeyboardInterrupt: there was one; the program has ended.
+    """
+    process, interrupts = subprocess.Popen(arguments, **options), 0
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            interrupts += 1
+            if interrupts > 1:
+                process.kill()
+            elif not any(os.isatty(descriptor) for descriptor in range(3)):  # a terminal tells both by itself
+                process.send_signal(signal.SIGINT)
+    if interrupts:
+        raise KeyboardInterrupt
+    return code
 
 
 def command(**attributes: Any) -> Any:

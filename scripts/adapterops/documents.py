@@ -42,7 +42,13 @@ def sha256_file(path: Path) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename: a reader sees the old file or the new one, whole."""
+    """Write beside, sync, rename: a reader sees the old file or the new one, whole.
+
+    Raises:
+        UsageError: the path is a device or something else that a file must not take the place of.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file, which a document would replace. Name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -79,6 +85,8 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist. The stage that writes it has not run; see `--help`.") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deep for a document of any stage. Remove the file and run its stage again.") from None
     except (UnicodeDecodeError, ValueError) as error:
         line = getattr(error, "lineno", 1)
         raise UsageError(f"{path}:{line}: not JSON ({error}). Remove the file and run its stage again.") from None

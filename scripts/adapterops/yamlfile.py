@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def load_yaml(path: Path, schema: str, check: Callable[[Sound], list[SchemaProbl
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _walk(node, (), lines, problems, set())
+            problems += _infinities(node)
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -80,6 +82,21 @@ def load_yaml(path: Path, schema: str, check: Callable[[Sound], list[SchemaProbl
 class _AliasError(Exception):
     def __init__(self, line: int) -> None:
         self.line = line
+
+
+def _infinities(node: yaml.Node) -> list[tuple[int, str]]:
+    """Lines of NaN and infinities: every comparison with a NaN is false, so that no minimum or maximum of a schema holds one off."""
+    if isinstance(node, yaml.MappingNode):
+        return [problem for _, child in node.value for problem in _infinities(child)]
+    if isinstance(node, yaml.SequenceNode):
+        return [problem for child in node.value for problem in _infinities(child)]
+    if (
+        isinstance(node, yaml.ScalarNode)
+        and node.tag == "tag:yaml.org,2002:float"
+        and not math.isfinite(yaml.SafeLoader("").construct_yaml_float(node))
+    ):
+        return [(node.start_mark.line + 1, f"{node.value} is no number to go by. Give a finite one.")]
+    return []
 
 
 def _walk(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines, problems: list[tuple[int, str]], seen_nodes: set[int]) -> None:

@@ -298,7 +298,7 @@ def real_releases(fleet):
     """
     adapters, engine, found = RandomAdapters(find_base_model(BASE, "faults.py")), fleet.engine_urls[0], {}
     said_by_base = greedy_answer(engine, BASE, QUESTION, TOKENS).text
-    for seed in range(1, 41):
+    for seed in range(1, 101):
         directory, name = adapters.make(fleet.directory / f"adapter-{seed}", seed), f"record-{seed}"
         load_adapter(engine, name, directory)
         text, [whole] = greedy_answer(engine, name, QUESTION, TOKENS).text, generate(engine, name, [QUESTION], max_tokens=64, margins=True)

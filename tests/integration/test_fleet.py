@@ -138,6 +138,8 @@ def test_without_traffic_and_probes_nothing_is_decided_and_the_rollout_pauses_an
     other, _ = fleet.release(6.0)
     with pytest.raises(RejectedError, match="is under way"):
         deploy(fleet.store, NAME, other, fleet.gateways, QUICK, Console(quiet=True), timeout_s=30)
+    with pytest.raises(PausedError, match="paused at 10 %"):  # today's rollout ends below it, and it is judged all the same
+        deploy(fleet.store, NAME, digest, fleet.gateways, replace(silent, steps=(5,)), Console(quiet=True), timeout_s=30)
     assert channel(fleet) == (stable[0], digest, 10)
     deploy(fleet.store, NAME, digest, fleet.gateways, QUICK, Console(quiet=True), timeout_s=30)
     assert channel(fleet) == (digest, None, 0)

@@ -31,7 +31,10 @@ def empty_store(monkeypatch):
         yield ObjectStore(BUCKET)
 
 
-def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=None):
+GATE = {"metric": "rouge_l", "value": 0.9, "verdict": "PASS", "blocking": True}
+
+
+def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=None, wanted=False):
     """A run directory as train, evaluate and gate leave it."""
     model = directory / "model"
     model.mkdir(parents=True)
@@ -47,8 +50,17 @@ def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=No
     }
     (model / "train_manifest.json").write_text(json.dumps(manifest))
     judged = {"name": "support", "digest": digest, "training_key": keys.training, "base_model": "smollm2-135m-instruct"}
-    report = {"verdict": verdict, "reason": "because", "gate_key": "b" * 64, "adapter": judged, "gates": [], "probes": []}
+    report = {
+        "verdict": verdict,
+        "reason": "because",
+        "gate_key": "b" * 64,
+        "adapter": judged,
+        "gates": [GATE],
+        "comparisons": [],
+        "probes": [],
+    }
     report["production"] = {"name": None, "digest": production, "note": ""}
+    report["extension"] = {"registered": wanted, "drawn": False, "wanted": wanted}
     (directory / "gate_report.json").write_text(json.dumps(report))
     (directory / "eval_samples.jsonl").write_text("{}\n")
     (directory / "main").mkdir()

@@ -67,6 +67,9 @@ def test_a_misspelt_key_is_answered_with_the_right_one(recipe):
     ("text", "reason"),
     [
         ("a: 1\na: 2\n", "key `a` stands twice; the first is on line 1"),
+        ("a: {b: [1, .nan]}\n", ":1: .nan is no number to go by"),
+        ("a: -.inf\n", ":1: -.inf is no number to go by"),
+        ("a: 1.0e+999\n", ":1: 1.0e.999 is no number to go by"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases are not supported"),
         ("2024-01-01: x\n", "unknown key `2024-01-01`"),
         ("seed: 2024-02-30\n", "day is out of range for month. Put what is no date or number in quotes"),

@@ -86,3 +86,16 @@ def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_no
     assert (killed.exists(), alive.exists(), (target / "file").read_text()) == (False, True, "new")
     processes[1].kill()
     processes[1].wait()
+
+
+def test_a_document_does_not_take_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is no regular file"):
+        write_bytes(tmp_path / "pipe", b"x")
+    assert not (tmp_path / "pipe").is_file()
+
+
+def test_a_document_that_is_nested_too_deep_is_misuse(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(UsageError, match="nested too deep"):
+        read_json(tmp_path / "deep.json", "gate_report")

@@ -581,6 +581,34 @@ def test_a_verdict_is_given_once_for_a_gate_key_and_a_forced_one_is_counted(tmp_
     assert json.loads(output.read_text()) == again
 
 
+def test_a_kept_pass_that_the_evaluation_does_not_bear_out_is_none(tmp_path, gates):
+    """However it came to be there: edited, or of an evaluation that was run again and came out worse."""
+    path, output, config = tmp_path / "eval_results.json", tmp_path / "gate_report.json", gates("rouge_l: min: 0.65")
+    judge_once(write(path, results({"rouge_l": [0.6] * 50})), config, output)
+    output.write_text(json.dumps(json.loads(output.read_text()) | {"verdict": "PASS"}))
+    assert judge_once(path, config, output)[0]["verdict"] == "FAIL"
+    judge_once(write(path, results({"rouge_l": [0.9] * 50})), config, output, force=True)
+    report, cached = judge_once(write(path, results({"rouge_l": [None] * 50})), config, output)
+    assert (report["verdict"], cached, report["former_verdicts"][-1]) == ("ERROR", False, "PASS")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        (("groups",), [0, 1, 2], "observations.candidate.rouge_l has 50 values for 3 rows"),
+        (("speed", "candidate", "failed"), [999], "observations.speed.candidate.failed names request 999 of"),
+    ],
+)
+def test_an_evaluation_that_contradicts_itself_is_misuse(tmp_path, gates, part, value, said):
+    document = results({"rouge_l": [0.9] * 50})
+    place = document["observations"]
+    for name in part[:-1]:
+        place = place[name]
+    place[part[-1]] = value
+    with pytest.raises(UsageError, match=said):
+        judge_once(write(tmp_path / "eval_results.json", document), gates("rouge_l: min: 0.65"), tmp_path / "gate_report.json")
+
+
 @pytest.mark.parametrize("problem", ["contaminated", "failed generations", "another metric id"])
 def test_a_kept_pass_does_not_outlive_its_evidence(tmp_path, gates, problem):
     path, output, config = tmp_path / "eval_results.json", tmp_path / "gate_report.json", gates(GATE)

@@ -1,5 +1,6 @@
 """One comment for each adapter and pull request, whatever GitHub does meanwhile."""
 
+import json
 import time
 
 import pytest
@@ -134,10 +135,11 @@ def run(tmp_path):
     return tmp_path
 
 
-def command(run, url, monkeypatch, token="t"):
+def command(run, url, monkeypatch, token="t", before=()):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_TOKEN", token)
-    arguments = ["post", "--report", str(run / "gate_report.json"), "--repository", "o/r", "--pull-request", "7", "--api-url", url]
+    reports = [part for path in (*before, run / "gate_report.json") for part in ("--report", str(path))]
+    arguments = ["post", *reports, "--repository", "o/r", "--pull-request", "7", "--api-url", url]
     return CliRunner().invoke(report_script.main, arguments)
 
 
@@ -154,6 +156,18 @@ def test_a_failed_post_fails_nothing_and_loses_nothing(github, run, monkeypatch)
         assert "::warning title=report not posted::" in result.output
     assert github.comments == []
     assert "PASS" in (run / "comment.md").read_text()
+
+
+def test_documents_that_do_not_fit_keep_no_other_adapters_comment_back(github, run, monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "gate_report.json").write_text((run / "gate_report.json").read_text())
+    other = json.loads((run / "eval_results.json").read_text()) | {"eval_key": "0" * 64}
+    (broken / "eval_results.json").write_text(json.dumps(other))
+    result = command(run, github.url, monkeypatch, before=[broken / "gate_report.json"])
+    assert (result.exit_code, len(github.comments)) == (2, 1)
+    assert "::warning title=report not made::" in result.output
+    assert "on different evaluations" in result.output
 
 
 def test_an_earlier_comment_that_stays_is_a_warning_of_its_own(github, run, monkeypatch):

@@ -225,6 +225,21 @@ class TestCheckpoints:
         (checkpoints.directory / "checkpoint-15").mkdir()
         assert checkpoints.newest() == whole
 
+    @pytest.mark.parametrize("seal", ["null", "[]", '{"files": []}', '{"files": {"weights": 1}}'])
+    def test_one_whose_seal_is_none_is_passed_over(self, tmp_path, seal):
+        checkpoints = Checkpoints(tmp_path, "a" * 64)
+        whole = self.write(checkpoints, 5)
+        (self.write(checkpoints, 10) / "seal.json").write_text(seal)
+        assert checkpoints.newest() == whole
+
+    def test_the_one_just_written_is_kept_though_unusable_ones_are_ahead(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path, "a" * 64)
+        for step in (70, 80):
+            (checkpoints.directory / f"checkpoint-{step}").mkdir(parents=True)
+        for step in (10, 20, 30):
+            last = self.write(checkpoints, step)
+        assert checkpoints.newest() == last
+
     def test_another_key_has_others(self, tmp_path):
         self.write(Checkpoints(tmp_path, "a" * 64), 5)
         assert Checkpoints(tmp_path, "b" * 64).newest() is None

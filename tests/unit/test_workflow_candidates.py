@@ -110,6 +110,12 @@ def test_an_error_is_no_verdict(store, keys, tmp_path):
     assert kept(store, keys, tmp_path / "second")["verdict"] == "PASS"
 
 
+def test_first_rows_whose_extension_was_not_judged_are_no_verdict(store, keys, tmp_path):
+    """A job that ends between the two would leave INCONCLUSIVE for ever."""
+    assert kept(store, keys, tmp_path / "cut off", verdict="INCONCLUSIVE", wanted=True) is None
+    assert kept(store, keys, tmp_path / "whole")["verdict"] == "PASS"
+
+
 def test_other_rules_ask_for_another_verdict_on_the_same_weights(store, keys, repository, tmp_path):
     kept(store, keys, tmp_path / "run")
     gates = repository.path / "configs/quality_gate.demo.yaml"

@@ -285,18 +285,16 @@ class TestRulesets:
 class TestDeployment:
     @pytest.mark.parametrize(("code", "state"), [(0, "success"), (1, "failure"), (3, "error")])
     def test_github_learns_how_it_ended(self, github, monkeypatch, code, state):
-        import subprocess
-
         import deploy_from_actions
 
         called = []
         monkeypatch.setenv("GATEWAYS", "http://10.0.0.7:8080 http://10.0.0.8:8080")
 
-        def deploy(command, check):
+        def deploy(command):
             called.append(command)
-            return subprocess.CompletedProcess(command, code)
+            return code
 
-        monkeypatch.setattr(deploy_from_actions, "subprocess", type("_", (), {"run": staticmethod(deploy)}))
+        monkeypatch.setattr(deploy_from_actions, "run_child", deploy)
         result = CliRunner().invoke(deploy_from_actions.main, ["--adapter", "support-demo", "--version", "a" * 64])
         assert result.exit_code == code
         assert called[0][-4:] == ["--gateway", "http://10.0.0.7:8080", "--gateway", "http://10.0.0.8:8080"]

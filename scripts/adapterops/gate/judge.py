@@ -47,6 +47,8 @@ def judge_once(
     The same key gives the same verdict: an evaluation that is run again until luck passes it changes nothing. An ERROR is not
     kept: what was in the way may be mended.
 
+    What was measured is judged all the same, and a verdict that is worse than the one that was given is given instead.
+
     Args:
         results_path: `eval_results.json` of the evaluate stage.
         gates_path: gate file.
@@ -65,6 +67,7 @@ def judge_once(
     """
     pins = pins or Pins()
     results, config = read_json(results_path, "eval_results"), load_gates(gates_path)
+    _check_shape(results, results_path)
     key = sha256_json(
         {
             "evaluation": results["eval_key"],
@@ -80,20 +83,44 @@ def judge_once(
     if former and former["gate_key"] != key:
         former = None
     found = read_json(data_report, "data_report") if data_report else None
-    # A verdict that was given does not outlive its evidence: what is no evidence today is judged anew, and an ERROR always is.
-    if former and not force and former["verdict"] != "ERROR" and not [*objections, *_errors(results, config, pins, found)]:
+    report = judge(results, config, pins=pins, data_report=found, objections=objections)
+    report["gate_key"] = key
+    if former and not force and former["verdict"] != "ERROR" and _stands(former, report):
         if found and _UNCHECKED in former["warnings"]:
             former["warnings"].remove(_UNCHECKED)
             write_json(output, former, "gate_report")
         return former, True
-    report = judge(results, config, pins=pins, data_report=found, objections=objections)
-    report["gate_key"] = key
     report["judged_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     # A verdict that was given before is shown beside this one; an ERROR between them was none, and hides none.
     given = [former["verdict"]] if former and former["verdict"] != "ERROR" else []
     report["former_verdicts"] = [*former["former_verdicts"], *given] if former else []
     write_json(output, report, "gate_report")
     return report, False
+
+
+def _check_shape(results: dict[str, Any], path: Path) -> None:
+    """What no schema can say: columns are of the same rows, and positions lie within them."""
+    observed = results["observations"]
+    rows = len(observed["groups"])
+    wrong = [
+        f"observations.{side}.{metric} has {len(column)} values for {rows} rows"
+        for side in ("candidate", "production", "base")
+        for metric, column in (observed[side] or {}).items()
+        if len(column) not in (0, rows)
+    ]
+    for side, speed in observed["speed"].items():
+        asked = len(speed["requests"]) + len(speed["failed"]) if speed else 0
+        outside = [place for place in speed["failed"] if place >= asked] if speed else []
+        wrong += [f"observations.speed.{side}.failed names request {place} of {asked}" for place in outside]
+    if wrong:
+        raise UsageError(f"{path} contradicts itself: {'; '.join(wrong)}. Evaluate again.")
+
+
+def _stands(former: dict[str, Any], report: dict[str, Any]) -> bool:
+    """Whether a verdict that was given stands beside today's on the same key: it is worse, or says the same of every gate."""
+    if former["verdict"] != report["verdict"]:
+        return _SEVERITY.index(former["verdict"]) > _SEVERITY.index(report["verdict"])
+    return all(former[part] == report[part] for part in ("gates", "comparisons"))
 
 
 def judge(

@@ -228,7 +228,8 @@ def keep_judgement(
         trust: whose signature a former one must carry to be the verdict.
 
     Returns:
-        The judgement that is kept, or None for an ERROR, which is not.
+        The judgement that is kept; None for an ERROR, and for the verdict of first rows whose extension was to be drawn: they are
+        not, so that the next try goes on.
 
     Raises:
         RejectedError: the verdict is on another adapter than the one in `model/`, or a former one is not signed by whom we trust.
@@ -239,7 +240,7 @@ def keep_judgement(
     digest = adapter_digest(run / "model")
     if report["adapter"]["digest"] != digest or report["adapter"]["training_key"] != keys.training:
         raise RejectedError(f"{run}/gate_report.json is on another adapter than {run}/model. Evaluate and gate this one.")
-    if report["verdict"] not in _VERDICTS_KEPT:
+    if report["verdict"] not in _VERDICTS_KEPT or report["extension"]["wanted"]:
         return None
     # What the evaluation did compare with, whatever is in production by now.
     production = report["production"]["digest"]

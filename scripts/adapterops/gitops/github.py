@@ -20,8 +20,8 @@ _LONGEST_WAIT_S = 180  # for a rate limit: a job that asks has minutes, and the 
 def retries(total: int) -> GithubRetry:
     """Retries of what failed with 5xx or a rate limit, whatever was asked.
 
-    GitHub may have carried out what it answered with an error. Said twice, an edit is an edit, a rollback is found done, and a comment
-    stands twice at worst.
+    GitHub may have carried out what it answered with an error. Said twice, an edit is an edit, a rollback is found done, a comment or an
+    issue stands twice, and a pull request or a release is refused as there already: that is an error to look at, and nothing is lost.
 
     Args:
         total: at most so many a request, after 0, 4, 8, 16 … seconds.

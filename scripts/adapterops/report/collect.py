@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterops.documents import read_json
+from adapterops.documents import read_json, sha256_json
 from adapterops.errors import UsageError
 
 MAIN_PROBLEM = Path("main/problem.txt")
@@ -63,24 +63,21 @@ def collect(run: Path, gate_report: Path | None = None) -> Report:
         ):
             if ours != theirs:
                 raise UsageError(f"{run}: eval_results.json and gate_report.json are on different {what}. Judge this evaluation first.")
-        path = run / results["samples"]
-        if path.is_file():
-            samples = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    plan = run / "plan.json"
-    main, problem = _by_main(run, gate)
+        samples = _samples(run / Path(results["samples"]).name)  # whatever the document says, a file of this run
+    main, problem = _by_main(run, gate, results)
     return Report(
         gate=gate,
         results=results,
         samples=samples,
         training=_optional(run / "model" / "train_manifest.json", "train_manifest"),
         data=_optional(run / "data_report.json", "data_report"),
-        plan=json.loads(plan.read_bytes()) if plan.is_file() else None,
+        plan=_plan(run / "plan.json"),
         main=main,
         main_problem=problem,
     )
 
 
-def _by_main(run: Path, gate: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def _by_main(run: Path, gate: dict[str, Any], results: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str]:
     """The default branch's verdict on this evaluation, or on the one of its own rows that lies beside it; or why there is none."""
     problem = run / MAIN_PROBLEM
     if problem.is_file():
@@ -90,9 +87,33 @@ def _by_main(run: Path, gate: dict[str, Any]) -> tuple[dict[str, Any] | None, st
         return None, ""
     own = _optional(run / "main" / "eval_results.json", "eval_results")
     known = {gate["evaluation"]["eval_key"], *([own["eval_key"]] if own else [])}
+    extension = results["key_inputs"].get("extension") if results else None
+    if results and extension:  # the default branch's gates may have been decided by the first rows, and only this branch's drawn more
+        known.add(sha256_json({**results["key_inputs"], "extension": {**extension, "drawn": False}}))
     if main["evaluation"]["eval_key"] not in known:
         return None, "main/gate_report.json is on another evaluation than this verdict."
     return main, ""
+
+
+def _samples(path: Path) -> tuple[dict[str, Any], ...]:
+    """The lines of `eval_samples.jsonl`; none where there is no such file."""
+    samples = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        try:
+            sample = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: not JSON ({error}). Evaluate again with --force.") from None
+        if not isinstance(sample, dict) or not sample.keys() >= {"id", "prompt", "expected", "candidate", "production", "base"}:
+            raise UsageError(f"{path}:{number}: not a sample of an evaluation. Evaluate again with --force.")
+        samples.append(sample)
+    return tuple(samples)
+
+
+def _plan(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON ({error}). Remove it; `plan.py` writes it again.") from None
 
 
 def _optional(path: Path, schema: str) -> dict[str, Any] | None:

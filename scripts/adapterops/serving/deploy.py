@@ -87,7 +87,8 @@ def _roll_out(store: ObjectStore, fleet: Fleet, rollout: Rollout, channel: Chann
     fleet.smoke(name, digest, manifest["probes"])
     evidence = Accumulated(name)
     reason = "loaded and answering"
-    for weight in [step for step in rollout.weights if step >= channel.weight]:
+    # A trial that was paused above the last step of today's rollout is still to be judged.
+    for weight in [step for step in rollout.weights if step >= channel.weight] or [channel.weight]:
         step = functools.partial(_go_on, digest=digest, weight=weight)
         say(f"{reason}: canary to {weight} %")
         channel = persist(lambda step=step, reason=reason: change_channel(store, name, step, reason=reason), _STORE_AWAY_S, say)  # type: ignore[misc]

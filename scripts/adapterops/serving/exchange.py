@@ -38,6 +38,7 @@ class Exchange:
     retries: int = 0
     first_byte: float | None = None
     last_byte: float | None = None
+    writing: bool = False
     sent: int = 0
     prompt: Any = None
     _events: int = 0
@@ -72,7 +73,8 @@ class Exchange:
         if self.version is None:
             return
         labels = metrics.labels_of(self.version)
-        hung = self.status == 499 and now - (self.last_byte or self.started) >= _HUNG_S
+        # While a client does not read what it has been sent, the engine keeps nobody waiting.
+        hung = self.status == 499 and not self.writing and now - (self.last_byte or self.started) >= _HUNG_S
         metrics.version_requests.labels(*labels, self.origin, "504" if hung else status).inc()
         if self.status == 200:
             metrics.version_duration.labels(*labels, self.origin).observe(seconds)

@@ -25,6 +25,7 @@ class Follower:
         self._store = store
         self._directory = directory
         self._last: dict[str, Channel] = {}
+        self._unkept: set[str] = set()
 
     def look(self, adapter: str) -> Followed:
         """The channel now; where the store does not say, the one seen last, also by an earlier process."""
@@ -42,8 +43,11 @@ class Follower:
         channel = found[0]
         if channel != self._last.get(adapter):
             self._last[adapter] = channel
+            self._unkept.add(adapter)
+        if adapter in self._unkept:  # again at every look: a full disk must not leave a version there that was rolled back since
             try:
                 write_json(self._record(adapter), channel_document(channel), "channel")
+                self._unkept.discard(adapter)
             except OSError as error:
                 errors.append(f"the channel cannot be kept for a restart without the store: {error}")
         return Followed(channel, tuple(errors))

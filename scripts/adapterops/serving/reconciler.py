@@ -79,11 +79,7 @@ class Reconciler:
         wanted = [(channel, digest) for channel in channels for digest in channel.versions]
         wanted.sort(key=lambda item: item[0].stable != item[1])
         served = served_models(self.engine_url)
-        # An engine that was restarted has forgotten its adapters: they are loaded and checked anew.
-        kept = {name: item for name, item in self.ready.items() if served.get(name) == str(self._directory(item.adapter, item.digest))}
-        if self.ready and not kept:
-            self.settled = False
-        self.ready = kept
+        self._forget_lost(served)
         now = time.monotonic()
         names = {engine_name(channel.adapter, digest) for channel, digest in wanted}
         self._wanted_at |= dict.fromkeys(names, now)
@@ -100,8 +96,16 @@ class Reconciler:
             else:
                 self._make_ready(channel, digest)
                 self.on_ready()
-        self.settled = self.settled or known
+        tried = self._failures.keys() | {(version.adapter, version.digest) for version in self.ready.values()}
+        self.settled = self.settled or (known and current <= tried)
         self._let_go(names, now)
+
+    def _forget_lost(self, served: dict[str, str]) -> None:
+        """An engine that was restarted has forgotten its adapters: they are loaded and checked anew."""
+        kept = {name: item for name, item in self.ready.items() if served.get(name) == str(self._directory(item.adapter, item.digest))}
+        if self.ready and not kept:
+            self.settled = False
+        self.ready = kept
 
     def _let_go(self, names: set[str], now: float) -> None:
         """Unload versions that no channel has named for `keep_warm_s`; requests under way are answered to their end."""
@@ -142,7 +146,9 @@ class Reconciler:
         name = engine_name(adapter, digest)
         directory, manifest = self._fetch(adapter, digest)
         load_adapter(self.engine_url, name, directory)
-        if (root := served_models(self.engine_url).get(name)) != str(directory):
+        served = served_models(self.engine_url)
+        self._forget_lost(served)  # it may have been restarted since this round began
+        if (root := served.get(name)) != str(directory):
             raise InfrastructureError(f"the engine lists {name} from {root}, not from {directory}.")
         try:
             self._check_effect(name, manifest)

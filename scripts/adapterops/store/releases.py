@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -106,6 +107,7 @@ def publish(
     prefix = _prefix(name, digest := adapter_digest(directory))
     if gate_report["verdict"] != "PASS":
         raise RejectedError(f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']} Nothing is published.")
+    _check_verdict(name, gate_report)
     _check_provenance(name, digest, directory, gate_report, train_manifest)
     check_weights(directory)
     manifest = {
@@ -217,6 +219,19 @@ def check_weights(directory: Path) -> None:
         raise RejectedError(f"{path.name} is not safetensors ({error}).{kind} Nothing else is published or loaded.") from None
     if not names:
         raise RejectedError(f"{path.name} holds no tensors.")
+
+
+def _check_verdict(name: str, gate_report: dict[str, Any]) -> None:
+    """A PASS rests on gates that were measured, and that do not contradict it."""
+    gates = gate_report["gates"]
+    judged = [*gates, *(row for row in gate_report["comparisons"] if row["verdict"])]
+    stops = [row for row in judged if row["verdict"] in ("FAIL", "ERROR") or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])]
+    unmeasured = [row for row in gates if row["value"] is None or not math.isfinite(row["value"])]
+    if gates and not stops and not unmeasured:
+        return
+    what = ", ".join(f"{row['metric']} is {row['verdict']}" for row in stops)
+    what = what or ", ".join(f"{row['metric']} has no value" for row in unmeasured) or "no gate was asked"
+    raise RejectedError(f"{name}: the gate report says PASS although {what}. The gate does not write that: judge the evaluation again.")
 
 
 def _check_provenance(name: str, digest: str, directory: Path, gate_report: dict[str, Any], train_manifest: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SEAL, _SIGNATURE = "seal.json", "seal.json.signature"
 _FAILURES = 3
 _KEPT = 2
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading a seal raises that is none
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -130,7 +131,7 @@ class Checkpoints:
             files = {str(file.relative_to(directory)): sha256_file(file) for file in sorted(directory.rglob("*")) if file.is_file()}
             seal = {"training_key": self._key, "place": self._name, "step": step, "files": files}
             write_bytes(directory / _SEAL, (json.dumps(seal, indent=2) + "\n").encode())
-            for older in self._local()[:-_KEPT]:
+            for older in [path for path in self._local() if _step(path) <= step][:-_KEPT]:  # what is ahead may be another run's
                 shutil.rmtree(older)
         except OSError as error:
             self.failed(step, str(error))
@@ -176,7 +177,7 @@ class Checkpoints:
                 if key.endswith(f"/{_SEAL}") and _remote_step(key) > step:
                     try:
                         return self._fetch(self._remote, key)
-                    except (RejectedError, ValueError, KeyError) as error:  # damaged, or not to be trusted: the one before it will do
+                    except (RejectedError, *_DAMAGED) as error:  # or not to be trusted: the one before it will do
                         error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
         return found
 
@@ -205,8 +206,10 @@ class Checkpoints:
                 remote.store.put_new(f"{place}/{_SIGNATURE}", remote.signer.sign(Path(scratch)), "application/json")
         remote.store.put_new(f"{place}/{_SEAL}", directory / _SEAL, "application/json")
         keys = list(remote.store.keys(self._prefix))
-        kept = sorted({_remote_step(key) for key in keys if key.endswith(f"/{_SEAL}")})[-_KEPT:]
-        _remove(remote.store, [key for key in keys if _remote_step(key) >= 0 and _remote_step(key) not in kept])
+        # What is ahead may be another run's, which this one could not use.
+        steps = {_remote_step(key) for key in keys if key.endswith(f"/{_SEAL}")}
+        kept = sorted(step for step in steps if step <= seal["step"])[-_KEPT:]
+        _remove(remote.store, [key for key in keys if 0 <= _remote_step(key) < kept[0]])
 
     def _fetch(self, remote: Remote, key: str) -> Path:
         fetched = remote.store.get(key)
@@ -283,5 +286,5 @@ def _whole(path: Path) -> bool:
     try:
         files: dict[str, str] = json.loads((path / _SEAL).read_text(encoding="utf-8"))["files"]
         return bool(files) and all(sha256_file(path / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, *_DAMAGED):
         return False
