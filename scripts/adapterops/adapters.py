@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from adapterops.errors import UsageError
-from adapterops.schemas import ROOT, did_you_mean, repository_path
-from adapterops.yamlfile import load_yaml
+from adapterops.schemas import ROOT, SchemaProblem, did_you_mean, repository_path
+from adapterops.yamlfile import Sound, load_yaml
 
 ADAPTERS = ROOT / "adapters"
 
@@ -119,39 +120,8 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         raise UsageError(
             f"there is no adapter `{name}` (no {repository_path(path)}).{did_you_mean(name, known)} Adapters: {', '.join(known)}."
         )
-    spec = load_yaml(path, "adapter")
     root = directory.parent
-    problems = []
-    if spec["name"] != name:
-        problems.append(f"name `{spec['name']}` differs from the file's name. Rename one of the two.")
-    named = {
-        "recipe": [spec["recipe"]],
-        "data.training": spec["data"]["training"],
-        "data.evaluation": [spec["data"]["evaluation"]],
-        "data.extension": [spec["data"]["extension"]] if "extension" in spec["data"] else [],
-        "evaluation.gate": [spec["evaluation"]["gate"]],
-        "serving": [spec["serving"]],
-    }
-    for setting, files in named.items():
-        for file in files:
-            if not (root / file).is_file():
-                problems.append(f"{setting}: {file} does not exist.")
-            elif not (root / file).resolve().is_relative_to(root.resolve()):
-                problems.append(f"{setting}: {file} leads out of the repository. Links are followed and refused.")
-    rollout = spec["rollout"]
-    steps = rollout["steps"]
-    if steps != sorted(set(steps)):
-        problems.append(f"rollout.steps: {steps} does not grow. Each step gives the canary more traffic than the one before.")
-    if rollout["min_duration_s"] > rollout["max_duration_s"]:
-        problems.append("rollout.min_duration_s exceeds max_duration_s; no step could end.")
-    needed = math.ceil(math.log(1 - rollout["confidence"]) / math.log(0.95))
-    if rollout["strategy"] != "immediate" and rollout["min_requests"] < needed:
-        problems.append(
-            f"rollout.min_requests: {rollout['min_requests']} answers bound no p95 at confidence {rollout['confidence']:g}. "
-            f"At least {needed} are needed."
-        )
-    if problems:
-        raise UsageError("\n".join(f"{repository_path(path)}: {problem}" for problem in problems))
+    spec = load_yaml(path, "adapter", functools.partial(_together, name, root))
     return AdapterSpec(
         name=name,
         path=path,
@@ -165,6 +135,50 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         serving=root / spec["serving"],
         rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),
     )
+
+
+def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
+    """What contradicts itself, the file's name, or the files that are there."""
+    problems = []
+
+    def refuse(place: tuple[str | int, ...], message: str) -> None:
+        problems.append(SchemaProblem(place, message))
+
+    if (claimed := sound("name")) and claimed != name:
+        refuse(("name",), f"`{claimed}` differs from the file's name. Rename one of the two.")
+    training = sound("data", "training")
+    named: list[tuple[tuple[str | int, ...], str | None]] = [
+        (place, sound(*place))
+        for place in (("recipe",), ("data", "evaluation"), ("data", "extension"), ("evaluation", "gate"), ("serving",))
+    ]
+    named += [(("data", "training", number), file) for number, file in enumerate(training if isinstance(training, list) else [])]
+    for place, file in named:
+        if not isinstance(file, str):
+            continue
+        if not _is_file(root / file):
+            refuse(place, f"{file} does not exist.")
+        elif not (root / file).resolve().is_relative_to(root.resolve()):
+            refuse(place, f"{file} leads out of the repository. Links are followed and refused.")
+    steps = sound("rollout", "steps")
+    if steps and all(isinstance(step, int) for step in steps) and steps != sorted(set(steps)):
+        refuse(("rollout", "steps"), f"{steps} does not grow. Each step gives the canary more traffic than the one before.")
+    shortest, longest = sound("rollout", "min_duration_s"), sound("rollout", "max_duration_s")
+    if shortest is not None and longest is not None and shortest > longest:
+        refuse(("rollout", "min_duration_s"), "exceeds max_duration_s; no step could end.")
+    strategy, requests, confidence = (sound("rollout", key) for key in ("strategy", "min_requests", "confidence"))
+    if strategy != "immediate" and requests is not None and confidence and 0 < confidence < 1:
+        needed = math.ceil(math.log(1 - confidence) / math.log(0.95))
+        if requests < needed:
+            message = f"{requests} answers bound no p95 at confidence {confidence:g}. At least {needed} are needed."
+            refuse(("rollout", "min_requests"), message)
+    return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def run_directory(runs: Path, spec: AdapterSpec, key: str) -> Path:

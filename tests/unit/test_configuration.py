@@ -8,9 +8,12 @@ from rich.console import Console
 from adapterops import pipeline
 from adapterops.adapters import load_adapter, run_directory
 from adapterops.basemodels import find_base_model, load_base_models
+from adapterops.data.policy import load_policy
 from adapterops.errors import RejectedError, UsageError
+from adapterops.gate.config import load_gates
 from adapterops.pipeline import run_pipeline
 from adapterops.schemas import ROOT
+from adapterops.serving.config import load_serving_config
 from adapterops.train.recipe import load_recipe, training_key
 from adapterops.yamlfile import load_yaml
 
@@ -104,6 +107,52 @@ def test_kernels_that_do_not_go_together_are_refused(recipe):
         load_recipe(recipe(("attn_implementation: eager", "attn_implementation: varlen")))
     with pytest.raises(UsageError, match="selective is done by the fused MLP"):
         load_recipe(recipe(("gradient_checkpointing: false", "gradient_checkpointing: selective")))
+
+
+def refused(load, *arguments):
+    with pytest.raises(UsageError) as caught:
+        load(*arguments)
+    return str(caught.value)
+
+
+def test_all_problems_of_a_file_are_named_at_once_also_where_a_schema_cannot_see_them(tmp_path):
+    """Each with its line: nobody mends a file in rounds."""
+    (tmp_path / "adapters").mkdir()
+    text = (ROOT / "adapters/support-demo.yaml").read_text()
+    for old, new in (("recipe: configs", "recipe: nowhere"), ("strategy:", "strategie:"), ("steps: [50]", "steps: [50, 20]")):
+        text = text.replace(old, new)
+    (tmp_path / "adapters/support-demo.yaml").write_text(text)
+    said = refused(load_adapter, "support-demo", tmp_path / "adapters")
+    for reason in ("yaml:4: `recipe`: nowhere/qlora", "Did you mean `strategy`?", "`rollout.steps`: [50, 20] does not grow"):
+        assert reason in said
+
+    (tmp_path / "gates.yaml").write_text(
+        "gates:\n  rouge_1: {min: 0.5, description: d}\n  rouge_l: {min: 0.9, max: 0.1, description: d}\n"
+        "  format_compliance: {min: high, max: 1, description: d}\n"
+    )
+    said = refused(load_gates, tmp_path / "gates.yaml")
+    for reason in (
+        "yaml:2: ",
+        "Did you mean `rouge_l`?",
+        "yaml:3: `gates.rouge_l`: min 0.9 exceeds max 0.1",
+        "yaml:4: `gates.format_compliance.min`",
+    ):
+        assert reason in said
+
+    text = (ROOT / "configs/serving.demo.yaml").read_text()
+    for old, new in (("base_model: smollm2", "base_model: smolm2"), ("max_loras: 3", "max_loras: 5"), ("interval_s:", "intervall_s:")):
+        text = text.replace(old, new)
+    (tmp_path / "serving.yaml").write_text(text)
+    said = refused(load_serving_config, tmp_path / "serving.yaml")
+    for reason in ("is not on the allow-list", "`engine.max_cpu_loras`: 4 is below max_loras 5", "Did you mean `interval_s`?"):
+        assert reason in said
+
+    text = (ROOT / "configs/data_policy.yaml").read_text()
+    text = text.replace("{min: 10, max: 2048}", "{min: 10, max: 2}").replace("{min: 5, max: 4096}", "{min: 5, max: 4}")
+    (tmp_path / "policy.yaml").write_text(text)
+    said = refused(load_policy, tmp_path / "policy.yaml")
+    for reason in ("yaml:3: `limits.instruction_tokens`: min 10 exceeds max 2", "yaml:4: `limits.output_tokens`: min 5 exceeds max 4"):
+        assert reason in said
 
 
 def test_an_unknown_adapter_is_answered_with_the_known_ones():

@@ -35,8 +35,12 @@ def test_shipped_configurations_load(path):
         ("host: 127.0.0.1\n  port: 8101", "host: 0.0.0.0\n  port: 8101", '"0.0.0.0" is not one of 127.0.0.1'),
         ("max_lora_rank: 16", "max_lora_rank: 24", "24 is not one of 1, 8, 16, 32"),
         ("max_loras: 3", "max_loras: 1", "1 is out of range. Expected ≥ 3"),
-        ("max_loras: 3", "max_loras: 5", "max_cpu_loras: 4 is below max_loras 5"),
-        ("[support-demo]", "[support-demo, other]", "max_cpu_loras: 4 is below 8. A host holds up to 4 versions of each of its 2 adapters"),
+        ("max_loras: 3", "max_loras: 5", "`engine.max_cpu_loras`: 4 is below max_loras 5"),
+        (
+            "[support-demo]",
+            "[support-demo, other]",
+            "`engine.max_cpu_loras`: 4 is below 8. A host holds up to 4 versions of each",
+        ),
         ("port: 8101", "port: 8080", "8080 is an engine's port too"),
         ("max_model_len: 1024", "max_model_len: 16384", "16384 exceeds 8192, the context length of smollm2-135m-instruct"),
         ("[support-demo]", "[../etc]", "lower-case letters, digits and dashes"),
@@ -59,5 +63,5 @@ def test_contradictions_are_reported_together(config):
 
 
 def test_a_scheduler_is_shown_one_engine(config):
-    with pytest.raises(UsageError, match=r"gateway\.engine_metrics: true with engine\.replicas 2"):
+    with pytest.raises(UsageError, match=r"`gateway\.engine_metrics`: true with engine\.replicas 2"):
         load_serving_config(config(("engine_metrics: false", "engine_metrics: true"), ("replicas: 1", "replicas: 2")))

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterops.errors import UsageError
-from adapterops.schemas import ROOT
-from adapterops.yamlfile import load_yaml
+from adapterops.schemas import ROOT, SchemaProblem
+from adapterops.yamlfile import Sound, load_yaml
 
 POLICY = ROOT / "configs" / "data_policy.yaml"
 
@@ -54,23 +53,31 @@ def load_policy(path: Path = POLICY) -> Policy:
     Raises:
         UsageError: schema violations, or a range whose minimum exceeds its maximum.
     """
-    values = load_yaml(path, "data_policy")
-    limits = Limits(**_limits(path, values["limits"]))
+    values = load_yaml(path, "data_policy", _inverted)
+    limits = Limits(**_limits(values["limits"]))
     overrides = []
     for entry in values["datasets"]:
         changed = {key: value for key, value in entry.items() if key not in {"files", "reason"}}
-        overrides.append((entry["files"], replace(limits, **_limits(path, changed))))
+        overrides.append((entry["files"], replace(limits, **_limits(changed))))
     return Policy(path, limits, tuple(overrides))
 
 
-def _limits(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+def _limits(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _range(path, value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        key: (value["min"], value["max"]) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
         for key, value in values.items()
     }
 
 
-def _range(path: Path, value: dict[str, int]) -> tuple[int, int]:
-    if value["min"] > value["max"]:
-        raise UsageError(f"{path}: min {value['min']} exceeds max {value['max']}; no row could pass.")
-    return value["min"], value["max"]
+def _inverted(sound: Sound) -> list[SchemaProblem]:
+    """Ranges that no row could pass."""
+    datasets = sound("datasets")
+    places: list[tuple[str | int, ...]] = [("limits",), *(("datasets", number) for number in range(len(datasets or [])))]
+    problems = []
+    for place in places:
+        settings = sound("limits") if place == ("limits",) else datasets[place[1]]
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            low, high = (value.get("min"), value.get("max")) if isinstance(value, dict) else (None, None)
+            if isinstance(low, int) and isinstance(high, int) and low > high:
+                problems.append(SchemaProblem((*place, key), f"min {low} exceeds max {high}; no row could pass."))
+    return problems

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapterops.documents import sha256_file
-from adapterops.errors import UsageError
 from adapterops.evaluate.catalogue import METRICS
-from adapterops.yamlfile import load_yaml
+from adapterops.schemas import SchemaProblem
+from adapterops.yamlfile import Sound, load_yaml
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,32 @@ def load_gates(path: Path) -> GateConfig:
     Raises:
         UsageError: it breaks its schema, or asks for something that cannot be; all problems at once.
     """
-    values = load_yaml(path, "quality_gate")
+    values = load_yaml(path, "quality_gate", _impossible)
     confidence = values.get("confidence", 0.95)
-    gates, problems = [], []
-    for metric, asked in values["gates"].items():
-        gate = Gate(
-            metric=metric,
-            minimum=asked.get("min"),
-            maximum=asked.get("max"),
-            rule=asked.get("rule", "point"),
-            confidence=asked.get("confidence", confidence),
-            min_n=asked.get("min_n", 1),
-            margin=asked.get("margin", asked.get("ratio")),
-            blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn") == "block",
-            description=asked["description"],
-        )
-        gates.append(gate)
-        problems += [f"gates.{metric}: {problem}" for problem in _contradictions(gate)]
-    if problems:
-        raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
-    return GateConfig(path, sha256_file(path), values, confidence, values.get("max_failed_generations", 0.01), tuple(gates))
+    gates = tuple(_gate(metric, asked, confidence) for metric, asked in values["gates"].items())
+    return GateConfig(path, sha256_file(path), values, confidence, values.get("max_failed_generations", 0.01), gates)
+
+
+def _gate(metric: str, asked: dict[str, Any], confidence: float) -> Gate:
+    return Gate(
+        metric=metric,
+        minimum=asked.get("min"),
+        maximum=asked.get("max"),
+        rule=asked.get("rule", "point"),
+        confidence=asked.get("confidence", confidence),
+        min_n=asked.get("min_n", 1),
+        margin=asked.get("margin", asked.get("ratio")),
+        blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn") == "block",
+        description=asked.get("description", ""),
+    )
+
+
+def _impossible(sound: Sound) -> list[SchemaProblem]:
+    """What each gate asks that cannot be; of the gates whose values are all sound."""
+    gates = sound("gates")
+    names = [name for name in gates if name in METRICS] if isinstance(gates, dict) else []
+    whole = [name for name in names if sound("gates", name) and all(sound("gates", name, key) is not None for key in gates[name])]
+    return [SchemaProblem(("gates", name), problem) for name in whole for problem in _contradictions(_gate(name, gates[name], 0.95))]
 
 
 def _contradictions(gate: Gate) -> list[str]:

@@ -6,11 +6,11 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterops.basemodels import BaseModel, find_base_model
-from adapterops.errors import UsageError
-from adapterops.schemas import ROOT
+from adapterops.basemodels import BaseModel, find_base_model, load_base_models
+from adapterops.basemodels.allowlist import not_allowed
+from adapterops.schemas import ROOT, SchemaProblem
 from adapterops.store.signing import Trust
-from adapterops.yamlfile import load_yaml
+from adapterops.yamlfile import Sound, load_yaml
 
 _HELD_VERSIONS = 4  # of an adapter; more only when it is deployed again within `keep_warm_s`
 
@@ -90,51 +90,65 @@ def load_serving_config(path: Path) -> ServingConfig:
     Raises:
         UsageError: it breaks its schema, or its settings contradict each other; all problems at once.
     """
-    values = load_yaml(path, "serving")
-    base_model = find_base_model(values["base_model"], f"{path}: base_model")
-    engine = EngineConfig(**values["engine"])
-    keys = values["gateway"]["api_keys"]
-    problems = []
-    if engine.max_model_len > base_model.context_length:
-        problems.append(
-            f"engine.max_model_len: {engine.max_model_len} exceeds {base_model.context_length}, the context length of {base_model.name}."
-        )
-    if engine.max_cpu_loras < engine.max_loras:
-        problems.append(f"engine.max_cpu_loras: {engine.max_cpu_loras} is below max_loras {engine.max_loras}. vLLM refuses that.")
-    held = _HELD_VERSIONS * len(values["adapters"])
-    if engine.max_cpu_loras < held:
-        problems.append(
-            f"engine.max_cpu_loras: {engine.max_cpu_loras} is below {held}. A host holds up to {_HELD_VERSIONS} versions of each of its "
-            f"{len(values['adapters'])} adapters: stable, canary, previous, and the one replaced last; what does not fit is read from disk "
-            f"again, while no answer goes on. Raise it to {held}, or follow fewer adapters."
-        )
-    if engine.port <= values["gateway"]["port"] < engine.port + engine.replicas:
-        problems.append(f"gateway.port: {values['gateway']['port']} is an engine's port too.")
-    if engine.port + engine.replicas - 1 > 65535:
-        problems.append(f"engine.replicas: {engine.replicas} engines from port {engine.port} on go beyond port 65535.")
-    if base_model.name in values["adapters"]:
-        problems.append(f"adapters: {base_model.name} is the base model's name. Clients could not tell the two apart.")
-    if keys is None and not _is_loopback(values["gateway"]["host"]):
-        problems.append(
-            f"gateway.api_keys: null with gateway.host {values['gateway']['host']} lets everybody on the network ask. Make a file of keys "
-            "(scripts/api_key.py), or listen on 127.0.0.1."
-        )
-    if values["gateway"]["engine_metrics"] and engine.replicas > 1:
-        problems.append(f"gateway.engine_metrics: true with engine.replicas {engine.replicas}. A scheduler takes a host for one engine.")
-    if problems:
-        raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
+    values = load_yaml(path, "serving", _together)
+    base_model, keys = find_base_model(values["base_model"], f"{path}: base_model"), values["gateway"]["api_keys"]
     return ServingConfig(
         path=path,
         base_model=base_model,
         adapters=tuple(values["adapters"]),
         bucket=values["store"]["bucket"],
         trust=_trust(values["store"]["signed_by"]),
-        engine=engine,
+        engine=EngineConfig(**values["engine"]),
         gateway=GatewaySettings(**{**values["gateway"], "api_keys": ROOT / keys if keys else None}),
         interval_s=values["reconciler"]["interval_s"],
         keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
     )
+
+
+def _together(sound: Sound) -> list[SchemaProblem]:
+    """Settings that do not go together, or not with the base model."""
+    problems = []
+
+    def refuse(section: str, setting: str, message: str) -> None:
+        problems.append(SchemaProblem((section, setting), message))
+
+    name, adapters = sound("base_model"), sound("adapters")
+    base_model = load_base_models().get(name) if name else None
+    if name and not base_model:
+        problems.append(SchemaProblem(("base_model",), not_allowed(name)))
+    if name and adapters and name in adapters:
+        problems.append(SchemaProblem(("adapters",), f"{name} is the base model's name. Clients could not tell the two apart."))
+    length, loras, held = (sound("engine", key) for key in ("max_model_len", "max_loras", "max_cpu_loras"))
+    if base_model and length and length > base_model.context_length:
+        refuse("engine", "max_model_len", f"{length} exceeds {base_model.context_length}, the context length of {name}.")
+    if held and loras and held < loras:
+        refuse("engine", "max_cpu_loras", f"{held} is below max_loras {loras}. vLLM refuses that.")
+    wanted = _HELD_VERSIONS * len(adapters) if adapters else 0
+    if held and held < wanted:
+        refuse(
+            "engine",
+            "max_cpu_loras",
+            f"{held} is below {wanted}. A host holds up to {_HELD_VERSIONS} versions of each of its {len(adapters)} adapters: stable, "
+            f"canary, previous, and the one replaced last; what does not fit is read from disk again, while no answer goes on. Raise it to "
+            f"{wanted}, or follow fewer adapters.",
+        )
+    first, replicas, port = sound("engine", "port"), sound("engine", "replicas"), sound("gateway", "port")
+    if first and replicas and port and first <= port < first + replicas:
+        refuse("gateway", "port", f"{port} is an engine's port too.")
+    if first and replicas and first + replicas - 1 > 65535:
+        refuse("engine", "replicas", f"{replicas} engines from port {first} on go beyond port 65535.")
+    host = sound("gateway", "host")
+    if host and sound("gateway") and "api_keys" in sound("gateway") and sound("gateway")["api_keys"] is None and not _is_loopback(host):
+        refuse(
+            "gateway",
+            "api_keys",
+            f"null with gateway.host {host} lets everybody on the network ask. Make a file of keys (scripts/api_key.py), or listen on "
+            "127.0.0.1.",
+        )
+    if sound("gateway", "engine_metrics") and replicas and replicas > 1:
+        refuse("gateway", "engine_metrics", f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.")
+    return problems
 
 
 def _is_loopback(host: str) -> bool:
