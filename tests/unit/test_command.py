@@ -10,7 +10,7 @@ from adapterops.schemas import ROOT
 CHILD = """
 import pathlib, signal, sys, time
 def wind_up(*_):
-    time.sleep(1)  # a checkpoint is written, traffic is taken back
+    time.sleep(2)  # a checkpoint is written, traffic is taken back
     pathlib.Path(sys.argv[1], "ended well").touch()
     sys.exit(3)
 signal.signal(signal.SIGINT, wind_up)
@@ -41,7 +41,7 @@ def interrupted(tmp_path, interrupts):
             time.sleep(0.02)
         for _ in range(interrupts):
             process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
+            time.sleep(0.6)  # Popen.wait itself waits a quarter of a second
         return process.wait(30)
 
 
