@@ -142,7 +142,7 @@ def roll_back(gateway: str, server_url: str) -> None:
     results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
     evaluation = ["--max-tokens", spec.evaluation.max_tokens, "--latency-requests", spec.evaluation.latency_requests]
     evaluation += ["--latency-concurrency", spec.evaluation.latency_concurrency, "--server-url", server_url]
-    evaluation += ["--responses", ROOT / "runs" / ADAPTER / "responses.sqlite"]  # the base model answers as it did the first time
+    evaluation += ["--responses", ROOT / "runs" / "responses.sqlite"]  # the base model answers as it did the first time
     script("evaluate", "--model", model, "--eval-data", spec.evaluation_data, "--output", results, *evaluation)
     if script("quality_gate", "--results", results, "--gates", spec.evaluation.gate, "--output", verdict, "--adapter", ADAPTER, quiet=True):
         console.print("The gate does not let the second version pass, so that there is nothing to roll back. (make report)")
