@@ -53,6 +53,10 @@ def test_every_stage_says_what_it_did(demo):
     assert "make down" in demo["output"]
 
 
+def test_the_base_model_is_asked_once_for_both_versions(demo):
+    assert demo["output"].count("evaluating base model: 200 answers, 200 of them known already") == 1
+
+
 def test_a_rollback_of_the_second_version_takes_less_than_two_seconds(demo, documents):
     seconds = re.findall(r"serving on 1 host (\d+\.\d+) s after the channel changed", demo["output"])
     assert len(seconds) == 1
