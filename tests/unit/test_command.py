@@ -18,7 +18,8 @@ pathlib.Path(sys.argv[1], "started").touch()
 time.sleep(60)
 """
 PARENT = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 from adapterops.command import command, run_child
 
