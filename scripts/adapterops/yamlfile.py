@@ -42,7 +42,6 @@ def load_yaml(path: Path, schema: str, check: Callable[[Sound], list[SchemaProbl
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _walk(node, (), lines, problems, set())
-            problems += _infinities(node)
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -84,24 +83,10 @@ class _AliasError(Exception):
         self.line = line
 
 
-def _infinities(node: yaml.Node) -> list[tuple[int, str]]:
-    """Lines of NaN and infinities: every comparison with a NaN is false, so that no minimum or maximum of a schema holds one off."""
-    if isinstance(node, yaml.MappingNode):
-        return [problem for _, child in node.value for problem in _infinities(child)]
-    if isinstance(node, yaml.SequenceNode):
-        return [problem for child in node.value for problem in _infinities(child)]
-    if (
-        isinstance(node, yaml.ScalarNode)
-        and node.tag == "tag:yaml.org,2002:float"
-        and not math.isfinite(yaml.SafeLoader("").construct_yaml_float(node))
-    ):
-        return [(node.start_mark.line + 1, f"{node.value} is no number to go by. Give a finite one.")]
-    return []
-
-
 def _walk(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines, problems: list[tuple[int, str]], seen_nodes: set[int]) -> None:
-    """Record the line of every key and element; report keys that stand twice (YAML would keep the last silently).
+    """Record the line of every key and element; report keys that stand twice (YAML would keep the last silently), NaN and infinities.
 
+    Every comparison with a NaN is false, so that no minimum or maximum of a schema holds one off.
     Aliases are refused: they can make a document refer to itself or grow without bound.
     """
     if id(node) in seen_nodes:
@@ -120,3 +105,9 @@ def _walk(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines, problems:
         for position, child in enumerate(node.value):
             lines[(*path, position)] = child.start_mark.line + 1
             _walk(child, (*path, position), lines, problems, seen_nodes)
+    elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:float" and not math.isfinite(_float(node)):
+        problems.append((node.start_mark.line + 1, f"{node.value} is no number to go by. Give a finite one."))
+
+
+def _float(node: yaml.ScalarNode) -> float:
+    return float(yaml.SafeLoader("").construct_yaml_float(node))
