@@ -400,6 +400,37 @@ def test_a_client_that_waited_long_for_a_byte_counts_against_the_version(monkeyp
     with_host(test)
 
 
+def test_a_client_that_does_not_read_its_answer_counts_against_no_version(monkeypatch):
+    """The engine said everything at once; that nobody took it is not its fault."""
+    monkeypatch.setattr("adapterops.serving.exchange._HUNG_S", 0.2)
+
+    async def talkative(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(64):
+            await response.write(b"data: " + b"x" * 2**20 + b"\n\n")
+        return response
+
+    async def test(gateway):
+        gateway.engine.answer = talkative
+        body = json.dumps({**QUESTION, "stream": True}).encode()
+        url = gateway.server.make_url("/")
+        reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await reader.read(100)
+        await asyncio.sleep(1)
+        writer.transport.abort()
+        labels = {"adapter": "support", "version": "a" * 12, "origin": "user", "status": "499"}
+        for _ in range(100):
+            if gateway.counted("llm_version_request_total", **labels):
+                break
+            await asyncio.sleep(0.05)
+        assert gateway.counted("llm_version_request_total", **labels) == 1
+
+    with_host(test)
+
+
 def test_metrics_have_the_names_of_the_operations_guide():
     async def test(gateway):
         await gateway.ask()

@@ -37,8 +37,7 @@ class Exchange:
     engine: str = ""
     retries: int = 0
     first_byte: float | None = None
-    last_byte: float | None = None
-    writing: bool = False
+    waiting_since: float | None = field(default_factory=time.perf_counter)
     sent: int = 0
     prompt: Any = None
     _events: int = 0
@@ -47,14 +46,18 @@ class Exchange:
 
     def chunk(self, chunk: bytes) -> None:
         """Note a part of the answer."""
-        self.last_byte = time.perf_counter()
+        self.waiting_since = None  # while a client does not read what it has been sent, the engine keeps nobody waiting
         if self.first_byte is None:
-            self.first_byte = self.last_byte
+            self.first_byte = time.perf_counter()
         self.sent += len(chunk)
         if self.stream:
             self._events += (self._carry + chunk).count(b"data:")
             self._carry = chunk[-4:]
         self._tail = chunk[-_TAIL:] if len(chunk) >= _TAIL else (self._tail + chunk)[-_TAIL:]
+
+    def sent_on(self) -> None:
+        """Note that the client has what came so far: from now on the engine is waited for."""
+        self.waiting_since = time.perf_counter()
 
     @property
     def tokens(self) -> int:
@@ -73,8 +76,7 @@ class Exchange:
         if self.version is None:
             return
         labels = metrics.labels_of(self.version)
-        # While a client does not read what it has been sent, the engine keeps nobody waiting.
-        hung = self.status == 499 and not self.writing and now - (self.last_byte or self.started) >= _HUNG_S
+        hung = self.status == 499 and self.waiting_since is not None and now - self.waiting_since >= _HUNG_S
         metrics.version_requests.labels(*labels, self.origin, "504" if hung else status).inc()
         if self.status == 200:
             metrics.version_duration.labels(*labels, self.origin).observe(seconds)

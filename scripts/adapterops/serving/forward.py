@@ -103,9 +103,8 @@ async def _ask(
             await response.prepare(request)
             while chunk:
                 exchange.chunk(chunk)
-                exchange.writing = True
                 await response.write(chunk)
-                exchange.writing = False
+                exchange.sent_on()
                 chunk = await answer.content.readany()
             await response.write_eof()
             return response
