@@ -71,11 +71,10 @@ def _limits(values: dict[str, Any]) -> dict[str, Any]:
 
 def _inverted(sound: Sound) -> list[SchemaProblem]:
     """Ranges that no row could pass."""
-    datasets = sound("datasets")
-    places: list[tuple[str | int, ...]] = [("limits",), *(("datasets", number) for number in range(len(datasets or [])))]
+    sections: list[tuple[tuple[str | int, ...], Any]] = [(("limits",), sound("limits"))]
+    sections += [(("datasets", number), entry) for number, entry in enumerate(sound("datasets") or [])]
     problems = []
-    for place in places:
-        settings = sound("limits") if place == ("limits",) else datasets[place[1]]
+    for place, settings in sections:
         for key, value in settings.items() if isinstance(settings, dict) else ():
             low, high = (value.get("min"), value.get("max")) if isinstance(value, dict) else (None, None)
             if isinstance(low, int) and isinstance(high, int) and low > high:

@@ -11,6 +11,7 @@ from adapterops.documents import read_json, sha256_json
 from adapterops.errors import UsageError
 
 MAIN_PROBLEM = Path("main/problem.txt")
+_SAMPLE = {"id", "line", "tags", "prompt", "expected", "should_refuse", "candidate", "production", "base"}  # what the renderings read
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _samples(path: Path) -> tuple[dict[str, Any], ...]:
             sample = json.loads(line)
         except ValueError as error:
             raise UsageError(f"{path}:{number}: not JSON ({error}). Evaluate again with --force.") from None
-        if not isinstance(sample, dict) or not sample.keys() >= {"id", "prompt", "expected", "candidate", "production", "base"}:
+        if not isinstance(sample, dict) or not sample.keys() >= _SAMPLE:
             raise UsageError(f"{path}:{number}: not a sample of an evaluation. Evaluate again with --force.")
         samples.append(sample)
     return tuple(samples)

@@ -138,8 +138,8 @@ def _together(sound: Sound) -> list[SchemaProblem]:
         refuse("gateway", "port", f"{port} is an engine's port too.")
     if first and replicas and first + replicas - 1 > 65535:
         refuse("engine", "replicas", f"{replicas} engines from port {first} on go beyond port 65535.")
-    host = sound("gateway", "host")
-    if host and sound("gateway") and "api_keys" in sound("gateway") and sound("gateway")["api_keys"] is None and not _is_loopback(host):
+    gateway, host = sound("gateway") or {}, sound("gateway", "host")
+    if host and "api_keys" in gateway and gateway["api_keys"] is None and not _is_loopback(host):
         refuse(
             "gateway",
             "api_keys",
