@@ -29,8 +29,10 @@ test: lint test-fast  ## everything: linters, unit tests, tests with real server
 	@$(BIN)/python -m pytest -m e2e
 
 test-tools:  ## install the programs that tests look for and PyPI has not (Debian, Ubuntu)
-	@{ command -v promtool && command -v nginx; } >/dev/null || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends prometheus nginx-light; }
+	@packages="$$(command -v promtool >/dev/null || echo prometheus) $$(command -v nginx >/dev/null || echo nginx-light)"; \
+	{ command -v chromium || command -v google-chrome; } >/dev/null || packages="$$packages chromium fonts-noto-cjk"; \
+	[ -z "$${packages# }" ] || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends $$packages; }
 
 test-fast: setup  ## unit tests (seconds)
 	@$(BIN)/python -m pytest -n auto -m "not integration and not e2e and not play"

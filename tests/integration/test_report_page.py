@@ -9,9 +9,9 @@ from adapterops.adapters import Pins
 from adapterops.gate.judge import judge_once
 from adapterops.report.collect import collect
 from adapterops.report.html import page
+from needs import program
 
 pytestmark = pytest.mark.integration
-CHROMIUM = shutil.which("chromium")
 ROWS = 1_000
 HOSTILE = "<script>document.title = 'hacked'</script>"
 
@@ -56,12 +56,11 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine (Debian: apt install chromium fonts-noto-cjk)")
+    chromium = shutil.which("google-chrome") or program("chromium", "chromium fonts-noto-cjk")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
 
