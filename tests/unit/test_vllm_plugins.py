@@ -1,0 +1,57 @@
+"""The LoRA products of the CPU build against the formula, token by token."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from adapterops.schemas import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts" / "vllm_plugins"))
+
+import cpu_lora
+
+WIDTHS = (12, 4, 4)
+SLOTS, RANK, WIDE = 3, 4, 8
+
+
+def stacked():
+    """A [slots, 1, r, in] and B [slots, 1, out, r] of three projections, as vLLM stacks them."""
+    generator = torch.Generator().manual_seed(0)
+    a = tuple(torch.randn(SLOTS, 1, RANK, WIDE, generator=generator) for _ in WIDTHS)
+    b = tuple(torch.randn(SLOTS, 1, width, RANK, generator=generator) for width in WIDTHS)
+    return a, b
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [[1, 1, 1, 1], [-1, -1, -1, -1], [0, -1, 2, 0], [2, 1, 1, -1], [0, 1, 2, 0]],
+    ids=["one adapter", "none", "two and none", "two after another and none", "three"],
+)
+def test_each_token_gets_its_own_adapter_and_tokens_without_one_get_none(indices):
+    a, b = stacked()
+    x, y = torch.randn(4, WIDE), torch.randn(4, sum(WIDTHS))
+    expected = y.clone()
+    for token, slot in enumerate(indices):
+        if slot >= 0:
+            expected[token] += 0.5 * torch.cat([x[token] @ a[part][slot, 0].T @ b[part][slot, 0].T for part in range(len(WIDTHS))])
+    wrapper = SimpleNamespace(groups=cpu_lora.groups(torch.tensor(indices)))
+    cpu_lora.add_lora_linear(wrapper, y, x, a, b, 0.5, WIDTHS)
+    torch.testing.assert_close(y, expected)
+
+
+def test_logits_get_the_adapters_of_the_tokens_that_are_sampled():
+    a, b = (stack[0] for stack in stacked())
+    x, y = torch.randn(2, WIDE), torch.zeros(2, WIDTHS[0])
+    wrapper = SimpleNamespace(sampled_groups=cpu_lora.groups(torch.tensor([-1, 2])))
+    cpu_lora.add_lora_logits(wrapper, y, x, a, b, 1.0)
+    torch.testing.assert_close(y, torch.stack([torch.zeros(WIDTHS[0]), x[1] @ a[2, 0].T @ b[2, 0].T]))
+
+
+def test_the_operators_replaced_are_those_that_this_vllm_calls():
+    """A version that renames them would run its own slow ones without a word."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    for name in ("update_metadata", "add_lora_linear", "add_lora_logits", "token_lora_indices", "sampler_indices"):
+        assert hasattr(PunicaWrapperCPU, name)
