@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down report validate test test-tools test-fast play lint format lock clean
+.PHONY: help setup demo rollback down report validate test test-tools test-fast play lint format lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ setup:  ## make .venv with the pinned requirements (CUDA where there is a GPU; Q
 
 demo: setup  ## validate, train, evaluate, gate, publish, hot-load and ask: the whole flow on this machine
 	@$(BIN)/python scripts/demo.py up
+
+rollback:  ## deploy a second version of the demo's adapter, and roll it back
+	@$(BIN)/python scripts/demo.py rollback
 
 down:  ## stop the demo's servers
 	@$(BIN)/python scripts/demo.py down

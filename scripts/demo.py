@@ -11,12 +11,16 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import psutil
 
 from adapterops.command import command, console, run_child
 from adapterops.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from adapterops.serving.config import ServingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / ".demo"
@@ -33,18 +37,19 @@ QUESTION = [
 
 
 @command()
-@click.argument("action", type=click.Choice(["up", "down", "report"]), default="up")
+@click.argument("action", type=click.Choice(["up", "rollback", "report", "down"]), default="up")
 def main(action: str) -> None:
     """Run the whole flow on this machine and leave the adapter being served (`make demo`), or stop it (`make down`).
 
     \b
     Example:
       python scripts/demo.py up
+      python scripts/demo.py rollback # deploys a second version and goes back
       python scripts/demo.py report   # opens the HTML report
       python scripts/demo.py down
     """
     try:
-        {"up": up, "down": down, "report": report}[action]()
+        {"up": up, "rollback": rollback, "report": report, "down": down}[action]()
     except KeyboardInterrupt:
         if any(running(name) for name in ("s3", "serve")):
             console.print("\nServers still run; `make down` stops them.")
@@ -53,9 +58,40 @@ def main(action: str) -> None:
 
 def up() -> None:
     """Start what is not running, run the pipeline, ask one question."""
+    started = time.monotonic()
+    config = local_settings()
+    # All of them now: one that is taken must not be found out after the training.
+    refuse_taken("s3", {"s3": S3_PORT})
+    refuse_taken("serve", {"gateway.port": config.gateway.port, "engine.port": config.engine.port})
+    if not running("s3"):
+        # The S3 server keeps its objects in memory: what a host remembers of channels in a former one would contradict the new one's.
+        stop("serve")
+        shutil.rmtree(config.state_directory, ignore_errors=True)
+    s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
+    await_port("s3", S3_PORT, s3)
+    make_bucket(config.bucket)
+    pipeline("--until", "validate")
+    # Beside the training, for half a minute of one core: the evaluation does not wait for its engine then.
+    serve = start("serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    await_port("serve", config.gateway.port, serve)
+    console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
+    pipeline("--from", "train", "--server-url", engine_url(config), "--gateway", gateway_url(config))
+    ask(gateway_url(config), config.base_model.name)
+    console.print(
+        f"\nDone in {time.monotonic() - started:.0f} s. The adapter is being served:\n"
+        f"  curl {gateway_url(config)}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f'    -d \'{{"model": "{ADAPTER}", "messages": [{{"role": "user", "content": "Where is my parcel?"}}]}}\'\n'
+        "  make report     opens the HTML report\n"
+        "  make rollback   deploys a second version and goes back to this one\n"
+        "  make down       stops the servers",
+        soft_wrap=True,
+    )
+
+
+def local_settings() -> ServingConfig:
+    """The demo's serving configuration; the environment names its S3 server and no other from now on."""
     from adapterops.serving.config import load_serving_config
 
-    started = time.monotonic()
     config = load_serving_config(SERVING)
     # Any value will do: the local S3 server checks none. Real credentials of the user's must not reach it.
     os.environ |= {
@@ -71,33 +107,17 @@ def up() -> None:
         os.environ.pop(name, None)
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-    # All of them now: one that is taken must not be found out after the training.
-    refuse_taken("s3", {"s3": S3_PORT})
-    refuse_taken("serve", {"gateway.port": config.gateway.port, "engine.port": config.engine.port})
-    if not running("s3"):
-        # The S3 server keeps its objects in memory: what a host remembers of channels in a former one would contradict the new one's.
-        stop("serve")
-        shutil.rmtree(config.state_directory, ignore_errors=True)
-    s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
-    await_port("s3", S3_PORT, s3)
-    make_bucket(config.bucket)
-    pipeline("--until", "train")
-    # Only now: an engine that starts beside a training takes its cores, and each of its threads then waits for the slowest.
-    serve = start("serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
-    await_port("serve", config.gateway.port, serve)
-    console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
-    gateway = f"http://127.0.0.1:{config.gateway.port}"
-    pipeline("--from", "evaluate", "--server-url", f"http://127.0.0.1:{config.engine.port}", "--gateway", gateway)
-    ask(gateway, config.base_model.name)
-    roll_back(gateway, f"http://127.0.0.1:{config.engine.port}")
-    console.print(
-        f"\nDone in {time.monotonic() - started:.0f} s. The adapter is being served:\n"
-        f"  curl {gateway}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        f'    -d \'{{"model": "{ADAPTER}", "messages": [{{"role": "user", "content": "Where is my parcel?"}}]}}\'\n'
-        "  make report   opens the HTML report\n"
-        "  make down     stops the servers",
-        soft_wrap=True,
-    )
+    return config
+
+
+def gateway_url(config: ServingConfig) -> str:
+    """Where users ask."""
+    return f"http://127.0.0.1:{config.gateway.port}"
+
+
+def engine_url(config: ServingConfig) -> str:
+    """Where the evaluation asks: the engine behind the gateway."""
+    return f"http://127.0.0.1:{config.engine.port}"
 
 
 def pipeline(*arguments: str) -> None:
@@ -128,20 +148,26 @@ def ask(gateway: str, base_model: str) -> None:
     console.print(answers(QUESTION[0]["content"], base_model, texts[base_model], ADAPTER, texts[ADAPTER]))
 
 
-def roll_back(gateway: str, server_url: str) -> None:
+def rollback() -> None:
     """Deploy a second version through the same gates, and roll it back: what on-call does, in seconds.
 
     Training another adapter would take minutes; the second version is the first with its effect lowered by a hundredth, which its
     manifest says. It is evaluated, judged, signed and rolled out like any other.
+
+    Raises:
+        UsageError: the first one is not being served.
     """
     from adapterops.adapters import load_adapter
 
-    spec = load_adapter(ADAPTER)
+    if not (running("s3") and running("serve")):
+        raise UsageError("nothing is being served that could be rolled back. Run `make demo` first.")
+    config, spec = local_settings(), load_adapter(ADAPTER)
+    gateway = gateway_url(config)
     console.rule("a second version, and the way back")
     model = second_version(newest_run() / "model", STATE / "second")
     results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
     evaluation = ["--max-tokens", spec.evaluation.max_tokens, "--latency-requests", spec.evaluation.latency_requests]
-    evaluation += ["--latency-concurrency", spec.evaluation.latency_concurrency, "--server-url", server_url]
+    evaluation += ["--latency-concurrency", spec.evaluation.latency_concurrency, "--server-url", engine_url(config)]
     evaluation += ["--responses", ROOT / "runs" / "responses.sqlite"]  # the base model answers as it did the first time
     script("evaluate", "--model", model, "--eval-data", spec.evaluation_data, "--output", results, *evaluation)
     if script("quality_gate", "--results", results, "--gates", spec.evaluation.gate, "--output", verdict, "--adapter", ADAPTER, quiet=True):
