@@ -185,7 +185,7 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
         from transformers import Trainer
 
         network = prepare_model_for_kbit_training(network, gradient_checkpointing_kwargs={"use_reentrant": False})
-        network = get_peft_model(network, lora_config(lora))
+        network = get_peft_model(network, lora_config(lora, network.config.num_hidden_layers))
 
     collate = Collator(0, pack if options["packing"] else None, variable_length=options["attn_implementation"] == "varlen")
     real: list[int] = []
@@ -220,7 +220,8 @@ def measure(name: str, options: dict[str, Any], *, tiny: bool, warm: int, timed:
         if guide:
             trainer = Trainer(**given)
         else:
-            trainer = AnswerTrainer(**given, peft_config=lora_config(lora), processing_class=no_tokenizer())
+            wanted = lora_config(lora, network.config.num_hidden_layers)
+            trainer = AnswerTrainer(**given, peft_config=wanted, processing_class=no_tokenizer())
             apply_kernels(
                 trainer.model, liger=options["liger"], fused_lora=options["fused_lora"], loss=options["loss"],
                 selective_checkpointing=options["gradient_checkpointing"] == "selective", keep_dequantized=options["keep_dequantized"],
@@ -275,7 +276,7 @@ def check() -> None:
         *([("varlen, Liger, fused", "varlen", True, False, None, True)] if device.type == "cuda" else []),
     ]:
         torch.manual_seed(0)
-        lora = lora_config({"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": PROJECTIONS})
+        lora = lora_config({"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": PROJECTIONS}, 2)
         model = get_peft_model(random_network(shape, attention, device), lora)
         generator = torch.Generator().manual_seed(0)
         for parameter_name, parameter in model.named_parameters():

@@ -106,7 +106,11 @@ def test_kernels_that_do_not_go_together_are_refused(recipe):
     with pytest.raises(UsageError, match="varlen takes packed rows only"):
         load_recipe(recipe(("attn_implementation: eager", "attn_implementation: varlen")))
     with pytest.raises(UsageError, match="selective is done by the fused MLP"):
-        load_recipe(recipe(("gradient_checkpointing: false", "gradient_checkpointing: selective")))
+        load_recipe(
+            recipe(("gradient_checkpointing: false", "gradient_checkpointing: selective"), ("fused_lora: true", "fused_lora: false"))
+        )
+    with pytest.raises(UsageError, match="it is the fused layers that keep them"):
+        load_recipe(recipe(("fused_lora: true", "fused_lora: false")))
 
 
 def refused(load, *arguments):

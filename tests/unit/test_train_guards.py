@@ -79,7 +79,7 @@ class TestRefusals:
             )
         lines = str(refusal.value).splitlines()
         assert "has 4 problems" in lines[0]
-        for setting, line in {"quantization.type": 10, "lora.r": 17, "training.max_length": 31, "training.attn_implementation": 37}.items():
+        for setting, line in {"quantization.type": 10, "lora.r": 17, "training.max_length": 32, "training.attn_implementation": 38}.items():
             assert any(f"recipe.yaml:{line}: `{setting}`" in shown for shown in lines), lines
         with pytest.raises(UsageError, match=r"has 2 problems(?s:.*)`base_model`: base model `gpt-9` is not on the allow-list"):
             recipe(("base_model: smollm2-135m-instruct", "base_model: gpt-9"), ("type: nf4", "type: fp4"))
@@ -307,7 +307,7 @@ class TestMemory:
 
     def test_parameters_are_those_of_the_model(self):
         assert LLAMA_8B.linear_parameters == 6_979_321_856
-        assert LLAMA_8B.lora_parameters(64, self.LORA["target_modules"]) == 167_772_160
+        assert LLAMA_8B.lora_parameters(self.LORA) == 167_772_160
         assert LLAMA_8B.linear_parameters + LLAMA_8B.embedding_parameters == pytest.approx(8.03e9, rel=0.001)
 
     def test_each_saving_saves(self):
@@ -316,6 +316,15 @@ class TestMemory:
 
         selective = peak(fused_lora=True, gradient_checkpointing="selective")
         assert peak() > peak(fused_lora=True) > selective > peak(gradient_checkpointing=True)
+
+    def test_layers_that_are_not_trained_keep_nothing_for_a_backward_pass(self):
+        def made(**lora):
+            return estimate(LLAMA_8B, {"double_quant": True}, {**self.LORA, **lora}, self.TRAINING, 8192)
+
+        half = made(last_layers=16)
+        assert half.lora == made().lora / 2
+        assert half.activations == pytest.approx(made().activations / 2, rel=0.05)
+        assert half.weights == made().weights
 
     def test_loading_takes_what_is_loaded_and_one_tensor_on_its_way_whatever_the_batch(self):
         few, many = (estimate(LLAMA_8B, {"double_quant": True}, self.LORA, self.TRAINING, tokens) for tokens in (4096, 16384))
@@ -475,7 +484,7 @@ class TestWhatIsWritten:
     A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
 
     def save(self, weights, recipe, directory):
-        save_adapter(weights, lora_config(recipe.lora), recipe, directory)
+        save_adapter(weights, lora_config(recipe.lora, 2), recipe, directory)
 
     def test_the_file_has_two_bytes_a_number(self, recipe, tmp_path):
         self.save({self.A: torch.ones(16, 64), self.B: torch.ones(64, 16)}, recipe(), tmp_path)

@@ -21,7 +21,7 @@ from adapterops.train.packing import Collator, packed_rows
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def model(attention="sdpa", dropout=0.0, modules=PROJECTIONS, **kernels):
+def model(attention="sdpa", dropout=0.0, modules=PROJECTIONS, lora=None, **kernels):
     """A Llama of two layers in float32 with an adapter whose B matrices are not zero."""
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(
@@ -30,7 +30,8 @@ def model(attention="sdpa", dropout=0.0, modules=PROJECTIONS, **kernels):
         ),
         attn_implementation=attention,
     )
-    wrapped = get_peft_model(network, lora_config({"r": 4, "alpha": 8, "dropout": dropout, "target_modules": modules})).float()
+    settings = {"r": 4, "alpha": 8, "dropout": dropout, "target_modules": modules, **(lora or {})}
+    wrapped = get_peft_model(network, lora_config(settings, 2)).float()
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -152,6 +153,22 @@ class TestAttention:
 
 def without_labels(batch):
     return {name: value for name, value in batch.items() if name != "labels"}
+
+
+class TestLastLayers:
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_only_they_are_trained_and_no_gradient_is_computed_below(self, fused):
+        network = model(lora={"last_layers": 1}, fused_lora=fused)
+        trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        assert len(trained) == 2 * len(PROJECTIONS)
+        assert all(".layers.1." in name for name in trained)
+        reached = []
+        layers = network.get_base_model().model.layers
+        layers[0].register_forward_hook(lambda *arguments: reached.append(arguments[2].requires_grad))
+        layers[1].register_forward_hook(lambda *arguments: reached.append(arguments[2].requires_grad))
+        _, gradients = loss_and_gradients(network, Collator(0)(made_rows(9, 17)))
+        assert reached == [False, True]
+        assert gradients.abs().sum() > 0
 
 
 class TestFusedLora:

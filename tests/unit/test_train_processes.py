@@ -121,7 +121,7 @@ def test_the_loss_that_trl_takes_of_pieces_is_ours(packing, tmp_path):
     collate = Collator(0, 40 if packing else None)
     trainer = AnswerTrainer(
         model=network,
-        peft_config=lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}),
+        peft_config=lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}, 2),
         args=training_arguments(training, 0, tmp_path, use_cpu=True),
         train_dataset=packed_rows(rows, 40) if packing else rows,
         data_collator=collate,

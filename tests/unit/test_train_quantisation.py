@@ -34,7 +34,7 @@ def directory(tmp_path_factory):
 def with_adapter(directory, **options):
     """The base model with an adapter whose B matrices are not zero; the same adapter for the same kind of weights."""
     network = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
-    model = get_peft_model(network, lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": PROJECTIONS})).float().eval()
+    model = get_peft_model(network, lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": PROJECTIONS}, 2)).float().eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name:
@@ -64,6 +64,20 @@ def test_the_losses_on_bf16_are_those_of_the_unquantised_model(directory, fused)
     assert found["adapter_nf4"] == pytest.approx(before, abs=1e-4)
     assert abs(found["adapter_nf4"] - found["adapter_bf16"]) > 1e-3
     assert loss_of(quantised) == before  # and all is as it was
+
+
+def test_weights_kept_dequantised_give_the_same_to_the_last_bit(directory):
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    losses, gradients = [], []
+    for keep in (False, True):
+        model = with_adapter(directory, quantization_config=nf4)
+        apply_kernels(model, liger=False, fused_lora=True, keep_dequantized=keep)
+        total = model(**{name: value for name, value in BATCH.items() if name != "labels"})
+        total.backward()
+        losses.append(total.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert losses[0] == losses[1]
+    assert torch.equal(*gradients)
 
 
 def test_weights_that_are_not_there_are_named(directory, tmp_path):

@@ -36,7 +36,7 @@ def trainer(tmp_path):
         training |= {"train_sampling_strategy": "random", "warmup_ratio": 0.0}
         made = AnswerTrainer(
             model=network,
-            peft_config=lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+            peft_config=lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj", "down_proj"]}, 2),
             args=training_arguments(training, 0, tmp_path, use_cpu=True, max_steps=3),
             train_dataset=Dataset.from_list(ROWS),
             data_collator=Collator(0),

@@ -132,6 +132,7 @@ def _listed(licences: dict[str, int]) -> str:
 def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
     """What this adapter is, for whoever finds it (Hugging Face model card)."""
     base, tokens, training, lora = manifest["base_model"], manifest["tokens"], manifest["training"], recipe.lora
+    layers = f" of the last {lora['last_layers']} layers" if "last_layers" in lora else ""
     files = "\n".join(f"| `{file['path']}` | `{file['sha256']}` |" for file in manifest["data"])
     packages = ", ".join(f"{name} {version}" for name, version in manifest["environment"]["packages"].items())
     return f"""---
@@ -147,7 +148,7 @@ tags: [lora, qlora]
 Trained on the answers of {tokens["rows"]:,} rows ({tokens["total"]:,} tokens, {tokens["supervised"]:,} of them supervised,
 {tokens["truncated_rows"]} rows cut, losing {tokens["truncated_supervised"]:,} tokens of answers) with NF4 base weights and LoRA of
 rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, on
-{", ".join(lora["target_modules"])}. It is under the base model's licence, {base["license"]}; rows: {_listed(manifest["licenses"])}.
+{", ".join(lora["target_modules"])}{layers}. It is under the base model's licence, {base["license"]}; rows: {_listed(manifest["licenses"])}.
 
 ![training loss](loss.svg)
 

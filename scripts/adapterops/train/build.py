@@ -17,6 +17,7 @@ from adapterops.train.cpu import keep_freed_memory
 from adapterops.train.labels import Row
 from adapterops.train.network import apply_kernels, load_base, lora_config, try_attention
 from adapterops.train.packing import Collator, packed_rows
+from adapterops.train.preflight import shape_of
 from adapterops.train.recipe import Recipe
 from adapterops.train.trainer import AnswerTrainer, in_pieces, training_arguments
 
@@ -49,6 +50,7 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
     sharded = in_pieces(arguments)
     if sharded:
         _refuse_in_pieces(recipe, training)
+    lora = lora_config(recipe.lora, shape_of(recipe).num_hidden_layers)
     attention = training["attn_implementation"]
     capacity = training["max_length"] if training["packing"] else None
     collate = Collator(tokenizer.pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"})
@@ -57,7 +59,7 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
     examples = datasets.Dataset.from_list(rows)
     trainer = AnswerTrainer(
         model=load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device, sharded=sharded),
-        peft_config=lora_config(recipe.lora),
+        peft_config=lora,
         args=arguments,
         train_dataset=packed_rows(examples, capacity) if capacity else examples,
         data_collator=collate,
@@ -72,6 +74,7 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
         liger=training["liger"],
         fused_lora=training["fused_lora"],
         selective_checkpointing=training["gradient_checkpointing"] == "selective",
+        keep_dequantized=training.get("keep_dequantized", False),
     )
     trainer.remove_callback(PrinterCallback)  # prints every log line a second time, as a dict
     return trainer

@@ -23,10 +23,7 @@ def silu_mul_backward(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tens
         from adapterops.train import triton_kernels
 
         return triton_kernels.silu_mul_backward(gate, up, gradient)
-    sigmoid = torch.sigmoid(gate.float())
-    silu = gate.float() * sigmoid
-    slope = sigmoid * (1 + gate.float() * (1 - sigmoid))
-    return (gradient * up * slope).to(gate.dtype), (gradient * silu).to(up.dtype)
+    return torch.ops.aten.silu_backward(gradient * up, gate), gradient * torch.nn.functional.silu(gate)
 
 
 def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:

@@ -81,9 +81,14 @@ class Shape:
         """Weights of embeddings and LM head, which stay in bf16."""
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
-    def lora_parameters(self, rank: int, modules: list[str]) -> int:
-        """Trained parameters: r × (in + out) for each projection."""
-        return self.num_hidden_layers * sum(rank * sum(self.projections[name]) for name in modules)
+    def lora_parameters(self, lora: dict[str, Any]) -> int:
+        """Trained parameters: r × (in + out) for each projection of the recipe's `lora`."""
+        wide = sum(sum(self.projections[name]) for name in lora["target_modules"])
+        return self.trained_layers(lora) * int(lora["r"]) * wide
+
+    def trained_layers(self, lora: dict[str, Any]) -> int:
+        """How many layers get LoRA: all, or the recipe's `last_layers`."""
+        return int(lora.get("last_layers", self.num_hidden_layers))
 
 
 @dataclass(frozen=True)
@@ -139,19 +144,19 @@ def estimate(
         shape: of the base model.
         quantization: the recipe's section.
         lora: the recipe's section.
-        training: the recipe's section. `float32_copies` and `keep_dequantized` are of benchmarks and in no recipe: the first is what
-            peft's `prepare_model_for_kbit_training` and a loss over all logits at once cost.
+        training: the recipe's section. `float32_copies` is of benchmarks and in no recipe: what peft's
+            `prepare_model_for_kbit_training` and a loss over all logits at once cost.
         tokens: of the largest micro-batch, padding counted.
         supervised: of these, those with a loss; None counts all.
         pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network. Each gathers the layer it is at, and the next one meanwhile.
     """
-    modules = list(lora["target_modules"])
-    parameters = shape.lora_parameters(lora["r"], modules)
+    parameters = shape.lora_parameters(lora)
     layer = layer_activations(shape, lora, training)
     copies = bool(training.get("float32_copies"))
     trained = _FP32 if copies else _BF16
     hidden = shape.hidden_size * trained  # embeddings in float32 make the residual stream float32
-    kept = shape.num_hidden_layers * (hidden if training["gradient_checkpointing"] is True else layer) + 3 * hidden
+    # Below the first trained layer nothing is kept: no gradient goes there.
+    kept = shape.trained_layers(lora) * (hidden if training["gradient_checkpointing"] is True else layer) + 3 * hidden
     widest = shape.hidden_size * shape.intermediate_size * _BF16  # a projection, dequantised
     # The backward pass of an MLP. Fused, the gradients of product, gate and up are there at once; layer by layer, when those of gate and
     # up are made, what the down projection kept is gone: the peak is at its own, with the product's gradient through weight and LoRA.
@@ -172,7 +177,8 @@ def estimate(
         # In TRL's loss the LM head is whole, and so are the embeddings at the other end.
         gathered = max(gathered, shape.vocab_size * shape.hidden_size * trained)
         working, forward = working + gathered, forward + gathered
-    kept_weights = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
+    kept_weights = shape.trained_layers(lora) / shape.num_hidden_layers * shape.linear_parameters * _BF16
+    kept_weights *= bool(training.get("keep_dequantized"))
     return Estimate(
         weights=(shape.linear_parameters * _NF4 + kept_weights) / pieces,
         quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]] / pieces,

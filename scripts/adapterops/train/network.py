@@ -61,15 +61,18 @@ def load_base(
     )
 
 
-def lora_config(lora: dict[str, Any]) -> LoraConfig:
-    """The recipe's `lora` as peft wants it."""
+def lora_config(lora: dict[str, Any], layers: int) -> LoraConfig:
+    """The recipe's `lora` as peft wants it, for a network of that many layers."""
     from peft import LoraConfig
+
+    last = lora.get("last_layers", layers)
 
     return LoraConfig(
         r=lora["r"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
         target_modules=sorted(lora["target_modules"]),
+        layers_to_transform=None if last == layers else list(range(layers - last, layers)),
         bias="none",
         task_type="CAUSAL_LM",
     )

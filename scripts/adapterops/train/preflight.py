@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from adapterops.basemodels import BaseModel, load_tokenizer
+from adapterops.basemodels import load_tokenizer
 from adapterops.basemodels.materialize import base_model_directory
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
@@ -43,9 +43,20 @@ class Gpu:
     usd_per_hour: float
 
 
-def shape_of(base_model: BaseModel) -> Shape:
-    """The dimensions in the base model's `config.json`; from a hub that file alone is fetched."""
-    return Shape.of(json.loads((base_model_directory(base_model, weights=False) / "config.json").read_text(encoding="utf-8")))
+def shape_of(recipe: Recipe) -> Shape:
+    """The dimensions in the base model's `config.json`; from a hub that file alone is fetched.
+
+    Raises:
+        UsageError: the recipe trains more layers than there are.
+    """
+    directory = base_model_directory(recipe.base_model, weights=False)
+    shape = Shape.of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    if shape.trained_layers(recipe.lora) > shape.num_hidden_layers:
+        raise UsageError(
+            f"{recipe.path}: lora.last_layers {recipe.lora['last_layers']}: {recipe.base_model.name} has {shape.num_hidden_layers} layers. "
+            "Lower it, or remove it to train them all."
+        )
+    return shape
 
 
 def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData, pieces: int = 1) -> Estimate:
@@ -56,7 +67,7 @@ def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData, piece
     else:
         tokens = size * max(map(len, encoded.input_ids))
         supervised = sum(sorted((len(row) for row in encoded.input_ids), reverse=True)[:size])
-    return estimate(shape_of(recipe.base_model), recipe.quantization, recipe.lora, training, tokens, supervised, pieces)
+    return estimate(shape_of(recipe), recipe.quantization, recipe.lora, training, tokens, supervised, pieces)
 
 
 def predict(
@@ -89,7 +100,7 @@ def predict(
     gpu = gpu_named(device, prices)
     if gpu is None:
         return found
-    speed, basis = throughput(recipe, training, shape_of(recipe.base_model), gpu, prices)
+    speed, basis = throughput(recipe, training, shape_of(recipe), gpu, prices)
     return found | {"gpu": gpu.name, "speed_from": basis, **_course(encoded.tokens * training["num_train_epochs"], speed, gpu, processes)}
 
 
@@ -143,7 +154,7 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, 
     gpus = []
     for name, entry in prices["gpus"].items():
         gpu = Gpu(name, **entry)
-        speed, basis = throughput(recipe, training, shape_of(recipe.base_model), gpu, prices)
+        speed, basis = throughput(recipe, training, shape_of(recipe), gpu, prices)
         share = peak / (gpu.memory_gib * _GIB)
         gpus.append(
             {

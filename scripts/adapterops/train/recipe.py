@@ -13,7 +13,7 @@ from adapterops.schemas import ROOT, SchemaProblem, repository_path
 from adapterops.yamlfile import Sound, load_yaml
 
 # Carried into the training key. Raise it with every change of the training code that changes the weights it makes.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Recipe:
         training = {
             key: float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
             for key, value in self.training.items()
-            if key not in {"logging_steps", "on_truncation", "report_to"}
+            if key not in {"keep_dequantized", "logging_steps", "on_truncation", "report_to"}
         }
         lora = {
             **self.lora,
@@ -66,6 +66,8 @@ def _together(sound: Sound) -> list[SchemaProblem]:
         refuse("training", "attn_implementation", "varlen takes packed rows only. Set packing: true, or attn_implementation: sdpa.")
     if sound("training", "gradient_checkpointing") == "selective" and sound("training", "fused_lora") is False:
         refuse("training", "gradient_checkpointing", "selective is done by the fused MLP. Set fused_lora: true, or this to true or false.")
+    if sound("training", "keep_dequantized") and sound("training", "fused_lora") is False:
+        refuse("training", "keep_dequantized", "it is the fused layers that keep them. Set fused_lora: true, or remove this.")
     name, length, rank = sound("base_model"), sound("training", "max_length"), sound("lora", "r")
     base_model = load_base_models().get(name) if name else None
     if name and not base_model:
