@@ -31,10 +31,11 @@ def directory(tmp_path_factory):
     return path
 
 
-def with_adapter(directory, **options):
+def with_adapter(directory, lora=None, **options):
     """The base model with an adapter whose B matrices are not zero; the same adapter for the same kind of weights."""
     network = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
-    model = get_peft_model(network, lora_config({"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": PROJECTIONS}, 2)).float().eval()
+    settings = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": PROJECTIONS, **(lora or {})}
+    model = get_peft_model(network, lora_config(settings, 2)).float().eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name:
@@ -48,14 +49,16 @@ def loss_of(model):
         return float(model(**inputs)) / len(BATCH["targets"])
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_the_losses_on_bf16_are_those_of_the_unquantised_model(directory, fused):
+@pytest.mark.parametrize(
+    "kernels", [{}, {"fused_lora": True}, {"fused_lora": True, "keep_dequantized": True}], ids=["peft", "fused", "kept"]
+)
+def test_the_losses_on_bf16_are_those_of_the_unquantised_model(directory, kernels):
     exact = with_adapter(directory)
     apply_kernels(exact, liger=False, fused_lora=False)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     quantised = with_adapter(directory, quantization_config=nf4)
     assert any(isinstance(module, Linear4bit) for module in quantised.modules())
-    apply_kernels(quantised, liger=False, fused_lora=fused)
+    apply_kernels(quantised, **{"liger": False, "fused_lora": False, **kernels})
     before = loss_of(quantised)
     found = compare(quantised, directory, lambda: loss_of(quantised))
     assert found["adapter_bf16"] == pytest.approx(loss_of(exact), abs=1e-4)
@@ -66,11 +69,12 @@ def test_the_losses_on_bf16_are_those_of_the_unquantised_model(directory, fused)
     assert loss_of(quantised) == before  # and all is as it was
 
 
-def test_weights_kept_dequantised_give_the_same_to_the_last_bit(directory):
+@pytest.mark.parametrize("lora", [{}, {"last_layers": 1}], ids=["all layers", "the last one"])
+def test_weights_kept_dequantised_give_the_same_to_the_last_bit(directory, lora):
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     losses, gradients = [], []
     for keep in (False, True):
-        model = with_adapter(directory, quantization_config=nf4)
+        model = with_adapter(directory, lora, quantization_config=nf4)
         apply_kernels(model, liger=False, fused_lora=True, keep_dequantized=keep)
         total = model(**{name: value for name, value in BATCH.items() if name != "labels"})
         total.backward()

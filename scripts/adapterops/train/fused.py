@@ -66,7 +66,22 @@ def fuse(model: Any, *, recompute_mlp: bool = False, keep_dequantized: bool = Fa
         if _fusable(module) and module not in done:
             _patch_siblings([module], (_weight_source(module, keep_dequantized),))
             done.add(module)
+    if keep_dequantized:
+        wrapped = {module.get_base_layer() for module in done}
+        for module in model.modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit) and module not in wrapped:
+                _patch(module, _kept_forward(_dequantized(module)))
     return len(done)
+
+
+def _kept_forward(weight: torch.Tensor) -> Callable[..., Any]:
+    """The pass of a layer without LoRA."""
+    return lambda module, x: torch.nn.functional.linear(x, weight, module.bias)
+
+
+def _dequantized(base: Any) -> torch.Tensor:
+    weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+    return weight if base.compute_dtype is None else weight.to(base.compute_dtype)
 
 
 def _silu_classes() -> type:
@@ -88,16 +103,14 @@ def _weight_source(layer: Any, keep: bool) -> Callable[[], torch.Tensor]:
     if not isinstance(base, bitsandbytes.nn.Linear4bit):
         return lambda: base.weight
 
-    def dequantized() -> torch.Tensor:
+    kept = _dequantized(base) if keep else None
+
+    def current() -> torch.Tensor:
         if exact := getattr(base, "exact_weight", None):  # see quantisation.compare
             return exact()  # type: ignore[no-any-return]
-        weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
-        return weight if base.compute_dtype is None else weight.to(base.compute_dtype)
+        return _dequantized(base) if kept is None else kept
 
-    if keep:
-        kept = dequantized()
-        return lambda: base.exact_weight() if hasattr(base, "exact_weight") else kept
-    return dequantized
+    return current
 
 
 def _patch(module: torch.nn.Module, forward: Callable[..., Any]) -> None:

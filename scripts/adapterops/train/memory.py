@@ -177,8 +177,7 @@ def estimate(
         # In TRL's loss the LM head is whole, and so are the embeddings at the other end.
         gathered = max(gathered, shape.vocab_size * shape.hidden_size * trained)
         working, forward = working + gathered, forward + gathered
-    kept_weights = shape.trained_layers(lora) / shape.num_hidden_layers * shape.linear_parameters * _BF16
-    kept_weights *= bool(training.get("keep_dequantized"))
+    kept_weights = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
     return Estimate(
         weights=(shape.linear_parameters * _NF4 + kept_weights) / pieces,
         quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]] / pieces,
