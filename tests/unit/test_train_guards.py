@@ -348,6 +348,7 @@ class TestMemory:
             assert getattr(quarter, part) == getattr(whole, part) / 4
         assert quarter.activations == whole.activations
         assert quarter.training < whole.training / 2
+        assert quarter.loading == pytest.approx(whole.loading)  # each process reads the whole, and cuts it then
 
 
 class TestPreflight:

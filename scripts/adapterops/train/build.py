@@ -20,6 +20,7 @@ from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.preflight import shape_of
 from adapterops.train.recipe import Recipe
 from adapterops.train.trainer import AnswerTrainer, in_pieces, training_arguments
+from adapterops.train.units import keep_buffers_exact, let_peft_see_units
 
 _KEPT = "best_weights.safetensors"
 
@@ -69,6 +70,9 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
         if parameter.requires_grad:  # TRL makes it bf16, whatever the base model computes in
             parameter.data = parameter.data.to(trainer.model.get_base_model().dtype)
     trainer.sharded = sharded
+    if trainer.is_fsdp_enabled:
+        let_peft_see_units()
+        keep_buffers_exact(trainer.accelerator.state.fsdp_plugin)
     apply_kernels(
         trainer.model,
         liger=training["liger"],

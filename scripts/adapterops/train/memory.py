@@ -106,15 +106,17 @@ class Estimate:
     logits: float
     staging: float
     forward: float
+    pieces: int = 1
 
     @property
     def loading(self) -> float:
         """Peak while the base model is loaded: all of it, and one tensor on its way to NF4.
 
         One, because transformers 5.19 reads synchronously where it quantises (5.0 read ahead, and filled the GPU with bf16:
-        https://github.com/huggingface/transformers/issues/43032). So it is never the largest of the three: a step holds all of this too.
+        https://github.com/huggingface/transformers/issues/43032). On one GPU it is never the largest of the three: a step holds all of this
+        too. FSDP and ZeRO stage 3 have each process load the whole, and cut it then (seen on two H200 GPUs, 2026-11-29).
         """
-        return self.weights + self.quantisation_constants + self.embeddings + self.staging
+        return (self.weights + self.quantisation_constants + self.embeddings) * self.pieces + self.staging
 
     @property
     def training(self) -> float:
@@ -191,6 +193,7 @@ def estimate(
         # The widest projection in bf16, and its constants before they are quantised themselves.
         staging=widest + shape.hidden_size * shape.intermediate_size * _CONSTANTS[False],
         forward=forward,
+        pieces=pieces,
     )
 
 

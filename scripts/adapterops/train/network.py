@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+# Tokens of the pack that attention is tried on. Flex attention has no kernel for heads of 64 and packs of 64 (torch 2.11 on a GPU).
+_SMALL_PACK = 256
+
+
 def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat16, *, sharded: bool = False) -> Any:
     """The recipe's `quantization` as transformers wants it.
 
@@ -183,7 +187,7 @@ def _losses_beside_two_neighbours(directory: Path, attn_implementation: str, dev
             rows: list[Any] = [{"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "seq_lengths": [24, 24]}]
         else:
             rows = [{"input_ids": neighbour, "labels": [IGNORED] * 24}, {"input_ids": second, "labels": second}]
-        small = dataclasses.replace(collate, pad_token_id=0, capacity=collate.capacity and 64)
+        small = dataclasses.replace(collate, pad_token_id=0, capacity=collate.capacity and _SMALL_PACK)
         batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in small(rows).items() if name != "labels"}
         loss = network(**batch) / 23
         loss.backward()

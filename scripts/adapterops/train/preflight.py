@@ -179,7 +179,7 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, 
         "gpus_together": pieces,
         "milder": list(milder_settings(training)),
         "memory_gib": {
-            **{part: round(value / _GIB, 3) for part, value in vars(needed).items()},
+            **{part: round(value / _GIB, 3) for part, value in vars(needed).items() if part != "pieces"},
             "context": round(CONTEXT_BYTES / _GIB, 3),
             "peak_loading": round((needed.loading + CONTEXT_BYTES) / _GIB, 2),
             "peak_training": round((needed.training + CONTEXT_BYTES) / _GIB, 2),

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from adapterops.train.processes import any_process
+from adapterops.train.units import load_adapter
 
 if TYPE_CHECKING:
     from adapterops.train.build import Kept
@@ -149,9 +150,12 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
         elif self.is_world_process_zero():
             self.checkpoints.seal(self.state.global_step)
 
-    def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            load_adapter(model, Path(resume_from_checkpoint))
+            return
         types = {name: parameter.dtype for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        super()._load_from_checkpoint(*arguments, **options)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         # peft's load_adapter makes the adapter float32: a resumed training would go on in another precision than it began.
         for name, parameter in self.model.named_parameters():
             if name in types:
@@ -160,6 +164,8 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
     def adapter_weights(self) -> dict[str, torch.Tensor]:
         """The trained weights by name; in pieces, every process has to ask, and the first one gets them."""
         state = self.accelerator.get_state_dict(self.model_wrapped) if self.sharded else None
+        if not self.is_world_process_zero():
+            return {}
         model = self.accelerator.unwrap_model(self.model)
         return dict(get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False))
 
