@@ -58,6 +58,8 @@ def main(action: str) -> None:
 
 def up() -> None:
     """Start what is not running, run the pipeline, ask one question."""
+    from adapterops.basemodels import base_model_directory
+
     started = time.monotonic()
     config = local_settings()
     # All of them now: one that is taken must not be found out after the training.
@@ -70,12 +72,12 @@ def up() -> None:
     s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
     await_port("s3", S3_PORT, s3)
     make_bucket(config.bucket)
-    pipeline("--until", "validate")
-    # Beside the training, for half a minute of one core: the evaluation does not wait for its engine then.
+    base_model_directory(config.base_model)  # once for all that start now
+    # The engine starts beside what a training does with one core before its first step: by then it is ready, and takes no core from it.
     serve = start("serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
     await_port("serve", config.gateway.port, serve)
     console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
-    pipeline("--from", "train", "--server-url", engine_url(config), "--gateway", gateway_url(config))
+    pipeline("--server-url", engine_url(config), "--gateway", gateway_url(config))
     ask(gateway_url(config), config.base_model.name)
     console.print(
         f"\nDone in {time.monotonic() - started:.0f} s. The adapter is being served:\n"

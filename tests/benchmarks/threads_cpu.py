@@ -2,8 +2,8 @@
 
 python tests/benchmarks/threads_cpu.py
 
-A training step of the demo's recipe, and answers of the demo's engine, each in fresh processes: libgomp reads OMP_WAIT_POLICY when it is
-loaded. `adapterops` sets it to passive; `default` is what libgomp does without it: spin for some milliseconds, then sleep.
+Training steps of the demo's recipe, and answers of the demo's engine, each in fresh processes: libgomp reads OMP_WAIT_POLICY when it is
+loaded. Told nothing, as a training is, it spins for some milliseconds; an engine is told to let its threads sleep.
 """
 
 import json

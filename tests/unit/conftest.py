@@ -1,8 +1,13 @@
 """GitHub's API, as the scripts reach it in Actions."""
 
+import os
+
 import pytest
 
 from play.github_api import NAME, GitHub
+
+# Several workers share the cores: a thread that spins while it waits takes one from the thread that it waits for. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture

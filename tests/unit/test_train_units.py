@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from adapterops.train.network import lora_config
 from adapterops.train.units import keep_buffers_exact, let_peft_see_units, load_adapter
 
-pytestmark = pytest.mark.filterwarnings("ignore:FSDP.state_dict_type", "ignore:When using ``NO_SHARD``")
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP.state_dict_type", "ignore:When using ``NO_SHARD``", "ignore:FSDP is switching to use")
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
