@@ -6,7 +6,7 @@ import pytest
 
 from play.github_api import NAME, GitHub
 
-# Several workers share the cores: a thread that spins while it waits takes one from the thread that it waits for. Read when torch is loaded.
+# Several workers share the cores: a thread that spins while it waits takes one from that very thread. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
