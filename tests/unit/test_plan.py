@@ -198,7 +198,15 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
 
 def test_a_training_that_does_not_fit_on_the_runner_is_refused_with_what_to_set(plan, repository):
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
-    larger = recipe.replace("per_device_train_batch_size: 8", "per_device_train_batch_size: 1024").replace("alpha: 32", "alpha: 64")
+    larger = recipe.replace("alpha: 32", "alpha: 64")
+    for setting, value in {
+        "per_device_train_batch_size: 8": "per_device_train_batch_size: 1024",
+        "last_layers: 20": "last_layers: 30",
+        "fused_lora: true": "fused_lora: false",
+        "keep_dequantized: true": "keep_dequantized: false",
+    }.items():
+        assert setting in larger
+        larger = larger.replace(setting, value)
     rows = jsonl([{**ROWS[0], "output": "The parcel is on its way. " * 20}])
     document = plan({"configs/qlora/smollm2-135m.yaml": larger, "data/training/support.jsonl": rows})
     (problem,) = [problem for problem in document["problems"] if problem.startswith("support: ")]
