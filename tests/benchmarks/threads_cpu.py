@@ -52,27 +52,11 @@ def measured(what: str, policy: str, *, busy: bool) -> dict[str, float]:
     return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def train(steps: int = 3, rows: int = 8) -> dict[str, float]:
-    """Forward and backward passes of the demo's recipe, after one of warm-up."""
-    from adapterops.basemodels import load_tokenizer
-    from adapterops.train.build import build_trainer
-    from adapterops.train.encode import encode_files
-    from adapterops.train.recipe import load_recipe
+def train() -> dict[str, float]:
+    """Forward and backward passes of the demo's recipe."""
+    from train_cpu import timed_steps
 
-    recipe = load_recipe(ROOT / "configs/qlora/smollm2-135m.yaml")
-    tokenizer = load_tokenizer(recipe.base_model)
-    encoded = encode_files([ROOT / "data/training/support.jsonl"], tokenizer, recipe.base_model, recipe.training["max_length"], "error")
-    middle = sorted(encoded.rows(), key=lambda row: len(row["input_ids"]))[len(encoded.input_ids) // 2 :]
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = build_trainer(recipe, recipe.training, encoded.rows(), tokenizer, Path(scratch))
-    tokens = seconds = 0.0
-    for step in range(steps + 1):
-        batch = trainer.data_collator(middle[rows * step : rows * (step + 1)])
-        began = time.perf_counter()
-        trainer.compute_loss(trainer.model, batch).backward()
-        if step:
-            tokens, seconds = tokens + int(batch["attention_mask"].sum()), seconds + time.perf_counter() - began
-    return {"training": tokens / seconds}
+    return {"training": timed_steps(steps=3, rows=8)[0]}
 
 
 def engine(max_tokens: int = 32) -> dict[str, float]:

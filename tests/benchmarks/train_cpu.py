@@ -20,10 +20,22 @@ def main(steps: int, rows: int) -> None:
     """Time forward and backward passes of the demo's recipe in both formats."""
     import torch
 
-    from adapterops.basemodels import load_tokenizer
     from adapterops.processor import cpu_dtype
-    from adapterops.schemas import ROOT
     from adapterops.train import network
+
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; a training here takes {cpu_dtype()}")
+    speeds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        network.compute_dtype = lambda _, dtype=dtype: dtype  # what the processor would decide
+        speeds[dtype], loss = timed_steps(steps, rows)
+        print(f"{dtype!s:16} {speeds[dtype]:8.1f} tok/s   loss {loss:.3f}", flush=True)
+    print(f"float32 by bfloat16: {speeds[torch.float32] / speeds[torch.bfloat16]:.2f} ×")
+
+
+def timed_steps(steps: int, rows: int) -> tuple[float, float]:
+    """Tokens a second of forward and backward passes over rows of middling length, after one of warm-up, and the last loss in nats."""
+    from adapterops.basemodels import load_tokenizer
+    from adapterops.schemas import ROOT
     from adapterops.train.build import build_trainer
     from adapterops.train.encode import encode_files
     from adapterops.train.recipe import load_recipe
@@ -32,23 +44,17 @@ def main(steps: int, rows: int) -> None:
     tokenizer = load_tokenizer(recipe.base_model)
     encoded = encode_files([ROOT / "data/training/support.jsonl"], tokenizer, recipe.base_model, recipe.training["max_length"], "error")
     middle = sorted(encoded.rows(), key=lambda row: len(row["input_ids"]))[len(encoded.input_ids) // 2 :][: rows * (steps + 1)]
-    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; a training here takes {cpu_dtype()}")
-    speeds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        network.compute_dtype = lambda _, dtype=dtype: dtype  # what the processor would decide
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = build_trainer(recipe, recipe.training, encoded.rows(), tokenizer, Path(scratch))
-        tokens = seconds = 0.0
-        for step in range(steps + 1):
-            batch = trainer.data_collator(middle[rows * step : rows * (step + 1)])
-            began = time.perf_counter()
-            loss = trainer.compute_loss(trainer.model, batch)
-            loss.backward()
-            if step:
-                tokens, seconds = tokens + int(batch["attention_mask"].sum()), seconds + time.perf_counter() - began
-        speeds[dtype] = tokens / seconds
-        print(f"{dtype!s:16} {speeds[dtype]:8.1f} tok/s   loss {loss.item():.3f}", flush=True)
-    print(f"float32 by bfloat16: {speeds[torch.float32] / speeds[torch.bfloat16]:.2f} ×")
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = build_trainer(recipe, recipe.training, encoded.rows(), tokenizer, Path(scratch))
+    tokens = seconds = 0.0
+    for step in range(steps + 1):
+        batch = trainer.data_collator(middle[rows * step : rows * (step + 1)])
+        began = time.perf_counter()
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        if step:
+            tokens, seconds = tokens + int(batch["attention_mask"].sum()), seconds + time.perf_counter() - began
+    return tokens / seconds, loss.item()
 
 
 if __name__ == "__main__":
