@@ -4,7 +4,7 @@ python tests/benchmarks/train_curves.py
 
 Every training sees the demo's rows for the same number of steps, without dropout, and is judged on the demo's evaluation rows:
 
-- plain: the recipe, peft's LoRA layers.
+- plain: the recipe with peft's LoRA layers.
 - other order: the same in another order of rows; how far it is from plain is the noise of any such curve.
 - fused: `fused_lora: true`, plain's order. Nothing but rounding should differ.
 - packed: rows back to back, each seeing itself alone, fused; about as many rows a step. Other batches, so the curve can only agree as well
@@ -24,8 +24,8 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "other order": {},
+    "plain": {"fused_lora": False, "keep_dequantized": False},
+    "other order": {"fused_lora": False, "keep_dequantized": False},
     "fused": {"fused_lora": True},
     "packed": {"fused_lora": True, "packing": True, "attn_implementation": "sdpa", "per_device_train_batch_size": 1},
 }

@@ -118,9 +118,7 @@ class Stage(Repository):
         first = {
             **SETTINGS,
             "configs/serving.demo.yaml": serving.replace(".demo/serving", str(directory / "serving")),
-            "configs/qlora/smollm2-135m.yaml": recipe.replace("num_train_epochs: 2", "num_train_epochs: 3").replace(
-                "batch_size: 8", "batch_size: 4"
-            ),
+            "configs/qlora/smollm2-135m.yaml": recipe,
             "data/training/support.jsonl": "\n".join(rows("training", 24)) + "\n",
             "data/eval/support.jsonl": "\n".join(rows("eval", 12)) + "\n",
         }
