@@ -1,9 +1,10 @@
-"""Threads that sleep while they wait against threads that spin, alone and beside a busy process.
+"""Threads and processes that sleep while they wait against such that spin.
 
 python tests/benchmarks/threads_cpu.py
 
-Training steps of the demo's recipe, and answers of the demo's engine, each in fresh processes: libgomp reads OMP_WAIT_POLICY when it is
-loaded. Told nothing, as a training is, it spins for some milliseconds; an engine is told to let its threads sleep.
+Training steps of the demo's recipe, alone and beside a busy process, and answers of the demo's engine, with and without the plug-in that
+has vLLM's scheduler sleep; each in a fresh process, since libgomp reads OMP_WAIT_POLICY when it is loaded. Told nothing, as both are here,
+its threads spin for some milliseconds.
 """
 
 import json
@@ -25,26 +26,33 @@ SPIN = "300000"  # libgomp's own count where it is told nothing, which an empty 
 @click.command()
 @click.option("--measure", type=click.Choice(["train", "engine"]), help="Measure here and print tokens a second (what the script starts).")
 def main(measure: str | None) -> None:
-    """Print tokens a second of both policies and their ratio, quiet and beside a process that takes a core."""
+    """Print tokens a second with threads that spin and with threads that sleep, and their ratio."""
     if measure:
         print(json.dumps({"train": train, "engine": engine}[measure]()))
         return
-    for what in ("train", "engine"):
-        for busy in (False, True):
-            speeds = {policy: measured(what, policy, busy=busy) for policy in ("default", "passive")}
-            beside = "beside a busy process" if busy else "alone"
-            for name in speeds["default"]:
-                spinning, sleeping = speeds["default"][name], speeds["passive"][name]
-                print(f"{name:44} {beside:22} spin {spinning:6.1f}  sleep {sleeping:6.1f} tok/s  {sleeping / spinning:.2f} ×", flush=True)
+    compare("train", "alone")
+    compare("train", "beside a busy process", busy=True)
+    compare("engine", "scheduler sleeps")
+    compare("engine", "scheduler polls", VLLM_PLUGINS="cpu_lora,cpu_start")
 
 
-def measured(what: str, policy: str, *, busy: bool) -> dict[str, float]:
+def compare(what: str, circumstances: str, *, busy: bool = False, **environment: str) -> None:
+    """Measure with both kinds of threads under the same circumstances, and print a line for each figure."""
+    spin = measured(what, {**environment, "OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": SPIN}, busy=busy)
+    sleep = measured(what, {**environment, "OMP_WAIT_POLICY": "passive"}, busy=busy)
+    for name in spin:
+        figures = f"spin {spin[name]:6.1f}  sleep {sleep[name]:6.1f} tok/s  {sleep[name] / spin[name]:.2f} ×"
+        print(f"{name:44} {circumstances:22} {figures}", flush=True)
+
+
+def measured(what: str, environment: dict[str, str], *, busy: bool) -> dict[str, float]:
     """Tokens a second by name, from a fresh process."""
-    environment = os.environ | ({"OMP_WAIT_POLICY": "passive"} if policy == "passive" else {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": SPIN})
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         command = [sys.executable, __file__, "--measure", what]
-        output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+        output = subprocess.run(
+            command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        ).stdout
     finally:
         if hog:
             hog.kill()

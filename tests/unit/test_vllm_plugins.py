@@ -1,6 +1,7 @@
-"""The LoRA products of the CPU build against the formula, token by token."""
+"""The plug-ins of the CPU build: LoRA products against the formula, token by token; waiting without keeping a core busy."""
 
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from adapterops.schemas import ROOT
 sys.path.insert(0, str(ROOT / "scripts" / "vllm_plugins"))
 
 import cpu_lora
+import cpu_wait
 
 WIDTHS = (12, 4, 4)
 SLOTS, RANK, WIDE = 3, 4, 8
@@ -55,3 +57,36 @@ def test_the_operators_replaced_are_those_that_this_vllm_calls():
 
     for name in ("update_metadata", "add_lora_linear", "add_lora_logits", "token_lora_indices", "sampler_indices"):
         assert hasattr(PunicaWrapperCPU, name)
+
+
+@pytest.fixture
+def reader(monkeypatch, tmp_path):
+    """`ask(since, timeout)`: how long a reader, `since` seconds after its last read, asks its sockets to wait; in ms, None for ever."""
+    import zmq
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)  # put back what `register` replaces
+    cpu_wait.register()
+    asked = []
+    with zmq.Context() as context:
+        condition = SpinCondition(is_reader=True, context=context, notify_address=f"ipc://{tmp_path}/nobody-writes")
+        condition.poller = SimpleNamespace(poll=lambda timeout: asked.append(timeout) or [])
+
+        def ask(since, timeout=None):
+            condition.last_read = time.monotonic() - since
+            condition.wait(timeout)
+            return asked.pop()
+
+        yield ask
+        for socket in (condition.local_notify_socket, condition.read_cancel_socket, condition.write_cancel_socket):
+            socket.close()
+
+
+def test_a_reader_sleeps_between_answers_and_looks_for_itself_as_messages_get_lost(reader):
+    assert reader(since=0) == reader(since=5, timeout=5000) == cpu_wait.LOOK_AGAIN_MS
+    assert reader(since=0, timeout=3) == 3
+
+
+def test_a_reader_of_an_idle_engine_waits_to_be_woken(reader):
+    assert reader(since=60, timeout=5000) == 5000
+    assert reader(since=60) is None

@@ -196,9 +196,6 @@ def _environment(config: ServingConfig, replica: int = 0) -> dict[str, str]:
         plugins = [str(ROOT / "scripts" / "vllm_plugins"), os.environ.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, plugins))
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.cpu_kv_cache_gib)
-        # Threads that wait for each other sleep: one that spins keeps the core from vLLM's other processes, and so from the thread that it
-        # waits for (tests/benchmarks/threads_cpu.py).
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
         # "auto" keeps a core free for the scheduler: 200 instead of 334 tokens/s on two cores. One list for each rank.
         cpus = sorted(os.sched_getaffinity(0))
         ranks = config.engine.tensor_parallel_size
