@@ -16,7 +16,7 @@ from adapterops.data.validate import write_report
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
 from adapterops.evaluate import record
-from adapterops.evaluate.generate import Answer
+from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.phases import Side
 from adapterops.gate.compare import compare, slice_regressions
 from adapterops.gate.config import load_gates

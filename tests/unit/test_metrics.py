@@ -3,8 +3,8 @@
 import pytest
 
 from adapterops.data.reader import Row
+from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS
-from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.metrics import chrf, columns, row_metrics
 from adapterops.evaluate.metrics import score as score_row
 from adapterops.evaluate.phases import Side

@@ -7,8 +7,8 @@ import pytest
 from adapterops.data.rows import answer
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.evaluate import refusal
+from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.detector import LABELLED, Judge, detector_quality, labelled_answers, parse_judge, refusals
-from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.refusal import classify
 from adapterops.schemas import ROOT
 

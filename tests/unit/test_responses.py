@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.evaluate.generate import Answer, generate
+from adapterops.evaluate.answers import Answer
+from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
 
 SCOPE = {"adapter": "a" * 64, "decoding": {"temperature": 0}}

@@ -11,9 +11,9 @@ from eval_documents import results, write
 from adapterops.adapters import Pins
 from adapterops.data.reader import Row
 from adapterops.errors import InfrastructureError, UsageError
+from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.evaluate.detector import Judge, judge_model, parse_judge
-from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.responses import Responses
 from adapterops.evaluate.winrate import win_rate
 from adapterops.gate.config import load_gates

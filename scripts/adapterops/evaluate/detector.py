@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.evaluate.generate import Answer, Messages, generate
+from adapterops.evaluate.answers import Answer, Messages
+from adapterops.evaluate.generate import generate
 from adapterops.evaluate.refusal import DETECTOR_ID, classify
 from adapterops.schemas import ROOT
 

@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema_rs
 from sacrebleu.metrics.chrf import CHRF
 
+from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
-from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.rouge import repetition, rouge_l
 from adapterops.schemas import data_schema_validator
 
-__all__ = ["METRIC_IDS", "Answer", "Score", "chrf", "columns", "row_metrics", "score"]
+__all__ = ["METRIC_IDS", "Score", "chrf", "columns", "row_metrics", "score"]
 
 # chrF of the literature: character 6-grams, recall twice as heavy as precision (Popović 2015).
 _CHRF = CHRF()

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from adapterops.engine.client import load_adapter, unload_adapter
-from adapterops.evaluate.generate import Answer, Messages, generate
+from adapterops.evaluate.answers import Answer, Messages
+from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
 
 _MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to find those that no other batch turns

@@ -10,8 +10,8 @@ from typing import Any
 from adapterops.data.normal import loose_form
 from adapterops.data.reader import Row
 from adapterops.data.rows import prompt_messages
+from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS
-from adapterops.evaluate.generate import Answer
 from adapterops.evaluate.metrics import Score
 from adapterops.evaluate.phases import Side, warm_up
 from adapterops.evaluate.rouge import shuffled_floor

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapterops.documents import sha256_json
 from adapterops.errors import UsageError
-from adapterops.evaluate.generate import Answer, Messages
+from adapterops.evaluate.answers import Answer, Messages
 
 _TABLE = "CREATE TABLE IF NOT EXISTS response (key TEXT PRIMARY KEY, session TEXT NOT NULL, at REAL NOT NULL, answer TEXT NOT NULL)"
 

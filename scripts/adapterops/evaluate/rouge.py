@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import statistics
 import unicodedata
-
-from rouge_score import rouge_scorer
-from rouge_score.tokenizers import Tokenizer
+from typing import Any
 
 TOKENIZER_ID = "ko-syl-v1"
 
@@ -27,17 +26,22 @@ def tokenize(text: str) -> list[str]:
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-class _Syllables(Tokenizer):  # type: ignore[misc]  # rouge-score ships no types
-    def tokenize(self, text: str) -> list[str]:
-        return tokenize(text)
+@functools.cache
+def _scorer() -> Any:
+    # Here, as rouge-score imports nltk and that scipy, which takes seconds; who shows scores needs neither.
+    from rouge_score import rouge_scorer
+    from rouge_score.tokenizers import Tokenizer
 
+    class Syllables(Tokenizer):  # type: ignore[misc]  # rouge-score ships no types
+        def tokenize(self, text: str) -> list[str]:
+            return tokenize(text)
 
-_SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Syllables())
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=Syllables())
 
 
 def rouge_l(reference: str, answer: str) -> float:
     """ROUGE-L F1 of one answer, 0 to 1."""
-    return float(_SCORER.score(reference, answer)["rougeL"].fmeasure)
+    return float(_scorer().score(reference, answer)["rougeL"].fmeasure)
 
 
 def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:

@@ -186,9 +186,10 @@ class Reconciler:
                     f"probe {position} is answered with {answer.text[begin : at + 40]!r}, at evaluation it was "
                     f"{expected[begin : at + 40]!r} (from character {begin})."
                 )
-            base_model = self.config.base_model.name
-            [base] = generate(self.engine_url, base_model, [probe["messages"]], max_tokens=max(1, answer.tokens), concurrency=1)
-            differs = differs or base.text != expected
+            if not differs:
+                base_model = self.config.base_model.name
+                [base] = generate(self.engine_url, base_model, [probe["messages"]], max_tokens=max(1, answer.tokens), concurrency=1)
+                differs = base.text != expected
         if not differs:
             raise RejectedError("the adapter has no effect: its answers to the probes are the base model's.")
 
