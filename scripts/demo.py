@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,12 +70,12 @@ def up() -> None:
         # The S3 server keeps its objects in memory: what a host remembers of channels in a former one would contradict the new one's.
         stop("serve")
         shutil.rmtree(config.state_directory, ignore_errors=True)
-    s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
-    await_port("s3", S3_PORT, s3)
-    make_bucket(config.bucket)
     base_model_directory(config.base_model)  # once for all that start now
     # The engine starts beside what a training does with one core before its first step: by then it is ready, and takes no core from it.
+    s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
     serve = start("serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    await_port("s3", S3_PORT, s3)
+    make_bucket(config.bucket)
     await_port("serve", config.gateway.port, serve)
     console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
     pipeline("--server-url", engine_url(config), "--gateway", gateway_url(config))
@@ -142,10 +143,13 @@ def ask(gateway: str, base_model: str) -> None:
     from adapterops.report.console import answers
 
     client = openai.OpenAI(base_url=f"{gateway}/v1", api_key="unused")
-    texts = {}
-    for model in (base_model, ADAPTER):
+
+    def answer(model: str) -> str:
         completion = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=64)  # type: ignore[arg-type]
-        texts[model] = completion.choices[0].message.content or ""
+        return completion.choices[0].message.content or ""
+
+    with ThreadPoolExecutor() as pool:
+        texts = dict(zip((base_model, ADAPTER), pool.map(answer, (base_model, ADAPTER)), strict=True))
     console.rule("one question, through the gateway")
     console.print(answers(QUESTION[0]["content"], base_model, texts[base_model], ADAPTER, texts[ADAPTER]))
 
