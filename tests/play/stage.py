@@ -110,7 +110,7 @@ class Stage(Repository):
         serving = (ROOT / "configs/serving.demo.yaml").read_text()
         serving = serving.replace("port: 8101", f"port: {self.ports['engine']}").replace("port: 8080", f"port: {self.ports['gateway']}")
         recipe = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
-        recipe = recipe.replace("num_train_epochs: 2", "num_train_epochs: 3").replace("batch_size: 8", "batch_size: 4")
+        recipe = recipe.replace("num_train_epochs: 1.5 ", "num_train_epochs: 3 ").replace("batch_size: 6", "batch_size: 4")
         self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
         make_key_pair(self.signing_key, public_key)
         make_key_pair(directory / "candidates.pem", directory / "candidates.pub.pem")

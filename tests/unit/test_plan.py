@@ -186,7 +186,7 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
     from adapterops.plan.keys import adapter_keys
     from adapterops.train.preflight import choose, preflight
 
-    rows = jsonl([{**ROWS[0], "id": f"row-{number}", "output": f"Parcel {number} is on its way. " * 9} for number in range(2000)])
+    rows = jsonl([{**ROWS[0], "id": f"row-{number}", "output": f"Parcel {number} is on its way. " * 9} for number in range(8000)])
     row = plan({"data/training/support.jsonl": rows})["adapters"][0]
     repository.git("switch", "-q", "pull-1")
     keys = adapter_keys("support", repository.path)
@@ -200,7 +200,7 @@ def test_a_training_that_does_not_fit_on_the_runner_is_refused_with_what_to_set(
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
     larger = recipe.replace("alpha: 32", "alpha: 64")
     for setting, value in {
-        "per_device_train_batch_size: 8": "per_device_train_batch_size: 1024",
+        "per_device_train_batch_size: 6": "per_device_train_batch_size: 1024",
         "last_layers: 20": "last_layers: 30",
         "fused_lora: true": "fused_lora: false",
         "keep_dequantized: true": "keep_dequantized: false",

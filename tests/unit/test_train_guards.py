@@ -92,7 +92,7 @@ class TestRefusals:
 
 def test_unusual_settings_are_advised_against_and_not_refused(recipe):
     assert hints(recipe(), 560) == []
-    text = "\n".join(hints(recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 2 ", "num_train_epochs: 9 ")), 560))
+    text = "\n".join(hints(recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.5 ", "num_train_epochs: 9 ")), 560))
     assert "lora.alpha 64 is outside 1–2 × r (16–32)" in text
     assert "num_train_epochs 9 is outside 3–5, usual for 560 rows: more memorises" in text
     (few,) = hints(recipe(("num_train_epochs: 3 ", "num_train_epochs: 1 "), of="llama3-8b-fast"), 560)
@@ -460,7 +460,7 @@ class TestPreflightCommand:
             assert words in result.output
 
     def test_a_gpu_that_is_too_small_ends_it_with_1_and_what_to_set(self, run):
-        larger = ("per_device_train_batch_size: 8", "per_device_train_batch_size: 1024")
+        larger = ("per_device_train_batch_size: 6", "per_device_train_batch_size: 1024")
         result = run("--gpu", "h100", changes=[larger])
         assert result.exit_code == 1, result.output
         assert "of the memory of h100. In " in result.output
