@@ -67,10 +67,10 @@ def data(tmp_path):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """`make(name, setting=value)`: the demo recipe, all layers, a row a step, no limit for the quantisation check, and other settings."""
+    """`make(name, setting=value)`: the demo recipe, all layers, two epochs of single rows, no limit for quantisation; other settings."""
 
     def make(name="recipe", early_stopping=None, **settings):
-        settings = {"per_device_train_batch_size": 1, "report_to": "none", "max_loss_increase": 10, **settings}
+        settings = {"num_train_epochs": 2, "per_device_train_batch_size": 1, "report_to": "none", "max_loss_increase": 10, **settings}
         text, count = re.subn(r"(?m)^  last_layers:.*\n", "", (ROOT / "configs/qlora/smollm2-135m.yaml").read_text())  # `tiny` has two
         assert count == 1
         for setting, value in settings.items():
