@@ -64,7 +64,7 @@ def train() -> dict[str, float]:
     """Forward and backward passes of the demo's recipe."""
     from train_cpu import timed_steps
 
-    return {"training": timed_steps(steps=3, rows=8)[0]}
+    return {"training": timed_steps(steps=8)[0]}
 
 
 def engine(max_tokens: int = 32) -> dict[str, float]:

@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"fused_lora": False, "keep_dequantized": False},
     "other order": {"fused_lora": False, "keep_dequantized": False},
     "fused": {"fused_lora": True},
-    "packed": {"fused_lora": True, "packing": True, "attn_implementation": "sdpa", "per_device_train_batch_size": 1},
+    "packed": {"fused_lora": True, "packing": True, "per_device_train_batch_size": 1},
 }
 
 
@@ -54,7 +54,7 @@ def main(steps: int, rows: int, output: Path | None) -> None:
     for row in load_rows(ROOT / "data/eval/support.jsonl", "eval")[::5]:
         ids, labels = encode_messages(training_messages(row.value), tokenizer, recipe.base_model)
         judged.append({"input_ids": ids, "labels": labels})
-    common = {"per_device_train_batch_size": rows, "train_sampling_strategy": "random", "logging_steps": 1}
+    common = {"per_device_train_batch_size": rows, "packing": False, "train_sampling_strategy": "random", "logging_steps": 1}
     found: dict[str, dict[str, Any]] = {}
     for name, changes in VARIANTS.items():
         ordered = list(given)

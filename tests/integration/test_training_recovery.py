@@ -70,7 +70,8 @@ def recipe(tmp_path):
     """`make(name, setting=value)`: the demo recipe, all layers, two epochs of single rows, no limit for quantisation; other settings."""
 
     def make(name="recipe", early_stopping=None, **settings):
-        settings = {"num_train_epochs": 2, "per_device_train_batch_size": 1, "report_to": "none", "max_loss_increase": 10, **settings}
+        padded = {"packing": "false", "train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 1}
+        settings = {"num_train_epochs": 2, "report_to": "none", "max_loss_increase": 10, **padded, **settings}
         text, count = re.subn(r"(?m)^  last_layers:.*\n", "", (ROOT / "configs/qlora/smollm2-135m.yaml").read_text())  # `tiny` has two
         assert count == 1
         for setting, value in settings.items():

@@ -78,6 +78,15 @@ def rows(kind, count, first=0):
     return [line for line in lines if {"stock", "pickup"} & set(json.loads(line)["tags"])][first : first + count]
 
 
+def replaced(path, words):
+    """The text of a file of this repository with some words replaced, each of which has to be there, once."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for old, new in words.items():
+        assert text.count(old) == 1, f"{path}: {old!r} is there {text.count(old)} times; the play wants to make it {new!r}"
+        text = text.replace(old, new)
+    return text
+
+
 class Run:
     """What one run of a workflow did: `jobs` by name with their result, and everything that was printed."""
 
@@ -107,17 +116,26 @@ class Stage(Repository):
             if (ROOT / name).is_file() and not name.startswith(("adapters/", "data/training/", "data/eval/")):
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.path / name)
-        serving = (ROOT / "configs/serving.demo.yaml").read_text()
-        serving = serving.replace("port: 8101", f"port: {self.ports['engine']}").replace("port: 8080", f"port: {self.ports['gateway']}")
-        recipe = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
-        recipe = recipe.replace("num_train_epochs: 1.5 ", "num_train_epochs: 3 ").replace("batch_size: 6", "batch_size: 4")
         self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
         make_key_pair(self.signing_key, public_key)
         make_key_pair(directory / "candidates.pem", directory / "candidates.pub.pem")
-        serving = serving.replace(".demo/signing.pub.pem", str(public_key)).replace("start_timeout_s: 300", "start_timeout_s: 1200")
+        serving = replaced(
+            "configs/serving.demo.yaml",
+            {
+                "port: 8101": f"port: {self.ports['engine']}",
+                "port: 8080": f"port: {self.ports['gateway']}",
+                ".demo/signing.pub.pem": str(public_key),
+                ".demo/serving": str(directory / "serving"),
+                "start_timeout_s: 300": "start_timeout_s: 1200",
+            },
+        )
+        recipe = replaced(
+            "configs/qlora/smollm2-135m.yaml",
+            {"num_train_epochs: 1.5 ": "num_train_epochs: 3 ", "batch_size: 1 ": "batch_size: 4 ", "packing: true ": "packing: false "},
+        )
         first = {
             **SETTINGS,
-            "configs/serving.demo.yaml": serving.replace(".demo/serving", str(directory / "serving")),
+            "configs/serving.demo.yaml": serving,
             "configs/qlora/smollm2-135m.yaml": recipe,
             "data/training/support.jsonl": "\n".join(rows("training", 24)) + "\n",
             "data/eval/support.jsonl": "\n".join(rows("eval", 12)) + "\n",

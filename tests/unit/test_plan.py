@@ -200,7 +200,7 @@ def test_a_training_that_does_not_fit_on_the_runner_is_refused_with_what_to_set(
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
     larger = recipe.replace("alpha: 32", "alpha: 64")
     for setting, value in {
-        "per_device_train_batch_size: 6": "per_device_train_batch_size: 1024",
+        "per_device_train_batch_size: 1 ": "per_device_train_batch_size: 1024 ",
         "last_layers: 20": "last_layers: 30",
         "fused_lora: true": "fused_lora: false",
         "keep_dequantized: true": "keep_dequantized: false",

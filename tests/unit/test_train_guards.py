@@ -460,7 +460,7 @@ class TestPreflightCommand:
             assert words in result.output
 
     def test_a_gpu_that_is_too_small_ends_it_with_1_and_what_to_set(self, run):
-        larger = ("per_device_train_batch_size: 6", "per_device_train_batch_size: 1024")
+        larger = ("per_device_train_batch_size: 1 ", "per_device_train_batch_size: 1024 ")
         result = run("--gpu", "h100", changes=[larger])
         assert result.exit_code == 1, result.output
         assert "of the memory of h100. In " in result.output
