@@ -104,7 +104,7 @@ def test_a_base_model_off_the_list_is_refused(recipe):
 
 def test_kernels_that_do_not_go_together_are_refused(recipe):
     with pytest.raises(UsageError, match="varlen takes packed rows only"):
-        load_recipe(recipe(("attn_implementation: eager", "attn_implementation: varlen")))
+        load_recipe(recipe(("attn_implementation: eager", "attn_implementation: varlen"), ("packing: true ", "packing: false ")))
     with pytest.raises(UsageError, match="selective is done by the fused MLP"):
         load_recipe(
             recipe(("gradient_checkpointing: false", "gradient_checkpointing: selective"), ("fused_lora: true", "fused_lora: false"))

@@ -187,7 +187,10 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
     from adapterops.train.preflight import choose, preflight
 
     rows = jsonl([{**ROWS[0], "id": f"row-{number}", "output": f"Parcel {number} is on its way. " * 9} for number in range(8000)])
-    row = plan({"data/training/support.jsonl": rows})["adapters"][0]
+    recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
+    longer = recipe.replace("num_train_epochs: 1.5 ", "num_train_epochs: 15 ")
+    document = plan({"data/training/support.jsonl": rows, "configs/qlora/smollm2-135m.yaml": longer})
+    (row,) = [row for row in document["adapters"] if row["name"] == "support"]
     repository.git("switch", "-q", "pull-1")
     keys = adapter_keys("support", repository.path)
     entry = choose(preflight(keys.recipe, list(keys.spec.training_data)), "a100-80")
