@@ -60,7 +60,7 @@ class TestReader:
             (b'{"id": "a", "messages": [{"role": "user", "role": "user"}]}', [(1, "E105")]),
             (b'{"id": NaN}\n{"id": -Infinity}', [(1, "E106"), (2, "E106")]),
             (b"\xef\xbb\xbf" + GOOD, [(1, "E102")]),
-            (GOOD + b"\r\n" + GOOD + b"\r\n", [(1, "H101")]),
+            (GOOD + b"\r\n" + GOOD + b"\r\n", [(1, "E112")]),
             (GOOD + b"\n\n\xff\xfe\n", [(3, "E101")]),
             (b'{"id": "\\ud83d"}', [(1, "E109")]),
             (b"[" * 100_000, [(1, "E103")]),

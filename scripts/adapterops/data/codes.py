@@ -30,6 +30,7 @@ CODES = {
     "E109": Code("A lone surrogate", "Half of a character cannot be written as UTF-8.", "Write the whole character."),
     "E110": Code("The row breaks its schema", "Every stage relies on these fields.", "See `data/README.md` for the fields of a row."),
     "E111": Code("An id stands twice", "Reports and comparisons refer to rows by id.", "Give the row an id of its own."),
+    "E112": Code("Windows line ends", "They make every line a change in a diff.", "Save the file with LF line ends."),
     "E201": Code(
         "The instruction is too short or too long",
         "Too short is no signal; too long is cut.",
@@ -88,7 +89,6 @@ CODES = {
         "An adapter answers in the languages that it was trained on.",
         "Remove the rows that H601 names, or set the file's `language` in `configs/data_policy.yaml`.",
     ),
-    "H101": Code("Windows line ends", "They work, and make every line a change in a diff.", "Save the file with LF line ends."),
     "H102": Code("Text is not in Unicode normal form C", "Equal words compare as different.", "Normalise the text to NFC."),
     "H103": Code(
         "Invisible characters in the text",

@@ -58,7 +58,7 @@ def fix(source: Path, target: Path, limits: Limits) -> Fixed:
     for item in _array_entries(source) if array else _line_entries(source, done):
         text = _mended(source, item, find, seen, done) if isinstance(item, Entry) else item
         if text is not None:
-            lines.append(text)
+            lines.append(text.replace(b"\r\n", b"\n"))  # of a row over several lines; in JSON's strings there is none
     done.kept = len(lines)
     body = b"".join(line + b"\n" for line in lines) if not array else b"[\n" + b",\n".join(lines) + b"\n]\n" if lines else b"[]\n"
     write_bytes(target.resolve(), body)
@@ -69,7 +69,7 @@ def _is_array(source: Path) -> bool:
     for item in read_blocks(source):  # says what is wrong with a file that cannot be opened
         if isinstance(item, Finding) and item.code in {"E101", "E103"}:  # of the whole file: an archive, or one object over many lines
             raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} Rows would be lost: the file stays as it is.")
-        if not isinstance(item, Finding) or item.code not in {"E102", "H101"}:
+        if not isinstance(item, Finding) or item.code not in {"E102", "E112"}:
             break
     with source.open("rb") as file:
         return file.read(64 * 1024).removeprefix(_BOM).lstrip(b" \t\r\n").startswith(b"[")
@@ -79,7 +79,7 @@ def _array_entries(source: Path) -> Iterator[Entry]:
     for item in read_blocks(source):
         if isinstance(item, Block):
             yield from item.rows
-        elif item.code not in {"E102", "E108", "H101"}:
+        elif item.code not in {"E102", "E108", "E112"}:
             raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} What follows it would be lost. Mend this place first.")
 
 

@@ -86,7 +86,7 @@ def read_rows(path: Path) -> Iterator[Row | Finding]:
     rows = 0
     for block in read_blocks(path):
         if isinstance(block, Finding):
-            rows += block.code not in {"E102", "H101"}
+            rows += block.code not in {"E102", "E112"}
             yield block
             continue
         for entry in block.entries(path):
@@ -182,7 +182,7 @@ def read_blocks(path: Path) -> Iterator[Block | Finding]:
             yield Finding(str(path), 1, "E101", f"the file is {what}.")
             return
     if b"\r\n" in head:
-        yield Finding(str(path), 1, "H101", "Windows line ends (CRLF). Expected LF.", "hint")
+        yield Finding(str(path), 1, "E112", "Windows line ends (CRLF). Expected LF.")
     if not is_array and _is_one_object(path, head):
         message = "not JSONL: the file is one JSON object over several lines. Expected one row a line, or a JSON array of rows."
         yield Finding(str(path), 1, "E103", message)

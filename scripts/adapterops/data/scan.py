@@ -216,7 +216,7 @@ def _merge(path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterat
     for result in results:
         if isinstance(result, Finding):
             whole.add(True, result)
-            whole.total += result.code not in {"E102", "H101"}
+            whole.total += result.code not in {"E102", "E112"}
             continue
         whole.take(result.findings, result.counts)
         whole.covered += [(row + rows, prompt, share) for row, prompt, share in result.covered]
