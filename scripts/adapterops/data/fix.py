@@ -12,7 +12,7 @@ from adapterops.data.normal import exact_form, fingerprint, nfc
 from adapterops.data.personal import Detected, detect, mask
 from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
-from adapterops.data.reader import Block, Entry, Row, parse_row, read_blocks
+from adapterops.data.reader import HIDE_NO_ROW, Block, Entry, Row, parse_row, read_blocks
 from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.diagnostics import Finding
 from adapterops.documents import write_bytes
@@ -69,7 +69,7 @@ def _is_array(source: Path) -> bool:
     for item in read_blocks(source):  # says what is wrong with a file that cannot be opened
         if isinstance(item, Finding) and item.code in {"E101", "E103"}:  # of the whole file: an archive, or one object over many lines
             raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} Rows would be lost: the file stays as it is.")
-        if not isinstance(item, Finding) or item.code not in {"E102", "E112"}:
+        if not isinstance(item, Finding) or item.code not in HIDE_NO_ROW:
             break
     with source.open("rb") as file:
         return file.read(64 * 1024).removeprefix(_BOM).lstrip(b" \t\r\n").startswith(b"[")
@@ -79,7 +79,7 @@ def _array_entries(source: Path) -> Iterator[Entry]:
     for item in read_blocks(source):
         if isinstance(item, Block):
             yield from item.rows
-        elif item.code not in {"E102", "E108", "E112"}:
+        elif item.code not in {"E108", *HIDE_NO_ROW}:
             raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} What follows it would be lost. Mend this place first.")
 
 

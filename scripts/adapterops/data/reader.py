@@ -22,6 +22,8 @@ Kind = Literal["training", "eval"]
 
 MAX_ROW_BYTES = 1_000_000
 MAX_ARRAY_BYTES = 256_000_000
+# Faults of the file that hide no row: a byte-order mark, Windows line ends.
+HIDE_NO_ROW = frozenset({"E102", "E112"})
 _BLOCK_BYTES = 2_000_000
 _BLOCK_ROWS = 2_000
 _BOM = b"\xef\xbb\xbf"
@@ -86,7 +88,7 @@ def read_rows(path: Path) -> Iterator[Row | Finding]:
     rows = 0
     for block in read_blocks(path):
         if isinstance(block, Finding):
-            rows += block.code not in {"E102", "E112"}
+            rows += block.code not in HIDE_NO_ROW
             yield block
             continue
         for entry in block.entries(path):

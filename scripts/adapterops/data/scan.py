@@ -28,7 +28,7 @@ from adapterops.data.normal import exact_form, fingerprint, loose_form
 from adapterops.data.personal import KINDS, detect, masked
 from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
-from adapterops.data.reader import Block, Entry, Kind, Row, file_size, no_rows, parse_row, read_blocks, schema_findings
+from adapterops.data.reader import HIDE_NO_ROW, Block, Entry, Kind, Row, file_size, no_rows, parse_row, read_blocks, schema_findings
 from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.data.similar import Coverage, Signatures, join, no_signatures, shingle, signatures
 from adapterops.data.tokens import TokenCounter
@@ -216,7 +216,7 @@ def _merge(path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterat
     for result in results:
         if isinstance(result, Finding):
             whole.add(True, result)
-            whole.total += result.code not in {"E102", "E112"}
+            whole.total += result.code not in HIDE_NO_ROW
             continue
         whole.take(result.findings, result.counts)
         whole.covered += [(row + rows, prompt, share) for row, prompt, share in result.covered]
