@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,19 @@ def load_schema(name: str) -> dict[str, Any]:
     return schema
 
 
+def _matches(check: Any, pattern: str, value: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    """`pattern` as JSON Schema means it (ECMA-262): `$` is the end. Python's also stands before a last line feed."""
+    if check.is_type(value, "string") and not re.search(re.sub(r"(?<!\\)\$(?=$|[|)])", r"\\Z", pattern), value):
+        yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _matches})  # type: ignore[no-untyped-call]
+
+
 @functools.cache
 def validator(name: str) -> jsonschema.Draft202012Validator:
     """A validator of the named schema, made once."""
-    return jsonschema.Draft202012Validator(load_schema(name))
+    return _Validator(load_schema(name))  # type: ignore[no-any-return]
 
 
 def data_schema_validator(schema: dict[str, Any]) -> jsonschema_rs.Validator:
@@ -161,6 +171,8 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]
         case "not":
             return [SchemaProblem(path, f"this key is not allowed here.{_reason(schema)}")]
+        case "contains":
+            return [SchemaProblem(path, f"{shown} lacks something, or has it twice.{_reason(schema)}")]
         case "minItems":
             return [SchemaProblem(path, f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}")]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
@@ -175,4 +187,6 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [problem for inner in closest for problem in _explain(inner)]
         case _:
             reason = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
-            return [SchemaProblem(path, error.message.rstrip(".") + "." + (f" {reason}" if reason else ""))]
+            said = error.message.rstrip(".")  # which holds the whole value
+            said = said if len(said) <= 300 else said[:299] + "…"
+            return [SchemaProblem(path, said + "." + (f" {reason}" if reason else ""))]

@@ -326,7 +326,7 @@ def fetch_release(
             with new_directory(target) as staging:
                 for file in manifest["files"]:
                     key = f"{_prefix(name, digest)}/{file['name']}"
-                    store.download(key, staging / file["name"], sha256=file["sha256"], size=file["size"])
+                    store.download(key, staging, file["name"], sha256=file["sha256"], size=file["size"])
                 content = _manifest_content(manifest)
                 (staging / MANIFEST).write_bytes(content)
                 if trust:
