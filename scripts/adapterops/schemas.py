@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -150,8 +151,7 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
                     f"unknown key `{key}`.{did_you_mean(str(key), known)} Known keys: {', '.join(known)}.",
                     str(key),
                 )
-                for key in found
-                if key not in known
+                for key in itertools.islice((key for key in found if key not in known), 20)  # a hostile document has thousands
             ]
         case "required":
             # jsonschema reports one error per missing key and names it only in the message.

@@ -18,6 +18,7 @@ from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_files, fetch_release
 from adapterops.store.signing import Trust
+from adapterops.store.withdrawn import refuse_withdrawn
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,13 @@ def find_promotion(store: ObjectStore, name: str, root: Path, trust: Trust | Non
     found = read_channel(store, name)
     if known.digest and found and found[0].stable == known.digest and found[0].canary is None:
         return None
-    return Promotion(name, keys.training, known.digest, known.released, _problem(keys, known))
+    problem = _problem(keys, known)
+    if known.digest and not problem:
+        try:
+            refuse_withdrawn(store, name, known.digest)
+        except RejectedError as error:
+            problem = f"{error} Nothing is released: revert the merge, or change data or recipe."
+    return Promotion(name, keys.training, known.digest, known.released, problem)
 
 
 def _problem(keys: Keys, known: Candidate) -> str:

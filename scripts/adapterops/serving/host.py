@@ -22,7 +22,7 @@ from adapterops.serving.follow import Follower
 from adapterops.serving.gateway import make_gateway
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.reconciler import Reconciler
-from adapterops.serving.state import Engine, Followed, HostState
+from adapterops.serving.state import Engine, HostState
 from adapterops.store.objects import open_store
 
 log = logging.getLogger("host")
@@ -51,11 +51,11 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     own = [f"http://{config.engine.host}:{config.engine.port + replica}" for replica in range(config.engine.replicas)]
-    follower = Follower(open_store(config.bucket, timeout_s=_CHANNEL_TIMEOUT_S), config.state_directory / "channels")
+    follower = Follower(open_store(config.bucket, timeout_s=_CHANNEL_TIMEOUT_S), config.state_directory / "channels", config.trust)
     state = HostState(
         config.base_model.name,
         [Engine(url) for url in engine_urls or own],
-        {adapter: Followed(follower.last(adapter), ("not looked at yet",)) for adapter in config.adapters},
+        {adapter: follower.remembered(adapter) for adapter in config.adapters},
     )
     state.refresh()
     metrics = Metrics()
@@ -104,8 +104,8 @@ async def _follow(config: ServingConfig, state: HostState, metrics: Metrics, fol
                 metrics.read_at.labels(adapter).set_to_current_time()
             former = state.channels[adapter]
             if followed != former:
-                for message in followed.errors:
-                    if message not in former.errors:
+                for message in (*followed.errors, *followed.notes):
+                    if message not in (*former.errors, *former.notes):
                         log.warning("%s: %s", adapter, message)
                 if followed.channel.generation != former.channel.generation:
                     log.info("%s: generation %d: %s", adapter, followed.channel.generation, followed.channel.reason)
@@ -144,8 +144,9 @@ async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, 
         if was_up:
             try:
                 followed = list(state.channels.values())
-                channels, known = [item.channel for item in followed], all(item.known for item in followed)
-                await asyncio.to_thread(reconciler.run_once, channels, known=known)
+                channels, known = [item.served for item in followed], all(item.known for item in followed)
+                withdrawn = frozenset((item.channel.adapter, digest) for item in followed for digest in item.withdrawn)
+                await asyncio.to_thread(reconciler.run_once, channels, known=known, withdrawn=withdrawn)
                 take()
             except AdapterOpsError as error:
                 log.warning("%s", error)
@@ -216,7 +217,7 @@ def _forget_old_releases(config: ServingConfig, state: HostState) -> None:
 
     A running engine, and so one that somebody else started, may read them again.
     """
-    kept = {(adapter, f"sha256-{digest}") for adapter, followed in state.channels.items() for digest in followed.channel.versions}
+    kept = {(adapter, f"sha256-{digest}") for adapter, followed in state.channels.items() for digest in followed.served.versions}
     for directory in config.releases.glob("*/*"):
         if (directory.parent.name, directory.name) not in kept:
             shutil.rmtree(directory, ignore_errors=True)

@@ -76,6 +76,12 @@ class Metrics:
             ["adapter"],
             registry=registry,
         )
+        self.refused = Gauge(
+            "llm_channel_refused",
+            "1 while the store has a former generation of the channel, which is not followed",
+            ["adapter"],
+            registry=registry,
+        )
         self.unknown = Gauge("llm_engine_unknown_adapters", "Adapters that no channel names", ["engine"], registry=registry)
         self.engine_up = Gauge("llm_engine_up", "1 if the engine answers", ["engine"], registry=registry)
         self.engine_starts = Counter("llm_engine_starts_total", "How often an engine came up", ["engine"], registry=registry)
@@ -113,6 +119,7 @@ class Metrics:
             self.weight.labels(adapter).set(route.weight if route.canary else 0)
         for adapter, report in state.report.items():
             self.generation.labels(adapter).set(report["generation"])
+            self.refused.labels(adapter).set(state.channels[adapter].refused)
             self.canary.labels(adapter).set(report["canary"] is not None)
             self.ready.labels(adapter, "stable").set(state.channels[adapter].known and (report["stable_ready"] or not report["stable"]))
             for role in ("canary", "previous"):
