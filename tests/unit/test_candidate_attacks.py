@@ -17,6 +17,7 @@ from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.releases import adapter_digest
 from adapterops.store.signing import Signer, Trust, make_key_pair
+from adapterops.train.checkpoints import Checkpoints, Remote
 from repositories import with_adapters
 
 PAYLOAD = b"print('planted')\n"
@@ -269,3 +270,53 @@ class TestTwins:
         keep_adapter(store, twin.training, run / "model")
         with pytest.raises(AdapterOpsError, match="is on adapter support, not copy"):
             keep_judgement(store, twin, run, SOURCE)
+
+
+class TestCheckpoints:
+    """Who trains goes on from what lies in the store: below `checkpoints/`, which the same role may write."""
+
+    KEY = "a" * 64
+
+    def uploaded(self, store, directory, files=("weights", "global_step5/rank")):
+        checkpoints = Checkpoints(directory, self.KEY, Remote(store))
+        for name in files:
+            path = checkpoints.directory / "checkpoint-5" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(PAYLOAD)
+        checkpoints.seal(5)
+        return checkpoints
+
+    def seal(self, store):
+        (key,) = [key for key in store.keys(f"checkpoints/{self.KEY}/") if key.endswith("/seal.json")]
+        return key, document(store, key)
+
+    def test_another_machine_finds_it_whole(self, store, tmp_path):
+        assert self.uploaded(store, tmp_path / "one").uploaded
+        found = Checkpoints(tmp_path / "two", self.KEY, Remote(store)).newest()
+        assert {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()} == {
+            "weights",
+            "global_step5/rank",
+            "seal.json",
+        }
+
+    @pytest.mark.parametrize("name", ["/etc/x", "{script}", "../victim.py", "a/../../victim.py", "a/b/c", ".", "..", "", ".hidden", "a\n"])
+    def test_its_seal_names_nothing_outside(self, store, tmp_path, name):
+        script = tmp_path / "victim.py"
+        script.write_text("kept")
+        self.uploaded(store, tmp_path / "one")
+        key, seal = self.seal(store)
+        name = name.format(script=script)
+        put(key.removesuffix("seal.json") + name, PAYLOAD)
+        put(key, json.dumps({**seal, "files": [{**seal["files"][0], "name": name}]}).encode())
+        assert Checkpoints(tmp_path / "two", self.KEY, Remote(store)).newest() is None
+        assert script.read_text() == "kept"
+        assert not [path for path in (tmp_path / "two").rglob("*") if path.is_file()]
+
+    @pytest.mark.parametrize("damage", ["missing", "longer", "other"])
+    def test_a_damaged_one_is_passed_over(self, store, tmp_path, damage):
+        self.uploaded(store, tmp_path / "one")
+        key = self.seal(store)[0].removesuffix("seal.json") + "weights"
+        store.delete(key)
+        if damage != "missing":
+            put(key, PAYLOAD + b"x" if damage == "longer" else bytes(len(PAYLOAD)))
+        assert Checkpoints(tmp_path / "two", self.KEY, Remote(store)).newest() is None

@@ -57,6 +57,10 @@ class ConflictError(Exception):
     """A compare-and-swap lost: somebody else wrote in between."""
 
 
+class DamagedError(InfrastructureError):
+    """The store answers, and what it has is not what a document says."""
+
+
 @dataclass(frozen=True)
 class Fetched:
     """An object's bytes and its entity tag."""
@@ -149,14 +153,14 @@ class ObjectStore:
         """An object that fits into memory, or None if there is none.
 
         Raises:
-            InfrastructureError: it is larger than `max_bytes`; no byte of it is read.
+            DamagedError: it is larger than `max_bytes`; no byte of it is read.
         """
 
         def fetch() -> Fetched:
             answer = self._s3.get_object(Bucket=self.bucket, Key=key)
             with contextlib.closing(answer["Body"]):
                 if (size := answer["ContentLength"]) > max_bytes:
-                    raise InfrastructureError(
+                    raise DamagedError(
                         f"s3://{self.bucket}/{key} has {size} bytes, and at most {max_bytes} are read of such an object. Somebody wrote "
                         "something else there. Bring its former version back."
                     )
@@ -178,7 +182,8 @@ class ObjectStore:
             size: that it must have, in bytes; of an object that has another no byte is read.
 
         Raises:
-            InfrastructureError: missing, cut short, or other bytes than promised; or the file cannot be written.
+            DamagedError: missing, or other bytes than promised.
+            InfrastructureError: cut short, no plain name, or the file cannot be written.
         """
 
         def fetch() -> None:
@@ -192,7 +197,7 @@ class ObjectStore:
                             _write_all(file, chunk)
                 if length != size or digest.hexdigest() != sha256:
                     found = f"{length} bytes" + (f" with SHA-256 {digest.hexdigest()}" if length == size else "")
-                    raise InfrastructureError(
+                    raise DamagedError(
                         f"s3://{self.bucket}/{key}: got {found}, expected {size} bytes with SHA-256 {sha256}. "
                         "The object was damaged or replaced; it is not used."
                     )
@@ -200,7 +205,7 @@ class ObjectStore:
         try:
             self._call(fetch)
         except ConflictError:
-            raise InfrastructureError(f"s3://{self.bucket}/{key} is missing, though its manifest names it.") from None
+            raise DamagedError(f"s3://{self.bucket}/{key} is missing, though its manifest names it.") from None
 
     def _etag(self, key: str) -> str | None:
         """An object's entity tag, or None if there is none; nothing of it is read."""
