@@ -342,3 +342,58 @@ class TestWithdrawal:
             env={"SIGNING_KEY": str(tmp_path / "mine.pem")},
         )
         assert (result.exit_code, "Expected one line of text" in result.output) == (2, True), result.output
+
+
+def test_the_engine_forgets_it_before_anything_else_and_is_never_asked_to_load_it(store, host, signer, trust, monkeypatch, tmp_path):
+    from test_serving_host import small_host
+
+    from adapterops.serving import reconciler as module
+    from adapterops.serving.reconciler import Reconciler
+
+    deployed(store, A, B)
+    did = []
+    monkeypatch.setattr(module, "unload_adapter", lambda _, name: did.append(("unload", name)))
+    monkeypatch.setattr(module, "served_models", lambda _: {})
+    reconciler = Reconciler(small_host(tmp_path), store, "http://127.0.0.1:9")
+    monkeypatch.setattr(reconciler, "_forget_lost", lambda _: None)
+    monkeypatch.setattr(reconciler, "_make_ready", lambda _, digest: did.append(("load", digest[:12])))
+    bad = Version("support", B, "2026-01-01")
+    reconciler.ready = {bad.engine_name: bad}
+    withdrawn_by(store, signer, trust)
+    put(CHANNEL, json.dumps({**json.loads(store.get(CHANNEL).content), "generation": 9, "stable": B, "canary": B, "previous": A}).encode())
+    seen = host().look("support")
+    reconciler.run_once([seen.served], withdrawn=frozenset(("support", digest) for digest in seen.withdrawn))
+    assert did == [("unload", bad.engine_name), ("load", A[:12])]
+    assert reconciler.ready == {}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_store_says_generations_and_withdrawals_only_grow(store, host, signer, trust, seed):
+    """Former channels and lists, damaged ones and none, in any order, with restarts in between."""
+    import random
+
+    dice = random.Random(seed)
+    channels, lists = [], []
+    for number, digest in enumerate((A, B, C, A)):
+        deployed(store, digest)
+        channels.append(store.get(CHANNEL).content)
+        if number in (1, 2):
+            withdrawn_by(store, signer, trust, digest)
+            channels.append(store.get(CHANNEL).content)
+            lists.append(store.get(LIST).content)
+    follower, generation, withdrawn = host(), 0, frozenset()
+    for _ in range(25):
+        for key, former in ((CHANNEL, channels), (LIST, lists)):
+            content = dice.choice([*former, b"{}", b"", None])
+            if content is None:
+                store.delete(key)
+            else:
+                put(key, content)
+        if dice.random() < 0.3:
+            follower = host()
+        seen = follower.look("support")
+        assert seen.channel.generation >= generation
+        assert seen.withdrawn >= withdrawn
+        assert not set(seen.served.versions) & seen.withdrawn
+        generation, withdrawn = seen.channel.generation, seen.withdrawn
+    assert generation
