@@ -39,6 +39,7 @@ from adapterops.store import channels, releases
 from adapterops.store.channels import abort_canary, change_channel, history, promote, read_channel, roll_back, start_canary
 from adapterops.store.objects import ConflictError, ObjectStore, open_store
 from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
+from adapterops.store.withdrawn import Withdrawn, withdraw
 from processes import AWS, s3_server
 from release_documents import whole_manifest
 from rollouts import UNJUDGED
@@ -1485,6 +1486,40 @@ def test_a_canary_that_was_aborted_while_a_host_loads_it_is_not_waited_for(store
     with pytest.raises(RejectedError, match=rf"{NAME} is at generation 3, in which {release.digest[:12]} is no longer canary"):
         deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=60)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("when", ["looked", "asked"])
+def test_a_rollout_to_a_version_that_is_withdrawn_meanwhile_ends(store, release, host, when):
+    """While hosts load it, or between two steps."""
+    changed(store, stable(A))
+    setattr(host, when, lambda: withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None))
+    with pytest.raises(RejectedError, match=r"no longer canary|somebody ended its trial"):
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=20)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+def test_a_withdrawn_version_is_not_promoted_even_if_the_channel_was_not_changed_yet(store, release, host):
+    """The list is written first; a rollout that looked before must not end well in between."""
+    changed(store, stable(A))
+    entry = {"digest": release.digest, "reason": "leaks", "by": "tester", "at": "now"}
+    listed = Withdrawn(1, {release.digest: entry}).document(NAME)
+    host.asked = lambda: store.put_new(f"withdrawn/{NAME}.json", json.dumps(listed).encode())
+    with pytest.raises(RejectedError, match=rf"version {release.digest[:12]} is withdrawn \(leaks\)"):
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=20)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+def test_nothing_publishes_deploys_or_rolls_back_to_a_withdrawn_version(store, release, bucket, adapter, host):
+    withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None)
+    code, said = deploy_command(bucket, host, "--version", release.digest)
+    assert (code, "is withdrawn (leaks)" in said) == (1, True), said
+    assert read_channel(store, NAME) is None
+    with pytest.raises(RejectedError, match="is withdrawn"):
+        published(store, adapter)
+    changed(store, stable(release.digest))
+    changed(store, stable(A))
+    code, said = deploy_command(bucket, host, "--rollback")
+    assert (code, "is withdrawn" in said) == (1, True), said
 
 
 def test_a_deployment_that_cannot_take_its_canary_back_says_so_and_why_it_failed(front, bucket, adapter, host):

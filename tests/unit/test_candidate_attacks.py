@@ -17,6 +17,7 @@ from adapterops.plan.keys import adapter_keys
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.releases import adapter_digest
 from adapterops.store.signing import Signer, Trust, make_key_pair
+from adapterops.store.withdrawn import withdraw
 from adapterops.train.checkpoints import Checkpoints, Remote
 from repositories import with_adapters
 
@@ -169,6 +170,14 @@ def test_a_release_that_the_hosts_would_not_load_is_not_gone_back_to(store, keys
     result = call("promote", *options, CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"))
     assert (result.exit_code, "is not signed" in result.output or "the signature does not hold" in result.output) == (1, True)
     assert not (tmp_path / "promoted/model").exists()
+
+
+def test_a_release_that_was_withdrawn_is_not_gone_back_to(store, keys, tmp_path, signers):
+    digest = released(store, keys, tmp_path / "run", signers)
+    withdraw(store, "support", digest, reason="leaks", signer=signers["release"], trust=None)
+    result = call("promote", "--adapter", "support", "--into", tmp_path / "promoted")
+    assert (result.exit_code, "is withdrawn (leaks)" in result.output) == (1, True), result.output
+    assert not (tmp_path / "promoted").exists()
 
 
 def test_a_run_takes_no_unsigned_candidate_because_a_release_of_that_key_exists(store, keys, tmp_path, signers, trust):
