@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def repository_path(path: Path) -> str:
     return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
 
 
+_UNKNOWN_KEYS = 20  # named in full; a hostile file can have as many as it has bytes
+_LONGEST_MESSAGE = 300
 _TYPE_NAMES = {
     "object": "a mapping",
     "array": "a list",
@@ -50,7 +53,7 @@ class SchemaProblem:
 
     def __str__(self) -> str:
         where = dotted(self.path)
-        return f"`{where}`: {self.message}" if where else self.message
+        return printable(f"`{where}`: {self.message}" if where else self.message)
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -59,6 +62,13 @@ def dotted(path: tuple[str | int, ...]) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def printable(text: str) -> str:
+    """The text with an escape in place of each character that is not seen, ends a line or steers a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in text)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -76,9 +86,35 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def validator(name: str) -> jsonschema.Draft202012Validator:
+def validator(name: str) -> Any:
     """A validator of the named schema, made once."""
-    return jsonschema.Draft202012Validator(load_schema(name))
+    return _Validator(load_schema(name))
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """`$` is the end, as JSON Schema means it; Python's would let a line end follow."""
+    return re.compile(pattern[:-1] + r"\Z" if pattern.endswith("$") and not pattern.endswith("\\$") else pattern)
+
+
+def _pattern(asked: Any, pattern: str, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    if asked.is_type(instance, "string") and not _compiled(pattern).search(instance):
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _unique(asked: Any, wanted: bool, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    """In linear time: jsonschema compares each element of a mixed list with each other one."""
+    if wanted and asked.is_type(instance, "array"):
+        seen: set[str] = set()
+        for item in instance:
+            said = json.dumps(item, sort_keys=True, default=str)
+            if said in seen:
+                yield jsonschema.ValidationError(f"{printable(said)[:80]} stands twice. Expected each element once.")
+                return
+            seen.add(said)
+
+
+_Validator: Any = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique})  # type: ignore[no-untyped-call]
 
 
 def data_schema_validator(schema: dict[str, Any]) -> jsonschema_rs.Validator:
@@ -103,6 +139,10 @@ def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
     for error in validator(schema).iter_errors(value):
         problems.extend(_explain(error))
     return sorted(problems, key=lambda problem: [str(part) for part in problem.path])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _reason(schema: dict[str, Any]) -> str:
@@ -130,19 +170,17 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
         shown = json.dumps(found, ensure_ascii=False, default=str)
     except TypeError:  # YAML has keys that JSON has not: dates
         shown = str(found)
-    shown = shown if len(shown) <= 80 else shown[:77] + "…"
+    shown = _cut(shown)
     match error.validator:
         case "additionalProperties" if isinstance(found, dict):
             known = list(schema.get("properties", {}))
-            return [
-                SchemaProblem(
-                    path,
-                    f"unknown key `{key}`.{did_you_mean(str(key), known)} Known keys: {', '.join(known)}.",
-                    str(key),
-                )
-                for key in found
-                if key not in known
+            unknown = [str(key) for key in found if key not in known]
+            named = [
+                SchemaProblem(path, f"unknown key `{_cut(key)}`.{did_you_mean(key, known)} Known keys: {', '.join(known)}.", key)
+                for key in unknown[:_UNKNOWN_KEYS]
             ]
+            more = len(unknown) - len(named)
+            return [*named, SchemaProblem(path, f"{more} more unknown keys.")] if more else named
         case "required":
             # jsonschema reports one error per missing key and names it only in the message.
             missing = error.message.split("'")[1]
@@ -175,4 +213,5 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [problem for inner in closest for problem in _explain(inner)]
         case _:
             reason = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
-            return [SchemaProblem(path, error.message.rstrip(".") + "." + (f" {reason}" if reason else ""))]
+            said = error.message if len(error.message) <= _LONGEST_MESSAGE else f"…{error.message[-_LONGEST_MESSAGE:]}"
+            return [SchemaProblem(path, said.rstrip(".") + "." + (f" {reason}" if reason else ""))]
