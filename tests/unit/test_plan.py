@@ -346,12 +346,6 @@ class TestRules:
         assert [(row["setting"], row["weaker"]) for row in document["rules"]] == [("rows", True)]
         assert document["adapters"][0]["change"] == "judgement"
 
-    def test_a_policy_cannot_name_code_to_run(self, plan, repository):
-        policy = (repository.path / "configs/data_policy.yaml").read_text()
-        document = plan({**more_rows(), "configs/data_policy.yaml": policy.replace("name_plugin: null", "name_plugin: os:system")})
-        assert document["verdict"] == "REFUSED"
-        assert "name_plugin names code to run" in document["reason"]
-
 
 def test_a_broken_recipe_is_refused_with_its_line(plan, repository):
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()

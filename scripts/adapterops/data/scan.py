@@ -26,7 +26,6 @@ from adapterops.basemodels.rendering import load_renderer
 from adapterops.data.language import is_json, language_of
 from adapterops.data.normal import exact_form, fingerprint, loose_form
 from adapterops.data.personal import KINDS, detect, masked
-from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
 from adapterops.data.reader import HIDE_NO_ROW, Block, Entry, Kind, Row, file_size, no_rows, parse_row, read_blocks, schema_findings
 from adapterops.data.rows import answer, has_texts, prompt_text
@@ -49,7 +48,6 @@ _WHAT = {
     "driver_licence": "a driver's licence number",
     "card": "a bank card number",
     "ip": "a public IP address",
-    "name": "a person's name",
     "secret": "a key, token or private key",
 }
 # fmt: off
@@ -255,7 +253,6 @@ class _Scanner:
         self._counter = TokenCounter(renderer, job.limits, job.max_length, skip=job.count_every > 1) if renderer else None
         self._ready_s = time.monotonic()
         self._kinds = frozenset(job.limits.personal_data)
-        self._names: NameFinder | None = load_name_finder(job.limits.name_plugin) if job.limits.name_plugin else None
         self._special = renderer.special if renderer else ()
         self._first = {token[0] for token in self._special}  # nearly always `<` alone, which hardly any text has
 
@@ -369,9 +366,6 @@ class _Scanner:
                 found(
                     item.kind, place, text[item.start : item.end], " with a valid checksum" if item.kind == "rrn" and item.certain else ""
                 )
-            if self._names:
-                for start, end in self._names(text):
-                    found("name", place, text[start:end])
 
 
 def _message_findings(path: Path, row: Row) -> list[Finding]:

@@ -47,7 +47,11 @@ def comment(plan: dict[str, Any], reports: list[dict[str, Any]], results: dict[s
         f"<sub>head {plan['head'][:12]} merged into {plan['base'][:12]}; `/retrain` runs it again, `/rerun-gate` its failed jobs</sub>"
     )
     whole = "\n".join(parts)
-    return (whole if len(whole) <= _LONGEST else whole[:_LONGEST].rpartition("\n")[0] + "\n…") + f"\n\n{provenance}"
+    if len(whole) > _LONGEST:
+        kept = whole[:_LONGEST].rpartition("\n")[0]
+        more = f"**{len(whole) - len(kept):,} characters more do not fit here:** the run's artifacts have them."
+        whole = f"{kept}\n\n{more}"
+    return f"{whole}\n\n{provenance}"
 
 
 def _findings(report: dict[str, Any]) -> list[str]:

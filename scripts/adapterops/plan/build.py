@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adapterops.data.policy import load_policy
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops.candidates import Candidate, find_candidate
 from adapterops.plan.estimate import PRICING, Estimate, cap_usd, estimate
 from adapterops.plan.keys import Keys, adapter_keys, adapter_names
-from adapterops.plan.rules import is_rule, plugin_of, rule_changes
+from adapterops.plan.rules import POLICY, is_rule, rule_changes
 from adapterops.plan.tree import TAKEN, changed_paths, entries, extract, merged_tree, problems_of, takeable
+from adapterops.schemas import printable
 from adapterops.store.objects import ObjectStore
 from adapterops.store.signing import Trust
 
@@ -82,17 +84,24 @@ def build_plan(
         extract(base, base, repository, before)
         extract(tree, base, repository, after)
         plan["rules"] = [asdict(change) for change in rule_changes(changed, before, after)]
-        if plugin_of(after) != plugin_of(before):
-            problems.append(
-                "configs/data_policy.yaml: limits.name_plugin names code to run. It changes in a pull request of its own that "
-                "adds this code below scripts/, and takes effect after the merge."
-            )
+        problems += _policy_problems(changed, after)
         unknown: list[str] = []
         plan["adapters"] = _adapters(before, after, store, trust, problems, unknown)
         plan["budget"]["cap_usd"] = cap_usd(before)
         # What cannot be predicted cannot be held to a cap: it does not get through because a tokenizer could not be fetched.
         problems += [] if plan["budget"]["approved"] or fork else [f"the cost cannot be predicted. {one} {_APPROVE}" for one in unknown]
     return _conclude(plan)
+
+
+def _policy_problems(changed: list[str], after: Path) -> list[str]:
+    """What breaks a data policy that the pull request changes: no check is made by one that cannot be read."""
+    if POLICY not in changed:
+        return []
+    try:
+        load_policy(after / POLICY)
+    except UsageError as error:
+        return [str(error).replace(f"{after}/", "")]
+    return []
 
 
 def classify(paths: list[str]) -> dict[str, list[str]]:
@@ -228,4 +237,4 @@ def _reason(plan: dict[str, Any]) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(names)
+    return ", ".join(map(printable, names))
