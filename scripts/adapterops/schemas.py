@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import jsonschema_rs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "configs" / "schemas"
@@ -115,22 +114,6 @@ def _unique(asked: Any, wanted: bool, instance: Any, _: Any) -> Iterator[jsonsch
 
 
 _Validator: Any = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique})  # type: ignore[no-untyped-call]
-
-
-def data_schema_validator(schema: dict[str, Any]) -> jsonschema_rs.Validator:
-    """A validator of a schema that comes from a data row: it fetches nothing, and its patterns cannot run away.
-
-    Raises:
-        ValueError: not a JSON Schema (draft 2020-12), or it refers to something outside itself.
-    """
-
-    def refuse(uri: str) -> None:
-        raise ValueError(f"{uri} is outside the schema")
-
-    try:
-        return jsonschema_rs.Draft202012Validator(schema, retriever=refuse)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
-        raise ValueError(str(error).partition("\n")[0]) from None
 
 
 def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
