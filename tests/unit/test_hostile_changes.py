@@ -1,15 +1,23 @@
 """What a stranger's pull request must not reach, whatever its data, policies, adapters and names say: docs and tests call it data."""
 
+import fnmatch
 import json
 import re
 from typing import ClassVar
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from rich.console import Console
 
 import validate_data
+from adapterops.adapters import load_adapter
+from adapterops.errors import UsageError
 from adapterops.gitops.say import comment
 from adapterops.plan import build
+from adapterops.plan.present import print_plan
+from adapterops.plan.tree import take
+from adapterops.schemas import ROOT
 from repositories import ROWS, jsonl, with_adapters
 
 
@@ -159,3 +167,110 @@ class TestTheComment:
         said = self.comment([self.change("limits.licenses", '["MIT"]', json.dumps("x" * 70_000), True)])
         assert "**1 of 1 changes do not fit here, 1 of them a lower bar.**" in said
         assert len(said) < 65_536
+
+
+class TestWhoOwnsTheBar:
+    """A curator alone could point an adapter to a gate among the data, or change what hosts trust as a document."""
+
+    @pytest.mark.parametrize(
+        ("setting", "place"),
+        [
+            ("gate", "data/gate.json"),
+            ("gate", "data/eval/gate.yaml"),
+            ("gate", "adapters/gate.yaml"),
+            ("gate", "configs/lax.yaml"),
+            ("gate", "configs/qlora/gate.yaml"),
+            ("gate", "configs/quality_gate.d/../../data/gate.yaml"),
+            ("gate", "/etc/passwd"),
+            ("recipe", "data/recipe.yaml"),
+            ("recipe", "adapters/recipe.yaml"),
+            ("recipe", "configs/qlora/../quality_gate.yaml"),
+            ("serving", "data/serving.yaml"),
+            ("serving", "configs/qlora/serving.yaml"),
+            ("training", "data/eval/support.jsonl"),
+            ("training", "configs/qlora/rows.jsonl"),
+            ("training", "data/training/../eval/support.jsonl"),
+            ("evaluation", "data/training/support.jsonl"),
+            ("evaluation", "data/rows.jsonl"),
+            ("extension", "data/training/support.jsonl"),
+        ],
+    )
+    def test_a_path_of_another_kind_is_refused(self, repository, planned, setting, place):
+        spec = yaml.safe_load((repository.path / "adapters/support.yaml").read_text())
+        part = {"gate": spec["evaluation"], "recipe": spec, "serving": spec}.get(setting, spec["data"])
+        part[setting] = [place] if setting == "training" else place
+        document = planned({"adapters/support.yaml": yaml.safe_dump(spec)})
+        assert document["verdict"] == "REFUSED"
+        assert f'"{place}" is not allowed here. Expected' in document["problems"][0]
+
+    @pytest.mark.parametrize(
+        ("link", "target"), [("configs/quality_gate.x.yaml", "data/gate.yaml"), ("data/eval/x.jsonl", "data/training/support.jsonl")]
+    )
+    def test_a_link_of_the_right_name_to_another_kind_is_refused(self, repository, link, target):
+        repository.write("data/gate.yaml", (repository.path / "configs/quality_gate.demo.yaml").read_text())
+        (repository.path / link).symlink_to(repository.path / target)
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        was = "configs/quality_gate.demo.yaml" if "gate" in link else "data/eval/support.jsonl"
+        repository.write("adapters/support.yaml", spec.replace(was, link))
+        with pytest.raises(UsageError, match=f"{link} leads to {target}"):
+            load_adapter("support", repository.path / "adapters")
+
+    @pytest.mark.parametrize(
+        "path", ["docs/aws/main.tf", "configs/serving.yaml", "configs/serving.demo.yaml", "configs/hosts/nginx.conf", "docs/x.sh"]
+    )
+    def test_what_is_applied_or_trusted_counts_as_code(self, planned, path):
+        document = planned({path: "# changed\n"})
+        assert (document["changes"]["code"], document["changes"]["documents"]) == ([path], [])
+        assert (document["verdict"], document["train"]) == ("PROCEED", [])
+        rows = jsonl([*ROWS, {**ROWS[0], "id": "row-9", "instruction": "Is there anything new about it?"}])
+        assert "Split it" in planned({path: "# changed\n", "data/training/support.jsonl": rows})["reason"]
+
+    def test_a_pull_request_does_not_bring_its_own_trust_root(self, repository):
+        serving = (repository.path / "configs/serving.yaml").read_text()
+        head = repository.branch("trust", {"configs/serving.yaml": re.sub("signed_by:[^e]*?public_key: .*", "signed_by: null", serving)})
+        take(repository.git("rev-parse", "main"), head, repository.path, repository.path)
+        assert (repository.path / "configs/serving.yaml").read_text() == serving
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "data/eval/support.jsonl",
+            "adapters/support-ko.yaml",
+            "configs/quality_gate.yaml",
+            "configs/data_policy.yaml",
+            "configs/serving.yaml",
+            "docs/aws/main.tf",
+            "data/labelled/refusals.jsonl",
+            "CODEOWNERS",
+            "scripts/plan.py",
+        ],
+    )
+    def test_no_curator_owns_what_judges_or_is_trusted(self, path):
+        assert "data-curators" not in owners(path)
+
+    @pytest.mark.parametrize("path", ["configs/serving.yaml", "docs/aws/main.tf", "configs/pricing.yaml", "configs/schemas/plan.json"])
+    def test_the_platform_owns_what_is_trusted(self, path):
+        assert owners(path) == "@your-org/platform"
+
+
+def owners(path):
+    """The teams of the last line of CODEOWNERS that matches; patterns are those that stand there."""
+    found = ""
+    for line in (ROOT / "CODEOWNERS").read_text().splitlines():
+        pattern, _, teams = line.partition(" ")
+        if pattern and not pattern.startswith("#"):
+            rooted = pattern.lstrip("/")
+            if fnmatch.fnmatch(path, rooted + "*" if rooted.endswith("/") else rooted) or path == rooted:
+                found = teams.strip()
+    return found
+
+
+@pytest.mark.parametrize("name", ["scripts/a\n::error::forged.py", "scripts/\x1b[31m.py", "scripts/a\u2028b.py", "scripts/\udcff.py"])
+def test_a_name_in_a_pull_request_begins_no_line_of_its_own(repository, planned, name, capsys):
+    rows = jsonl([*ROWS, {**ROWS[0], "id": "row-9", "instruction": "Is there anything new about it?"}])
+    document = planned({name: "1\n", "data/training/support.jsonl": rows})
+    print_plan(document, Console(soft_wrap=True))
+    printed = capsys.readouterr().out
+    assert "Split it" in printed
+    assert not [line for line in printed.splitlines() if line.startswith("::")]
+    assert "\x1b[31m.py" not in printed

@@ -20,8 +20,9 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 
 # What a pull request may bring into a trusted checkout, and as which kinds of file.
 TAKEN = {"data": {".jsonl", ".json", ".md"}, "configs": {".yaml"}, "adapters": {".yaml"}}
-# ... but these decide what may be run, loaded, spent or believed: they always come from the trusted side.
-TRUSTED_ALONE = ("configs/schemas/", "configs/chat_templates/", "configs/base_models.yaml", "configs/pricing.yaml", "data/labelled/")
+# Of configs/, these alone: all else there decides what may be run, loaded, served, spent or believed, and is the trusted side's.
+_SETTINGS = re.compile(r"configs/(qlora/.*|quality_gate[^/]*|data_policy\.yaml)", re.DOTALL)
+_LABELLED = "data/labelled/"  # what detectors are measured on
 MAX_FILE_BYTES = 512 << 20
 MAX_SETTINGS_BYTES = 256 << 10  # a YAML file
 MAX_TOTAL_BYTES = 2 << 30
@@ -146,7 +147,7 @@ def changed_paths(before: str, after: str, repository: Path) -> list[str]:
 
 def trusted_alone(path: str) -> bool:
     """True for a file that a pull request never brings along, although it lies in a directory that it may change."""
-    return path.startswith(tuple(prefix for prefix in TRUSTED_ALONE if prefix.endswith("/"))) or path in TRUSTED_ALONE
+    return path.startswith(_LABELLED) or (path.startswith("configs/") and not _SETTINGS.fullmatch(path))
 
 
 def takeable(path: str) -> bool:
