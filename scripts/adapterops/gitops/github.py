@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import requests
 from github import Auth, Github, GithubException, GithubRetry
@@ -65,12 +66,36 @@ def repository(name: str | None = None) -> Iterator[Repository]:
         client.close()
 
 
-def labels_of(pull_request: int | None) -> frozenset[str]:
-    """Labels of a pull request as they are now, not as they were when the run started; empty without a number."""
+def approved_since_push(pull_request: int | None, head: str, label: str) -> bool:
+    """Whether a label was set on a pull request after its head was pushed: what was set before speaks of other commits.
+
+    Both times are GitHub's own, of the label's last `labeled` event and of the branch's newest activity. Commits carry no
+    time of a push, only dates that whoever made them has chosen.
+
+    Args:
+        pull_request: its number; None is approved by nobody.
+        head: the commit that is planned. It must be what the branch's newest push left there.
+        label: its name.
+
+    Raises:
+        UsageError: no repository or no token.
+        InfrastructureError: the API refuses or cannot be reached.
+    """
     if pull_request is None:
-        return frozenset()
+        return False
     with repository() as repo:
-        return frozenset(label.name for label in repo.get_issue(pull_request).labels)
+        issue = repo.get_issue(pull_request)
+        if label not in {known.name for known in issue.labels}:
+            return False
+        events = (event for event in issue.get_events() if event.event == "labeled" and event.label and event.label.name == label)
+        labelled = max((event.created_at for event in events), default=None)
+        branch = repo.get_pull(pull_request).head.ref
+        wanted = {"ref": f"refs/heads/{branch}", "per_page": 100}
+        _, pushes = repo.requester.requestJsonAndCheck("GET", f"{repo.url}/activity", parameters=wanted)
+        newest = max(pushes, key=lambda push: (push["timestamp"], push["id"]), default=None)
+    if labelled is None or newest is None or newest["after"] != head:
+        return False
+    return labelled > datetime.fromisoformat(newest["timestamp"])
 
 
 def upsert_comment(pull_request: PullRequest, marker: str, body: str | None) -> IssueComment | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,11 @@ from adapterops.store.objects import ObjectStore
 from adapterops.store.signing import Trust
 
 BUDGET_LABEL = "gpu-budget-approved"
-_APPROVE = f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`."
+_PAGES = (".png", ".svg", ".txt")  # what else below docs/ is only read; docs/aws/ is applied
+_APPROVE = (
+    f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`. It counts for what was pushed before it was set: "
+    "where it stands already, take it off and set it again."
+)
 
 
 def build_plan(
@@ -30,7 +33,7 @@ def build_plan(
     store: ObjectStore | None,
     *,
     fork: bool = False,
-    labels: Collection[str] = (),
+    approved: bool = False,
     trust: Trust | None = None,
 ) -> dict[str, Any]:
     """What has to be computed before `head` may be merged into `base`.
@@ -41,7 +44,7 @@ def build_plan(
         repository: a clone that has both.
         store: where candidates lie; None takes everything as missing.
         fork: the pull request comes from a fork.
-        labels: of the pull request.
+        approved: somebody let this very head cost more than the cap.
         trust: whose signature candidates must carry; None asks for none.
 
     Returns:
@@ -63,7 +66,7 @@ def build_plan(
         "changes": classify([]),
         "rules": [],
         "gpu": {"allowed": False, "reason": ""},
-        "budget": {"usd": None, "cap_usd": None, "approved": BUDGET_LABEL in labels},
+        "budget": {"usd": None, "cap_usd": None, "approved": approved},
         "adapters": [],
         "validate": [],
         "train": [],
@@ -109,13 +112,13 @@ def classify(paths: list[str]) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {"data": [], "rules": [], "settings": [], "code": [], "documents": []}
     for path in paths:
         if is_rule(path):
-            kinds["rules"].append(path)
-        elif path.endswith(".md") or path.startswith("docs/"):
-            kinds["documents"].append(path)
+            kinds["rules"].append(printable(path))
+        elif path.endswith(".md") or (path.startswith("docs/") and path.endswith(_PAGES)):
+            kinds["documents"].append(printable(path))
         elif takeable(path):
-            kinds["data" if path.startswith("data/") else "settings"].append(path)
+            kinds["data" if path.startswith("data/") else "settings"].append(printable(path))
         else:
-            kinds["code"].append(path)
+            kinds["code"].append(printable(path))
     return kinds
 
 
