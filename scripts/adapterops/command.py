@@ -26,6 +26,7 @@ for _name, _value in {
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "USE_HUB_KERNELS": "NO",  # a recipe's attention, where it is not installed, would be fetched as compiled code
 }.items():
     os.environ.setdefault(_name, _value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
 _MAX_NODES = 50_000
 _MAX_NUMBER = 100  # characters; a longer one takes quadratic time, and cannot be printed
+_LISTED = 50  # problems; who has more of them has written another kind of file
 _STRING = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -73,9 +75,10 @@ def plain_yaml(path: Path) -> Any:
 
 def _raise(path: Path, problems: list[tuple[int, str]]) -> None:
     if problems:
-        listed = "\n".join(f"  {path}:{line}: {message}" for line, message in sorted(set(problems)))
-        count = len(set(problems))
-        raise UsageError(f"{path} has {count} problem{'s' if count > 1 else ''}:\n{listed}")
+        found = sorted(set(problems))
+        listed = "\n".join(f"  {path}:{line}: {message}" for line, message in found[:_LISTED])
+        more = f"\n  and {len(found) - _LISTED:,} more" if len(found) > _LISTED else ""
+        raise UsageError(f"{path} has {len(found)} problem{'s' if len(found) > 1 else ''}:\n{listed}{more}")
 
 
 def _read(path: Path, lines: _Lines, problems: list[tuple[int, str]]) -> Any:
@@ -181,6 +184,13 @@ def _walk(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines, problems:
             _walk(child, (*path, position), lines, problems)
     elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:float" and not math.isfinite(_float(node)):
         problems.append((node.start_mark.line + 1, f"{node.value} is no number to go by. Give a finite one."))
+    elif isinstance(node, yaml.ScalarNode) and (unseen := next(filter(_unseen, node.value), None)):
+        problems.append((node.start_mark.line + 1, f"the value holds {printable(unseen)}, which is not seen. Remove it."))
+
+
+def _unseen(mark: str) -> bool:
+    """A character that steers a terminal or the direction of writing; spaces of every kind, and line ends, are text."""
+    return not mark.isprintable() and mark not in "\n\t" and unicodedata.category(mark) != "Zs"
 
 
 def _key(node: yaml.Node, problems: list[tuple[int, str]]) -> str:
