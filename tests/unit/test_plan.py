@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from adapterops.adapters import load_adapter
@@ -235,15 +236,11 @@ class TestEvaluationCost:
 
     @pytest.fixture
     def settings(self, repository):
-        """`settings(**evaluation)`: the adapter with other settings of its evaluation, as text."""
-        spec = (repository.path / "adapters/support.yaml").read_text()
+        """`settings(**evaluation)`: the adapter with other settings of its evaluation."""
+        spec = yaml.safe_load((repository.path / "adapters/support.yaml").read_text())
 
         def make(**evaluation):
-            changed = spec
-            for setting, value in evaluation.items():
-                changed = re.sub(rf"(?m)^  {setting}: .*\n", "", changed)
-                changed = changed.replace("evaluation:\n  gate:", f"evaluation:\n  {setting}: {value}\n  gate:")
-            return {"adapters/support.yaml": changed}
+            return {"adapters/support.yaml": yaml.safe_dump({**spec, "evaluation": {**spec["evaluation"], **evaluation}})}
 
         return make
 
