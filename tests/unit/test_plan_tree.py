@@ -68,7 +68,6 @@ def test_data_and_settings_are_taken_and_code_is_not(repository):
         "configs/serving.demo.yaml",
         "configs/accelerate/fsdp.yaml",
         "configs/kubernetes/hosts.yaml",
-        "configs/anything.yaml",
     ],
 )
 def test_what_decides_over_running_and_loading_stays_that_of_main(repository, path):
