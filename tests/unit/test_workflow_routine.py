@@ -266,7 +266,7 @@ class TestWeek:
         assert digest[:12] in issue["body"]
         change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the *next* @one")
         run("weekly", "review")
-        assert "&#64;one" in github.issues[issue["number"]]["body"]
+        assert "&#64;\u200bone" in github.issues[issue["number"]]["body"]
 
     @pytest.mark.usefixtures("repository")
     def test_every_adapters_data_is_reported_and_the_worst_decides(self, monkeypatch, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterops.plan.present import plan_markdown, text
+from adapterops.escape import inline
+from adapterops.plan.present import plan_markdown
 
 MARKER = "<!-- qlora-gitops plan -->"
 _SHOWN = 20
@@ -54,9 +55,9 @@ def _findings(report: dict[str, Any]) -> list[str]:
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
     lines = ["| place | code | what is wrong, and what is expected |", "|---|---|---|"]
     for finding in errors[:_SHOWN]:
-        place = text(f"{finding['file']}:{finding['line']}")
+        place = inline(f"{finding['file']}:{finding['line']}")
         code = finding["code"]
-        lines.append(f"| {place} | [{code}](../blob/HEAD/docs/errors.md#{code.lower()}) | {text(finding['message'])[:500]} |")
+        lines.append(f"| {place} | [{code}](../blob/HEAD/docs/errors.md#{code.lower()}) | {inline(finding['message'], 500)} |")
     if len(errors) > _SHOWN:
         lines.append(f"| … | | {len(errors) - _SHOWN} more in the job's summary |")
     return [*lines, ""]

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from adapterops import escape
 from adapterops.documents import write_bytes
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 
@@ -179,7 +180,8 @@ def _collisions(paths: list[str], new: Collection[str]) -> list[str]:
             known, was_whole, owner = seen.setdefault(unicodedata.normalize("NFC", place).casefold(), (place, whole, path))
             if (known, was_whole) != (place, whole) and (path in new or owner in new):
                 differ = "differ in upper and lower case or accents only" if known != place else "are a file and a directory of one name"
-                problems[f"{_shown(owner)} and {_shown(path)}: {_shown(known)} and {_shown(place)} {differ}. Rename one of them."] = None
+                both = f"{owner} and {path}: {known} and {place}"
+                problems[f"{escape.line(both)} {differ}. Rename one of them."] = None
                 break
     return list(problems)
 
@@ -196,7 +198,7 @@ def _pointers(new: dict[str, Entry], repository: Path) -> list[str]:
 
 def _problem(entry: Entry) -> str:
     path = PurePosixPath(entry.path)
-    shown = _shown(entry.path)
+    shown = escape.line(entry.path)
     kinds = TAKEN[path.parts[0]]
     if entry.mode == "120000":
         return f"{shown} is a symbolic link. Put the file itself there."
@@ -221,10 +223,6 @@ def _problem(entry: Entry) -> str:
     if entry.size > limit:
         return f"{shown} has {entry.size:,} bytes, more than {limit:,}. Split it."
     return ""
-
-
-def _shown(path: str) -> str:
-    return path.encode("unicode_escape", errors="surrogateescape").decode("ascii", errors="replace") if not path.isprintable() else path
 
 
 def write_tree(wanted: dict[str, Entry], repository: Path, into: Path) -> None:
