@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import requests
 from github import Auth, Github, GithubException, GithubRetry
+from github.Issue import Issue
 from github.IssueComment import IssueComment
-from github.PullRequest import PullRequest
+from github.NamedUser import NamedUser
 from github.Repository import Repository
 
 from adapterops.errors import InfrastructureError, UsageError
 
+ACTIONS = "github-actions[bot]"  # whose token a workflow's own is
 _LONGEST_WAIT_S = 180  # for a rate limit: a job that asks has minutes, and the reset may be an hour away
 
 
@@ -73,23 +76,33 @@ def labels_of(pull_request: int | None) -> frozenset[str]:
         return frozenset(label.name for label in repo.get_issue(pull_request).labels)
 
 
-def upsert_comment(pull_request: PullRequest, marker: str, body: str | None) -> IssueComment | None:
-    """Keep one comment that carries a hidden marker: make it, edit it in place, or, with no body, edit what is there to say so.
+def is_by(user: NamedUser | None, author: str = ACTIONS) -> bool:
+    """Whether this account wrote something: the one bot of this login. A person's login has no brackets, and other bots have others."""
+    return user is not None and user.type == "Bot" and user.login == author
+
+
+def own_comments(issue: Issue, marker: str, author: str = ACTIONS) -> list[IssueComment]:
+    """Comments by the author that begin with a marker, the oldest first; anybody can paste a marker, and quote one further down."""
+    return [comment for comment in issue.get_comments() if (comment.body or "").startswith(marker) and is_by(comment.user, author)]
+
+
+def upsert_comment(
+    issue: Issue, marker: str, body: str, *, family: str | None = None, author: str = ACTIONS
+) -> tuple[IssueComment, Literal["created", "edited", "unchanged"]]:
+    """Keep one comment that begins with a hidden marker: make it, or edit it in place.
 
     Args:
-        pull_request: where.
-        marker: an HTML comment that nothing else holds; only comments of the token's own account count, for anybody can paste it.
-        body: Markdown; None where there is nothing to say any more.
+        issue: where; a pull request is an issue too.
+        marker: an HTML comment that nothing else begins with.
+        body: Markdown, without the marker.
+        family: beginning of the markers among which this one is; if the newest comment of them has another, a new one is made.
+        author: login of the bot whose token is used.
     """
-    found = None
-    for comment in pull_request.get_issue_comments():
-        if comment.body and comment.body.startswith(marker) and comment.user.type == "Bot":
-            found = comment
-    if body is None and found is None:
-        return None
-    text = f"{marker}\n{body if body is not None else 'Nothing to mend any more: see the checks below.'}\n"
-    if found is None:
-        return pull_request.create_issue_comment(text)
-    if found.body.strip() != text.strip():
-        found.edit(text)
-    return found
+    text = f"{marker}\n{body}".strip()
+    mine = own_comments(issue, family or marker, author)
+    if not mine or not mine[-1].body.startswith(marker):
+        return issue.create_comment(text), "created"
+    if mine[-1].body.strip() == text:
+        return mine[-1], "unchanged"
+    mine[-1].edit(text)
+    return mine[-1], "edited"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from adapterops.escape import fenced, inline
 from adapterops.report import view
 from adapterops.report.collect import Report
@@ -12,11 +10,11 @@ from adapterops.report.words import belief_lines, remedies, speed_line
 LIMIT = 65_536  # characters, of a comment on GitHub
 _SYMBOLS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "🟡", "ERROR": "⛔"}
 _FLAGS = {"better": " ▲", "worse": " ▼", "same": ""}
-_MARKER = re.compile(r"<!-- adapter-report adapter=([a-z0-9-]+) verdict=([A-Z]+) -->\s*\Z")
+SUPERSEDED = "SUPERSEDED"  # in the place of a verdict
 
 
 def comment(report: Report, *, html_url: str | None = None, run_url: str | None = None, limit: int = LIMIT) -> str:
-    """The comment. What does not fit is left out by whole sections, the least needed first, and that is said.
+    """The comment, below its marker. What does not fit is left out by whole sections, the least needed first, and that is said.
 
     Args:
         report: what to say.
@@ -25,29 +23,32 @@ def comment(report: Report, *, html_url: str | None = None, run_url: str | None 
         limit: characters.
     """
     head, sections = _sections(report, _link(html_url, run_url))
-    marker = f"<!-- adapter-report adapter={report.name} verdict={report.gate['verdict']} -->\n"
+    limit -= len(marker(report.name, report.gate["verdict"])) + 2
     kept = dict(sections)
     for name in ("gains", "data", "training", "regressions", "warnings", "merging", "provenance"):
         body = _joined(head, kept, len(sections) - len(kept))
-        if len(body) + len(marker) <= limit:
-            return body + marker
+        if len(body) <= limit:
+            return body
         kept.pop(name, None)
-    return _joined(head, kept, len(sections) - len(kept))[: limit - len(marker)] + marker
+    return _joined(head, kept, len(sections) - len(kept))[:limit]
 
 
-def marker_of(body: str) -> tuple[str, str] | None:
-    """Adapter and verdict of a comment of ours; the marker is its last line, where no text from data can stand."""
-    found = _MARKER.search(body)
-    return (found.group(1), found.group(2)) if found else None
+def family(adapter: str) -> str:
+    """What the markers of an adapter's comments begin with."""
+    return f"<!-- adapter-report adapter={adapter} verdict="
+
+
+def marker(adapter: str, verdict: str) -> str:
+    """The first line of a comment of ours, which says what it is on; text from data stands below it."""
+    return f"{family(adapter)}{verdict} -->"
 
 
 def superseded(body: str, adapter: str, url: str) -> str:
     """An earlier comment, folded, with a link to the one that holds now."""
-    marker = f"<!-- adapter-report adapter={adapter} verdict=SUPERSEDED -->\n"
-    text = f"In its place: [the report that holds now]({url}).\n\n<details><summary>the report before</summary>\n\n"
-    room = LIMIT - len(text) - len(marker) - 20
-    former = _MARKER.sub("", body)
-    return text + (former if len(former) <= room else "(too long to keep)") + "\n\n</details>\n\n" + marker
+    text = f"{marker(adapter, SUPERSEDED)}\nIn its place: [the report that holds now]({url}).\n\n"
+    text += "<details><summary>the report before</summary>\n\n"
+    former = body.partition("\n")[2]
+    return text + (former if len(former) <= LIMIT - len(text) - 20 else "(too long to keep)") + "\n\n</details>\n"
 
 
 def _link(html_url: str | None, run_url: str | None) -> str:
