@@ -10,7 +10,7 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops import commands
 from adapterops.gitops.commands import Command, carry_out, parse
 from adapterops.gitops.github import labels_of, repository, upsert_comment
-from adapterops.gitops.revert import open_revert, push_revert, releasing_commit
+from adapterops.gitops.revert import app_token, ask_for_revert, open_revert, push_revert, releasing_commit
 from adapterops.gitops.say import MARKER, comment
 from play.github_api import NAME, GitHub
 from repositories import ROWS, jsonl, with_adapters
@@ -412,3 +412,24 @@ def test_the_description_is_a_slice_of_githubs_own():
     described = json.loads(DESCRIPTION.read_text())
     assert "GitHub's official OpenAPI" in described["info"]["title"]
     assert described["paths"]["/repos/{owner}/{repo}/deployments"]["post"]["requestBody"]
+
+
+class TestAskForRevert:
+    def test_one_issue_says_what_to_run(self, github):
+        with repository() as repo:
+            first, again = (ask_for_revert("support", "a" * 40, repo) for _ in range(2))
+        assert (first.number, len(github.issues)) == (again.number, 1)
+        assert f"git revert --no-edit {'a' * 40}" in first.body
+        assert "origin/main" in first.body
+
+    def test_an_issue_of_somebody_else_with_the_same_title_is_not_taken_for_it(self, github):
+        with repository() as repo:
+            ours = ask_for_revert("support", "a" * 40, repo)
+            github.issues[ours.number]["user"] = {"login": "mallory[bot]", "type": "Bot", "id": 5}
+            assert ask_for_revert("support", "a" * 40, repo).number != ours.number
+
+    @pytest.mark.parametrize(("app_id", "key"), [("12", "no key"), ("twelve", "-----BEGIN RSA PRIVATE KEY-----\nAA==")])
+    def test_a_key_that_is_none_is_misuse_and_is_not_shown(self, app_id, key):
+        with pytest.raises(UsageError, match="REVERT_APP_KEY are no App's") as caught:
+            app_token(app_id, key, NAME)
+        assert key not in str(caught.value)
