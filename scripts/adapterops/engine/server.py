@@ -20,6 +20,7 @@ from adapterops.basemodels.materialize import cache_directory
 from adapterops.documents import canonical_json, sha256_json, write_bytes
 from adapterops.engine import keeper
 from adapterops.engine.client import is_healthy
+from adapterops.environment import COMPUTING, child_environment
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.processor import cpu_dtype
 from adapterops.schemas import ROOT
@@ -189,7 +190,8 @@ def _engine_options(config: ServingConfig, model: Path, port: int, chat_template
 
 
 def _environment(config: ServingConfig, replica: int = 0) -> dict[str, str]:
-    environment = {**os.environ, **ENVIRONMENT}
+    # No token and no role: the engine's files are here by now, and what clients write comes close to it.
+    environment = child_environment(prefixes=(*COMPUTING, "HF_HUB_", "TRANSFORMERS_", "TOKENIZERS_", "QLORA_GITOPS_"), **ENVIRONMENT)
     # Opens /reset_prefix_cache, /collective_rpc and more.
     environment.pop("VLLM_SERVER_DEV_MODE", None)
     if _cpu_build():

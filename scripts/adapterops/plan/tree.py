@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from adapterops import escape
 from adapterops.documents import write_bytes
+from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 
 # What a pull request may bring into a trusted checkout, and as which kinds of file.
@@ -61,25 +62,25 @@ def git(*arguments: str, repository: Path, ok: Iterable[int] = (0,)) -> subproce
     """
     # No hooks, filters or drivers of the repository's own: attributes of a pull request must not start a program.
     command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=false", "-C", str(repository), *arguments]
-    result = subprocess.run(command, capture_output=True, check=False, env=_environment())
+    result = subprocess.run(command, capture_output=True, check=False, env=_environment(arguments[0]))
     if result.returncode not in ok:
         said = result.stderr.decode(errors="replace").strip().splitlines()
         raise InfrastructureError(f"git {arguments[0]} failed ({result.returncode}): {said[-1] if said else 'it said nothing'}")
     return result
 
 
-def _environment() -> dict[str, str]:
-    """With the job's token for GitHub over https: the checkout leaves no credentials behind, and no argument shows them."""
+def _environment(verb: str) -> dict[str, str]:
+    """With the job's token for GitHub over https where git goes there: the checkout leaves no credentials, and no argument shows them."""
     token, server = os.environ.get("GITHUB_TOKEN"), os.environ.get("GITHUB_SERVER_URL", "")
-    if not token or not server.startswith("https://"):
-        return {**os.environ}
+    if verb not in ("fetch", "push") or not token or not server.startswith("https://"):
+        return child_environment(prefixes=("GIT_", "SSH_"))
     basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
-    return {
-        **os.environ,
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"http.{server}/.extraheader",
-        "GIT_CONFIG_VALUE_0": f"AUTHORIZATION: basic {basic}",
-    }
+    return child_environment(
+        prefixes=("GIT_", "SSH_"),
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0=f"http.{server}/.extraheader",
+        GIT_CONFIG_VALUE_0=f"AUTHORIZATION: basic {basic}",
+    )
 
 
 def resolve(revision: str, repository: Path) -> str:
@@ -234,7 +235,7 @@ def write_tree(wanted: dict[str, Entry], repository: Path, into: Path) -> None:
     if not wanted:
         return
     command = ["git", "-C", str(repository), "cat-file", "--batch"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()) as process:
         assert process.stdin
         assert process.stdout
         for entry in wanted.values():
