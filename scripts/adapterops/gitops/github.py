@@ -12,6 +12,7 @@ from github import Auth, Github, GithubException, GithubRetry
 from github.Issue import Issue
 from github.IssueComment import IssueComment
 from github.NamedUser import NamedUser
+from github.Organization import Organization
 from github.Repository import Repository
 
 from adapterops.errors import InfrastructureError, UsageError
@@ -76,7 +77,7 @@ def labels_of(pull_request: int | None) -> frozenset[str]:
         return frozenset(label.name for label in repo.get_issue(pull_request).labels)
 
 
-def is_by(user: NamedUser | None, author: str = ACTIONS) -> bool:
+def is_by(user: NamedUser | Organization | None, author: str = ACTIONS) -> bool:
     """Whether this account wrote something: the one bot of this login. A person's login has no brackets, and other bots have others."""
     return user is not None and user.type == "Bot" and user.login == author
 

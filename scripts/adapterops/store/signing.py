@@ -92,7 +92,8 @@ def check_source(certificate: Certificate, identity: str) -> None:
     Raises:
         RejectedError: another repository, or none.
     """
-    from sigstore.verify.policy import OIDCSourceRepositoryURI, VerificationError
+    from sigstore.errors import VerificationError
+    from sigstore.verify.policy import OIDCSourceRepositoryURI
 
     repository, is_workflow, _ = identity.partition("/.github/workflows/")
     if is_workflow:
