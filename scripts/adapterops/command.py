@@ -34,7 +34,10 @@ for _name, _value in {
 
 
 class _WithoutCommands:
-    """`sys.stdout` or `sys.stderr`, in whose text GitHub's runner finds no command: a name in a message cannot give it one."""
+    """`sys.stdout` or `sys.stderr`, in whose text GitHub's runner finds no command.
+
+    So a name in a message cannot give it one.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -50,7 +53,8 @@ class _WithoutCommands:
 
 console = Console(file=cast(IO[str], _WithoutCommands("stdout")), highlight=False)
 error_console = Console(file=cast(IO[str], _WithoutCommands("stderr")), stderr=True, highlight=False)
-to_runner = Console(highlight=False)  # for workflow commands, and for lines that `escape.line` made harmless
+# For workflow commands, and for lines that `escape.line` made harmless.
+to_runner = Console(highlight=False)
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -120,7 +124,7 @@ class _LineFormatter(logging.Formatter):
 
 
 def log_in_lines() -> None:
-    """Log to standard error, a record a line whatever it says: what a client or the store wrote cannot forge a record."""
+    """Log to standard error, a record a line: what a client or the store wrote forges none."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,11 +1,12 @@
-"""The environment of programs that are started: what they need, and nothing that is worth stealing."""
+"""The environment of programs that are started: what they need, and nothing worth stealing."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 
-# Where programs, libraries, certificates and temporary files are, in which language they speak, and how they reach the network.
+# Where programs, libraries, certificates and temporary files are, the language, and the way to the
+# network.
 _BASIC = frozenset(
     {
         "HOME", "LANG", "LANGUAGE", "LOGNAME", "NO_COLOR", "PATH", "PYTHONPATH", "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER",
@@ -39,7 +40,7 @@ def child_environment(keep: Iterable[str] = (), prefixes: Iterable[str] = (), **
     """The environment for a program: an allow-list of this process' own.
 
     Args:
-        keep: names that this program needs besides the basic ones; the only way to hand a secret on.
+        keep: names that this program needs besides the basic ones; a secret goes on in no other way.
         prefixes: beginnings of further names; those that sound like a secret are left out.
         changes: variables to set.
     """

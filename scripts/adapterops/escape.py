@@ -1,4 +1,4 @@
-"""Text that nobody vouches for, as text: in Markdown, HTML, a terminal, a log, a GitHub workflow command.
+"""Text that nobody vouches for, as text: in Markdown, HTML, a terminal, a log, a workflow command.
 
 Nothing else in the project escapes; a test goes over the tree.
 """
@@ -11,8 +11,9 @@ from collections.abc import Callable
 import jinja2
 from rich import markup
 
-# What is not seen, or turns the direction of reading, or ends a line where nobody expects it; and half surrogate pairs, which no
-# encoding takes. The two joiners (U+200C, U+200D) are not here: Persian, Hindi and families of emoji are written with them.
+# What is not seen, or turns the direction of reading, or ends a line where nobody expects it; and
+# half surrogate pairs, which no encoding takes. The two joiners (U+200C, U+200D) are not here:
+# Persian, Hindi and families of emoji are written with them.
 _UNSEEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f"
@@ -23,7 +24,8 @@ _IN_LINE = re.compile(f"[{_UNSEEN}\t\n]")
 _ZERO_WIDTH = "\u200b"
 _MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&<>\\`*[]|~$#@!"})
 _UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # within a word it is none but itself
-# Found by GitHub in what is rendered, where an entity would not hide them: mentions, references, bare links, emoji.
+# Found by GitHub in what is rendered, where an entity would not hide them: mentions, references,
+# bare links, emoji.
 _LIVE = re.compile(r"@(?=\S)|#(?=\S)|\bgh-(?=\d)|(?:https?|ftp):/(?=/)|www(?=\.)|:(?=[\w+-]+:)", re.IGNORECASE)
 # A commit's name becomes a link from seven digits on where it is known, from forty in any case.
 _COMMIT = re.compile(r"(?i)\b[0-9a-f]{40}\b")
@@ -35,12 +37,15 @@ _COMMAND = re.compile(r"(^|[\r\n])(\s*)::")
 
 
 def visible(text: str) -> str:
-    """Several lines; what is not seen in them stands as its escape, such as `\\x1b` or `\\u202e`."""
+    """Several lines; what is not seen in them stands as its escape: `\\x1b`, `\\u202e`."""
     return _IN_LINES.sub(_escape, text)
 
 
 def line(text: str, longest: int | None = None) -> str:
-    """One line of a log: line ends and what is not seen stand as escapes, and no runner takes it for a command."""
+    """One line of a log; line ends and what is not seen stand as escapes.
+
+    GitHub's runner does not take it for a command.
+    """
     return no_commands(_cut(_IN_LINE.sub(_escape, text), longest))
 
 
@@ -55,7 +60,10 @@ def terminal(text: str) -> str:
 
 
 def inline(text: object, longest: int | None = 2_000) -> str:
-    """One line of Markdown, or a cell of a table, that renders as the text: no markup, HTML, link, mention or reference."""
+    """One line of Markdown, or a cell of a table, that renders as the text.
+
+    No markup, HTML, link, mention or reference comes of it.
+    """
     shown = _cut(_IN_LINES.sub(_escape, " ".join(str(text).split())), longest)
     shown = _LIVE.sub(lambda found: found.group() + _ZERO_WIDTH, shown)
     shown = _COMMIT.sub(lambda found: _ZERO_WIDTH.join(re.findall(".{1,6}", found.group())), shown)
@@ -67,7 +75,10 @@ def inline(text: object, longest: int | None = 2_000) -> str:
 
 
 def fenced(text: str, longest: int = 1_500) -> str:
-    """A Markdown code block whose fence is longer than any in the text; mentions and links are dead there."""
+    """A Markdown code block whose fence is longer than any in the text.
+
+    Mentions and links are dead there.
+    """
     text = visible(text)
     shown = text if len(text) <= longest else text[:longest] + f"\n… {len(text) - longest} more characters"
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", shown)), 3)
@@ -82,7 +93,10 @@ def html_template(source: str, **filters: Callable[..., object]) -> jinja2.Templ
 
 
 def workflow_command(name: str, message: str, **properties: object) -> str:
-    """A command to GitHub's runner, such as `::error file=a.jsonl,line=3::message`; the message may have several lines."""
+    """A command to GitHub's runner, such as `::error file=a.jsonl,line=3::message`.
+
+    The message may have several lines.
+    """
     settings = ",".join(f"{key}={_property(str(value))}" for key, value in properties.items())
     return f"::{name}{' ' * bool(settings)}{settings}::{_message(visible(message))}"
 

@@ -78,12 +78,18 @@ def labels_of(pull_request: int | None) -> frozenset[str]:
 
 
 def is_by(user: NamedUser | Organization | None, author: str = ACTIONS) -> bool:
-    """Whether this account wrote something: the one bot of this login. A person's login has no brackets, and other bots have others."""
+    """Whether this account wrote something: the one bot of this login.
+
+    A person's login has no brackets, and another bot has another one.
+    """
     return user is not None and user.type == "Bot" and user.login == author
 
 
 def own_comments(issue: Issue, marker: str, author: str = ACTIONS) -> list[IssueComment]:
-    """Comments by the author that begin with a marker, the oldest first; anybody can paste a marker, and quote one further down."""
+    """Comments by the author that begin with a marker, the oldest first.
+
+    Anybody can paste a marker, and the author's own text may quote one further down.
+    """
     return [comment for comment in issue.get_comments() if (comment.body or "").startswith(marker) and is_by(comment.user, author)]
 
 
@@ -96,7 +102,8 @@ def upsert_comment(
         issue: where; a pull request is an issue too.
         marker: an HTML comment that nothing else begins with.
         body: Markdown, without the marker.
-        family: beginning of the markers among which this one is; if the newest comment of them has another, a new one is made.
+        family: beginning of the markers among which this one is. If the newest comment of them has
+            another marker, a new comment is made.
         author: login of the bot whose token is used.
     """
     text = f"{marker}\n{body}".strip()

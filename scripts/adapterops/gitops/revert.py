@@ -85,7 +85,8 @@ def open_revert(adapter: str, commit: str, branch: str, repository: Repository) 
 def ask_for_revert(adapter: str, commit: str, repository: Repository) -> Issue:
     """The open issue that says what a person runs where no App opens reverts; made if there is none.
 
-    A pull request of the workflow's own token would have no author among people, so that one person could ask for it and approve it.
+    A pull request of the workflow's own token has no author among people: one person could ask for
+    it and approve it.
     """
     title = f"Revert {adapter} to its former version ({commit[:12]})"
     for issue in repository.get_issues(state="open"):
@@ -103,7 +104,7 @@ def ask_for_revert(adapter: str, commit: str, repository: Repository) -> Issue:
 
 
 def app_token(app_id: str, key: str, repository: str) -> str:
-    """A token of the GitHub App for this repository alone: an hour, and the rights to push a branch and to open a pull request.
+    """A token of the GitHub App: for an hour, and to push a branch and open a pull request.
 
     Raises:
         UsageError: the key is none.

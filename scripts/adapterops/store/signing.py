@@ -83,7 +83,9 @@ class Trust:
 
 
 def check_source(certificate: Certificate, identity: str) -> None:
-    """That a workflow ran in the repository that its file is in: others may call the file, and then sign with its name.
+    """That a workflow ran in the repository that its file is in.
+
+    Others may call the file, and then sign with its name.
 
     Args:
         certificate: of a signature that holds.
