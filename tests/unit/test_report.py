@@ -128,7 +128,7 @@ def test_the_sections_stand_in_the_order_in_which_they_are_read():
     reason = example_runs.run("fail").gate["reason"][:20]
     table = ("**Now:** Do not merge", "| metric |", "worse than production in slice", "**Data**")
     changed = ("Worst regressions against production", "Best gains", "Every answer side by side", "**Training:**")
-    assert ordered(body, "❌ FAIL", reason, *table, *changed, *READ, "**Merging:**", "<details><summary>Provenance", "<!-- adapter-report")
+    assert ordered(body, "❌ FAIL", reason, *table, *changed, *READ, "**Merging:**", "<details><summary>Provenance")
 
 
 def test_the_page_has_the_same_order_and_what_else_it_shows_behind_it():
