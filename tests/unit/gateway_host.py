@@ -8,7 +8,8 @@ import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adapterops.serving.config import GatewaySettings
+from adapterops.serving.config import ConnectionSettings, GatewaySettings
+from adapterops.serving.connections import listen
 from adapterops.serving.gateway import make_gateway
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Route, Version
@@ -71,7 +72,7 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def host(route=None, engines=1, **settings):
+async def host(route=None, engines=1, connections=None, **settings):
     stubs, upstreams = [Engine() for _ in range(engines)], []
     for stub in stubs:
         application = web.Application()
@@ -101,9 +102,16 @@ async def host(route=None, engines=1, **settings):
         "engine_metrics": False,
         **settings,
     }
-    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))
-    await server.start_server()
-    async with aiohttp.ClientSession(base_url=server.make_url("/")) as client:
+    bounds = {"max_open": 1000, "max_per_address": None, "head_timeout_s": 10, "idle_timeout_s": 75, "unread_timeout_s": 60}
+    server = await listen(
+        make_gateway(state, GatewaySettings(**options), metrics),
+        "127.0.0.1",
+        0,
+        ConnectionSettings(**bounds | (connections or {})),
+        drain_s=0.1,
+        count=lambda reason: metrics.rejected.labels(reason).inc(),
+    )
+    async with aiohttp.ClientSession(base_url=f"http://127.0.0.1:{server.port}") as client:
         yield Host(client, state, stubs, metrics, server)
     await server.close()
     for upstream in upstreams:

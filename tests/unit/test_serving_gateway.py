@@ -414,8 +414,7 @@ def test_a_client_that_does_not_read_its_answer_counts_against_no_version(monkey
     async def test(gateway):
         gateway.engine.answer = talkative
         body = json.dumps({**QUESTION, "stream": True}).encode()
-        url = gateway.server.make_url("/")
-        reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await reader.read(100)

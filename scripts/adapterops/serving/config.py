@@ -64,6 +64,17 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True)
+class ConnectionSettings:
+    """Bounds of the public port's connections; see the comments of `configs/serving.yaml`."""
+
+    max_open: int
+    max_per_address: int | None
+    head_timeout_s: float
+    idle_timeout_s: float
+    unread_timeout_s: float
+
+
+@dataclass(frozen=True)
 class ServingConfig:
     """One serving host; see the comments of `configs/serving.yaml`."""
 
@@ -74,6 +85,7 @@ class ServingConfig:
     trust: Trust | None
     engine: EngineConfig
     gateway: GatewaySettings
+    connections: ConnectionSettings
     interval_s: float
     keep_warm_s: float
     state_directory: Path
@@ -100,6 +112,7 @@ def load_serving_config(path: Path) -> ServingConfig:
         trust=_trust(values["store"]["signed_by"]),
         engine=EngineConfig(**values["engine"]),
         gateway=GatewaySettings(**{**values["gateway"], "api_keys": ROOT / keys if keys else None}),
+        connections=ConnectionSettings(**values["connections"]),
         interval_s=values["reconciler"]["interval_s"],
         keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
@@ -145,6 +158,14 @@ def _together(sound: Sound) -> list[SchemaProblem]:
             "api_keys",
             f"null with gateway.host {host} lets everybody on the network ask. Make a file of keys (scripts/api_key.py), or listen on "
             "127.0.0.1.",
+        )
+    most, requests = sound("connections", "max_open"), sound("gateway", "max_in_flight")
+    if most and requests and most <= requests:
+        refuse(
+            "connections",
+            "max_open",
+            f"{most} is not above gateway.max_in_flight {requests}. With so many requests under way nobody could ask for /health. "
+            f"Expected {2 * requests} or more.",
         )
     if sound("gateway", "engine_metrics") and replicas and replicas > 1:
         refuse("gateway", "engine_metrics", f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.")

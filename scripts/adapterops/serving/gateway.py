@@ -13,6 +13,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import generate_latest
 
+from adapterops.serving.codings import is_plain, only_plain
 from adapterops.serving.config import GatewaySettings
 from adapterops.serving.exchange import Exchange, write_line
 from adapterops.serving.feedback import Feedback
@@ -42,7 +43,7 @@ def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics, 
         UsageError: the file of API keys is not what its schema says.
     """
     gateway = _Gateway(state, settings, metrics, capacity)
-    application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[gateway.logged, _errors])
+    application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[gateway.logged, _errors, only_plain])
     application.router.add_post("/v1/chat/completions", gateway.complete)
     application.router.add_post("/v1/completions", gateway.complete)
     application.router.add_post("/v1/feedback", gateway.feedback)
@@ -79,7 +80,7 @@ class _Gateway:
     @web.middleware
     async def logged(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """A line of the access log for what `complete` does not answer: also what is refused, and paths that do not exist."""
-        if not self._settings.access_log or request.match_info.handler == self.complete:
+        if not self._settings.access_log or (request.match_info.handler == self.complete and is_plain(request)):
             return await handler(request)  # type: ignore[no-any-return]
         started, status = time.perf_counter(), 499
         try:
@@ -298,6 +299,8 @@ async def _read(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise _error(408, f"The request did not arrive within {_BODY_TIMEOUT_S} s.") from None
+    except web.RequestPayloadError:
+        raise _error(400, "The body is not what its headers say.") from None
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -12,12 +13,13 @@ import time
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
 from adapterops.engine.client import is_healthy
 from adapterops.engine.server import EngineProcess, start_engine
 from adapterops.errors import AdapterOpsError, UsageError
 from adapterops.serving.config import ServingConfig
+from adapterops.serving.connections import Listening, listen
+from adapterops.serving.descriptors import make_room
 from adapterops.serving.follow import Follower
 from adapterops.serving.gateway import make_gateway
 from adapterops.serving.metrics import Metrics
@@ -59,19 +61,7 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
     )
     state.refresh()
     metrics = Metrics()
-    runner = web.AppRunner(
-        make_gateway(state, config.gateway, metrics, capacity=config.engine.max_num_seqs),
-        access_log=None,
-        shutdown_timeout=config.gateway.drain_s,
-        handler_cancellation=True,
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, config.gateway.host, config.gateway.port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise UsageError(f"gateway port {config.gateway.port}: {error.strerror}. Change gateway.port in {config.path}.") from None
-    log.info("gateway on http://%s:%s", config.gateway.host, config.gateway.port)
+    listening = await _open_gateway(config, state, metrics)
     if not engine_urls:
         _forget_old_releases(config, state)
     tasks = [asyncio.create_task(_follow(config, state, metrics, follower, adapter)) for adapter in config.adapters]
@@ -85,12 +75,38 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
         log.info("stopping: /health says so for %.0f s, so that load balancers look elsewhere", config.gateway.drain_delay_s)
         await asyncio.sleep(config.gateway.drain_delay_s)
     log.info("stopping: answers under way end, up to %.0f s", config.gateway.drain_s)
-    await runner.cleanup()  # stops listening, lets running answers end
+    await listening.close()  # stops listening, lets running answers end
     for task in [waiting, *tasks]:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):  # not a cancelled one
             raise result
+
+
+async def _open_gateway(config: ServingConfig, state: HostState, metrics: Metrics) -> Listening:
+    """Listen on the public port, with no more connections and requests than there are file descriptors for.
+
+    Raises:
+        UsageError: the port is taken, or there are too few descriptors.
+    """
+    wanted, settings = config.connections, config.gateway
+    room = make_room(wanted.max_open, settings.max_in_flight, len(state.engines))
+    if (room.connections, room.requests) != (wanted.max_open, settings.max_in_flight):
+        log.warning("%d file descriptors are enough for no more than the following. Raise ulimit -n (LimitNOFILE).", room.descriptors)
+    settings = dataclasses.replace(settings, max_in_flight=room.requests)
+    try:
+        listening = await listen(
+            make_gateway(state, settings, metrics, capacity=config.engine.max_num_seqs),
+            settings.host,
+            settings.port,
+            dataclasses.replace(wanted, max_open=room.connections),
+            drain_s=settings.drain_s,
+            count=lambda reason: metrics.rejected.labels(reason).inc(),
+        )
+    except OSError as error:
+        raise UsageError(f"gateway port {settings.port}: {error.strerror}. Change gateway.port in {config.path}.") from None
+    log.info("gateway on http://%s:%s for %d connections, %d requests", settings.host, settings.port, room.connections, room.requests)
+    return listening
 
 
 async def _follow(config: ServingConfig, state: HostState, metrics: Metrics, follower: Follower, adapter: str) -> None:
