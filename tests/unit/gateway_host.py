@@ -5,6 +5,7 @@ import contextlib
 import json
 
 import aiohttp
+import uvloop
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
@@ -123,4 +124,4 @@ def with_host(test, **options):
         async with host(**options) as running:
             await test(running)
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    uvloop.run(asyncio.wait_for(main(), 30))  # as a host does

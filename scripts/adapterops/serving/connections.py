@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -31,29 +31,28 @@ _MALFORMED = json.dumps({"error": {"message": "The request is not HTTP/1.1.", "t
 class Connection(web.RequestHandler):
     """One client's connection. What is no request yet, and an answer that only its client holds up, may be ended at any time."""
 
-    __slots__ = ("_answering", "_at_work", "_door", "_draining", "_head_timer", "_received", "address")
+    __slots__ = ("_at_work", "_door", "_draining", "_head_timer", "_received", "address")
 
     def __init__(self, door: Door, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self.address = ""
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None
-        self._at_work = self._answering = self._draining = False
+        self._at_work = self._draining = False
         self._received = 0
 
     @property
     def busy(self) -> bool:
-        """There is work for us: not for its client, who has an answer to read before the next request counts."""
-        return self._at_work and not (self._answering and self.writing_paused)
+        """A handler is at work on its request; not: its client has an answer to read, or asked again before it did."""
+        return self._current_request is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or turn it away at once."""
-        assert isinstance(transport, asyncio.Transport)
         self.address = client_of(transport.get_extra_info("peername"))
         if self._door.admits(self):
             super().connection_made(transport)
         else:
-            transport.write(_FULL)
+            cast(asyncio.Transport, transport).write(_FULL)  # uvloop's is none by inheritance
             transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -82,13 +81,13 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """From here on the connection waits: for its client to take the answer, and then to ask again."""
-        self._at_work, self._answering = False, True
+        self._at_work = False
         self._draining, self._received = not request.content.is_eof(), 0
         self._door.wait(self)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            self._at_work, self._answering = bool(self._messages), False
+            self._at_work = bool(self._messages)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
