@@ -176,7 +176,7 @@ def test_a_compressed_question_leaves_its_line_in_the_log(capsys):
         (head("POST", "/v1/feedback", "content-encoding: gzip", length=10**9), 415),
         (head("POST", "/v1/feedback", "transfer-encoding: chunked"), 401),
     ],
-    ids=str,
+    ids=["no key", "no such path", "wrong method", "no body wanted", "compressed", "chunks"],
 )
 def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(sent, status, keys):
     async def test(gateway):
@@ -236,7 +236,9 @@ def test_a_body_that_trickles_is_given_up_and_its_connection_too(path, monkeypat
 HASTE = {"head_timeout_s": 0.5, "idle_timeout_s": 1, "unread_timeout_s": 1}
 
 
-@pytest.mark.parametrize("sent", [b"", b"P", b"POST /v1/chat/completions HTTP/1.1\r\n", ASKED[:60], b"\r\n"], ids=str)
+@pytest.mark.parametrize(
+    "sent", [b"", b"P", b"POST / HTTP/1.1\r\n", ASKED[:60], b"\r\n"], ids=["nothing", "byte", "line", "half", "newline"]
+)
 def test_a_connection_without_a_whole_request_is_closed(sent):
     async def test(gateway):
         reader, _ = await connect(gateway, sent)
@@ -500,7 +502,7 @@ from adapterops.errors import UsageError
 from adapterops.serving.descriptors import make_room
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 try:
-    room = make_room(16384, 1024, 1)
+    room = make_room(1500, 200, 1)
     print(room.connections, room.requests, room.descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 except UsageError as error:
     print(error)
@@ -510,10 +512,10 @@ except UsageError as error:
 @pytest.mark.parametrize(
     ("soft", "hard", "said"),
     [
-        (256, 19000, "16384 1024 18576 18576"),  # raised as far as needed
-        (19000, 19000, "16384 1024 19000 19000"),
-        (256, 4096, "1976 988 4096 4096"),
-        (256, 1024, "440 220 1024 1024"),
+        (256, 4096, "1500 200 2044 2044"),  # raised as far as needed
+        (3000, 4096, "1500 200 3000 3000"),
+        (256, 1024, "480 200 1024 1024"),
+        (256, 512, "184 92 512 512"),
         (256, 256, "56 28 256 256"),
         (64, 100, "100 file descriptors (ulimit -n) are too few: 144 are kept"),
     ],
