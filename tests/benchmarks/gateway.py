@@ -109,9 +109,8 @@ def run_stub(port, cores):
 
 def run_gateway(port, engine, cores):
     os.sched_setaffinity(0, cores)
-    from aiohttp import web
-
-    from adapterops.serving.config import GatewaySettings
+    from adapterops.serving.config import ConnectionSettings, GatewaySettings
+    from adapterops.serving.connections import listen
     from adapterops.serving.gateway import make_gateway
     from adapterops.serving.metrics import Metrics
     from adapterops.serving.routes import Version
@@ -129,9 +128,8 @@ def run_gateway(port, engine, cores):
     )
 
     async def main():
-        runner = web.AppRunner(make_gateway(state, settings, Metrics()), access_log=None, handler_cancellation=True)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        connections = ConnectionSettings(16384, None, 10, 75, 60)
+        await listen(make_gateway(state, settings, Metrics()), "127.0.0.1", port, connections, drain_s=1, count=lambda _: None)
         await asyncio.Event().wait()
 
     uvloop.run(main())

@@ -23,7 +23,9 @@ from aiohttp import web
 from gateway_host import QUESTION, STREAM, with_host
 from test_serving_access import CLIENT, write_keys
 
+from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.serving.config import load_serving_config
 from adapterops.serving.connections import client_of
 from adapterops.store.channels import change_channel, promote
 from fleet import NAME, ask, health, running, wait_for
@@ -523,6 +525,26 @@ except UsageError as error:
 def test_descriptors_are_shared_out_below_the_limit(soft, hard, said):
     command = [sys.executable, "-c", ROOM, str(soft), str(hard)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.startswith(said)
+
+
+def test_the_unit_allows_as_many_descriptors_as_the_configuration_can_need():
+    config = load_serving_config(ROOT / "configs/serving.yaml")
+    unit = (ROOT / "configs/hosts/qlora-serving.service").read_text()
+    needed = config.connections.max_open + 2 * config.gateway.max_in_flight + 128 + 16 * config.engine.replicas
+    assert int(unit.partition("\nLimitNOFILE=")[2].split()[0]) >= needed
+
+
+def test_a_load_balancer_lets_go_of_a_connection_before_the_host_does():
+    config = load_serving_config(ROOT / "configs/serving.yaml")
+    nginx = (ROOT / "configs/hosts/nginx.conf").read_text()
+    assert int(nginx.partition("keepalive_timeout ")[2].partition("s;")[0]) < config.connections.idle_timeout_s
+
+
+def test_connections_are_more_than_requests(tmp_path):
+    text = (ROOT / "configs/serving.demo.yaml").read_text().replace("max_open: 1024", "max_open: 256")
+    (tmp_path / "serving.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"`connections\.max_open`: 256 is not above gateway\.max_in_flight 256.*Expected 512 or more"):
+        load_serving_config(tmp_path / "serving.yaml")
 
 
 def hold(port, stop):
