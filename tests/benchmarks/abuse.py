@@ -305,9 +305,13 @@ class Honest:
             phase.failed += 1
 
     async def watch(self, seconds):
-        self.phase = Phase()
+        """A phase; it lasts until every client can have had an answer in it."""
+        phase = self.phase = Phase()
         await asyncio.sleep(seconds)
-        return self.phase
+        deadline = time.monotonic() + PATIENCE_S
+        while len(phase.times) + phase.failed < len(self.keys) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        return phase
 
 
 def engine_processes(fleet):
@@ -365,9 +369,6 @@ async def measure(fleet, name, honest, key, seconds):
     await asyncio.sleep(5)
     left = f"{await others_requests(fleet, honest)}; {await engine_cpu(fleet):.1f} s (before {quiet:.1f})"
     after = await after
-    deadline = time.monotonic() + 2 * PATIENCE_S
-    while honest.asking and time.monotonic() < deadline and any(not phase.times for phase in (during, after)):
-        await asyncio.sleep(0.2)
     print(f"| {attack.__doc__} | {before} | {during} | {after} | {left} |", flush=True)
 
 

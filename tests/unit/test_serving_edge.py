@@ -30,6 +30,7 @@ from adapterops.serving.connections import client_of
 from adapterops.store.channels import change_channel, promote
 from fleet import NAME, ask, health, running, wait_for
 
+GONE = (ConnectionError, RuntimeError)  # the latter is what uvloop says of writing to a closed connection
 SOON = 6  # seconds, for what must be over in one or two; a busy machine is slow
 
 
@@ -78,7 +79,7 @@ async def status_of(reader):
 
 async def closed(reader, seconds=SOON):
     """True if the server closes the connection in time."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(*GONE):
         async with asyncio.timeout(seconds):
             while await reader.read(1 << 16):
                 pass
@@ -184,7 +185,7 @@ def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(sent, status, ke
     async def test(gateway):
         reader, writer = await connect(gateway, sent)
         assert await status_of(reader) == status
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(*GONE):
             async with asyncio.timeout(SOON):
                 while not reader.at_eof():
                     writer.write(b"1\r\n.\r\n" if b"chunked" in sent else b".")
@@ -202,7 +203,7 @@ def test_nor_taken_by_the_gigabyte(keys):
     async def test(gateway):
         nonlocal taken
         _, writer = await connect(gateway, head(length=1 << 32))
-        with pytest.raises(ConnectionError):
+        with pytest.raises(GONE):
             while taken < 1 << 30:
                 writer.write(bytes(1 << 20))
                 await writer.drain()
@@ -220,9 +221,10 @@ def test_a_body_that_trickles_is_given_up_and_its_connection_too(path, monkeypat
         reader, writer = await connect(gateway, head("POST", path, length=1000) + b"{")
 
         async def trickle():
-            while True:
-                writer.write(b" ")
-                await asyncio.sleep(0.1)
+            with contextlib.suppress(*GONE):
+                while True:
+                    writer.write(b" ")
+                    await asyncio.sleep(0.1)
 
         task = asyncio.create_task(trickle())
         assert await asyncio.wait_for(status_of(reader), SOON) == 408
@@ -256,7 +258,7 @@ def test_a_head_that_trickles_is_closed_whatever_came_before_it():
             assert not before or await status_of(reader) == 200
             started = time.monotonic()
             writer.write(b"GET /")
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(*GONE):
                 while not reader.at_eof() and time.monotonic() < started + SOON:
                     await asyncio.sleep(0.1)
                     writer.write(b"x")
@@ -270,7 +272,7 @@ def test_a_head_that_trickles_is_closed_whatever_came_before_it():
 def test_a_head_is_of_bounded_size():
     async def test(gateway):
         reader, writer = await connect(gateway, b"GET /health HTTP/1.1\r\nhost: x\r\n")
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(*GONE):
             for number in range(100):
                 writer.write(b"x-%d: %s\r\n" % (number, b"x" * 8000))
                 await writer.drain()
@@ -588,9 +590,9 @@ def test_a_host_of_256_descriptors_answers_and_reads_its_store_among_242_half_he
         attacker = threading.Thread(target=hold, args=(int(gateway.rpartition(":")[2]), stop))
         attacker.start()
         try:
-            wait_for(lambda: "displaced" in rejected(gateway), 20)
+            wait_for(lambda: "displaced" in rejected(gateway), 60)
             change_channel(fleet.store, NAME, lambda channel: promote(channel, second), reason="second")
-            wait_for(lambda: ask(gateway)[2] == said_second, 20)
+            wait_for(lambda: ask(gateway)[2] == said_second, 60)
             assert health(gateway)["adapters"][NAME]["errors"] == []
             assert [health(gateway)["status"] for _ in range(20)] == ["ok"] * 20
         finally:
@@ -650,7 +652,7 @@ def test_what_is_no_request_leaves_one_line_without_a_byte_of_it(keyed, keys, ca
             with contextlib.suppress(OSError):
                 writer.write_eof()
             answer = b""
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(*GONE):
                 async with asyncio.timeout(SOON):
                     answer = await reader.read()
             assert b"SECRET" not in answer
@@ -664,6 +666,23 @@ def test_what_is_no_request_leaves_one_line_without_a_byte_of_it(keyed, keys, ca
     assert "SECRET" not in caplog.text
     assert len(caplog.records) <= 2  # ten seconds may have passed
     assert caplog.records[0].getMessage().startswith("127.0.0.1 sent what is no request (")
+
+
+@pytest.mark.parametrize("header", ["expect", "authorization", "x-session-id", "x-request-id", "accept", "user-agent", "x-adapter-version"])
+def test_a_header_that_is_no_text_is_refused(header, keys, caplog):
+    """aiohttp quotes an unknown `Expect` in its answer, the gateway hashes a key, and so on: none of them expects half a character."""
+
+    async def test(gateway):
+        for key in ([], [f"authorization: Bearer {CLIENT}"]):
+            for value in (b"Bearer \xff", "Bearer 세션".encode()):
+                sent = head("POST", "/v1/chat/completions", *key, length=len(QUESTION_BYTES))[:-2]
+                reader, writer = await connect(gateway, sent + header.encode() + b": " + value + b"\r\n\r\n" + QUESTION_BYTES)
+                status = await status_of(reader)
+                assert status == 400 if b"\xff" in value else status in (200, 401, 417), value
+                writer.close()
+
+    with_host(test, api_keys=keys)
+    assert "Traceback" not in caplog.text
 
 
 def test_a_flood_of_it_is_one_line(caplog):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ _LINGER_S = 2.0  # for the rest of a body that nobody wants, so that its sender 
 _LINGER_BYTES = 1 << 22
 _COMPLAINT_EVERY_S = 10.0
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
-_MALFORMED = json.dumps({"error": {"message": "The request is not HTTP/1.1.", "type": "invalid_request_error", "param": None, "code": 400}})
 
 
 class Connection(web.RequestHandler):
@@ -96,9 +94,7 @@ class Connection(web.RequestHandler):
         response = super().handle_error(request, status, exc, message)
         if not isinstance(exc, HttpProcessingError):
             return response
-        refusal = web.Response(status=status, text=_MALFORMED, content_type="application/json")
-        refusal.force_close()
-        return refusal
+        return _refusal("The request is not HTTP/1.1.")
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """A traceback for our own defects; for what a client sends, now and then a line without a byte of it; for its leaving, none."""
@@ -232,6 +228,7 @@ async def listen(
     await runner.setup()
     manager, door = runner.server, Door(settings, count)
     assert manager is not None
+    manager.request_handler = _sound(manager.request_handler)
     options = {
         "loop": loop,
         "access_log": None,
@@ -248,6 +245,25 @@ async def listen(
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it (tcp(7))
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.unread_timeout_s * 1000))
     return Listening(server, runner, server.sockets[0].getsockname()[1])
+
+
+def _sound(handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """The application behind a look at the headers: bytes that are no text break whatever quotes, hashes or forwards them."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        for value in request.headers.values():
+            if not value.isascii() and value != value.encode(errors="replace").decode():
+                return _refusal("A header is not UTF-8.")
+        return await handler(request)
+
+    return answer
+
+
+def _refusal(message: str) -> web.Response:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": 400}
+    response = web.json_response({"error": error}, status=400)
+    response.force_close()
+    return response
 
 
 def client_of(peername: object) -> str:
