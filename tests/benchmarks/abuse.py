@@ -188,7 +188,11 @@ async def many_answers(target):
 async def grammar(target):
     """grammar of 24 kB, two connections"""
     rules = " | ".join(f'"{number:04d}" root "{number:04d}"' for number in range(1000))
-    await asking(target, 2, {"structured_outputs": {"grammar": f"root ::= {rules}"[:24_000].rpartition(" | ")[0]}})
+    await asking(
+        target,
+        2,
+        {"structured_outputs": {"grammar": f"root ::= {rules}"[:24_000].rpartition(" | ")[0]}},
+    )
 
 
 async def regex(target):
@@ -200,7 +204,16 @@ async def json_schema(target):
     """JSON schema of 300 kB, two connections"""
     properties = {f"property{number}": {"type": "array", "items": {"enum": list(range(50))}} for number in range(1000)}
     schema = {"type": "object", "properties": properties, "required": list(properties)}
-    await asking(target, 2, {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}})
+    await asking(
+        target,
+        2,
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": schema},
+            }
+        },
+    )
 
 
 async def unread_streams(target):
@@ -233,7 +246,11 @@ async def stop_lists(target):
 async def deep_json(target):
     """JSON of 4 MB and 900 levels, 4 connections"""
     deep = "[" * 900 + "]" * 900
-    await asking(target, 4, json.dumps({**QUESTION, "x": [0]}).replace("[0]", f"[{','.join([deep] * 2000)}]").encode())
+    await asking(
+        target,
+        4,
+        json.dumps({**QUESTION, "x": [0]}).replace("[0]", f"[{','.join([deep] * 2000)}]").encode(),
+    )
 
 
 ATTACKS = {
@@ -282,7 +299,10 @@ class Honest:
 
     async def _client(self, number, key):
         connector = aiohttp.TCPConnector(local_addr=(f"127.0.0.{30 + number}", 0))
-        timeout, headers = aiohttp.ClientTimeout(total=PATIENCE_S), {"authorization": f"Bearer {key}"}
+        timeout, headers = (
+            aiohttp.ClientTimeout(total=PATIENCE_S),
+            {"authorization": f"Bearer {key}"},
+        )
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as client:
             while True:
                 await self._ask(client)
@@ -341,7 +361,10 @@ async def others_requests(fleet, honest):
         return "-"
     try:
         timeout = aiohttp.ClientTimeout(total=5)
-        async with aiohttp.ClientSession(timeout=timeout) as client, client.get(f"{fleet.engine_urls[0]}/metrics") as answer:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as client,
+            client.get(f"{fleet.engine_urls[0]}/metrics") as answer,
+        ):
             lines = (await answer.text()).splitlines()
     except (aiohttp.ClientError, TimeoutError):
         return "no answer"
@@ -411,7 +434,10 @@ def main():
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     directory = Path(tempfile.mkdtemp(prefix="abuse-"))
-    keys = make_keys(directory / "keys.yaml", ["attacker", *(f"honest-{number}" for number in range(options.clients))])
+    keys = make_keys(
+        directory / "keys.yaml",
+        ["attacker", *(f"honest-{number}" for number in range(options.clients))],
+    )
     changes = {"gateway__api_keys": str(directory / "keys.yaml"), "gateway__access_log": False}
     with running(directory, real=options.real, **changes) as fleet:
         asyncio.run(measure_all(fleet, options, keys))

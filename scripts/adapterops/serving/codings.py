@@ -6,16 +6,18 @@ from typing import Any
 
 from aiohttp import web
 
-_REFUSED = "Send the body as it is, without Content-Encoding, and without a Transfer-Encoding other than chunked."
+_REFUSED = "Send the body as it is: no Content-Encoding, and no Transfer-Encoding but chunked."
 
 
 def is_plain(request: web.BaseRequest) -> bool:
     """True if the body is the bytes that were sent (RFC 9110 §8.4, RFC 9112 §7)."""
-    return _tokens(request, "content-encoding") <= {"identity"} and _tokens(request, "transfer-encoding") <= {"chunked"}
+    content, transfer = _tokens(request, "content-encoding"), _tokens(request, "transfer-encoding")
+    return content <= {"identity"} and transfer <= {"chunked"}
 
 
 def _tokens(request: web.BaseRequest, header: str) -> set[str]:
-    return {token.strip().lower() for value in request.headers.getall(header, ()) for token in value.split(",")} - {""}
+    values = ",".join(request.headers.getall(header, ()))
+    return {token.strip().lower() for token in values.split(",")} - {""}
 
 
 @web.middleware

@@ -164,8 +164,8 @@ def _together(sound: Sound) -> list[SchemaProblem]:
         refuse(
             "connections",
             "max_open",
-            f"{most} is not above gateway.max_in_flight {requests}. With so many requests under way nobody could ask for /health. "
-            f"Expected {2 * requests} or more.",
+            f"{most} is not above gateway.max_in_flight {requests}. With so many requests under way nobody "
+            f"could ask for /health. Expected {2 * requests} or more.",
         )
     if sound("gateway", "engine_metrics") and replicas and replicas > 1:
         refuse("gateway", "engine_metrics", f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.")

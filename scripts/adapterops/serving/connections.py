@@ -1,4 +1,7 @@
-"""The connections of the public port: how many, how long one may keep its place without asking anything, and what a broken one may log."""
+"""The connections of the public port.
+
+How many there are, how long one keeps its place without a request, and what a broken one logs.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,19 @@ from adapterops.serving.config import ConnectionSettings
 log = logging.getLogger("connections")
 
 _HEAD_BYTES = 1 << 16  # of a request's line and headers together
-_LINGER_S = 2.0  # for the rest of a body that nobody wants, so that its sender reads the refusal and not a broken connection
+# For the rest of a body that nobody wants: its sender should read the refusal.
+_LINGER_S = 2.0
 _LINGER_BYTES = 1 << 22
 _COMPLAINT_EVERY_S = 10.0
-_FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+_FULL = b"HTTP/1.1 503 Full\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(web.RequestHandler):
-    """One client's connection. What is no request yet, and an answer that only its client holds up, may be ended at any time."""
+    """One client's connection.
+
+    It may be ended at any time while no handler is at work: there is no request yet, or an answer
+    that only its client holds up.
+    """
 
     __slots__ = ("_at_work", "_door", "_draining", "_head_timer", "_received", "address")
 
@@ -41,7 +49,7 @@ class Connection(web.RequestHandler):
 
     @property
     def busy(self) -> bool:
-        """A handler is at work on its request; not: its client has an answer to read, or asked again before it did."""
+        """A handler is at work on its request."""
         return self._current_request is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,7 +68,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bound what comes while no request is worked on: a head in seconds and bytes, an unwanted body in bytes."""
+        """Bound what comes while nothing is worked on: half a head, or the rest of a body."""
         if self.transport is None:  # turned away
             return
         super().data_received(data)
@@ -73,12 +81,13 @@ class Connection(web.RequestHandler):
         if self._received > (_LINGER_BYTES if self._draining else _HEAD_BYTES):
             self.end("draining" if self._draining else "head")
         elif data and not self._draining and self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._door.settings.head_timeout_s, self.end, "head")
+            seconds = self._door.settings.head_timeout_s
+            self._head_timer = self._loop.call_later(seconds, self.end, "head")
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """From here on the connection waits: for its client to take the answer, and then to ask again."""
+        """From here on its client is waited for: to take the answer, and then to ask again."""
         self._at_work = False
         self._draining, self._received = not request.content.is_eof(), 0
         self._door.wait(self)
@@ -88,7 +97,11 @@ class Connection(web.RequestHandler):
             self._at_work = bool(self._messages)
 
     def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
     ) -> web.StreamResponse:
         """A malformed request gets an answer without a word of what it sent."""
         response = super().handle_error(request, status, exc, message)
@@ -97,7 +110,10 @@ class Connection(web.RequestHandler):
         return _refusal("The request is not HTTP/1.1.")
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """A traceback for our own defects; for what a client sends, now and then a line without a byte of it; for its leaving, none."""
+        """A traceback is for our own defects.
+
+        What a client sends leaves a line now and then, without a byte of it; its leaving none.
+        """
         error = kw.get("exc_info")
         if isinstance(error, HttpProcessingError | web.RequestPayloadError):
             self._door.complain(self.address, type(error).__name__)
@@ -105,7 +121,7 @@ class Connection(web.RequestHandler):
             super().log_exception(*args, **kw)
 
     def end(self, reason: str) -> None:
-        """Close it now, whatever is still unsent: a client that does not read would hold the descriptor."""
+        """Close it now, unsent bytes or not: who reads nothing would hold the descriptor."""
         self._door.count(reason)
         self._door.leave(self)
         if self.transport is not None:
@@ -118,10 +134,11 @@ class Connection(web.RequestHandler):
 
 
 class Door:
-    """Which connections there are, and which of them wait for their client, the longest waiting first.
+    """Which connections there are, and which of them wait for their client, longest first.
 
-    When no place is left, a newcomer takes that of the longest waiting connection of its own address, or else of all addresses. So one
-    address cannot take the places of others, and connections that nobody uses keep nobody out.
+    When no place is left, a newcomer takes that of the longest waiting connection: of its own
+    address if that has one, else of any. So one address cannot take the places of others, and
+    connections that nobody uses keep nobody out.
 
     Args:
         settings: the bounds.
@@ -185,11 +202,16 @@ class Door:
                 del self._open_of[connection.address]
 
     def complain(self, address: str, what: str) -> None:
-        """One line for all that came since the last one, at most every ten seconds: a log must not grow as fast as strangers send."""
+        """At most a line in ten seconds: a log must not grow as fast as strangers send."""
         self.count("malformed")
         self._complaints += 1
         if time.monotonic() >= self._next_complaint:
-            log.warning("%s sent what is no request (%s); %d of these since the last such line", address, what, self._complaints)
+            log.warning(
+                "%s sent what is no request (%s); %d of these since the last such line",
+                address,
+                what,
+                self._complaints,
+            )
             self._complaints, self._next_complaint = 0, time.monotonic() + _COMPLAINT_EVERY_S
 
 
@@ -208,7 +230,13 @@ class Listening:
 
 
 async def listen(
-    application: web.Application, host: str, port: int, settings: ConnectionSettings, *, drain_s: float, count: Callable[[str], None]
+    application: web.Application,
+    host: str,
+    port: int,
+    settings: ConnectionSettings,
+    *,
+    drain_s: float,
+    count: Callable[[str], None],
 ) -> Listening:
     """Serve an application; bodies reach it as they were sent, never decompressed.
 
@@ -228,7 +256,7 @@ async def listen(
     await runner.setup()
     manager, door = runner.server, Door(settings, count)
     assert manager is not None
-    manager.request_handler = _sound(manager.request_handler)
+    manager.request_handler = _sound(manager.request_handler, door)
     options = {
         "loop": loop,
         "access_log": None,
@@ -237,22 +265,29 @@ async def listen(
         "lingering_time": _LINGER_S,
     }
     try:
-        server = await loop.create_server(lambda: Connection(door, manager, **options), host, port, backlog=128)
+        server = await loop.create_server(
+            lambda: Connection(door, manager, **options),
+            host,
+            port,
+            backlog=128,
+        )
     except OSError:
         await runner.cleanup()
         raise
+    unread_ms = int(settings.unread_timeout_s * 1000)
     for listener in server.sockets:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it (tcp(7))
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.unread_timeout_s * 1000))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     return Listening(server, runner, server.sockets[0].getsockname()[1])
 
 
-def _sound(handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """The application behind a look at the headers: bytes that are no text break whatever quotes, hashes or forwards them."""
+def _sound(handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Look at headers first: bytes that are no text break what quotes, hashes or forwards them."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         for value in request.headers.values():
             if not value.isascii() and value != value.encode(errors="replace").decode():
+                door.complain(str(request.remote), "UnicodeError")
                 return _refusal("A header is not UTF-8.")
         return await handler(request)
 
@@ -267,7 +302,10 @@ def _refusal(message: str) -> web.Response:
 
 
 def client_of(peername: object) -> str:
-    """The address that counts as one client; of IPv6 the first 64 bits, since one machine has all that begin with them (RFC 6177)."""
+    """The address that counts as one client.
+
+    Of IPv6 the first 64 bits: one machine can have all addresses that begin with them (RFC 6177).
+    """
     if not isinstance(peername, tuple):
         return "-"
     address = ipaddress.ip_address(str(peername[0]).partition("%")[0])

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from adapterops.errors import UsageError
 
-_KEPT = 128  # for the object store, downloads, logs, and a burst of newcomers before they are turned away
+_KEPT = 128  # for the object store, downloads, logs, and newcomers before they are turned away
 _KEPT_PER_ENGINE = 16  # its process, its pipes, health checks and the reconciler
 _FEWEST = 24
-_PER_REQUEST = 2  # connections to engines: one that answers, and one kept from the engine that answered before
+_PER_REQUEST = 2  # connections to engines: one that answers, and an idle one to another engine
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Room:
 def make_room(connections: int, requests: int, engines: int) -> Room:
     """Raise the soft limit on descriptors as far as needed and allowed, and share them out.
 
-    Requests get at most half of them, so connections are left for `/health` however many requests are under way.
+    Requests get at most half of them, so that connections are left for `/health`.
 
     Args:
         connections: wanted from clients.
@@ -40,7 +40,8 @@ def make_room(connections: int, requests: int, engines: int) -> Room:
     usable = limit - kept
     if usable < _FEWEST:
         raise UsageError(
-            f"{limit} file descriptors (ulimit -n) are too few: {kept} are kept for the object store, logs and {engines} engines. "
+            f"{limit} file descriptors (ulimit -n) are too few: {kept} are kept for the object store, "
+            f"logs and {engines} engines. "
             f"Allow {kept + connections + _PER_REQUEST * requests} (systemd: LimitNOFILE)."
         )
     requests = min(requests, usable // (2 * _PER_REQUEST))

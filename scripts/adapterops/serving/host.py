@@ -84,7 +84,7 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
 
 
 async def _open_gateway(config: ServingConfig, state: HostState, metrics: Metrics) -> Listening:
-    """Listen on the public port, with no more connections and requests than there are file descriptors for.
+    """Listen on the public port, for as many connections and requests as descriptors allow.
 
     Raises:
         UsageError: the port is taken, or there are too few descriptors.
@@ -92,7 +92,8 @@ async def _open_gateway(config: ServingConfig, state: HostState, metrics: Metric
     wanted, settings = config.connections, config.gateway
     room = make_room(wanted.max_open, settings.max_in_flight, len(state.engines))
     if (room.connections, room.requests) != (wanted.max_open, settings.max_in_flight):
-        log.warning("%d file descriptors are enough for no more than the following. Raise ulimit -n (LimitNOFILE).", room.descriptors)
+        message = "%d file descriptors are enough for the following only. Raise ulimit -n (LimitNOFILE)."
+        log.warning(message, room.descriptors)
     settings = dataclasses.replace(settings, max_in_flight=room.requests)
     try:
         listening = await listen(
@@ -105,7 +106,8 @@ async def _open_gateway(config: ServingConfig, state: HostState, metrics: Metric
         )
     except OSError as error:
         raise UsageError(f"gateway port {settings.port}: {error.strerror}. Change gateway.port in {config.path}.") from None
-    log.info("gateway on http://%s:%s for %d connections, %d requests", settings.host, settings.port, room.connections, room.requests)
+    message = "gateway on http://%s:%s for %d connections, %d requests"
+    log.info(message, settings.host, settings.port, room.connections, room.requests)
     return listening
 
 
