@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestServer
 
 from adapterops.serving.config import GatewaySettings
 from adapterops.serving.gateway import make_gateway
+from adapterops.serving.limits import Limits
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Route, Version
 from adapterops.serving.state import Engine as EngineState
@@ -20,6 +21,23 @@ STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")
 CANARY = Version("support", "b" * 64, "2026-11-02T00:00:00+00:00")
 QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}]}
 STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
+
+LIMITS = Limits(
+    n=8,
+    prompts=8,
+    max_tokens=1024,
+    default_tokens=512,
+    request_tokens=8192,
+    logprobs=5,
+    logit_bias=128,
+    messages=256,
+    tools=32,
+    schema_nodes=256,
+    share=0.25,
+    thumbs_per_minute=30,
+    grammars=False,
+    evidence=True,
+)
 
 
 async def broken_stream(request):
@@ -71,7 +89,7 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def host(route=None, engines=1, **settings):
+async def host(route=None, engines=1, capacity=64, **settings):
     stubs, upstreams = [Engine() for _ in range(engines)], []
     for stub in stubs:
         application = web.Application()
@@ -93,15 +111,17 @@ async def host(route=None, engines=1, **settings):
         "max_in_flight": 100,
         "read_timeout_s": 5.0,
         "request_timeout_s": 20.0,
+        "write_timeout_s": 5.0,
         "drain_delay_s": 0.0,
         "drain_s": 5.0,
         "api_keys": None,
         "access_log": False,
         "log_prompts": False,
         "engine_metrics": False,
+        "limits": LIMITS,
         **settings,
     }
-    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))
+    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics, capacity=capacity))
     await server.start_server()
     async with aiohttp.ClientSession(base_url=server.make_url("/")) as client:
         yield Host(client, state, stubs, metrics, server)

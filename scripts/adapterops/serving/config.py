@@ -9,6 +9,7 @@ from pathlib import Path
 from adapterops.basemodels import BaseModel, find_base_model, load_base_models
 from adapterops.basemodels.allowlist import not_allowed
 from adapterops.schemas import ROOT, SchemaProblem
+from adapterops.serving.limits import Limits
 from adapterops.store.signing import Trust
 from adapterops.yamlfile import Sound, load_yaml
 
@@ -55,12 +56,14 @@ class GatewaySettings:
     max_in_flight: int
     read_timeout_s: float
     request_timeout_s: float
+    write_timeout_s: float
     drain_delay_s: float
     drain_s: float
     api_keys: Path | None
     access_log: bool
     log_prompts: bool
     engine_metrics: bool
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def load_serving_config(path: Path) -> ServingConfig:
         bucket=values["store"]["bucket"],
         trust=_trust(values["store"]["signed_by"]),
         engine=EngineConfig(**values["engine"]),
-        gateway=GatewaySettings(**{**values["gateway"], "api_keys": ROOT / keys if keys else None}),
+        gateway=GatewaySettings(
+            **{**values["gateway"], "api_keys": ROOT / keys if keys else None, "limits": Limits(**values["gateway"]["limits"])}
+        ),
         interval_s=values["reconciler"]["interval_s"],
         keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
@@ -146,6 +151,9 @@ def _together(sound: Sound) -> list[SchemaProblem]:
             f"null with gateway.host {host} lets everybody on the network ask. Make a file of keys (scripts/api_key.py), or listen on "
             "127.0.0.1.",
         )
+    for cap in ("max_tokens", "default_tokens"):
+        if length and (tokens := sound("gateway", "limits", cap)) and tokens > length:
+            refuse("gateway", f"limits.{cap}", f"{tokens} is above engine.max_model_len {length}. vLLM refuses such an answer.")
     if sound("gateway", "engine_metrics") and replicas and replicas > 1:
         refuse("gateway", "engine_metrics", f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.")
     return problems

@@ -1,15 +1,16 @@
-"""API keys: hashed at rest, each with its adapters, its rate and its role."""
+"""API keys: hashed at rest, each with its adapters, its rate, its limits and its role."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from adapterops.errors import UsageError
+from adapterops.serving.limits import Limits
 from adapterops.yamlfile import load_yaml
 
 log = logging.getLogger("gateway")
@@ -26,9 +27,11 @@ class ApiKey:
         adapters: what may be asked for; None is everything, the base model too.
         requests_per_minute: on each host, for hosts do not tell each other; None is unlimited.
         role: an `operator` may also name a version, send probes and read the metrics.
+        limits: caps of its requests and its share of the host.
     """
 
     name: str
+    limits: Limits
     adapters: frozenset[str] | None = None
     requests_per_minute: int | None = None
     role: Literal["client", "operator"] = "client"
@@ -49,15 +52,13 @@ class ApiKey:
         return 0.0
 
 
-# Without a file of keys everybody may do everything: for a gateway on loopback or behind another one that asks for keys.
-ANYONE = ApiKey("-", role="operator")
-
-
 class ApiKeys:
     """The keys of a file; a changed file counts within seconds, and one that became invalid is reported and not used.
 
     Args:
-        path: `configs/schemas/api_keys.json`; None lets everybody do everything.
+        path: `configs/schemas/api_keys.json`; None lets everybody do everything, as one key that has the host to itself: for a
+            gateway on loopback, or behind another one that asks for keys.
+        limits: of a key whose entry changes none.
 
     Raises:
         UsageError: the file is not what its schema says, when it is first read.
@@ -66,16 +67,18 @@ class ApiKeys:
     for secrets that people choose.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, limits: Limits) -> None:
         self._path = path
-        self._keys: dict[str, ApiKey] = _load(path) if path else {}
+        self._limits = limits
+        self._anyone = ApiKey("-", replace(limits, share=None), role="operator")
+        self._keys: dict[str, ApiKey] = _load(path, limits) if path else {}
         self._stamp = _stamp(path)
         self._looked = time.monotonic()
 
     def find(self, authorization: str | None) -> ApiKey | None:
         """The key of an `Authorization: Bearer …` header, None if there is none like that."""
         if self._path is None:
-            return ANYONE
+            return self._anyone
         self._look_again()
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
@@ -92,7 +95,7 @@ class ApiKeys:
             return
         self._stamp = stamp
         try:
-            fresh = _load(self._path)
+            fresh = _load(self._path, self._limits)
         except UsageError as error:
             log.error("%s The keys read before stay in force.", error)
             return
@@ -111,15 +114,16 @@ def _stamp(path: Path | None) -> tuple[int, int]:
     return (status.st_mtime_ns, status.st_size) if status else (0, 0)
 
 
-def _load(path: Path) -> dict[str, ApiKey]:
+def _load(path: Path, limits: Limits) -> dict[str, ApiKey]:
     entries: list[dict[str, Any]] = load_yaml(path, "api_keys")["keys"]
-    names = [entry["name"] for entry in entries]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"{path}: the name {twice[0]} is given to two keys. The access log could not tell them apart.")
+    for what in ("name", "sha256"):
+        values = [entry[what] for entry in entries]
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise UsageError(f"{path}: the {what} {twice[0]} is given to two keys. The access log could not tell them apart.")
     return {
         entry["sha256"]: ApiKey(
             entry["name"],
+            replace(limits, **entry.get("limits", {})),
             None if entry["adapters"] == "all" else frozenset(entry["adapters"]),
             entry["requests_per_minute"],
             entry["role"],
