@@ -256,6 +256,10 @@ SCHEMAS = {
     "many references": (refs(60), "more than 64 references"),
     "foreign reference": ({"$ref": "http://169.254.169.254/schema.json"}, "Expected `#/$defs/NAME`"),
     "reference into data": ({"examples": [{"pattern": "x"}], "$ref": "#/examples/0"}, "Expected `#/$defs/NAME`"),
+    "nothing but itself": ({"$ref": "#"}, "lead back to `#` and to nothing else"),
+    "a circle": ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}, "lead back to `#/$defs/a`"),
+    "a circle of choices": ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 2}}}, "lead back to `#/$defs/a`"),
+    "escaped reference": ({"$defs": {"a/b": {}}, "$ref": "#/$defs/a~1b"}, "Expected `#/$defs/NAME`"),
     "large number": ({"type": "integer", "maximum": 10**400}, "has the number"),
     "large": ({"type": "object", "description": "x" * 60_000}, "more than 36864 bytes"),
     "no schema": ([], "is not a JSON Schema"),
@@ -272,6 +276,12 @@ def test_a_schema_that_takes_an_engine_long_to_compile_is_refused(schema, reason
         with pytest.raises(BodyError, match=r"`tools\[0\]\.function\.parameters`"):
             check_body(CHAT, {**QUESTION, "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}, LIMITS)
     assert time.monotonic() - started < 1
+
+
+def test_a_schema_may_be_recursive_through_an_object_or_a_list():
+    tree = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}, "parent": {"$ref": "#"}}}
+    schema = {"$defs": {"Tree": tree, "Leaf": {"anyOf": [{"$ref": "#/$defs/Tree"}, {"type": "null"}]}}, "$ref": "#/$defs/Leaf"}
+    assert check_body(CHAT, {**QUESTION, "response_format": json_schema(schema)}, LIMITS)
 
 
 def test_the_schemas_of_one_request_share_their_cap():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-import operator
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -51,11 +50,12 @@ class Answers:
         """Answers that count: a client's own errors do not."""
         return self.good + self.errors
 
-    def __add__(self, other: Answers) -> Answers:
-        """Both together."""
-        ours, theirs = dict(self.buckets), dict(other.buckets)
-        buckets = tuple((bound, ours.get(bound, 0) + theirs.get(bound, 0)) for bound in sorted(ours.keys() | theirs.keys()))
-        return Answers(self.good + other.good, self.errors + other.errors, buckets)
+    def plus(self, other: Answers, sign: int = 1) -> Answers:
+        """Both together; with -1, these without the others."""
+        buckets = dict(self.buckets)
+        for bound, count in other.buckets:
+            buckets[bound] = buckets.get(bound, 0) + sign * count
+        return Answers(self.good + sign * other.good, self.errors + sign * other.errors, tuple(sorted(buckets.items())))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Counts:
     @cached_property
     def users(self) -> Answers:
         """Answers to users, of all keys."""
-        return functools.reduce(operator.add, (seen.answers for seen in self.keys.values()), Answers())
+        return functools.reduce(Answers.plus, (seen.answers for seen in self.keys.values()), Answers())
 
     @property
     def up(self) -> int:
@@ -101,7 +101,10 @@ class Counts:
 
     def without(self, key: str) -> Counts:
         """What all but one key saw."""
-        return Counts({name: seen for name, seen in self.keys.items() if name != key}, self.probes)
+        others = Counts({name: seen for name, seen in self.keys.items() if name != key}, self.probes)
+        if key in self.keys:
+            vars(others)["users"] = self.users.plus(self.keys[key].answers, -1)  # not added up anew for each of many keys
+        return others
 
 
 @dataclass
@@ -155,7 +158,7 @@ class Accumulated:
 
         users = {name: seen(of) for (name, origin), of in by_key.items() if origin == "user"}
         probes = [answers(of) for (_, origin), of in by_key.items() if origin == "probe"]
-        return Counts(users, functools.reduce(operator.add, probes, Answers()))
+        return Counts(users, functools.reduce(Answers.plus, probes, Answers()))
 
     def mark(self) -> dict[_Key, float]:
         """This moment, for `counts`."""

@@ -28,7 +28,7 @@ _CHARACTERS = 16_384  # of names and values, all schemas together
 _COSTLY = ("pattern", "patternProperties", "propertyNames", "minLength", "maxLength", "minProperties", "maxProperties")
 _CHEAP_FORMATS = ("date-time", "date", "time", "duration", "uuid", "ipv4", "ipv6")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # a schema for each name
-_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
+_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[A-Za-z0-9_.-]+)?")
 # Is read by people, compiled by nobody.
 _PROSE = ("title", "description", "$comment", "examples", "default")
 
@@ -58,6 +58,8 @@ class SchemaCost:
             raise BodyError(f"`{field}` is not a JSON Schema. Expected an object.", field)
         self._field = field
         self._schema(schema, 1)
+        if name := _circle(schema):
+            self._refuse(f"has definitions that lead back to `{shown(name)}` and to nothing else")
         room = 4096 + _BYTES_PER_NODE * self._limits.schema_nodes
         self._count("bytes", room, len(json.dumps(schema, ensure_ascii=False).encode()))
 
@@ -135,3 +137,35 @@ class SchemaCost:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise BodyError(f"`{self._field}` {reason}.", self._field)
+
+
+def _circle(schema: dict[str, Any]) -> str | None:
+    """A definition that leads back to itself without an object or a list between, as `root ::= root` does; None if there is none.
+
+    Engines answer such a schema with 500.
+    """
+    definitions = {f"#/{table}/{name}": inner for table in ("$defs", "definitions") for name, inner in _entries(schema.get(table))}
+    leads = {name: _leads(inner) for name, inner in {"#": schema, **definitions}.items()}
+    for name in leads:
+        seen, ahead = set(), set(leads[name])
+        while ahead:
+            if name in ahead:
+                return name
+            seen |= ahead
+            ahead = {further for known in ahead for further in leads.get(known, ())} - seen
+    return None
+
+
+def _entries(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _leads(schema: Any) -> set[str]:
+    """The definitions that a schema refers to at its own place."""
+    if not isinstance(schema, dict):
+        return set()
+    found = {schema["$ref"]} if isinstance(schema.get("$ref"), str) else set()
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        for inner in schema.get(keyword, ()) if isinstance(schema.get(keyword), list) else ():
+            found |= _leads(inner)
+    return found
