@@ -141,6 +141,8 @@ class _Gateway:
                 exchange.adapter = name = self._known(body, key)
                 exchange.stream = body.get("stream") is True
                 checked = check_body(request.path, body, key.limits)
+                # What a client's own grammar makes of an engine is no version's doing.
+                exchange.evidence = exchange.evidence and "structured_outputs" not in checked
                 version, twin = self._versions(request, body, name, key)
                 exchange.version = version
                 if self._settings.log_prompts:

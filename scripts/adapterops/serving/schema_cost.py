@@ -146,8 +146,9 @@ def _circle(schema: dict[str, Any]) -> str | None:
     """
     definitions = {f"#/{table}/{name}": inner for table in ("$defs", "definitions") for name, inner in _entries(schema.get(table))}
     leads = {name: _leads(inner) for name, inner in {"#": schema, **definitions}.items()}
-    for name in leads:
-        seen, ahead = set(), set(leads[name])
+    for name, first in leads.items():
+        seen: set[str] = set()
+        ahead = first
         while ahead:
             if name in ahead:
                 return name
