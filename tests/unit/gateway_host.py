@@ -33,6 +33,7 @@ LIMITS = Limits(
     messages=256,
     tools=32,
     schema_nodes=256,
+    schemas_per_minute=30,
     share=0.25,
     thumbs_per_minute=30,
     grammars=False,

@@ -129,6 +129,21 @@ def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys):
     with_host(test, api_keys=keys(alice={}, bob={}), max_in_flight=8)
 
 
+def test_a_key_has_its_rate_of_schemas_that_are_new(keys):
+    """Each is compiled by the engine; one that it has seen is not."""
+
+    async def test(gateway):
+        def ask(name, key):
+            schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {name: {}}}}}
+            return gateway.ask({**QUESTION, "response_format": schema}, headers=of(key))
+
+        assert [(await ask(f"p{number}", "alice"))[0] for number in range(5)] == [200, 200, 200, 429, 429]
+        assert [(await ask(name, "alice"))[0] for name in ("p0", "p1", "p2", "p0")] == [200] * 4
+        assert [(await ask("p9", "bob"))[0], (await gateway.ask(headers=of("alice")))[0]] == [200, 200]
+
+    with_host(test, api_keys=keys(alice={"limits": {"schemas_per_minute": 3}}, bob={}))
+
+
 async def ask_and_not_read(gateway, key, body):
     """A client that sends its question and reads nothing."""
     url, raw = gateway.server.make_url("/"), json.dumps(body).encode()

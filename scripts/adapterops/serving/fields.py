@@ -70,6 +70,13 @@ def sequences(body: Mapping[str, Any]) -> int:
     return int(body.get("n", 1)) * _prompts(body.get("prompt"))
 
 
+def compiled(body: Mapping[str, Any]) -> bytes:
+    """What an engine has to compile before it can answer a checked body; empty if there is nothing."""
+    schema = body.get("response_format", {}).get("json_schema")
+    found = [part for part in (schema, body.get("tools"), body.get("structured_outputs")) if part]
+    return json.dumps(found, sort_keys=True).encode() if found else b""
+
+
 def _prompts(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 

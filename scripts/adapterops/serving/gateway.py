@@ -17,7 +17,7 @@ from adapterops.serving.body import BodyError, parse_body, shown
 from adapterops.serving.config import GatewaySettings
 from adapterops.serving.exchange import Exchange, write_line
 from adapterops.serving.feedback import Feedback, TooManyThumbsError
-from adapterops.serving.fields import check_body, sequences
+from adapterops.serving.fields import check_body, compiled, sequences
 from adapterops.serving.forward import EngineLostError, Question, VersionFailedError, forward
 from adapterops.serving.keys import ApiKey, ApiKeys
 from adapterops.serving.metrics import Metrics
@@ -141,6 +141,9 @@ class _Gateway:
                 exchange.adapter = name = self._known(body, key)
                 exchange.stream = body.get("stream") is True
                 checked = check_body(request.path, body, key.limits)
+                if (schemas := compiled(checked)) and not key.may_compile(schemas, time.monotonic()):
+                    message = f"Key {key.name} may send {key.limits.schemas_per_minute} new schemas a minute."
+                    raise self._refuse("schemas", 429, message, {"Retry-After": "10"}, "rate_limit_exceeded")
                 # What a client's own grammar makes of an engine is no version's doing.
                 exchange.evidence = exchange.evidence and "structured_outputs" not in checked
                 version, twin = self._versions(request, body, name, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from adapterops.yamlfile import load_yaml
 
 log = logging.getLogger("gateway")
 _LOOK_AGAIN_S = 2.0
+_KNOWN_SCHEMAS = 256  # of a key; vLLM keeps 512 MB of what it compiled
 _BURST_S = 10.0  # a key may save up this many seconds of its rate
 
 
@@ -37,6 +39,7 @@ class ApiKey:
     role: Literal["client", "operator"] = "client"
     _tokens: float = field(default=-1.0, repr=False)
     _at: float = field(default=0.0, repr=False)
+    _schemas: OrderedDict[bytes, float] = field(default_factory=OrderedDict, repr=False)
 
     def wait(self, now: float) -> float:
         """Take one request from the key's bucket; seconds to wait if it is empty, 0 if not."""
@@ -50,6 +53,22 @@ class ApiKey:
             return (1 - self._tokens) / rate
         self._tokens -= 1
         return 0.0
+
+    def may_compile(self, schemas: bytes, now: float) -> bool:
+        """Take up the schemas of a request; False if too many new ones came within the last minute.
+
+        Those that came before are compiled already.
+        """
+        digest = hashlib.sha256(schemas).digest()
+        if digest in self._schemas:
+            return True
+        recent = sum(now - at < 60 for at in self._schemas.values())
+        if recent >= self.limits.schemas_per_minute:
+            return False
+        self._schemas[digest] = now
+        if len(self._schemas) > max(_KNOWN_SCHEMAS, self.limits.schemas_per_minute):
+            self._schemas.popitem(last=False)
+        return True
 
 
 class ApiKeys:
@@ -101,7 +120,7 @@ class ApiKeys:
             return
         for digest, key in fresh.items():
             if former := self._keys.get(digest):
-                key._tokens, key._at = former._tokens, former._at
+                key._tokens, key._at, key._schemas = former._tokens, former._at, former._schemas
         self._keys = fresh
         log.info("%s: %d keys", self._path, len(fresh))
 

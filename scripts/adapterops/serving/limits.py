@@ -20,6 +20,7 @@ class Limits:
         messages: in one conversation.
         tools: in one request.
         schema_nodes: objects and lists of all JSON Schemas in one request (`response_format`, `tools`).
+        schemas_per_minute: that the key has not sent lately, and so are compiled anew.
         grammars: `structured_outputs` and regular expressions in schemas are allowed; engines compile them, which can take minutes.
         share: of the requests under way (`gateway.max_in_flight`) and of what the engines batch; None is no limit of its own.
         thumbs_per_minute: votes that count.
@@ -36,6 +37,7 @@ class Limits:
     messages: int
     tools: int
     schema_nodes: int
+    schemas_per_minute: int
     share: float | None
     thumbs_per_minute: int
     grammars: bool
