@@ -15,7 +15,7 @@ from adapterops.engine import server
 from adapterops.engine.server import EngineProcess, engine_command, start_engine
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.processor import cpu_dtype
-from adapterops.schemas import ROOT
+from adapterops.schemas import ROOT, load_schema
 from adapterops.serving.config import load_serving_config
 
 
@@ -45,6 +45,19 @@ def test_the_command_line_serves_adapters_on_loopback_with_the_pinned_template(c
     assert (option(command, "--max-loras"), option(command, "--max-cpu-loras")) == ("3", "4")
     assert "--enable-lora" in command
     assert "--trust-remote-code" not in command
+
+
+def test_the_engine_has_limits_of_its_own_behind_the_gateways(config, model):
+    command = engine_command(config, model, 1234)
+    assert option(command, "--max-num-queued-reqs") == str(config.gateway.max_in_flight + config.engine.max_num_seqs)
+    assert json.loads(option(command, "--structured-outputs-config")) == {"backend": "xgrammar"}
+    assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 0, "video": 0, "audio": 0}
+    assert option(command, "--allowed-media-domains") == "none.invalid"
+    most = load_schema("serving")["properties"]["gateway"]["properties"]["limits"]["properties"]
+    assert (option(command, "--max-logprobs"), server.ENVIRONMENT["VLLM_MAX_N_SEQUENCES"]) == (
+        str(most["logprobs"]["maximum"]),
+        str(most["n"]["maximum"]),
+    )
 
 
 def test_auto_is_what_the_processor_computes_in(config, model):

@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -13,6 +16,7 @@ from aiohttp import web
 from gateway_host import CANARY, LIMITS, QUESTION, STABLE, STREAM, broken_stream, with_host
 
 from adapterops.errors import UsageError
+from adapterops.schemas import ROOT
 from adapterops.serving.keys import ApiKeys
 from adapterops.serving.routes import Route
 from adapterops.serving.state import Followed
@@ -107,6 +111,24 @@ def test_a_changed_file_of_keys_counts_and_a_broken_one_does_not(keys, monkeypat
 def test_a_file_of_keys_that_cannot_be_meant_is_refused(tmp_path, change, reason):
     with pytest.raises(UsageError, match=reason):
         ApiKeys(write_keys(tmp_path / "keys.yaml", **change), LIMITS)
+
+
+def test_a_key_that_is_made_has_the_limits_that_were_asked_for(tmp_path):
+    command = [sys.executable, ROOT / "scripts/api_key.py", "extraction", "--adapter", "support"]
+    made = subprocess.run(
+        [*command, "--limit", "max_tokens", "4096", "--limit", "share", "0.5"], capture_output=True, text=True, check=True
+    )
+    secret, _, entry = made.stdout.partition("\n")
+    (tmp_path / "keys.yaml").write_text("keys:\n" + entry)
+    key = ApiKeys(tmp_path / "keys.yaml", LIMITS).find(f"Bearer {secret}")
+    assert (key.name, key.adapters, key.limits) == ("extraction", {"support"}, replace(LIMITS, max_tokens=4096, share=0.5))
+    for name, value, reason in (
+        ("n", "16384", "out of range"),
+        ("best_of", "2", "unknown key `best_of`"),
+        ("grammars", "maybe", "true or false"),
+    ):
+        refused = subprocess.run([*command, "--limit", name, value], capture_output=True, text=True, check=False)
+        assert (refused.returncode, reason in refused.stderr, refused.stdout) == (2, True, "")
 
 
 def test_more_requests_at_once_than_allowed_are_refused():

@@ -264,6 +264,17 @@ def test_an_error_of_one_version_counts_and_the_client_has_the_answer_of_the_oth
     with_host(test, route=ON_TRIAL)
 
 
+def test_a_clients_own_grammar_accuses_nobody(keys):
+    """Of a key that may send them, and on one version alone: an engine's luck with a grammar is no version's."""
+
+    async def test(gateway):
+        gateway.engine.answer = fails_as(CANARY.engine_name, STABLE.engine_name)
+        assert (await gateway.ask({**QUESTION, "structured_outputs": {"grammar": "root ::= root"}}, headers=of("alice")))[0] == 500
+        assert judged(gateway) == set()
+
+    with_host(test, route=Route(STABLE), api_keys=keys(alice={"limits": {"grammars": True}}))
+
+
 def test_a_probe_hears_the_version_that_it_asked_for():
     async def test(gateway):
         gateway.engine.answer = fails_as(CANARY.engine_name)
