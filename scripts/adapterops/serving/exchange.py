@@ -120,6 +120,7 @@ class Exchange:
             "kind": self.kind,
             "adapter": self.adapter,
             "version": self.version.digest[:12] if self.version else None,
+            "failed": self.failed.digest[:12] if self.failed else None,
             "status": self.status,
             "stream": self.stream,
             "ms": round((now - self.started) * 1000, 1),
