@@ -8,8 +8,8 @@ BIN := .venv/bin
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:  ## make .venv with the pinned requirements (CUDA where there is a GPU; QLORA_DEVICE=cpu|cuda overrides)
-	@$(PYTHON) scripts/bootstrap.py
+setup:  ## make .venv with the pinned requirements (CUDA where there is a GPU; QLORA_DEVICE=cpu|cuda overrides; NO_DEV=1 leaves out tests and linters)
+	@$(PYTHON) scripts/bootstrap.py $(if $(NO_DEV),--no-dev)
 
 demo: setup  ## validate, train, evaluate, gate, publish, hot-load and ask: the whole flow on this machine
 	@$(BIN)/python scripts/demo.py up

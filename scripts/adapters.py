@@ -18,25 +18,36 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("action", type=click.Choice(["list", "history", "show", "verify", "gc"]))
+@click.argument("action", type=click.Choice(["list", "history", "show", "verify", "gc", "withdraw", "renumber"]))
 @click.argument("adapter", required=False)
-@click.option("--version", default="latest", show_default=True, help="show, verify: a digest, its first digits, or `latest`.")
+@click.option("--version", help="show, verify, withdraw: a digest, its first digits, or `latest`. Default: `latest`; withdraw has none.")
 @click.option("--gateway", multiple=True, help="list: a serving host to ask what it serves; repeatable.")
 @click.option("--config", type=EXISTING_FILE, help="verify: check as this serving host would (signature, base model).")
 @click.option("--generations", type=click.IntRange(1), default=10, show_default=True, help="gc: last generations that keep what they name.")
 @click.option("--min-age-days", type=click.FloatRange(0, 36_500), default=30.0, show_default=True, help="gc: younger uploads are kept.")
 @click.option("--delete", is_flag=True, help="gc: delete; without it, say what would be.")
+@click.option("--reason", help="withdraw, renumber: why, on one line; for the list and the audit log.")
+@click.option(
+    "--signing-key",
+    envvar="SIGNING_KEY",
+    help="withdraw: private key (PEM) that signs releases, or `keyless`: the identity of the GitHub Actions workflow. "
+    "Default: $SIGNING_KEY, else unsigned, which only hosts heed that ask for no signature.",
+)
+@click.option("--above", type=click.IntRange(1, 999_999_998), help="renumber: the highest generation that a host has seen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 def main(
     action: str,
     adapter: str | None,
-    version: str,
+    version: str | None,
     gateway: tuple[str, ...],
     config: Path | None,
     generations: int,
     min_age_days: float,
     delete: bool,
+    reason: str | None,
+    signing_key: str | None,
+    above: int | None,
     as_json: bool,
     bucket: str | None,
 ) -> None:
@@ -48,19 +59,22 @@ def main(
     show ADAPTER      the manifest of a release
     verify ADAPTER    download a release and check digests, weights, and with --config signature and base model
     gc [ADAPTER]      releases that no channel and none of its last generations names
+    withdraw ADAPTER  never serve a version again: hosts take the previous one at once, nothing publishes or deploys it
+    renumber ADAPTER  write the channel under a higher generation, for hosts that refuse a bucket that was restored
 
     \b
     Example:
       python scripts/adapters.py list --bucket qlora-adapters --gateway http://10.0.0.5:8080
       python scripts/adapters.py verify support-ko --version 1a2b3c4d5e6f --config configs/serving.yaml
       python scripts/adapters.py gc --generations 10 --delete
+      python scripts/adapters.py withdraw support-ko --version 1a2b3c4d5e6f --reason "leaks names" --signing-key signing.pem
     """
     from adapterops.store.objects import open_store
 
     if math.isnan(min_age_days):  # click takes it for a number in any range
         raise UsageError("--min-age-days nan: expected a number of days.")
     store = open_store(bucket)
-    if action in ("history", "show", "verify") and not adapter:
+    if action not in ("list", "gc") and not adapter:
         raise UsageError(f"{action} of which adapter? Name it: adapters.py {action} ADAPTER.")
     name = str(adapter)
     if adapter:
@@ -71,9 +85,13 @@ def main(
         case "history":
             _history(store, name, as_json)
         case "show":
-            _show(store, name, version)
+            _show(store, name, version or "latest")
         case "verify":
-            _verify(store, name, version, config)
+            _verify(store, name, version or "latest", config)
+        case "withdraw":
+            _withdraw(store, name, version, reason, signing_key, config)
+        case "renumber":
+            _renumber(store, name, above, reason)
         case _:
             _gc(store, adapter, generations, min_age_days, delete)
 
@@ -164,11 +182,13 @@ def _show(store: ObjectStore, name: str, version: str) -> None:
 def _verify(store: ObjectStore, name: str, version: str, config: Path | None) -> None:
     from adapterops.serving.config import load_serving_config
     from adapterops.store.releases import fetch_release, find_release, find_version
+    from adapterops.store.withdrawn import refuse_withdrawn
 
     host = load_serving_config(config) if config else None
     digest = find_version(store, name, version)
     with tempfile.TemporaryDirectory() as scratch:
         manifest: dict[str, Any] = find_release(store, name, digest) or {}
+        refuse_withdrawn(store, name, digest)
         base_model = host.base_model.name if host else manifest["base_model"]["name"]
         fetch_release(store, name, digest, Path(scratch), base_model=base_model, trust=host.trust if host else None)
     signed = f"signed by {host.trust.public_key or host.trust.identity}" if host and host.trust else "signature not asked for"
@@ -187,6 +207,40 @@ def _gc(store: ObjectStore, adapter: str | None, generations: int, min_age_days:
         console.print(f"{'deleted' if delete else 'would delete'} {item.adapter} {item.digest[:12]} ({item.why})", soft_wrap=True)
     said = f"{len(found)} version{'s' if len(found) != 1 else ''}"
     console.print(f"{said} {'deleted' if delete else 'to delete; repeat with --delete'}" if found else "nothing to delete")
+
+
+def _withdraw(store: ObjectStore, name: str, version: str | None, reason: str | None, signing_key: str | None, config: Path | None) -> None:
+    from adapterops.adapters import load_adapter
+    from adapterops.serving.config import load_serving_config
+    from adapterops.store.releases import find_version
+    from adapterops.store.signing import signer_from
+    from adapterops.store.withdrawn import withdraw
+
+    if not version or not reason:
+        raise UsageError("withdraw needs --version and --reason: which version, and why.")
+    signer = signer_from(signing_key)
+    host = load_serving_config(config or load_adapter(name).serving)
+    if host.trust and not signer:
+        raise UsageError(f"hosts of {host.path.name} heed signed lists alone (store.signed_by). Give --signing-key.")
+    digest = version if len(version) == 64 else find_version(store, name, version)
+    channel = withdraw(store, name, digest, reason=reason, signer=signer, trust=host.trust)
+    now = "there is no channel"
+    if channel:
+        now = f"generation {channel.generation}, stable is {(channel.stable or 'nothing')[:12]}"
+        if channel.stable == digest:
+            now += ", for there is no version to go back to: nothing is served until another one is deployed"
+    console.print(f"{name} {digest[:12]} is withdrawn; {now}", markup=False, soft_wrap=True)
+
+
+def _renumber(store: ObjectStore, name: str, above: int | None, reason: str | None) -> None:
+    from adapterops.store.channels import change_channel, read_channel
+
+    if above is None or not reason:
+        raise UsageError("renumber needs --above and --reason: the generation that hosts have seen, and why.")
+    if read_channel(store, name) is None:
+        raise UsageError(f"{name} has no channel in bucket {store.bucket}. Deploy a version first.")
+    channel = change_channel(store, name, lambda present: present, reason=reason, above=above)
+    console.print(f"{name}: generation {channel.generation}, stable is {(channel.stable or 'nothing')[:12]}", markup=False, soft_wrap=True)
 
 
 def _text(value: object) -> str:

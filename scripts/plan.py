@@ -41,9 +41,9 @@ def main(
     """
     from adapterops.documents import write_json
     from adapterops.gitops.candidates import trust_from
-    from adapterops.gitops.github import labels_of
+    from adapterops.gitops.github import approved_since_push
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
-    from adapterops.plan.build import build_plan
+    from adapterops.plan.build import BUDGET_LABEL, build_plan
     from adapterops.plan.present import plan_markdown, print_plan
     from adapterops.plan.tree import fetch, resolve
     from adapterops.schemas import ROOT
@@ -51,8 +51,8 @@ def main(
 
     fetch(head, ROOT)
     store = None if no_store else open_store(bucket)
-    labels, trust = labels_of(pull_request), trust_from(signed_by)
-    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, labels=labels, trust=trust)
+    approved, trust = approved_since_push(pull_request, head, BUDGET_LABEL), trust_from(signed_by)
+    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust)
     if output:
         write_json(output, plan, "plan")
     print_plan(plan, console)

@@ -79,17 +79,14 @@ def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | No
         RejectedError: it is not signed by whom we trust.
         InfrastructureError: the store.
     """
-    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_judged
+    from adapterops.gitops.candidates import fetch_judgement, fetch_train_manifest, find_judged
 
     shutil.rmtree(run, ignore_errors=True)  # what an earlier call left is of another verdict
     known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
     if known.judgement is None:
         console.print(f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True)
         return False
-    fetch_adapter(store, row["training_key"], run / "model", None if known.released else trust)
-    for file in (run / "model").iterdir():
-        if file.name != "train_manifest.json":
-            file.unlink()  # the report needs no weights, and what is kept becomes an artifact
+    fetch_train_manifest(store, row["training_key"], run / "model", trust)  # the report needs no weights
     fetch_judgement(store, known.judgement, run)
     return True
 

@@ -29,10 +29,10 @@ def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: 
       python scripts/promote.py --adapter support-demo --into runs/promoted
     """
     from adapterops.errors import UsageError
+    from adapterops.escape import inline
     from adapterops.gitops.candidates import trust_from
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
     from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
-    from adapterops.plan.present import text
     from adapterops.plan.tree import resolve
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
@@ -58,8 +58,8 @@ def main(before: str | None, names: tuple[str, ...], into: Path | None, bucket: 
         console.print("Nothing to release: no adapter's weights differ from what is served.")
     summarize(
         "## Release\n\n"
-        + "".join(f"- {text(f'{promotion.adapter}: {str(promotion.digest)[:12]}')}\n" for promotion in ready)
-        + "".join(f"- {text(promotion.problem)}\n" for promotion in refused)
+        + "".join(f"- {inline(f'{promotion.adapter}: {str(promotion.digest)[:12]}')}\n" for promotion in ready)
+        + "".join(f"- {inline(promotion.problem)}\n" for promotion in refused)
         + ("" if promotions else "Nothing to release.\n")
     )
     set_outputs(adapters=json.dumps([{"adapter": promotion.adapter, "digest": promotion.digest} for promotion in ready]))

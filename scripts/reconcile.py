@@ -22,7 +22,7 @@ def main(name: str | None, bucket: str | None) -> None:
       GATEWAYS=http://10.0.0.7:8080 python scripts/reconcile.py --repository your-org/qlora-gitops
     """
     from adapterops.gitops.drift import find_drift
-    from adapterops.gitops.github import repository
+    from adapterops.gitops.github import is_by, repository
     from adapterops.gitops.notes import drift_issue
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
@@ -31,7 +31,7 @@ def main(name: str | None, bucket: str | None) -> None:
     for difference in differences:
         console.print(difference, markup=False, soft_wrap=True)
     with repository(name) as repo:
-        issues = [issue for issue in repo.get_issues(state="open") if issue.user.type == "Bot" and issue.title == TITLE]
+        issues = [issue for issue in repo.get_issues(state="open") if is_by(issue.user) and issue.title == TITLE]
         if differences and not issues:
             console.print(repo.create_issue(title=TITLE, body=drift_issue(differences)).html_url)
         for issue in issues:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, command, console, error_console
+from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, command, console, error_console, to_runner
 
 _FILES = {"html": "report.html", "comment": "comment.md", "summary": "summary.md"}
 
@@ -82,7 +82,7 @@ def _render(path: Path, styles: tuple[str, ...], output: Path | None, html_url: 
             print_report(report, console)
         elif style == "annotations":
             for line in check_annotations(report):
-                console.out(line, highlight=False)
+                to_runner.out(line, highlight=False)
         else:
             target = output or path.with_name(_FILES[style])
             text = page(report) if style == "html" else comment(report, html_url=html_url, run_url=run_url())

@@ -29,12 +29,13 @@ def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, p
     Example:
       NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python scripts/required_check.py --head SHA
     """
+    from adapterops.escape import inline
     from adapterops.gitops.candidates import trust_from
-    from adapterops.gitops.github import labels_of
+    from adapterops.gitops.github import approved_since_push
     from adapterops.gitops.outputs import annotate, summarize
     from adapterops.gitops.required import decide
-    from adapterops.plan.build import build_plan
-    from adapterops.plan.present import plan_markdown, text
+    from adapterops.plan.build import BUDGET_LABEL, build_plan
+    from adapterops.plan.present import plan_markdown
     from adapterops.plan.tree import fetch, resolve
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
@@ -45,11 +46,11 @@ def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, p
         raise UsageError("NEEDS is not set to the `needs` context as JSON. In a workflow: env: {NEEDS: ${{ toJSON(needs) }}}") from None
     fetch(head, ROOT)
     store = None if no_store else open_store(bucket)
-    labels, trust = labels_of(pull_request), trust_from(signed_by)
-    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, labels=labels, trust=trust)
+    approved, trust = approved_since_push(pull_request, head, BUDGET_LABEL), trust_from(signed_by)
+    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust)
     problems = decide(needs, plan)
     verdict = "This pull request may be merged." if not problems else "This pull request may not be merged yet."
-    summarize(f"## {verdict}\n\n" + "".join(f"- {text(problem)}\n" for problem in problems) + "\n" + plan_markdown(plan))
+    summarize(f"## {verdict}\n\n" + "".join(f"- {inline(problem)}\n" for problem in problems) + "\n" + plan_markdown(plan))
     console.print(verdict)
     for problem in problems:
         console.print(f"- {problem}", markup=False, soft_wrap=True)

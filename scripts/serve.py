@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command
+from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, log_in_lines
 
 
 @command()
@@ -29,7 +29,7 @@ def main(config: Path, engine_url: tuple[str, ...], engine_config: Path | None) 
     from adapterops.serving.config import load_serving_config
     from adapterops.serving.host import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_in_lines()
     for talkative in ("httpx", "httpx2", "botocore"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     settings = load_serving_config(config)

@@ -17,7 +17,8 @@ def main(head: str, base: str, main_copy: Path | None) -> None:
     """Bring data/, configs/ and adapters/ of a pull request, merged into the default branch, into this checkout. Never code.
 
     Links, submodules, executables, odd names, unlisted kinds of files and whatever is too large are refused, all of them at
-    once. Schemas, chat templates, the allow-list of base models and prices stay those of the default branch.
+    once. Of configs/, recipes, gates and the data policy are taken; schemas, chat templates, the allow-list of base models,
+    prices and what hosts serve and trust stay those of the default branch.
 
     \b
     Example:

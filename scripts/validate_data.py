@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterops.command import OUTPUT_PATH, command, console
+from adapterops.command import OUTPUT_PATH, command, console, to_runner
 from adapterops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def main(
     if style == "json":
         click.echo(json.dumps(report.document, indent=2, ensure_ascii=False))
     elif style == "github":
-        print_annotations(report, console)
+        print_annotations(report, to_runner)
     else:
         print_report(report, console)
     return 0 if report.passed else 1

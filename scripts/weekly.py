@@ -78,7 +78,7 @@ def _plan(bucket: str | None, signed_by: str | None) -> int:
 
 
 def _review(name: str | None, bucket: str | None, signed_by: str | None) -> int:
-    from adapterops.gitops.github import repository
+    from adapterops.gitops.github import is_by, repository
     from adapterops.gitops.notes import review_issue
     from adapterops.plan.keys import adapter_names
     from adapterops.schemas import ROOT
@@ -92,7 +92,7 @@ def _review(name: str | None, bucket: str | None, signed_by: str | None) -> int:
     title = f"Weekly review {year}-W{week:02d}"
     waiting = [f"{adapter}: {hindrance or 'no verdict for its keys on main'}" for adapter, hindrance in _waiting(bucket, signed_by).items()]
     with repository(name) as repo:
-        present = [issue for issue in repo.get_issues(state="open") if issue.user.type == "Bot" and issue.title == title]
+        present = [issue for issue in repo.get_issues(state="open") if is_by(issue.user) and issue.title == title]
         body = review_issue(histories, waiting)
         for issue in present:
             issue.edit(body=body)

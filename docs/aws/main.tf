@@ -16,29 +16,40 @@ variable "workflows_repository" {
 locals {
   issuer    = "token.actions.githubusercontent.com"
   workflows = coalesce(var.workflows_repository, var.repository)
-  train     = "${local.workflows}/.github/workflows/train.yaml@refs/heads/main"
+  files     = "${local.workflows}/.github/workflows"
+  train     = "${local.files}/train.yaml@refs/heads/main"
   bucket    = "arn:aws:s3:::${var.bucket}"
   roles = {
     # Any job of this repository may see what is there.
     read = {
+      test     = "StringLike"
       subjects = ["repo:${var.repository}:*"]
+      create   = []
       write    = []
       delete   = []
     }
     # train.yaml as main has it, called for a pull request or by main itself; never a pull request's own version of it.
     candidates = {
+      test = "StringEquals"
       subjects = [
         "repo:${var.repository}:pull_request:job_workflow_ref:${local.train}",
         "repo:${var.repository}:ref:refs/heads/main:job_workflow_ref:${local.train}",
       ]
-      write  = ["candidates/*"]
-      delete = ["candidates/*/checkpoints/*"]
+      create = ["candidates/*"]
+      write  = ["checkpoints/*"]
+      delete = ["checkpoints/*"]
     }
-    # Jobs that were let into the environment `production`, which only main may enter.
+    # Jobs that were let into the environment `production`, which only main may enter; the files are named, for a pattern that ends with
+    # @refs/heads/main also matches a branch of that name: `release.yaml@refs/heads/x@refs/heads/main`.
     release = {
-      subjects = ["repo:${var.repository}:environment:production:job_workflow_ref:${local.workflows}/.github/workflows/*@refs/heads/main"]
-      write    = ["adapters/*", "channels/*", "audit/*"]
-      delete   = []
+      test = "StringEquals"
+      subjects = [
+        for file in ["release.yaml", "deploy.yaml"] :
+        "repo:${var.repository}:environment:production:job_workflow_ref:${local.files}/${file}@refs/heads/main"
+      ]
+      create = ["audit/*"]
+      write  = ["adapters/*", "channels/*", "withdrawn/*"]
+      delete = []
     }
   }
 }
@@ -58,10 +69,10 @@ resource "aws_iam_role" "role" {
       Effect    = "Allow"
       Action    = "sts:AssumeRoleWithWebIdentity"
       Principal = { Federated = aws_iam_openid_connect_provider.github.arn }
-      Condition = {
-        StringEquals = { "${local.issuer}:aud" = "sts.amazonaws.com" }
-        StringLike   = { "${local.issuer}:sub" = each.value.subjects }
-      }
+      Condition = { (each.value.test) = {
+        "${local.issuer}:aud" = "sts.amazonaws.com"
+        "${local.issuer}:sub" = each.value.subjects
+      } }
     }]
   })
 }
@@ -77,7 +88,12 @@ resource "aws_iam_role_policy" "role" {
         { Effect = "Allow", Action = "s3:ListBucket", Resource = local.bucket },
         { Effect = "Allow", Action = "s3:GetObject", Resource = "${local.bucket}/*" },
       ],
-      # Writing, never deleting: releases and candidates are immutable, and only the bucket's owner tidies up.
+      # Creating: what is there stays, for S3 asks for the header `If-None-Match` (there is no multipart upload then, and no copy).
+      [for prefix in each.value.create : {
+        Effect    = "Allow", Action = "s3:PutObject", Resource = "${local.bucket}/${prefix}"
+        Condition = { Null = { "s3:if-none-match" = "false" } }
+      }],
+      # Writing, never deleting: only the bucket's owner tidies up.
       [for prefix in each.value.write : { Effect = "Allow", Action = "s3:PutObject", Resource = "${local.bucket}/${prefix}" }],
       # But for checkpoints, gigabytes that nobody needs when the training is done.
       [for prefix in each.value.delete : { Effect = "Allow", Action = "s3:DeleteObject", Resource = "${local.bucket}/${prefix}" }],
@@ -91,15 +107,15 @@ resource "aws_s3_bucket_versioning" "bucket" {
   versioning_configuration { status = "Enabled" }
 }
 
-# What was removed below candidates/ are checkpoints; their bytes stay a week, not for ever.
+# Checkpoints of a training that nobody went on with go after a month; the bytes of removed ones stay a week, not for ever.
 resource "aws_s3_bucket_lifecycle_configuration" "bucket" {
   bucket = var.bucket
   rule {
-    id     = "removed-checkpoints"
+    id     = "checkpoints"
     status = "Enabled"
-    filter { prefix = "candidates/" }
+    filter { prefix = "checkpoints/" }
     noncurrent_version_expiration { noncurrent_days = 7 }
-    expiration { expired_object_delete_marker = true }
+    expiration { days = 30 }
   }
 }
 

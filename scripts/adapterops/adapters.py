@@ -13,6 +13,15 @@ from adapterops.schemas import ROOT, SchemaProblem, did_you_mean, repository_pat
 from adapterops.yamlfile import Sound, load_yaml
 
 ADAPTERS = ROOT / "adapters"
+# Where the files lie that an adapter names: who may change them is said by place (CODEOWNERS).
+_KINDS: dict[tuple[str | int, ...], str] = {
+    ("recipe",): "configs/qlora/",
+    ("data", "training"): "data/training/",
+    ("data", "evaluation"): "data/eval/",
+    ("data", "extension"): "data/eval/",
+    ("evaluation", "gate"): "configs/quality_gate",
+    ("serving",): "configs/serving",
+}
 
 
 @dataclass(frozen=True)
@@ -157,8 +166,10 @@ def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
             continue
         if not _is_file(root / file):
             refuse(place, f"{file} does not exist.")
-        elif not (root / file).resolve().is_relative_to(root.resolve()):
+        elif not (led := (root / file).resolve()).is_relative_to(root.resolve()):
             refuse(place, f"{file} leads out of the repository. Links are followed and refused.")
+        elif not str(led.relative_to(root.resolve())).startswith(_KINDS[place[:2]]):
+            refuse(place, f"{file} leads to {led.relative_to(root.resolve())}. Expected a file of {_KINDS[place[:2]]}*, of its owners.")
     steps = sound("rollout", "steps")
     if steps and all(isinstance(step, int) for step in steps) and steps != sorted(set(steps)):
         refuse(("rollout", "steps"), f"{steps} does not grow. Each step gives the canary more traffic than the one before.")

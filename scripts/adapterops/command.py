@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import click
 from rich.console import Console
 
 from adapterops.errors import AdapterOpsError
+from adapterops.escape import line, no_commands, visible
 
 # Set before any import of transformers, trl or vllm in a stage: progress is shown by the stage itself, and nothing may
 # phone home from a runner.
@@ -26,11 +29,33 @@ for _name, _value in {
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "USE_HUB_KERNELS": "NO",  # a recipe's attention, where it is not installed, would be fetched as compiled code
 }.items():
     os.environ.setdefault(_name, _value)
 
-console = Console(highlight=False)
-error_console = Console(stderr=True, highlight=False)
+
+class _WithoutCommands:
+    """`sys.stdout` or `sys.stderr`, in whose text GitHub's runner finds no command.
+
+    So a name in a message cannot give it one.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        written: int = getattr(sys, self._name).write(no_commands(text))
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self._name), name)
+
+
+console = Console(file=cast(IO[str], _WithoutCommands("stdout")), highlight=False)
+error_console = Console(file=cast(IO[str], _WithoutCommands("stderr")), stderr=True, highlight=False)
+# For workflow commands, and for lines that `escape.line` made harmless.
+to_runner = Console(highlight=False)
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -73,21 +98,37 @@ class StageCommand(click.Command):
             sys.exit(141)
         except AdapterOpsError as error:
             error_console.print("[bold red]error:[/] ", end="")
-            error_console.print(str(error), markup=False, soft_wrap=True)
+            error_console.print(visible(str(error)), markup=False, soft_wrap=True)
             sys.exit(error.exit_code)
         except OSError as error:
             if error.errno not in _BAD_PATH | _BAD_DISK or error.filename is None:
-                traceback.print_exc()
+                error_console.out(visible(traceback.format_exc()), end="")
                 sys.exit(3)
             name = error.filename2 or error.filename  # of two, the one that was asked for: files are written beside and renamed
             error_console.print("[bold red]error:[/] ", end="")
-            error_console.print(f"{name}: {error.strerror}.", markup=False, soft_wrap=True)
+            error_console.print(visible(f"{name}: {error.strerror}."), markup=False, soft_wrap=True)
             sys.exit(3 if error.errno in _BAD_DISK else 2)
         except Exception:
             # A defect of this project or a broken machine, never "the gate says no": exit code 1 would say that.
-            traceback.print_exc()
+            error_console.out(visible(traceback.format_exc()), end="")
             sys.exit(3)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _LineFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        return line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Its lines are indented, so that none looks like a record."""
+        return textwrap.indent(visible(super().formatException(ei)), "  ")
+
+
+def log_in_lines() -> None:
+    """Log to standard error, a record a line: what a client or the store wrote forges none."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def run_child(arguments: Sequence[str], **options: Any) -> int:

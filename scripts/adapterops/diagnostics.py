@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from adapterops.escape import workflow_command
+
 
 @dataclass(frozen=True, order=True)
 class Finding:
@@ -31,12 +33,6 @@ class Finding:
         return f"{self.file}:{self.line}: {self.code} {self.message} See docs/errors.md#{self.code.lower()}."
 
     def annotation(self) -> str:
-        """A GitHub workflow command; `%`, carriage return and line feed must be escaped in it."""
+        """A GitHub workflow command."""
         level = "error" if self.severity == "error" else "notice"
-        where = escape_command(self.file).replace(":", "%3A").replace(",", "%2C")
-        return f"::{level} file={where},line={self.line},title={self.code}::{escape_command(self.message)}"
-
-
-def escape_command(text: str) -> str:
-    """A text for a GitHub workflow command."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return workflow_command(level, self.message, file=self.file, line=self.line, title=self.code)

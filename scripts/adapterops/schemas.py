@@ -6,12 +6,14 @@ import difflib
 import functools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import jsonschema_rs
+
+from adapterops import escape
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "configs" / "schemas"
@@ -23,6 +25,8 @@ def repository_path(path: Path) -> str:
     return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
 
 
+_UNKNOWN_KEYS = 20  # named in full; a hostile file can have as many as it has bytes
+_LONGEST_MESSAGE = 300
 _TYPE_NAMES = {
     "object": "a mapping",
     "array": "a list",
@@ -50,7 +54,7 @@ class SchemaProblem:
 
     def __str__(self) -> str:
         where = dotted(self.path)
-        return f"`{where}`: {self.message}" if where else self.message
+        return escape.line(f"`{where}`: {self.message}" if where else self.message)
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -76,25 +80,35 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def validator(name: str) -> jsonschema.Draft202012Validator:
+def validator(name: str) -> Any:
     """A validator of the named schema, made once."""
-    return jsonschema.Draft202012Validator(load_schema(name))
+    return _Validator(load_schema(name))
 
 
-def data_schema_validator(schema: dict[str, Any]) -> jsonschema_rs.Validator:
-    """A validator of a schema that comes from a data row: it fetches nothing, and its patterns cannot run away.
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """`$` is the end, as JSON Schema means it; Python's would let a line end follow."""
+    return re.compile(re.sub(r"(?<!\\)\$(?=$|[|)])", r"\\Z", pattern))
 
-    Raises:
-        ValueError: not a JSON Schema (draft 2020-12), or it refers to something outside itself.
-    """
 
-    def refuse(uri: str) -> None:
-        raise ValueError(f"{uri} is outside the schema")
+def _pattern(asked: Any, pattern: str, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    if asked.is_type(instance, "string") and not _compiled(pattern).search(instance):
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
-    try:
-        return jsonschema_rs.Draft202012Validator(schema, retriever=refuse)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
-        raise ValueError(str(error).partition("\n")[0]) from None
+
+def _unique(asked: Any, wanted: bool, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    """In linear time: jsonschema compares each element of a mixed list with each other one."""
+    if wanted and asked.is_type(instance, "array"):
+        seen: set[str] = set()
+        for item in instance:
+            said = json.dumps(item, sort_keys=True, default=str)
+            if said in seen:
+                yield jsonschema.ValidationError(f"{escape.line(said)[:80]} stands twice. Expected each element once.")
+                return
+            seen.add(said)
+
+
+_Validator: Any = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique})  # type: ignore[no-untyped-call]
 
 
 def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
@@ -103,6 +117,10 @@ def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
     for error in validator(schema).iter_errors(value):
         problems.extend(_explain(error))
     return sorted(problems, key=lambda problem: [str(part) for part in problem.path])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _reason(schema: dict[str, Any]) -> str:
@@ -130,19 +148,17 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
         shown = json.dumps(found, ensure_ascii=False, default=str)
     except TypeError:  # YAML has keys that JSON has not: dates
         shown = str(found)
-    shown = shown if len(shown) <= 80 else shown[:77] + "…"
+    shown = _cut(shown)
     match error.validator:
         case "additionalProperties" if isinstance(found, dict):
             known = list(schema.get("properties", {}))
-            return [
-                SchemaProblem(
-                    path,
-                    f"unknown key `{key}`.{did_you_mean(str(key), known)} Known keys: {', '.join(known)}.",
-                    str(key),
-                )
-                for key in found
-                if key not in known
+            unknown = [str(key) for key in found if key not in known]
+            named = [
+                SchemaProblem(path, f"unknown key `{_cut(key)}`.{did_you_mean(key, known)} Known keys: {', '.join(known)}.", key)
+                for key in unknown[:_UNKNOWN_KEYS]
             ]
+            more = len(unknown) - len(named)
+            return [*named, SchemaProblem(path, f"{more} more unknown keys.")] if more else named
         case "required":
             # jsonschema reports one error per missing key and names it only in the message.
             missing = error.message.split("'")[1]
@@ -161,6 +177,8 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]
         case "not":
             return [SchemaProblem(path, f"this key is not allowed here.{_reason(schema)}")]
+        case "contains":
+            return [SchemaProblem(path, f"{shown} lacks something, or has it twice.{_reason(schema)}")]
         case "minItems":
             return [SchemaProblem(path, f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}")]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
@@ -175,4 +193,5 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [problem for inner in closest for problem in _explain(inner)]
         case _:
             reason = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
-            return [SchemaProblem(path, error.message.rstrip(".") + "." + (f" {reason}" if reason else ""))]
+            said = error.message if len(error.message) <= _LONGEST_MESSAGE else f"…{error.message[-_LONGEST_MESSAGE:]}"
+            return [SchemaProblem(path, said.rstrip(".") + "." + (f" {reason}" if reason else ""))]

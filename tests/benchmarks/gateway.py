@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -109,9 +110,9 @@ def run_stub(port, cores):
 
 def run_gateway(port, engine, cores):
     os.sched_setaffinity(0, cores)
-    from aiohttp import web
-
-    from adapterops.serving.config import GatewaySettings
+    from adapterops.schemas import ROOT
+    from adapterops.serving.config import load_serving_config
+    from adapterops.serving.connections import listen
     from adapterops.serving.gateway import make_gateway
     from adapterops.serving.metrics import Metrics
     from adapterops.serving.routes import Version
@@ -124,14 +125,12 @@ def run_gateway(port, engine, cores):
     channel = Channel("support", 1, stable.digest, canary.digest, 10)
     state = HostState("base", [Engine(f"http://127.0.0.1:{engine}", up=True, ready=ready)], {"support": Followed(channel)})
     state.refresh()
-    settings = GatewaySettings(
-        "127.0.0.1", port, 1 << 22, 4096, 600, 1800, 0, 1, None, access_log=True, log_prompts=False, engine_metrics=False
-    )
+    shipped = load_serving_config(ROOT / "configs/serving.demo.yaml")
+    settings = replace(shipped.gateway, port=port, max_in_flight=4096, drain_s=1)
 
     async def main():
-        runner = web.AppRunner(make_gateway(state, settings, Metrics()), access_log=None, handler_cancellation=True)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        connections = replace(shipped.connections, max_open=16384)
+        await listen(make_gateway(state, settings, Metrics()), settings, connections, lambda _: None)
         await asyncio.Event().wait()
 
     uvloop.run(main())

@@ -91,7 +91,9 @@ class Streams:
             request = {"model": ADAPTER, "messages": PROMPTS[number % len(PROMPTS)], "max_tokens": self.max_tokens, "temperature": 0}
             try:
                 # Of full length, whatever the adapter says: a stream that ends has no gap to show.
-                async with session.post(f"{self.url}/v1/chat/completions", json=request | {"stream": True, "ignore_eos": True}) as answer:
+                async with session.post(
+                    f"{self.url}/v1/chat/completions", json=request | {"stream": True, "min_tokens": self.max_tokens}
+                ) as answer:
                     if answer.status != 200:
                         self.failed.append(f"{answer.status}: {(await answer.text())[:200]}")
                         await asyncio.sleep(0.2)

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.integration
 MONITORING = ROOT / "configs" / "monitoring"
 PANELS = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
 IN_FLIGHT = 2
+QUESTION = {"role": "user", "content": "Where is my parcel?"}
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 
 
@@ -51,7 +52,7 @@ def prometheus(tmp_path_factory):
             change_channel(fleet.store, NAME, lambda channel: start_canary(channel, canary, 50), reason="canary")
             until = time.monotonic() + 12
             while time.monotonic() < until:
-                post(f"{gateway}/v1/chat/completions", {"model": NAME, "messages": [], "stream": True})
+                post(f"{gateway}/v1/chat/completions", {"model": NAME, "messages": [QUESTION], "stream": True})
                 ask(gateway)
                 ask(gateway, model="nobody")
                 post(f"{gateway}/v1/feedback", {"id": rated(gateway), "rating": "down"})
@@ -88,7 +89,7 @@ def post(url, document):
 
 def rated(gateway):
     """The id of a response, as a client sees it."""
-    _, content = post(f"{gateway}/v1/chat/completions", {"model": NAME, "messages": []})
+    _, content = post(f"{gateway}/v1/chat/completions", {"model": NAME, "messages": [QUESTION]})
     return json.loads(content).get("id", "none")
 
 

@@ -185,9 +185,11 @@ def test_blue_green_takes_traffic_back_from_a_slow_version_though_users_ask_no_o
     assert channel(fleet) == (stable[0], None, 0)
 
 
-def test_a_version_that_answers_no_more_is_aborted_by_users_who_gave_up(fleet, stable):
+def test_a_version_that_answers_no_more_is_aborted_by_probes_that_gave_up(fleet, stable, monkeypatch):
+    """Users give up too, but that they can do to any version."""
+    monkeypatch.setattr("adapterops.serving.fleet._ASK_TIMEOUT_S", 31)
     digest, _ = fleet.release(7.2, hang_after=10)
-    rollout = replace(QUICK, strategy="blue-green", probes_per_s=0)
+    rollout = replace(QUICK, strategy="blue-green", max_duration_s=150)
     with users(fleet, 30, timeout=31), pytest.raises(RejectedError, match="failed at 100 %: error_rate"):
         deploy(fleet.store, NAME, digest, fleet.gateways, rollout, Console(quiet=True), timeout_s=30)
     assert channel(fleet) == (stable[0], None, 0)

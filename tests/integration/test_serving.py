@@ -243,6 +243,51 @@ def test_a_stream_says_the_same(host, versions):
     assert "".join(parts) == probe["output"]
 
 
+def test_a_generation_ends_with_its_client(host, engine, serving_config):
+    """In the engine too, which would go on for the rest of the answer."""
+
+    def running():
+        with urllib.request.urlopen(f"{engine}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_requests_running"))
+
+    body = {
+        "model": serving_config.base_model.name,
+        "messages": [{"role": "user", "content": "Count."}],
+        "min_tokens": 900,
+        "max_tokens": 900,
+    }
+    for stream in (True, False):
+        with contextlib.suppress(TimeoutError):
+            raw = json.dumps({**body, "stream": stream}).encode()
+            request = urllib.request.Request(f"{host}/v1/chat/completions", raw, {"content-type": "application/json"})
+            with urllib.request.urlopen(request, timeout=3) as answer:
+                answer.read(1)
+        wait_for(lambda: running() == 0, 20)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"grammar": "root ::= root"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 20_000}}]}]},
+    ],
+    ids=["grammar", "schema", "arguments"],
+)
+def test_what_makes_the_engine_fail_does_not_reach_it(host, engine, serving_config, fields):
+    """Sent to the engine itself it is a 500, which would count against a version."""
+    body = {"model": serving_config.base_model.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **fields}
+
+    def status(root):
+        request = urllib.request.Request(f"{root}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=120)
+        return caught.value.code
+
+    assert (status(host), status(engine)) == (400, 500)
+
+
 def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(host, store, versions):
     (first, first_probes), (second, second_probes) = versions
     deploy(store, ADAPTER, second, [host], replace(QUICK, steps=(50,), probes_per_s=8, max_duration_s=120), CONSOLE, timeout_s=180)

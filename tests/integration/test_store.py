@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import boto3
 import numpy
@@ -40,6 +39,7 @@ from adapterops.store import channels, releases
 from adapterops.store.channels import abort_canary, change_channel, history, promote, read_channel, roll_back, start_canary
 from adapterops.store.objects import ConflictError, ObjectStore, open_store
 from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
+from adapterops.store.withdrawn import Withdrawn, withdraw
 from processes import AWS, s3_server
 from release_documents import whole_manifest
 from rollouts import UNJUDGED
@@ -423,7 +423,7 @@ def test_a_wrong_checksum_is_rejected_by_the_server(client, bucket, checks):
 def test_bytes_that_change_on_the_way_from_the_store_are_not_used_and_the_next_try_gets_the_right_ones(front, bucket, tmp_path):
     store = ObjectStore(bucket)
     store.put_new("k", b"bytes")
-    download = partial(store.download, "k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    download = partial(store.download, "k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
     for read in (lambda: store.get("k"), download):
         front.faults.append(("GET", "/k", "flip"))
         with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: an object arrived with other bytes than the store says"):
@@ -439,7 +439,7 @@ def test_bytes_that_change_on_the_way_from_the_store_are_refused_by_their_digest
     client.put_object(Bucket=bucket, Key="k", Body=b"bytes")
     front.faults.append(("GET", "/k", "flip"))
     with pytest.raises(InfrastructureError, match="damaged or replaced"):
-        ObjectStore(bucket).download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        ObjectStore(bucket).download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
 
 
 def test_a_missing_object_is_none_and_an_object_is_its_bytes_and_tag(store, client, bucket):
@@ -451,7 +451,7 @@ def test_a_missing_object_is_none_and_an_object_is_its_bytes_and_tag(store, clie
 
 def test_an_intact_object_is_downloaded(store, tmp_path):
     store.put_new("k", b"bytes")
-    store.download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    store.download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
     assert (tmp_path / "file").read_bytes() == b"bytes"
 
 
@@ -463,14 +463,14 @@ def test_a_damaged_object_is_not_downloaded(store, client, bucket, tmp_path, dam
     store.put_new("k", b"bytes")
     damage(client, bucket, "k")
     with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/k.*{reason}"):
-        store.download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        store.download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
 
 
 def test_a_download_that_is_cut_off_on_the_way_is_an_error(front, store, bucket, tmp_path):
     store.put_new("k", b"bytes")
     front.faults.append(("GET", "/k", "cut"))
     with pytest.raises(InfrastructureError, match=bucket):
-        ObjectStore(bucket).download("k", tmp_path / "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        ObjectStore(bucket).download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
     assert front.faults == []
 
 
@@ -552,10 +552,58 @@ def test_a_server_that_takes_connections_and_never_answers_is_given_up(s3, monke
         assert time.monotonic() - started < 3 * 0.2 + 3 + 1
 
 
-def test_a_full_disk_ends_a_download_with_the_path(store):
+def test_a_full_disk_ends_a_download_with_the_path(store, tmp_path):
     store.put_new("k", b"bytes")
-    with pytest.raises(InfrastructureError, match="/dev/full cannot be written: No space left on device"):
-        store.download("k", Path("/dev/full"), sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, former[1]))  # as a full disk, this fails the write that crosses it
+    try:
+        with pytest.raises(InfrastructureError, match=rf"{tmp_path}/file cannot be written: File too large"):
+            store.download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../file", "a/b", ".", "..", "", ".hidden", "a\n", "a\0", "x" * 200])
+def test_what_is_no_plain_name_is_not_written_whatever_a_document_says(store, tmp_path, name):
+    store.put_new("k", b"bytes")
+    with pytest.raises(InfrastructureError, match="which is no plain name"):
+        store.download("k", tmp_path, name, sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_follows_no_link(store, tmp_path):
+    store.put_new("k", b"bytes")
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "file").symlink_to(tmp_path / "victim")
+    store.download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    assert ((tmp_path / "victim").read_text(), (tmp_path / "file").is_symlink()) == ("kept", False)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with pytest.raises(InfrastructureError, match="cannot be written"):
+        store.download("k", tmp_path / "link", "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_of_an_object_that_is_too_large_no_byte_is_read(store, client, bucket, tmp_path):
+    """A channel of 150 MiB took a host to 764 MiB."""
+    client.put_object(Bucket=bucket, Key="k", Body=bytes(32 * 2**20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(4):
+        with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/k has 33554432 bytes, and at most 4194304 are read"):
+            store.get("k")
+        with pytest.raises(InfrastructureError, match="got 33554432 bytes, expected 5 bytes"):
+            store.download("k", tmp_path, "file", sha256="0" * 64, size=5)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 16 * 1024  # KiB
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_listing_without_an_end_is_given_up(store, client, bucket, monkeypatch):
+    monkeypatch.setattr("adapterops.store.objects._LISTED", 3)
+    for number in range(4):
+        client.put_object(Bucket=bucket, Key=f"many/{number}", Body=b"")
+    with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/many/ has more than 3 objects"):
+        list(store.keys("many/"))
 
 
 def test_a_wrong_bucket_and_a_denied_access_say_what_to_mend(front, bucket):
@@ -792,7 +840,9 @@ def test_a_release_for_another_base_model_is_refused_and_not_fetched(store, rele
         ({"verdict": "FAIL"}, "verdict"),
         ({"files": []}, "files"),
         ({"files": [{"name": name, "size": 1, "sha256": A} for name in adapter_files]}, "do not have the digest that it is named by"),
-        ({"files": [{"name": "adapter_config.json", "size": 1, "sha256": A}] * 3}, "do not have the digest"),
+        ({"files": [{"name": "adapter_config.json", "size": 1, "sha256": A}] * 3}, "lacks something, or has it twice"),
+        ({"base_model": {"name": "a\nERROR forged", "source_id": "x", "revision": "y"}}, "Expected one line of text"),
+        ({"a\nERROR forged": 1}, r"unknown key `a.nERROR forged`"),
         ({"files": [{"name": "../../escape", "size": 1, "sha256": A}] * 3}, "is not one of adapter_config.json"),
         ({"surprise": 1}, "unknown key `surprise`"),
     ],
@@ -1436,6 +1486,40 @@ def test_a_canary_that_was_aborted_while_a_host_loads_it_is_not_waited_for(store
     with pytest.raises(RejectedError, match=rf"{NAME} is at generation 3, in which {release.digest[:12]} is no longer canary"):
         deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=60)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("when", ["looked", "asked"])
+def test_a_rollout_to_a_version_that_is_withdrawn_meanwhile_ends(store, release, host, when):
+    """While hosts load it, or between two steps."""
+    changed(store, stable(A))
+    setattr(host, when, lambda: withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None))
+    with pytest.raises(RejectedError, match=r"no longer canary|somebody ended its trial"):
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=20)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+def test_a_withdrawn_version_is_not_promoted_even_if_the_channel_was_not_changed_yet(store, release, host):
+    """The list is written first; a rollout that looked before must not end well in between."""
+    changed(store, stable(A))
+    entry = {"digest": release.digest, "reason": "leaks", "by": "tester", "at": "now"}
+    listed = Withdrawn(1, {release.digest: entry}).document(NAME)
+    host.asked = lambda: store.put_new(f"withdrawn/{NAME}.json", json.dumps(listed).encode())
+    with pytest.raises(RejectedError, match=rf"version {release.digest[:12]} is withdrawn \(leaks\)"):
+        deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=20)
+    assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
+
+
+def test_nothing_publishes_deploys_or_rolls_back_to_a_withdrawn_version(store, release, bucket, adapter, host):
+    withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None)
+    code, said = deploy_command(bucket, host, "--version", release.digest)
+    assert (code, "is withdrawn (leaks)" in said) == (1, True), said
+    assert read_channel(store, NAME) is None
+    with pytest.raises(RejectedError, match="is withdrawn"):
+        published(store, adapter)
+    changed(store, stable(release.digest))
+    changed(store, stable(A))
+    code, said = deploy_command(bucket, host, "--rollback")
+    assert (code, "is withdrawn" in said) == (1, True), said
 
 
 def test_a_deployment_that_cannot_take_its_canary_back_says_so_and_why_it_failed(front, bucket, adapter, host):

@@ -34,7 +34,7 @@ class GitHub:
         self.requests, self.refused, self.failures = [], [], []
         self.issues, self.pulls, self.comments, self.reactions = {}, {}, {}, []
         self.deployments, self.releases, self.runs, self.dispatches, self.rulesets = {}, {}, [], [], {}
-        self.permissions = {}
+        self.permissions, self.pushes, self.label_events = {}, [], {}
         self.numbers = iter(range(1, 10_000))
 
     def __enter__(self):
@@ -75,7 +75,7 @@ class GitHub:
             "state": "open",
             "user": {"login": "curator", "type": "User"},
             "body": "",
-            "labels": [{"name": label} for label in labels],
+            "labels": [],
             "pull_request": {"url": "x"},
             "html_url": f"{self.url}/pull/{number}",
         }
@@ -89,7 +89,25 @@ class GitHub:
             "head": {"ref": head, "sha": sha, "repo": {"full_name": repository, "fork": fork}},
             "base": {"ref": "main"},
         }
+        self.pushed(head, sha)
+        for label in labels:
+            self.labelled(number, label)
         return number
+
+    def pushed(self, branch, sha, at=None, kind="push"):
+        """A branch moves: what GitHub lists as an activity."""
+        before = next((push["after"] for push in reversed(self.pushes) if push["ref"] == f"refs/heads/{branch}"), "0" * 40)
+        identity = len(self.pushes) + 1
+        facts = {"id": identity, "node_id": f"PSH_{identity}", "before": before, "after": sha, "ref": f"refs/heads/{branch}"}
+        self.pushes.append({**facts, "timestamp": at or now(), "activity_type": kind, "actor": {"login": "curator"}})
+
+    def labelled(self, number, name, at=None):
+        """Somebody sets a label; one that stands already makes no event."""
+        known = self.issues[number]["labels"]
+        if name not in [label["name"] for label in known]:
+            known.append({"name": name})
+        event = {"id": next(self.numbers), "event": "labeled", "label": {"name": name, "color": "ededed"}, "created_at": at or now()}
+        self.label_events.setdefault(number, []).append(event)
 
     def comments_on(self, number):
         return [comment["body"] for comment in self.comments.values() if comment["issue"] == number]
@@ -143,6 +161,14 @@ class GitHub:
     def issue(self, number, body, query):
         known = self.issues.get(int(number))
         return (200, {**known, "url": f"{self.url}/repos/{NAME}/issues/{number}"}) if known else (404, {"message": "Not Found"})
+
+    def issue_events(self, number, body, query):
+        page = int(query.get("page", ["1"])[0])
+        return 200, self.label_events.get(int(number), []) if page == 1 else []
+
+    def activity(self, body, query):
+        ref = query.get("ref", [""])[0]
+        return 200, [push for push in reversed(self.pushes) if ref in ("", push["ref"], push["ref"].removeprefix("refs/heads/"))]
 
     def edit_issue(self, number, body, query):
         self.issues[int(number)] |= body
@@ -289,6 +315,8 @@ class GitHub:
 ROUTES = [
     (r"GET ", GitHub.repository),
     (r"GET /issues/(\d+)", GitHub.issue),
+    (r"GET /issues/(\d+)/events", GitHub.issue_events),
+    (r"GET /activity", GitHub.activity),
     (r"PATCH /issues/(\d+)", GitHub.edit_issue),
     (r"GET /issues", GitHub.list_issues),
     (r"POST /issues", GitHub.create_issue),

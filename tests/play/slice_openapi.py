@@ -11,6 +11,7 @@ from pathlib import Path
 REPOSITORY = "/repos/{owner}/{repo}"
 PATHS = {
     REPOSITORY: ["get"],
+    f"{REPOSITORY}/activity": ["get"],
     f"{REPOSITORY}/actions/oidc/customization/sub": ["put"],
     f"{REPOSITORY}/actions/runs/{{run_id}}/cancel": ["post"],
     f"{REPOSITORY}/actions/runs/{{run_id}}/rerun": ["post"],
@@ -25,6 +26,7 @@ PATHS = {
     f"{REPOSITORY}/issues": ["get", "post"],
     f"{REPOSITORY}/issues/{{issue_number}}": ["get", "patch"],
     f"{REPOSITORY}/issues/{{issue_number}}/comments": ["get", "post"],
+    f"{REPOSITORY}/issues/{{issue_number}}/events": ["get"],
     f"{REPOSITORY}/issues/comments/{{comment_id}}": ["get", "patch", "delete"],
     f"{REPOSITORY}/issues/comments/{{comment_id}}/reactions": ["post"],
     f"{REPOSITORY}/pulls": ["get", "post"],

@@ -195,6 +195,7 @@ class Stage(Repository):
         self.git("switch", "-q", *([branch] if known else ["-c", branch, start]))
         head = self.commit(changes, message)
         self.git("push", "-q", "-u", "origin", branch)
+        self.github.pushed(branch, head)
         self.git("switch", "-q", "main")
         return head
 

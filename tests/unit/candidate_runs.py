@@ -49,7 +49,7 @@ def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=No
         "finished_at": "2026-01-01T00:00:00+00:00",
     }
     (model / "train_manifest.json").write_text(json.dumps(manifest))
-    judged = {"name": "support", "digest": digest, "training_key": keys.training, "base_model": "smollm2-135m-instruct"}
+    judged = {"name": keys.spec.name, "digest": digest, "training_key": keys.training, "base_model": "smollm2-135m-instruct"}
     report = {
         "verdict": verdict,
         "reason": "because",
@@ -62,6 +62,7 @@ def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=No
     report["production"] = {"name": None, "digest": production, "note": ""}
     report["extension"] = {"registered": wanted, "drawn": False, "wanted": wanted}
     (directory / "gate_report.json").write_text(json.dumps(report))
+    (directory / "eval_results.json").write_text("{}")
     (directory / "eval_samples.jsonl").write_text("{}\n")
     (directory / "main").mkdir()
     (directory / "main/gate_report.json").write_text("{}")
@@ -74,11 +75,11 @@ def kept(store, keys, directory, signer=None, **options):
     return keep_judgement(store, keys, run, SOURCE, signer)
 
 
-def release(store, keys, run, **options):
+def release(store, keys, run, release_signer=None, **options):
     """Publish a candidate and serve it; returns its digest."""
     digest = kept(store, keys, run, **options)["digest"]
     report, manifest = read(run / "gate_report.json"), read(run / "model/train_manifest.json")
-    publish(store, "support", run / "model", report, manifest, source={"commit": None, "pr": None, "actor": None})
+    publish(store, "support", run / "model", report, manifest, source={"commit": None, "pr": None, "actor": None}, signer=release_signer)
     change_channel(store, "support", lambda channel: promote(channel, digest), reason="test")
     return digest
 

@@ -5,11 +5,14 @@ import contextlib
 import json
 
 import aiohttp
+import uvloop
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adapterops.serving.config import GatewaySettings
+from adapterops.serving.config import ConnectionSettings, GatewaySettings
+from adapterops.serving.connections import listen
 from adapterops.serving.gateway import make_gateway
+from adapterops.serving.limits import Limits
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Route, Version
 from adapterops.serving.state import Engine as EngineState
@@ -20,6 +23,24 @@ STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")
 CANARY = Version("support", "b" * 64, "2026-11-02T00:00:00+00:00")
 QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}]}
 STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
+
+LIMITS = Limits(
+    n=8,
+    prompts=8,
+    max_tokens=1024,
+    default_tokens=512,
+    request_tokens=8192,
+    logprobs=5,
+    logit_bias=128,
+    messages=256,
+    tools=32,
+    schema_nodes=256,
+    schemas_per_minute=30,
+    share=0.25,
+    thumbs_per_minute=30,
+    grammars=False,
+    evidence=True,
+)
 
 
 async def broken_stream(request):
@@ -71,7 +92,7 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def host(route=None, engines=1, **settings):
+async def host(route=None, engines=1, capacity=64, connections=None, **settings):
     stubs, upstreams = [Engine() for _ in range(engines)], []
     for stub in stubs:
         application = web.Application()
@@ -93,17 +114,25 @@ async def host(route=None, engines=1, **settings):
         "max_in_flight": 100,
         "read_timeout_s": 5.0,
         "request_timeout_s": 20.0,
+        "write_timeout_s": 5.0,
         "drain_delay_s": 0.0,
-        "drain_s": 5.0,
+        "drain_s": 0.1,
         "api_keys": None,
         "access_log": False,
         "log_prompts": False,
         "engine_metrics": False,
+        "limits": LIMITS,
         **settings,
     }
-    server = TestServer(make_gateway(state, GatewaySettings(**options), metrics))
-    await server.start_server()
-    async with aiohttp.ClientSession(base_url=server.make_url("/")) as client:
+    bounds = {"max_open": 1000, "max_per_address": None, "head_timeout_s": 10, "idle_timeout_s": 75}
+    gateway = GatewaySettings(**options)
+    server = await listen(
+        make_gateway(state, gateway, metrics, capacity=capacity),
+        gateway,
+        ConnectionSettings(**bounds | (connections or {})),
+        lambda reason: metrics.rejected.labels(reason).inc(),
+    )
+    async with aiohttp.ClientSession(base_url=f"http://127.0.0.1:{server.port}") as client:
         yield Host(client, state, stubs, metrics, server)
     await server.close()
     for upstream in upstreams:
@@ -115,4 +144,4 @@ def with_host(test, **options):
         async with host(**options) as running:
             await test(running)
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    uvloop.run(asyncio.wait_for(main(), 30))  # as a host does

@@ -46,12 +46,12 @@ class GitHubFake:
         self.server.shutdown()
         self.server.server_close()
 
-    def add(self, body, login="github-actions[bot]"):
+    def add(self, body, login="github-actions[bot]", kind="Bot"):
         number = len(self.comments) + 1
         comment = {
             "id": number,
             "body": body,
-            "user": {"login": login, "id": 1},
+            "user": {"login": login, "id": 1, "type": kind},
             "html_url": f"https://github.com/o/r/pull/7#issuecomment-{number}",
             "url": f"{self.url}/repos/o/r/issues/comments/{number}",
         }

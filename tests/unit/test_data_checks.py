@@ -42,11 +42,6 @@ class Case:
         return f"{self.code}-{self.why or self.line}".replace(" ", "-")
 
 
-def names_everyone(text):
-    """A name finder for the tests."""
-    return [(place, place + 3) for place in range(len(text)) if text[place : place + 3] == "홍길동"]
-
-
 TOKEN = "gh" + "p_" + "EXAMPLEfake" + "0123456789" * 3
 NO_BOS = BYTES_TEMPLATE.removeprefix("{{ bos_token }}")
 TWO_BOS = "{{ bos_token }}" + BYTES_TEMPLATE
@@ -115,7 +110,6 @@ FIRES = [
     Case("E305", [english(1, output="면허는 11-12-345678-90입니다")], 1),
     Case("E306", [english(1, output="Card 4111 1111 1111 1111.")], 1),
     Case("E307", [english(1, output="Connected from 8.8.8.8 today.")], 1),
-    Case("E308", [english(1), english(2, output="홍길동 씨입니다.")], 2, limits={"name_plugin": "test_data_checks:names_everyone"}),
     Case("E309", [english(1, output=f"Use {TOKEN} for it.")], 1),
     Case("E309", [conversation(f"Is {TOKEN} mine?", "Yes, it is.", "And now?", "Revoke it.")], 1, "in an earlier turn"),
     Case("E401", rows(5), 2, evaluation=[evaluation(0), evaluation(1, instruction=english(3)["instruction"].upper())], blames="eval.jsonl"),
@@ -186,7 +180,6 @@ SILENT = [
     Case("E305", [english(1, output="Take 31-12-345678-90.")], why="no such region"),
     Case("E306", [english(1, output="Order 4111 1111 1111 1112.")], why="Luhn fails"),
     Case("E307", [english(1, output="Use 192.168.0.1, 127.0.0.1, 203.0.113.7 or version 1.2.3.4.")]),
-    Case("E308", [english(1, output="홍길동 씨입니다.")], why="no plug-in"),
     Case("E309", [english(1, output="A token begins with gh" + "p_ and AKI" + "A; a sk-learn model has none.")]),
     Case("E401", rows(5), evaluation=[evaluation(0)]),
     Case("E401", [english(1, **TALK)], evaluation=[evaluation(0, instruction=TALK["instruction"] + " Now")], why="one more word"),

@@ -59,15 +59,6 @@ class TestWhatIsMended:
         content, _ = fixed(tmp_path, [english(1, output=" ".join(f"u{n}@example.com" for n in range(1000)))])
         assert json.loads(content)["output"] == " ".join(["[EMAIL]"] * 1000)
 
-    def test_names_are_masked_where_the_policy_has_a_plug_in(self, tmp_path, monkeypatch):
-        (tmp_path / "fix_names.py").write_text(
-            "def find(text):\n    at = text.find('Gildong')\n    return [(at, at + 7)] if at >= 0 else []\n"
-        )
-        monkeypatch.syspath_prepend(tmp_path)
-        limits = policy(name_plugin="fix_names:find").limits
-        content, _ = fixed(tmp_path, [english(1, output="Ask Gildong or hong@example.com.")], limits=limits)
-        assert json.loads(content)["output"] == "Ask [NAME] or [EMAIL]."
-
     def test_only_the_policys_kinds(self, tmp_path):
         content, done = fixed(tmp_path, [english(1, output="hong@example.com")], limits=policy(personal_data=("phone",)).limits)
         assert (json.loads(content)["output"], done.masked) == ("hong@example.com", 0)

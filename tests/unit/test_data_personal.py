@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_rows import codes, english, judge, places
+from data_rows import codes, english, judge
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapterops.data.personal import KINDS, MASKS, detect, mask, masked
-from adapterops.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from detectors import load, measure
@@ -250,39 +249,11 @@ class TestMask:
         assert mask(text, detect(text, most=None)) == " ".join(["[EMAIL]"] * 1000)
 
 
-class TestKindsAndPlugins:
+class TestKinds:
     def test_only_the_kinds_of_the_policy_are_looked_for(self, tmp_path):
         rows = [english(1, output="Write to hong@example.com or 010-1234-5678.")]
         assert codes(judge(tmp_path, rows, limits={"personal_data": ("phone",)})) == ["E302"]
         assert codes(judge(tmp_path, rows, limits={"personal_data": ()})) == []
-
-    def test_names_are_found_only_by_a_plug_in(self, tmp_path, monkeypatch):
-        (tmp_path / "my_names.py").write_text(
-            "import re\n\ndef find(text):\n    return [m.span() for m in re.finditer('Hong Gildong', text)]\n"
-        )
-        monkeypatch.syspath_prepend(tmp_path)
-        rows = [english(1), english(2, output="Ask Hong Gildong in the shop for it.")]
-        assert codes(judge(tmp_path, rows)) == []
-        report = judge(tmp_path, rows, limits={"name_plugin": "my_names:find"})
-        assert places(report, "E308") == [2]
-        assert "Gildong" not in report.findings[0].message
-
-    @pytest.mark.parametrize(
-        ("code", "plugin"),
-        [
-            ("", "absent_module:find"),
-            ("", "broken_names:find"),
-            ("x = 1", "broken_names:x"),
-            ("def f(:", "broken_names:f"),
-            ("1 / 0", "broken_names:f"),
-        ],
-    )
-    def test_a_plug_in_that_cannot_be_had_is_misuse(self, tmp_path, monkeypatch, code, plugin):
-        (tmp_path / "broken_names.py").write_text(code)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.delitem(sys.modules, "broken_names", raising=False)
-        with pytest.raises(UsageError, match="name_plugin"):
-            judge(tmp_path, [english(1)], limits={"name_plugin": plugin})
 
 
 class TestLabelledSet:

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from tokenizers import Tokenizer, models
 
 from adapterops.engine import server
 from adapterops.engine.server import EngineProcess, engine_command, start_engine
+from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, UsageError
+from adapterops.plan import tree
 from adapterops.processor import cpu_dtype
-from adapterops.schemas import ROOT
+from adapterops.schemas import ROOT, load_schema
 from adapterops.serving.config import load_serving_config
+from processes import free_port
 
 
 @pytest.fixture
@@ -45,6 +49,19 @@ def test_the_command_line_serves_adapters_on_loopback_with_the_pinned_template(c
     assert (option(command, "--max-loras"), option(command, "--max-cpu-loras")) == ("3", "4")
     assert "--enable-lora" in command
     assert "--trust-remote-code" not in command
+
+
+def test_the_engine_has_limits_of_its_own_behind_the_gateways(config, model):
+    command = engine_command(config, model, 1234)
+    assert option(command, "--max-num-queued-reqs") == str(config.gateway.max_in_flight + config.engine.max_num_seqs)
+    assert json.loads(option(command, "--structured-outputs-config")) == {"backend": "xgrammar"}
+    assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 0, "video": 0, "audio": 0}
+    assert option(command, "--allowed-media-domains") == "none.invalid"
+    most = load_schema("serving")["properties"]["gateway"]["properties"]["limits"]["properties"]
+    assert (option(command, "--max-logprobs"), server.ENVIRONMENT["VLLM_MAX_N_SEQUENCES"]) == (
+        str(most["logprobs"]["maximum"]),
+        str(most["n"]["maximum"]),
+    )
 
 
 def test_auto_is_what_the_processor_computes_in(config, model):
@@ -146,3 +163,49 @@ def test_the_environment_turns_off_what_phones_home_or_opens_administration(conf
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert "VLLM_SERVER_DEV_MODE" not in environment
     assert environment["VLLM_CPU_OMP_THREADS_BIND"].count("|") == 0
+
+
+SECRETS = [
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN", "GITHUB_TOKEN", "GH_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_RUNTIME_TOKEN",
+    "OPENAI_API_KEY", "VLLM_API_KEY", "GATEWAY_API_KEY", "REVERT_APP_KEY", "SIGNING_KEY",
+    "NCCL_SOME_SECRET", "VLLM_HUB_TOKEN", "NEW_SERVICE_PASS",
+]  # fmt: skip
+
+
+def test_an_engine_sees_no_token_and_no_role(config, model, monkeypatch, tmp_path):
+    """A real child of a real keeper; what nobody thought of is not handed on either."""
+    for name in SECRETS:
+        monkeypatch.setenv(name, "to be stolen")
+    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "LC_ALL"):
+        monkeypatch.setenv(name, "kept")
+    dump = f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'seen.json')!r}, 'w'))"
+    monkeypatch.setattr(server, "engine_command", lambda *_: [sys.executable, "-c", dump])
+    monkeypatch.setattr(server, "base_model_directory", lambda _: model)
+    engine = start_engine(config, port=free_port(), log=tmp_path / "engine.log")
+    while engine.alive:
+        time.sleep(0.05)
+    engine.stop()
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert [name for name, value in seen.items() if value == "to be stolen"] == []
+    assert [seen[name] for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "LC_ALL")] == ["kept"] * 3
+    assert seen["PATH"]
+
+
+def test_a_secret_is_handed_on_by_name_alone(monkeypatch):
+    for name in SECRETS:
+        monkeypatch.setenv(name, "to be stolen")
+    assert not set(SECRETS) & child_environment(prefixes=("VLLM_", "NCCL_", "HF_", "AWS_ROLE", "GITHUB_")).keys() - {"AWS_ROLE_ARN"}
+    assert child_environment(keep=["HF_TOKEN"])["HF_TOKEN"] == "to be stolen"
+
+
+def test_git_sees_the_token_only_where_it_speaks_to_github(monkeypatch):
+    monkeypatch.setenv("GITHUB_TOKEN", "to be stolen")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "to be stolen")
+    for verb in ("rev-parse", "ls-tree", "merge-tree", "revert", "cat-file"):
+        assert "GIT_CONFIG_VALUE_0" not in tree._environment(verb)
+    for verb in ("fetch", "push"):
+        environment = tree._environment(verb)
+        assert environment["GIT_CONFIG_VALUE_0"].startswith("AUTHORIZATION: basic ")
+        assert "to be stolen" not in environment.values()

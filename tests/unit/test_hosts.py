@@ -52,6 +52,19 @@ def test_the_image_runs_as_the_user_that_kubernetes_gives_it():
     assert hosts["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == int(uid)
 
 
+def test_the_image_is_built_on_a_digest_or_not_at_all():
+    [base] = re.findall(r"^FROM (\S+)$", CONTAINER, re.MULTILINE)
+    assert base.endswith("@${PYTHON_DIGEST}")
+    assert re.search(r"^ARG PYTHON_DIGEST$", CONTAINER, re.MULTILINE)  # no default: an empty digest is no reference
+
+
+def test_a_container_is_started_with_a_root_that_cannot_be_written_to():
+    for option in ("--read-only", "--tmpfs /tmp", "--cap-drop all", "--security-opt no-new-privileges"):
+        assert f" {option} " in CONTAINER
+    for option in ("ProtectSystem=strict", "PrivateTmp=yes", "NoNewPrivileges=yes"):
+        assert f"\n{option}\n" in UNIT
+
+
 def test_nginx_understands_the_load_balancers_configuration(tmp_path):
     text = (HOSTS / "nginx.conf").read_text()
     (tmp_path / "nginx.conf").write_text(text.replace("/run/nginx.pid", str(tmp_path / "nginx.pid")))

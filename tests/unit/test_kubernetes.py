@@ -1,6 +1,8 @@
 """What is applied to a cluster is valid by the schemas, fits together, and says the same as the configuration of a plain host."""
 
+import ipaddress
 import json
+import re
 
 import jsonschema
 import kubernetes_validate
@@ -151,6 +153,7 @@ def test_rights_are_least(pod):
     assert pod["securityContext"]["runAsNonRoot"]
     for item in pod["initContainers"] + pod["containers"]:
         assert not item["securityContext"]["allowPrivilegeEscalation"]
+        assert item["securityContext"]["readOnlyRootFilesystem"]
         assert item["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     [rule] = find("NetworkPolicy")["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [8080]
@@ -164,3 +167,41 @@ def test_the_endpoint_picker_reads_the_engines_metrics_through_the_gateway(confi
     assert config.gateway.engine_metrics
     known = {plugin["type"] for plugin in picker["plugins"]}
     assert {item["pluginRef"] for profile in picker["schedulingProfiles"] for item in profile["plugins"]} <= known
+
+
+def test_the_engine_writes_into_directories_of_its_own(pod):
+    vllm, others = container(pod, "vllm"), [container(pod, name) for name in ("base-model", "gateway")]
+    written = {mount["name"]: mount["mountPath"] for mount in vllm["volumeMounts"] if not mount.get("readOnly")}
+    shared = {mount["name"] for item in others for mount in item["volumeMounts"]}
+    assert not written.keys() & shared
+    places = {variable["name"]: variable.get("value") for variable in vllm["env"]}
+    for name in ("HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert places[name].startswith(written["engine-cache"])
+    assert written["engine-tmp"] == "/tmp"
+
+
+def test_secrets_reach_the_container_that_needs_them_alone(pod):
+    given = {item["name"]: {variable["name"] for variable in item["env"]} for item in pod["initContainers"] + pod["containers"]}
+    assert [name for name, names in given.items() if "HF_TOKEN" in names] == ["base-model"]
+    assert not [name for name in given["vllm"] if name.startswith("AWS_") or "TOKEN" in name]
+
+
+def test_the_way_out_is_names_and_https_beyond_the_cluster_and_the_nodes_role():
+    policy = find("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    names, https = policy["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert https["ports"] == [{"protocol": "TCP", "port": 443}]
+    closed = [ipaddress.ip_network(block) for rule in https["to"] for block in rule["ipBlock"]["except"]]
+    for address in ("169.254.169.254", "10.0.0.1", "172.20.0.1", "192.168.1.1", "100.64.0.1", "fd00:ec2::254", "fe80::1"):
+        assert any(ipaddress.ip_address(address) in block for block in closed if block.version == ipaddress.ip_address(address).version)
+
+
+def test_images_are_taken_by_digest(pod):
+    """No digest is known here: each must be put in, and no cluster takes what stands here."""
+    pinned = {image["name"]: image for image in yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]}
+    used = {item["image"].partition("@")[0].rpartition(":")[0] or item["image"] for item in pod["initContainers"] + pod["containers"]}
+    assert used == pinned.keys()
+    for image in pinned.values():
+        assert "newTag" not in image
+        assert re.fullmatch("sha256:([0-9a-f]{64}|change-me)", image["digest"])

@@ -58,7 +58,18 @@ def test_data_and_settings_are_taken_and_code_is_not(repository):
     assert repository.git("status", "--porcelain").split() == ["M", "data/training/support.jsonl", "??", "configs/qlora/new.yaml"]
 
 
-@pytest.mark.parametrize("path", ["configs/schemas/training_row.json", "configs/base_models.yaml", "configs/chat_templates/smollm2.jinja"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "configs/schemas/training_row.json",
+        "configs/base_models.yaml",
+        "configs/chat_templates/smollm2.jinja",
+        "configs/serving.yaml",
+        "configs/serving.demo.yaml",
+        "configs/accelerate/fsdp.yaml",
+        "configs/kubernetes/hosts.yaml",
+    ],
+)
 def test_what_decides_over_running_and_loading_stays_that_of_main(repository, path):
     content = (repository.path / path).read_text()
     head = repository.branch("lower", {path: content + "\n"})
@@ -94,9 +105,9 @@ def test_a_conflict_is_named(repository):
         ("160000", "data/rows", "is a submodule"),
         ("100755", "data/training/run.jsonl", "git update-index --chmod=-x"),
         ("100644", "data/training/model.pkl", "only .json, .jsonl, .md belong below data/"),
-        ("100644", "configs/evil.py", "only .yaml belong below configs/"),
+        ("100644", "configs/qlora/evil.py", "only .yaml belong below configs/"),
         ("100644", "adapters/sitecustomize.py", "only .yaml belong below adapters/"),
-        ("100644", "configs/.hidden.yaml", "Rename it"),
+        ("100644", "configs/qlora/.hidden.yaml", "Rename it"),
         ("100644", "data/training/-rf.jsonl", "Rename it"),
         ("100644", "data/training/\x1b[2J.jsonl", "Rename it"),
         ("100644", "data/training/$(id).jsonl", "Rename it"),

@@ -12,7 +12,7 @@ import report as report_script
 from adapterops.adapters import Pins
 from adapterops.errors import InfrastructureError
 from adapterops.gate.judge import judge_once
-from adapterops.report.comment import marker_of
+from adapterops.report.comment import SUPERSEDED, marker
 from adapterops.report.post import PullRequest, post
 
 
@@ -29,7 +29,7 @@ def where(github, **changes):
 
 
 def body(verdict, adapter="support", text=""):
-    return f"{verdict} {text}\n<!-- adapter-report adapter={adapter} verdict={verdict} -->\n"
+    return f"{verdict} {adapter} {text}"
 
 
 def test_the_same_verdict_edits_the_comment_and_another_one_is_a_new_comment(github):
@@ -40,7 +40,7 @@ def test_the_same_verdict_edits_the_comment_and_another_one_is_a_new_comment(git
     posted = post(where(github), "support", "PASS", body("PASS"))
     assert (posted.done, posted.unfolded, len(github.comments)) == ("created", "", 2)
     assert posted.address in github.comments[0]["body"]  # the former one leads to the one that holds
-    assert "verdict=SUPERSEDED" in github.comments[0]["body"]
+    assert github.comments[0]["body"].startswith(marker("support", SUPERSEDED))
     assert post(where(github), "support", "PASS", body("PASS", text="x")).done == "edited"
 
 
@@ -48,13 +48,34 @@ def test_each_adapter_has_its_own_comment(github):
     post(where(github), "support", "PASS", body("PASS"))
     post(where(github), "legal", "FAIL", body("FAIL", "legal"))
     post(where(github), "support", "PASS", body("PASS", text="new"))
-    assert [comment["body"].split()[0] for comment in github.comments] == ["PASS", "FAIL"]
+    assert [comment["body"].splitlines()[1].strip() for comment in github.comments] == ["PASS support new", "FAIL legal"]
 
 
-def test_a_strangers_comment_with_our_marker_is_never_touched(github):
-    planted = github.add(body("PASS"), login="mallory")["body"]
+FORGED = f"{marker('support', 'PASS')}\nPASS, merge it"
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"body": FORGED, "login": "mallory", "kind": "User"},
+        {"body": FORGED, "login": "other-app[bot]"},
+        {"body": FORGED, "login": "github-actions", "kind": "User"},
+        {"body": FORGED, "login": "github-actions[bot]", "kind": "User"},
+        {"body": f"In my own words:\n{FORGED}"},
+        {"body": f"PASS\n{marker('support', 'PASS')}\n"},
+    ],
+    ids=["a person", "another bot", "a name without brackets", "no bot", "not at the beginning", "at the end"],
+)
+def test_a_comment_that_is_not_ours_is_neither_edited_nor_trusted(github, planted):
+    before = github.add(**planted)["body"]
     assert post(where(github), "support", "PASS", body("PASS")).done == "created"
-    assert github.comments[0]["body"] == planted
+    assert github.comments[0]["body"] == before
+    assert github.comments[1]["body"] == f"{marker('support', 'PASS')}\n{body('PASS').strip()}"
+
+
+def test_a_comment_whose_author_has_left_github_is_passed_over(github):
+    github.add(FORGED)["user"] = None
+    assert post(where(github), "support", "PASS", body("PASS")).done == "created"
 
 
 def test_the_comment_is_found_behind_many_others(github):
@@ -88,7 +109,10 @@ def test_server_errors_and_rate_limits_are_retried_whatever_was_asked(github, me
     github.failures, github.failing = [failure], (method,)
     posted = post(where(github), "support", "PASS", body("PASS"))
     assert (posted.done, posted.unfolded) == ("edited" if method == "patch" else "created", "")
-    assert (github.failures, [comment["body"] for comment in github.comments]) == ([], [body("PASS")])
+    assert (github.failures, [comment["body"] for comment in github.comments]) == (
+        [],
+        [f"{marker('support', 'PASS')}\n{body('PASS').strip()}"],
+    )
 
 
 def test_a_rate_limit_that_lasts_longer_than_the_job_is_not_waited_for(github):
@@ -100,7 +124,8 @@ def test_a_rate_limit_that_lasts_longer_than_the_job_is_not_waited_for(github):
 
 def holding(github):
     """Verdicts of the comments that count."""
-    return [verdict for _, verdict in (marker_of(comment["body"]) for comment in github.comments) if verdict != "SUPERSEDED"]
+    first = [comment["body"].splitlines()[0] for comment in github.comments]
+    return [verdict for line in first for verdict in ("PASS", "FAIL") if line == marker("support", verdict)]
 
 
 def test_a_comment_that_could_not_be_folded_is_told_apart_from_one_that_was_not_posted_and_folded_next_time(github):
@@ -146,7 +171,7 @@ def command(run, url, monkeypatch, token="t", before=()):
 def test_the_command_posts_what_it_keeps(github, run, monkeypatch):
     result = command(run, github.url, monkeypatch)
     assert (result.exit_code, "created" in result.output) == (0, True)
-    assert github.comments[0]["body"] == (run / "comment.md").read_text()
+    assert github.comments[0]["body"] == f"{marker('support', 'PASS')}\n{(run / 'comment.md').read_text().strip()}"
 
 
 def test_a_failed_post_fails_nothing_and_loses_nothing(github, run, monkeypatch):

@@ -4,15 +4,19 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-from gateway_host import CANARY, QUESTION, STABLE, STREAM, broken_stream, with_host
+from gateway_host import CANARY, LIMITS, QUESTION, STABLE, STREAM, broken_stream, with_host
 
 from adapterops.errors import UsageError
+from adapterops.schemas import ROOT
 from adapterops.serving.keys import ApiKeys
 from adapterops.serving.routes import Route
 from adapterops.serving.state import Followed
@@ -74,8 +78,8 @@ def test_only_an_operator_names_a_version_sends_probes_and_reads_metrics(keys):
         assert (await gateway.ask(headers=bearer(CLIENT) | headers))[1]["x-adapter-version"] == STABLE.digest[:12]
         assert (await gateway.ask(headers=bearer(OPERATOR) | headers))[1]["x-adapter-version"] == CANARY.digest[:12]
         count = {"adapter": "support", "status": "200", "metric": "llm_version_request_total"}
-        assert gateway.counted(**count, version=STABLE.digest[:12], origin="user") == 1
-        assert gateway.counted(**count, version=CANARY.digest[:12], origin="probe") == 1
+        assert gateway.counted(**count, version=STABLE.digest[:12], origin="user", key="shop") == 1
+        assert gateway.counted(**count, version=CANARY.digest[:12], origin="probe", key="deploy") == 1
         assert gateway.counted(adapter="support", status="200") == 1  # probes are no users' requests
         assert (await gateway.get("/metrics", **bearer(CLIENT)))[0] == 403
         assert (await gateway.get("/metrics", **bearer(OPERATOR)))[0] == 200
@@ -95,7 +99,7 @@ def test_a_key_has_its_rate(keys):
 
 def test_a_changed_file_of_keys_counts_and_a_broken_one_does_not(keys, monkeypatch):
     monkeypatch.setattr("adapterops.serving.keys._LOOK_AGAIN_S", 0)
-    found = ApiKeys(keys)
+    found = ApiKeys(keys, LIMITS)
     assert found.find(f"Bearer {CLIENT}").name == "shop"
     write_keys(keys, sha256="0" * 64, name="renamed-shop")
     assert found.find(f"Bearer {CLIENT}") is None
@@ -106,7 +110,25 @@ def test_a_changed_file_of_keys_counts_and_a_broken_one_does_not(keys, monkeypat
 @pytest.mark.parametrize(("change", "reason"), [({"sha256": CLIENT}, "never the key"), ({"name": "deploy"}, "given to two keys")])
 def test_a_file_of_keys_that_cannot_be_meant_is_refused(tmp_path, change, reason):
     with pytest.raises(UsageError, match=reason):
-        ApiKeys(write_keys(tmp_path / "keys.yaml", **change))
+        ApiKeys(write_keys(tmp_path / "keys.yaml", **change), LIMITS)
+
+
+def test_a_key_that_is_made_has_the_limits_that_were_asked_for(tmp_path):
+    command = [sys.executable, ROOT / "scripts/api_key.py", "extraction", "--adapter", "support"]
+    made = subprocess.run(
+        [*command, "--limit", "max_tokens", "4096", "--limit", "share", "0.5"], capture_output=True, text=True, check=True
+    )
+    secret, _, entry = made.stdout.partition("\n")
+    (tmp_path / "keys.yaml").write_text("keys:\n" + entry)
+    key = ApiKeys(tmp_path / "keys.yaml", LIMITS).find(f"Bearer {secret}")
+    assert (key.name, key.adapters, key.limits) == ("extraction", {"support"}, replace(LIMITS, max_tokens=4096, share=0.5))
+    for name, value, reason in (
+        ("n", "16384", "out of range"),
+        ("best_of", "2", "unknown key `best_of`"),
+        ("grammars", "maybe", "true or false"),
+    ):
+        refused = subprocess.run([*command, "--limit", name, value], capture_output=True, text=True, check=False)
+        assert (refused.returncode, reason in refused.stderr, refused.stdout) == (2, True, "")
 
 
 def test_more_requests_at_once_than_allowed_are_refused():
@@ -238,7 +260,7 @@ def test_a_thumb_counts_once_for_the_version_that_answered(keys):
         for counted in (True, False):
             status, _, text = await gateway.ask({"id": response_id, "rating": "down"}, path="/v1/feedback", headers=bearer(CLIENT))
             assert (status, json.loads(text)["counted"]) == (200, counted)
-        thumbs = {"adapter": "support", "version": STABLE.digest[:12], "rating": "down"}
+        thumbs = {"adapter": "support", "version": STABLE.digest[:12], "key": "shop", "rating": "down"}
         assert gateway.counted("llm_feedback_total", **thumbs) == 1
         # Another key's answers are not one's own to rate, and a rating is up or down.
         assert (await gateway.ask({"id": response_id, "rating": "up"}, path="/v1/feedback", headers=bearer(OPERATOR)))[0] == 404
@@ -315,17 +337,6 @@ def test_a_line_that_cannot_be_written_costs_nobody_the_answer(monkeypatch):
             full.close()
 
 
-def test_half_a_surrogate_pair_is_refused_and_logged_as_anything_else(capsys):
-    """JSON allows it, UTF-8 does not."""
-
-    async def test(gateway):
-        assert (await gateway.ask({**QUESTION, "model": "\ud800"}))[0] == 404
-        assert (await gateway.ask({**QUESTION, "messages": [{"role": "user", "content": "\ud800"}]}))[0] == 200
-
-    with_host(test, access_log=True, log_prompts=True)
-    assert json.loads(capsys.readouterr().out.splitlines()[1])["prompt"][0]["content"] == "\ud800"
-
-
 def show(state, metrics):
     """What a host does after each look at a channel or an engine."""
     state.refresh()
@@ -380,7 +391,7 @@ def test_a_canary_that_brings_its_engine_down_keeps_its_errors():
         engine.up, engine.ready = True, {}
         show(state, gateway.metrics)
         for status in ("502", "503"):
-            labels = {"adapter": "support", "version": CANARY.digest[:12], "origin": "user", "status": status}
+            labels = {"adapter": "support", "version": CANARY.digest[:12], "origin": "user", "key": "-", "status": status}
             assert gateway.counted("llm_version_request_total", **labels) == 1
         state.channels = {"support": Followed(Channel("support", 3, STABLE.digest))}
         show(state, gateway.metrics)

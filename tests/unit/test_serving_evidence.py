@@ -1,6 +1,7 @@
 """The statistics of a rollout: what decides, what does not, and how often that is wrong."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from adapterops.serving.evidence import (
     Accumulated,
     Answers,
     Counts,
+    Seen,
     difference,
     judge_latency,
     judge_rate,
@@ -32,8 +34,13 @@ def answers(values, errors=0):
 
 
 def counts(values, errors=0, **thumbs):
-    """What a version did for users."""
-    return Counts(answers(values, errors), **thumbs)
+    """What a version did for the users of one key."""
+    return Counts({"shop": Seen(answers(values, errors), **thumbs)})
+
+
+def of_keys(**seen):
+    """What a version did for the users of several keys: `shop=([0.1] * 300, 5)` is 300 good answers and 5 errors."""
+    return Counts({name: Seen(answers(values, errors), *thumbs) for name, (values, errors, *thumbs) in seen.items()})
 
 
 def test_intervals_are_those_of_the_papers():
@@ -123,7 +130,7 @@ def test_a_stable_version_that_answered_nothing_is_not_the_same_as_none():
 
 def test_the_latency_of_users_answers_is_not_compared_with_that_of_probes():
     stable = Counts(probes=answers([0.2] * 300))
-    users = answers([4.0] * 3000)  # they ask longer things
+    users = {"shop": Seen(answers([4.0] * 3000))}  # they ask longer things
     assert judge_latency(Counts(users, answers([0.2] * 300)), stable, 1.5, 0.95).verdict == "PASS"
     assert judge_latency(Counts(users, answers([0.4] * 300)), stable, 1.5, 0.95).verdict == "FAIL"
     assert judge_latency(Counts(users), stable, 1.5, 0.95).verdict == "INCONCLUSIVE"
@@ -160,8 +167,8 @@ def test_feedback_and_win_rate_decide_where_they_are_asked_for():
     assert overall(findings) == "INCONCLUSIVE"
 
 
-def text(good, errors=0, saturation=0.5, version=B):
-    labels = f'adapter="support",version="{version[:12]}",origin="user"'
+def text(good, errors=0, saturation=0.5, version=B, key="shop"):
+    labels = f'adapter="support",version="{version[:12]}",origin="user",key="{key}"'
     return (
         f'llm_version_request_total{{{labels},status="200"}} {good}\nllm_version_request_total{{{labels},status="500"}} {errors}\n'
         f'llm_version_request_total{{{labels},status="400"}} 7\nllm_version_duration_seconds_bucket{{{labels},le="0.1"}} {good}\n'
@@ -185,3 +192,81 @@ def test_counting_begins_with_the_rollout_and_survives_a_restart_of_a_gateway():
     evidence.add("two", text(125))
     assert (evidence.counts(B, mark).requests, evidence.counts(B).requests, evidence.counts(A).requests) == (5, 42, 0)
     assert evidence.saturation["two"] == [0.5] * 3
+
+
+THUMBS = {**ROLLOUT.limits, "negative_feedback": 0.1, "win_rate": 0.45}
+WITH_THUMBS = replace(ROLLOUT, limits=THUMBS)
+IDLE = {"g": [0.1]}
+FAST, SLOW = [0.1] * 300, [2.0] * 300
+STABLE = of_keys(one=([0.1] * 1000, 0, 300, 10), two=([0.1] * 1000, 0, 300, 10), three=([0.1] * 1000, 0, 300, 10))
+
+
+def verdicts(canary, stable=STABLE, rollout=WITH_THUMBS, confidence=0.95):
+    return {finding.metric: finding.verdict for finding in judge(rollout, canary, stable, IDLE, confidence)}
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.999])
+def test_one_key_of_several_cannot_abort_a_rollout(confidence):
+    """It voted down whatever the canary said, asked it for long answers, and saw errors that nobody else saw."""
+    content = {"one": (FAST, 0, 60, 1), "two": (FAST, 0, 60, 1)}
+    for hostile, metrics in (
+        (([0.1] * 60, 0, 0, 60), {"negative_feedback", "win_rate"}),
+        ((SLOW, 0, 0, 0), {"latency_p95"}),
+        (([0.1] * 10, 100, 0, 0), {"error_rate"}),
+    ):
+        found = verdicts(of_keys(**content, three=hostile), confidence=confidence)
+        assert "FAIL" not in found.values()
+        assert {metric for metric, verdict in found.items() if verdict == "INCONCLUSIVE"} >= metrics
+    # Nor before the others have said much: thumbs and long answers are a client's to give.
+    early = of_keys(one=([0.1] * 5, 0, 1, 0), three=(SLOW, 0, 0, 60))
+    assert "FAIL" not in verdicts(early, confidence=confidence).values()
+
+
+def test_what_several_keys_see_aborts_a_rollout():
+    for bad, metric in (((FAST, 30, 60, 1), "error_rate"), ((SLOW, 0, 60, 1), "latency_p95"), ((FAST, 0, 20, 60), "negative_feedback")):
+        assert verdicts(of_keys(one=bad, two=bad, three=bad))[metric] == "FAIL"
+
+
+def test_one_key_cannot_hide_what_the_others_see():
+    flood = ([0.1] * 30_000, 0, 20_000, 0)
+    for bad, metric in (
+        (([0.1] * 200, 40), "error_rate"),
+        (([2.0] * 200, 0), "latency_p95"),
+        (([0.1] * 200, 0, 20, 60), "negative_feedback"),
+    ):
+        assert verdicts(of_keys(one=bad, two=bad, three=flood))[metric] == "INCONCLUSIVE"
+    # Nor by making the stable version look as bad.
+    worse = of_keys(one=([0.1] * 1000, 0), two=([0.1] * 1000, 0), three=([2.0] * 5000, 2000))
+    bad = of_keys(one=([2.0] * 200, 40), two=([2.0] * 200, 40))
+    assert {verdicts(bad, worse, ROLLOUT)[metric] for metric in ("error_rate", "latency_p95")} <= {"INCONCLUSIVE", "FAIL"}
+
+
+def test_the_key_that_a_finding_rests_on_is_named():
+    canary = of_keys(one=(FAST, 0, 60, 1), two=(FAST, 0, 60, 1), three=([0.1], 0, 0, 90))
+    [reason] = [found.reason for found in judge(WITH_THUMBS, canary, STABLE, IDLE, 0.95) if found.metric == "negative_feedback"]
+    assert "which rests on key three alone; without it: negative_feedback 2 of 122 against" in reason
+
+
+def test_a_service_with_one_client_rolls_out_and_takes_back():
+    stable = of_keys(shop=([0.1] * 1000, 0, 300, 10))
+    assert set(verdicts(of_keys(shop=([0.1] * 400, 0, 300, 8)), stable).values()) == {"PASS"}
+    assert verdicts(of_keys(shop=(FAST, 60)), stable)["error_rate"] == "FAIL"
+    assert verdicts(of_keys(shop=(SLOW, 0)), stable)["latency_p95"] == "FAIL"
+    # One that has nearly all of the traffic is believed in its errors, for the others know too little to say the contrary.
+    assert verdicts(of_keys(shop=(FAST, 60), cron=([0.1] * 3, 0)), stable)["error_rate"] == "FAIL"
+
+
+def test_probes_have_no_key_and_stay():
+    slow = Counts({"one": Seen(answers([0.1] * 20)), "two": Seen(answers([0.1] * 20))}, answers(SLOW))
+    stable = Counts(STABLE.keys, answers(FAST))
+    assert verdicts(slow, stable)["latency_p95"] == "FAIL"
+
+
+def test_keys_are_counted_apart_and_what_both_versions_fail_is_nobodys_error():
+    evidence = Accumulated("support")
+    both = text(0).replace('status="500"} 0', 'status="both"} 50')
+    evidence.add("g", both + text(0, key="search"))
+    evidence.add("g", both.replace("} 50", "} 90") + text(5, 2, key="search"))
+    found = evidence.counts(B)
+    assert (found.keys["search"].answers.good, found.users.errors, found.requests) == (5, 2, 7)
+    assert found.without("search").requests == 0

@@ -55,11 +55,24 @@ def test_the_first_version_ever_answers_all():
 @pytest.mark.parametrize(
     ("headers", "body", "session"),
     [
-        ({"x-session-id": "s1"}, {"user": "u1"}, "s1"),
-        ({}, {"user": "u1"}, "u1"),
+        ({"x-session-id": "s1"}, {"user": "u1"}, "shop\0s1"),
+        ({}, {"user": "u1"}, "shop\0u1"),
         ({}, {"user": ["not", "a", "string"]}, None),
         ({"x-session-id": ""}, {}, None),
     ],
 )
 def test_a_session_is_the_header_or_the_user(headers, body, session):
-    assert session_of(headers, body) == session
+    assert session_of("shop", headers, body) == session
+
+
+def test_a_session_that_meets_the_canary_does_so_for_one_key_alone():
+    route = Route(STABLE, CANARY, 50)
+    found = [name for name in SESSIONS if choose(route, session_of("shop", {"x-session-id": name}, {})) is CANARY]
+    others = sum(choose(route, session_of("search", {"x-session-id": name}, {})) is CANARY for name in found)
+    assert 0.4 < others / len(found) < 0.6
+
+
+@pytest.mark.parametrize("session", ["\u00e9", "a\x7f", "a\tb", "\udcff", "x" * 257])
+def test_a_session_is_printable(session):
+    with pytest.raises(ValueError, match="`x-session-id`"):
+        session_of("shop", {"x-session-id": session}, {})

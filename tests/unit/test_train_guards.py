@@ -226,7 +226,7 @@ class TestCheckpoints:
         (checkpoints.directory / "checkpoint-15").mkdir()
         assert checkpoints.newest() == whole
 
-    @pytest.mark.parametrize("seal", ["null", "[]", '{"files": []}', '{"files": {"weights": 1}}'])
+    @pytest.mark.parametrize("seal", ["null", "[]", '{"files": []}', '{"files": {"weights": 1}}', '{"files": [{"name": 1}]}'])
     def test_one_whose_seal_is_none_is_passed_over(self, tmp_path, seal):
         checkpoints = Checkpoints(tmp_path, "a" * 64)
         whole = self.write(checkpoints, 5)

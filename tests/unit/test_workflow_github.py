@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops import commands
 from adapterops.gitops.commands import Command, carry_out, parse
-from adapterops.gitops.github import labels_of, repository, upsert_comment
-from adapterops.gitops.revert import open_revert, push_revert, releasing_commit
+from adapterops.gitops.github import approved_since_push, repository, upsert_comment
+from adapterops.gitops.revert import app_token, ask_for_revert, open_revert, push_revert, releasing_commit
 from adapterops.gitops.say import MARKER, comment
+from adapterops.plan.build import BUDGET_LABEL
 from play.github_api import NAME, GitHub
 from repositories import ROWS, jsonl, with_adapters
 
@@ -40,8 +41,8 @@ class TestComment:
         number = github.pull_request("data", "a" * 40)
         for body in ("first", "second", "second"):
             with repository() as repo:
-                upsert_comment(repo.get_pull(number), MARKER, body)
-        assert github.comments_on(number) == [f"{MARKER}\nsecond\n"]
+                upsert_comment(repo.get_issue(number), MARKER, body)
+        assert github.comments_on(number) == [f"{MARKER}\nsecond"]
         assert [method for method, path, _ in github.requests if "comments" in path and method != "GET"] == ["POST", "PATCH"]
 
     def test_it_is_tried_again_after_a_server_error(self, github, monkeypatch):
@@ -58,23 +59,20 @@ class TestComment:
         for body in ("first", "second"):
             failures.append(body)
             with repository() as repo:
-                upsert_comment(repo.get_pull(number), MARKER, body)
+                upsert_comment(repo.get_issue(number), MARKER, body)
         assert [method for method in asked if method != "GET"] == ["POST", "POST", "PATCH", "PATCH"]
-        assert github.comments_on(number) == [f"{MARKER}\nsecond\n"]
+        assert github.comments_on(number) == [f"{MARKER}\nsecond"]
 
-    def test_somebody_elses_comment_with_the_marker_is_left_alone(self, github):
+    @pytest.mark.parametrize("user", [{"login": "mallory", "type": "User"}, {"login": "other-app[bot]", "type": "Bot"}])
+    def test_somebody_elses_comment_with_the_marker_is_left_alone(self, github, user):
         number = github.pull_request("data", "a" * 40)
-        github.add_comment(number, f"{MARKER}\nmine", {"login": "mallory", "type": "User"})
+        github.add_comment(number, f"{MARKER}\nmine", user)
         with repository() as repo:
-            upsert_comment(repo.get_pull(number), MARKER, "ours")
-        assert github.comments_on(number) == [f"{MARKER}\nmine", f"{MARKER}\nours\n"]
+            upsert_comment(repo.get_issue(number), MARKER, "ours")
+        assert github.comments_on(number) == [f"{MARKER}\nmine", f"{MARKER}\nours"]
 
-    def test_nothing_is_said_where_there_is_nothing_to_say(self, github):
+    def test_nothing_is_said_where_there_is_nothing_to_say(self):
         assert comment(plan(), [], {}) is None
-        number = github.pull_request("data", "a" * 40)
-        with repository() as repo:
-            assert upsert_comment(repo.get_pull(number), MARKER, None) is None
-        assert github.comments_on(number) == []
 
     def test_changed_rules_come_before_everything(self):
         rule = {"file": "configs/quality_gate.yaml", "setting": "gates.rouge_l.min", "old": "0.65", "new": "0.1", "weaker": True}
@@ -94,18 +92,78 @@ class TestComment:
     def test_a_refusal_names_the_permissions(self, github, status):
         github.failures.append(status)
         with pytest.raises(InfrastructureError, match="Check the job's permissions"):
-            labels_of(1)
-
-    def test_labels_are_those_of_now(self, github):
-        number = github.pull_request("data", "a" * 40)
-        assert labels_of(number) == frozenset()
-        github.issues[number]["labels"] = [{"name": "gpu-budget-approved"}]
-        assert labels_of(number) == {"gpu-budget-approved"}
+            approved_since_push(1, "a" * 40, BUDGET_LABEL)
 
     def test_without_a_token_it_says_so(self, monkeypatch):
         monkeypatch.delenv("GITHUB_TOKEN", raising=False)
         with pytest.raises(UsageError, match="GITHUB_TOKEN is not set"), repository(NAME):
             pass
+
+
+class TestApprovalOfABudget:
+    """A label speaks of what was pushed before it was set, and of nothing that came later."""
+
+    HEAD, OTHER = "a" * 40, "b" * 40
+
+    @pytest.fixture
+    def number(self, github):
+        number = github.pull_request("data", self.HEAD)
+        github.pushes[-1]["timestamp"] = "2026-01-01T10:00:00Z"
+        return number
+
+    def approved(self, number, head=HEAD):
+        return approved_since_push(number, head, BUDGET_LABEL)
+
+    def test_no_label_no_approval(self, github, number):
+        assert not self.approved(number)
+        github.labelled(number, "data", "2026-01-01T11:00:00Z")
+        assert not self.approved(number)
+        assert not approved_since_push(None, self.HEAD, BUDGET_LABEL)
+
+    def test_a_label_after_the_push_counts(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
+        assert self.approved(number)
+        assert github.refused == []  # every request is one of the published description
+
+    def test_a_label_from_before_the_newest_push_does_not(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
+        github.pushed("data", self.OTHER, "2026-01-01T12:00:00Z")
+        assert not self.approved(number, self.OTHER)
+        assert not self.approved(number, self.HEAD)  # the branch is not there any more
+
+    def test_going_back_to_what_was_approved_once_asks_again(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
+        github.pushed("data", self.OTHER, "2026-01-01T12:00:00Z")
+        github.pushed("data", self.HEAD, "2026-01-01T13:00:00Z", kind="force_push")
+        assert not self.approved(number)
+
+    def test_taken_off_and_set_again_it_counts(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T09:00:00Z")
+        assert not self.approved(number)
+        github.issues[number]["labels"] = []
+        assert not self.approved(number)
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T10:00:01Z")
+        assert self.approved(number)
+
+    def test_a_label_taken_off_does_not_count(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
+        github.issues[number]["labels"] = []
+        assert not self.approved(number)
+
+    @pytest.mark.parametrize("labelled", ["2026-01-01T10:00:00Z", "2026-01-01T09:59:59Z"])
+    def test_the_same_second_is_not_after(self, github, number, labelled):
+        github.labelled(number, BUDGET_LABEL, labelled)
+        assert not self.approved(number)
+
+    def test_pushes_to_other_branches_change_nothing(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
+        github.pushed("other", self.OTHER, "2026-01-01T12:00:00Z")
+        assert self.approved(number)
+
+    def test_a_push_that_github_does_not_list_is_approved_by_nobody(self, github, number):
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
+        github.pushes.clear()
+        assert not self.approved(number)
 
 
 class TestParse:
@@ -415,3 +473,24 @@ def test_the_description_is_a_slice_of_githubs_own():
     described = json.loads(DESCRIPTION.read_text())
     assert "GitHub's official OpenAPI" in described["info"]["title"]
     assert described["paths"]["/repos/{owner}/{repo}/deployments"]["post"]["requestBody"]
+
+
+class TestAskForRevert:
+    def test_one_issue_says_what_to_run(self, github):
+        with repository() as repo:
+            first, again = (ask_for_revert("support", "a" * 40, repo) for _ in range(2))
+        assert (first.number, len(github.issues)) == (again.number, 1)
+        assert f"git revert --no-edit {'a' * 40}" in first.body
+        assert "origin/main" in first.body
+
+    def test_an_issue_of_somebody_else_with_the_same_title_is_not_taken_for_it(self, github):
+        with repository() as repo:
+            ours = ask_for_revert("support", "a" * 40, repo)
+            github.issues[ours.number]["user"] = {"login": "mallory[bot]", "type": "Bot", "id": 5}
+            assert ask_for_revert("support", "a" * 40, repo).number != ours.number
+
+    @pytest.mark.parametrize(("app_id", "key"), [("12", "no key"), ("twelve", "-----BEGIN RSA PRIVATE KEY-----\nAA==")])
+    def test_a_key_that_is_none_is_misuse_and_is_not_shown(self, app_id, key):
+        with pytest.raises(UsageError, match="REVERT_APP_KEY are no App's") as caught:
+            app_token(app_id, key, NAME)
+        assert key not in str(caught.value)

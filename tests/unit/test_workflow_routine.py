@@ -1,5 +1,6 @@
 """What runs by itself or by a comment beside the pull request: judging by main's rules, drift, the week, reports, notes."""
 
+import dataclasses
 import html
 import itertools
 import json
@@ -266,7 +267,7 @@ class TestWeek:
         assert digest[:12] in issue["body"]
         change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the *next* @one")
         run("weekly", "review")
-        assert "&#64;one" in github.issues[issue["number"]]["body"]
+        assert "&#64;\u200bone" in github.issues[issue["number"]]["body"]
 
     @pytest.mark.usefixtures("repository")
     def test_every_adapters_data_is_reported_and_the_worst_decides(self, monkeypatch, tmp_path):
@@ -281,6 +282,11 @@ class TestWeek:
         monkeypatch.setattr(weekly, "subprocess", type("_", (), {"run": staticmethod(validate)}))
         assert run("weekly", "data", "--output", tmp_path).exit_code == 1
         assert [command[command.index("--adapter") + 1] for command in calls] == ["support"]
+
+
+def named(keys, name):
+    """Keys of a twin: another name, the same trained bytes, a verdict of its own."""
+    return dataclasses.replace(keys, spec=dataclasses.replace(keys.spec, name=name))
 
 
 @pytest.fixture
@@ -302,7 +308,8 @@ def post_reports(keys, monkeypatch, tmp_path):
     monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", judge)
 
     def of(*names):
-        rows = [{"name": name, "training_key": keys.training, "judgement_key": keys.judgement(None)} for name in names]
+        of_each = [named(keys, name) for name in names]
+        rows = [{"name": one.spec.name, "training_key": one.training, "judgement_key": one.judgement(None)} for one in of_each]
         (tmp_path / "plan.json").write_text(json.dumps({"adapters": rows}))
         options = ["--pull-request", 7, "--repository", "your-org/qlora-gitops", "--output", tmp_path / "reports"]
         return run("post_reports", "--plan", tmp_path / "plan.json", *options), posted, judged
@@ -330,7 +337,8 @@ def test_one_adapters_trouble_keeps_no_comment_back(store, keys, post_reports, m
         if name == "support":
             raise UsageError("main's rules are broken")
 
-    kept(store, keys, tmp_path / "run")
+    for name in ("support", "legal"):
+        kept(store, named(keys, name), tmp_path / name)
     monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", judge)
     result, posted, _ = post_reports("support", "legal")
     assert (result.exit_code, "support: main's rules are broken" in result.output) == (2, True)
@@ -347,7 +355,8 @@ def test_a_verdict_that_cannot_be_fetched_keeps_no_other_ones_comment_back(store
             raise InfrastructureError("the store does not answer")
         fetch(store, judgement, run)
 
-    kept(store, keys, tmp_path / "run")
+    for name in ("support", "legal"):
+        kept(store, named(keys, name), tmp_path / name)
     monkeypatch.setattr(candidates, "fetch_judgement", failing)
     result, posted, _ = post_reports("support", "legal")
     assert (result.exit_code, "support: the store does not answer" in result.output) == (3, True)

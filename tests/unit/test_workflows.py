@@ -16,8 +16,9 @@ BIN = ROOT / ".venv/bin"
 GRANTS = {
     ("pull-request", "report", "pull-requests: write"),
     ("release", "promote", "contents: write"),
-    *(("release", "deploy", right) for right in ("contents: write", "deployments: write", "pull-requests: write")),
-    *(("deploy", "deploy", right) for right in ("contents: write", "deployments: write", "pull-requests: write")),
+    *(("release", "deploy", right) for right in ("deployments: write", "issues: write")),
+    ("deploy", "deploy", "deployments: write"),
+    ("deploy", "revert", "issues: write"),
     *(("retrain", "command", right) for right in ("actions: write", "issues: write", "pull-requests: write")),
     ("reconcile", "reconcile", "issues: write"),
     ("weekly", "review", "issues: write"),
@@ -131,8 +132,11 @@ def test_the_one_secret_goes_to_the_default_branchs_scripts_that_count_tokens(na
     """Roles and the job's own token are enough elsewhere; a comment's or branch's text never comes in as a variable."""
     text = yaml.safe_dump(step)
     if "secrets." in text:
-        assert re.findall(r"secrets\.\w+", text) == ["secrets.HF_TOKEN"]
         assert name not in TESTS_CODE
+        if (name, job_name) == ("deploy", "revert"):  # the one job that opens reverts
+            assert re.findall(r"secrets\.\w+", text) == ["secrets.REVERT_APP_KEY"]
+            return
+        assert re.findall(r"secrets\.\w+", text) == ["secrets.HF_TOKEN"]
         assert re.match(r"\.venv/bin/python scripts/(plan|validate_data|required_check|weekly)\.py ", step["run"])
     assert not re.search(
         r"github\.(head_ref|event\.(comment\.body|pull_request\.(title|body|head\.(ref|label))|issue\.(title|body)))", text
@@ -157,6 +161,57 @@ def test_every_pin_carries_its_version():
 def test_one_version_of_each_action():
     pins = {match for path in FILES for match in re.findall(r"uses: (actions/[a-z-]+)@(\S+)", path.read_text())}
     assert len(pins) == len(dict(pins))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_what_others_could_call_names_this_repository(name):
+    """A file called from another repository signs, and takes roles, by its own name."""
+    if "workflow_call" in WORKFLOWS[name]["on"] and name not in TESTS_CODE:
+        for job_name, job in WORKFLOWS[name]["jobs"].items():
+            first = not job.get("needs")
+            assert not first or "github.repository == 'your-org/qlora-gitops'" in job["if"], job_name
+            checkouts = [step for step in job["steps"] if "actions/checkout" in step.get("uses", "")]
+            assert [step["with"]["repository"] for step in checkouts] == ["your-org/qlora-gitops"]
+
+
+def test_the_repositorys_name_holds_whatever_started_the_training():
+    condition = " ".join(WORKFLOWS["train"]["jobs"]["train"]["if"].split())
+    assert condition.startswith("github.repository == 'your-org/qlora-gitops' && (")
+    assert condition.endswith(")")
+
+
+@EVERY_STEP
+def test_development_tools_are_installed_where_code_is_tested_alone(name, job_name, step):
+    if step.get("run", "").startswith("make setup"):
+        assert step["run"] == "make setup NO_DEV=1"
+    if step.get("run", "").startswith("make") and "setup" not in step["run"]:
+        assert name in TESTS_CODE
+
+
+def test_a_token_is_given_to_steps_and_not_to_jobs():
+    """A job's environment reaches every step, and every program that one starts."""
+    for flow in WORKFLOWS.values():
+        for place in (flow, *flow["jobs"].values()):
+            assert not re.search(r"github\.token|secrets\.", yaml.safe_dump(place.get("env", {})))
+
+
+def test_the_set_up_guide_puts_the_names_in_everywhere(tmp_path):
+    guide = (ROOT / "docs/setup-github.md").read_text()
+    command = re.search(r"^ +(git grep .*sed -i .*)$", guide, re.MULTILINE)[1]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run("git init -q && git add -A", shell=True, cwd=tmp_path, check=True)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path, check=True)
+    left = subprocess.run(["git", "grep", "-n", "your-org"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+    assert r"ACME/YOUR-REPOSITORY/\.github" in (tmp_path / ".pinact.yaml").read_text()
+    for stem in ("train", "deploy"):
+        assert "github.repository == 'ACME/YOUR-REPOSITORY'" in (tmp_path / f".github/workflows/{stem}.yaml").read_text()
+    pins = [BIN / "pinact", "run", "--check", "--fix=false", "--no-api"]
+    assert subprocess.run(pins, cwd=tmp_path, capture_output=True, check=False).returncode == 0
 
 
 class TestGpu:

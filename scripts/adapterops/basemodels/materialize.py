@@ -17,6 +17,7 @@ import filelock
 from adapterops.basemodels.allowlist import BaseModel
 from adapterops.command import error_console
 from adapterops.documents import new_directory, sha256_file
+from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT
 
@@ -154,7 +155,8 @@ def _download_wheel(package: str, version: str, scratch: Path) -> Path:
     destination = scratch / package
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(destination), f"{package}=={version}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = child_environment(prefixes=("PIP_",))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     wheels = list(destination.glob("*.whl")) if destination.is_dir() else []
     if result.returncode != 0 or not wheels:
         reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip download failed")

@@ -68,7 +68,6 @@ CODES = {
         "It can name a person's connection.",
         "Replace it with `[IP]`, or with an address for documentation such as 203.0.113.7.",
     ),
-    "E308": Code("A person's name", "Personal data must not be trained on.", "Replace it with `[NAME]`, or with an invented one."),
     "E309": Code(
         "A key, token or private key",
         "A model repeats what it was trained on; whoever has the secret can use it.",

@@ -17,6 +17,7 @@ from adapterops.data.normal import fingerprint
 from adapterops.data.reader import read_blocks
 from adapterops.data.scan import Job, Scanned, scan
 from adapterops.diagnostics import Finding
+from adapterops.environment import child_environment
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
 
@@ -135,5 +136,5 @@ def _figures(scanned: Scanned) -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> bytes | None:
     """Standard output, or None if git fails."""
-    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)  # noqa: S607  # git of the runner
+    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, env=child_environment())  # noqa: S607  # git of the runner
     return result.stdout if result.returncode == 0 else None

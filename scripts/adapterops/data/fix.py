@@ -10,7 +10,6 @@ from typing import Any
 
 from adapterops.data.normal import exact_form, fingerprint, nfc
 from adapterops.data.personal import Detected, detect, mask
-from adapterops.data.plugins import NameFinder, load_name_finder
 from adapterops.data.policy import Limits
 from adapterops.data.reader import HIDE_NO_ROW, Block, Entry, Row, parse_row, read_blocks
 from adapterops.data.rows import answer, has_texts, prompt_text
@@ -140,14 +139,9 @@ def _parts(value: dict[str, Any]) -> tuple[list[_Part], list[_Part]]:
 
 def _finder(limits: Limits) -> _Finder:
     kinds = frozenset(limits.personal_data)
-    names: NameFinder | None = load_name_finder(limits.name_plugin) if limits.name_plugin else None
 
     def find(text: str) -> list[Detected]:
-        found = detect(text, kinds, most=None)
-        for start, end in names(text) if names else ():
-            if text[start:end] and all(end <= item.start or item.end <= start for item in found):
-                found.append(Detected("name", start, end))
-        return sorted(found, key=lambda item: item.start)
+        return sorted(detect(text, kinds, most=None), key=lambda item: item.start)
 
     return find
 

@@ -22,7 +22,6 @@ KINDS = {
     "driver_licence": "E305",
     "card": "E306",
     "ip": "E307",
-    "name": "E308",
     "secret": "E309",
 }
 # What stands in for a finding in a masked copy.
@@ -34,7 +33,6 @@ MASKS = {
     "driver_licence": "[DRIVER_LICENCE]",
     "card": "[CARD]",
     "ip": "[IP]",
-    "name": "[NAME]",
     "secret": "[SECRET]",
 }
 

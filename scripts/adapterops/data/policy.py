@@ -26,7 +26,6 @@ class Limits:
     language_share: float
     licenses: tuple[str, ...]
     personal_data: tuple[str, ...]
-    name_plugin: str | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,10 @@ class Policy:
             resolved = file.resolve()
         except (OSError, RuntimeError):  # a loop of symbolic links; opening it will say so
             return self.limits
-        name = str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(file)
+        return self.limits_of(str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(file))
+
+    def limits_of(self, name: str) -> Limits:
+        """The limits of the file with that path from the repository's root."""
         return next((limits for pattern, limits in self.overrides if fnmatch.fnmatch(name, pattern)), self.limits)
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import collections
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from adapterops.data.codes import CODES
 from adapterops.data.validate import DataReport
 from adapterops.diagnostics import Finding
+from adapterops.escape import inline, line, terminal
 
 _SHOWN_PER_CODE = 20
 _ANNOTATIONS = 10  # GitHub shows ten of each level a step, and drops the rest without a word
 _SUMMARY_ROWS = 200
 _LONGEST = 500  # characters of a line; what data brought in may be of any length
-# Control characters, line ends, and marks that turn the direction of writing.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&\\`*_{}[]<>#|~!@:"})
 
 
 def print_report(report: DataReport, console: Console) -> None:
@@ -33,15 +29,15 @@ def print_report(report: DataReport, console: Console) -> None:
         total = report.document["counts"][code]
         colour = "red" if code.startswith("E") else "yellow"
         console.print(
-            f"[bold {colour}]{code}[/] {CODES[code].title} ({total}). [dim]{escape(CODES[code].fix)} docs/errors.md#{code.lower()}[/]",
+            f"[bold {colour}]{code}[/] {CODES[code].title} ({total}). [dim]{terminal(CODES[code].fix)} docs/errors.md#{code.lower()}[/]",
             soft_wrap=True,
         )
         for finding in by_code[code][:_SHOWN_PER_CODE]:
-            console.out("  " + _plain(f"{finding.file}:{finding.line}: {finding.message}"), highlight=False)
+            console.out("  " + line(f"{finding.file}:{finding.line}: {finding.message}", _LONGEST), highlight=False)
         if total > _SHOWN_PER_CODE:
             console.print(f"  … and {total - _SHOWN_PER_CODE} more; --output REPORT lists them")
-    for line in file_lines(report):
-        console.out(_plain(line), highlight=False)
+    for described in file_lines(report):
+        console.out(line(described, _LONGEST), highlight=False)
     verdict = "[bold green]PASS[/]" if report.passed else "[bold red]FAIL[/]"
     console.print(f"{verdict}: {verdict_line(report)}")
 
@@ -78,9 +74,9 @@ def print_annotations(report: DataReport, console: Console) -> None:
     """GitHub workflow commands: the ten errors and ten hints that tell most; everything goes into the job summary."""
     for severity in ("error", "hint"):
         for finding in _telling([finding for finding in report.findings if finding.severity == severity]):
-            console.out(replace(finding, message=_cut(_visible(finding.message))).annotation(), highlight=False)
-    for line in file_lines(report):
-        console.out(_plain(line), highlight=False)
+            console.out(replace(finding, message=line(finding.message, _LONGEST)).annotation(), highlight=False)
+    for described in file_lines(report):
+        console.out(line(described, _LONGEST), highlight=False)
     console.out(f"{'PASS' if report.passed else 'FAIL'}: {verdict_line(report)}", highlight=False)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as file:
@@ -104,33 +100,15 @@ def _telling(findings: list[Finding]) -> list[Finding]:
 def summary(report: DataReport) -> str:
     """The report as Markdown, at most 200 findings (a job summary holds 1 MiB)."""
     lines = [f"## Data: {'PASS' if report.passed else 'FAIL'}", "", f"{verdict_line(report)}.", ""]
-    lines += [f"- {_cell(line)}" for line in file_lines(report)]
+    lines += [f"- {inline(described, _LONGEST)}" for described in file_lines(report)]
     if report.findings:
         lines += ["", "| place | code | finding |", "|---|---|---|"]
         lines += [
-            f"| {_cell(f'{finding.file}:{finding.line}')} | {finding.code} {CODES[finding.code].title} | {_cell(finding.message)} |"
+            f"| {inline(f'{finding.file}:{finding.line}', _LONGEST)} | {finding.code} {CODES[finding.code].title} "
+            f"| {inline(finding.message, _LONGEST)} |"
             for finding in report.findings[:_SUMMARY_ROWS]
         ]
         more = sum(report.document["counts"].values()) - min(len(report.findings), _SUMMARY_ROWS)
         if more:
             lines += ["", f"… and {more:,} more in the report."]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Text that cannot become markup, a link, a mention or a new cell: data is not trusted."""
-    return " ".join(_cut(_UNSEEN.sub(" ", text)).translate(_MARKUP).split())
-
-
-def _plain(text: str) -> str:
-    """One line that neither a terminal nor GitHub, which reads commands from a job's log, takes for anything but text."""
-    text = _cut(_visible(text)).replace("##[", "## [")
-    return f"./{text}" if text.lstrip().startswith("::") else text
-
-
-def _visible(text: str) -> str:
-    return _UNSEEN.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"

@@ -20,6 +20,7 @@ from adapterops.basemodels.materialize import cache_directory
 from adapterops.documents import canonical_json, sha256_json, write_bytes
 from adapterops.engine import keeper
 from adapterops.engine.client import is_healthy
+from adapterops.environment import COMPUTING, child_environment
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.processor import cpu_dtype
 from adapterops.schemas import ROOT
@@ -39,6 +40,7 @@ _CAUSES = (
     (r"No module named|ModuleNotFoundError|ImportError", "The installation is incomplete: run `make setup`."),
     (r"No CUDA GPUs are available|Failed to infer device type|CUDA driver", "No usable GPU: check `nvidia-smi`."),
 )
+_MOST_LOGPROBS = 20  # the schema's maximum of `gateway.limits.logprobs`
 _TAIL = 15  # log lines shown with an error
 # What every engine runs with, also one that is started elsewhere (configs/kubernetes/).
 ENVIRONMENT = {
@@ -49,6 +51,10 @@ ENVIRONMENT = {
     # The model is a local directory by now; nothing may be fetched by the name of a file that it lacks.
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
+    # What one request may ask for, as the schema of `gateway.limits` has it: a gate behind the gateway's own.
+    "VLLM_MAX_N_SEQUENCES": "32",
+    "VLLM_MAX_STOP_STRINGS": "4",
+    "VLLM_MAX_NUM_BAD_WORDS": "32",
 }
 
 
@@ -177,6 +183,14 @@ def _engine_options(config: ServingConfig, model: Path, port: int, chat_template
         "dtype": _dtype(engine.dtype),
         "max-model-len": engine.max_model_len,
         "max-num-seqs": engine.max_num_seqs,
+        # Beyond it vLLM says 503 instead of queueing without end: what the gateway has under way, and the host's own questions.
+        "max-num-queued-reqs": config.gateway.max_in_flight + engine.max_num_seqs,
+        "max-logprobs": _MOST_LOGPROBS,
+        # One compiler, whose costs `serving/schema_cost.py` knows; "auto" hands a schema that it lacks to two others.
+        "structured-outputs-config": '{"backend": "xgrammar"}',
+        # Models here read text. An engine that fetches what a client names reaches what the host reaches.
+        "limit-mm-per-prompt": '{"image": 0, "video": 0, "audio": 0}',
+        "allowed-media-domains": "none.invalid",
         "gpu-memory-utilization": engine.gpu_memory_utilization,
         "tensor-parallel-size": engine.tensor_parallel_size,
         "max-lora-rank": engine.max_lora_rank,
@@ -189,7 +203,8 @@ def _engine_options(config: ServingConfig, model: Path, port: int, chat_template
 
 
 def _environment(config: ServingConfig, replica: int = 0) -> dict[str, str]:
-    environment = {**os.environ, **ENVIRONMENT}
+    # No token and no role: the engine's files are here by now, and what clients write comes close to it.
+    environment = child_environment(prefixes=(*COMPUTING, "HF_HUB_", "TRANSFORMERS_", "TOKENIZERS_", "QLORA_GITOPS_"), **ENVIRONMENT)
     # Opens /reset_prefix_cache, /collective_rpc and more.
     environment.pop("VLLM_SERVER_DEV_MODE", None)
     if _cpu_build():

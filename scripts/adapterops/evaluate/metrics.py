@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema_rs
 from sacrebleu.metrics.chrf import CHRF
 
 from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
 from adapterops.evaluate.rouge import repetition, rouge_l
-from adapterops.schemas import data_schema_validator
+from adapterops.formats import SlowFormatError, shared_checker
 
 __all__ = ["METRIC_IDS", "Score", "chrf", "columns", "row_metrics", "score"]
 
@@ -34,6 +32,7 @@ class Score:
     should_refuse: bool
     stopped: bool
     repetition: float
+    format_error: str | None = None  # why the format could not be told, which counts as not met
 
     def observed(self) -> dict[str, float | None]:
         """The value of each metric of rows."""
@@ -58,10 +57,17 @@ def score(row: dict[str, Any], answer: Answer, *, refused: bool) -> Score:
     """
     should_refuse = bool(row.get("should_refuse", False))
     failed = answer.error is not None
+    format_ok, slow = None, None
+    if "expected_format" in row:
+        try:
+            format_ok = _format_ok(row["expected_format"], answer)
+        except SlowFormatError as error:
+            format_ok, slow = False, str(error)
     return Score(
         rouge_l=None if should_refuse else rouge_l(row["expected_output"], answer.text),
         chrf=None if should_refuse else chrf(row["expected_output"], answer.text),
-        format_ok=_format_ok(row["expected_format"], answer) if "expected_format" in row else None,
+        format_ok=format_ok,
+        format_error=slow,
         refused=refused or (failed and not should_refuse),
         should_refuse=should_refuse,
         stopped=answer.finish_reason == "stop",
@@ -101,19 +107,21 @@ def _number(outcome: bool | None) -> float | None:
 
 
 def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:
+    """Whether an answer is JSON, and fits the row's schema.
+
+    Raises:
+        SlowFormatError: the schema took too long on it.
+    """
     if answer.finish_reason != "stop":
         return False
+    if isinstance(expected_format, dict):
+        return shared_checker().check(expected_format, answer.text)[0] == "ok"
     try:
-        value = json.loads(answer.text, parse_constant=_no_constant)
+        json.loads(answer.text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return False
-    return expected_format == "json" or _validator(json.dumps(expected_format, sort_keys=True)).is_valid(value)
+    return True
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-@functools.cache
-def _validator(schema: str) -> jsonschema_rs.Validator:
-    return data_schema_validator(json.loads(schema))

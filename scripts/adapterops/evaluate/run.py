@@ -22,7 +22,7 @@ from adapterops.documents import read_json, sha256_file, sha256_json, write_byte
 from adapterops.engine.client import await_engine, served_version
 from adapterops.engine.installed import engine_version
 from adapterops.engine.server import start_engine
-from adapterops.errors import UsageError
+from adapterops.errors import RejectedError, UsageError
 from adapterops.evaluate import record
 from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.evaluate.detector import detector_quality, judge_model, parse_judge, refusals
@@ -31,6 +31,7 @@ from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
 from adapterops.evaluate.responses import Responses
 from adapterops.evaluate.winrate import win_rate
+from adapterops.formats import format_problem
 from adapterops.schemas import ROOT, repository_path
 from adapterops.serving.config import ServingConfig, load_serving_config
 from adapterops.store.releases import adapter_digest
@@ -117,6 +118,9 @@ def evaluate_once(
         parse_judge(judge_name, "", "")  # a judge that cannot be meant is said now, and not after the answers
     rows = load_rows(data.path, "eval")
     extension = load_rows(data.extension, "eval") if data.extension else []
+    _refuse_formats(data.path, rows)
+    if data.extension:
+        _refuse_formats(data.extension, extension)
     config = _serving_config(manifest, model, serving)
     base_model = config.base_model
     scope = {
@@ -163,6 +167,7 @@ def evaluate_once(
             sides["production"] = phases.adapter("production", production.digest, production.directory)
         sides["base"] = base
         scores, detector = _scores(drawn, sides, settings, url, base_model.name)
+        _say_slow(drawn, scores, console)
         against = "production" if "production" in sides else "base"
         judge = parse_judge(settings.win_rate_judge, url, base_model.name)
         wins, judged = win_rate(drawn, sides["candidate"].answers, sides[against].answers, judge, against, known) if judge else ([], None)
@@ -215,6 +220,23 @@ def evaluate_once(
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
     write_json(output, results, "eval_results")
     return results, False
+
+
+def _refuse_formats(path: Path, rows: list[Row]) -> None:
+    """No answer is held to a schema that is out of bounds; said before one is generated."""
+    formats = ((row, row.value.get("expected_format")) for row in rows)
+    found = [(row, problem) for row, schema in formats if isinstance(schema, dict) and (problem := format_problem(schema))]
+    if found:
+        listed = "\n".join(f"{path}:{row.line}: E110 `expected_format` is not applied: {problem}." for row, problem in found[:20])
+        raise RejectedError(f"{path} has {len(found)} problems:\n{listed}")
+
+
+def _say_slow(rows: list[Row], scores: dict[str, list[Score | None]], console: Console) -> None:
+    for side, found in scores.items():
+        for row, scored in zip(rows, found, strict=True):
+            if scored and scored.format_error:
+                name = row.id or f"line {row.line}"
+                console.print(f"{name}: expected_format on the {side}'s answer: {scored.format_error}; counts as not met", markup=False)
 
 
 def device_name() -> str:

@@ -1,6 +1,5 @@
 """Candidates: what pull-request runs computed, kept in the store under the keys of their inputs.
 
-    candidates/<training key>/checkpoints/…                       of a training that goes on; removed when the adapter is kept
     candidates/<training key>/adapter/sha256-<digest>/…           the adapter's files
     candidates/<training key>/candidate.json                      written last: which digest this key has, for good
     candidates/<training key>/judgements/<judgement key>/…        documents of one evaluation and its verdict
@@ -8,11 +7,12 @@
     …/signatures/<SHA-256 of candidate.json or judgement.json>.json       beside the document that it signs, and written before it
 
 Whoever writes first decides: training is not repeatable to the bit, and a second try must not get a second verdict. The judgement key
-holds the digest of the adapter that was in production: what was judged against a former one is judged again.
+holds the adapter's name and the digest of what was in production: what was judged under another name, or against a former one, is
+judged again. The trained bytes may be shared by names.
 
 What may write here is not what says that an adapter is good: `train.yaml` signs both documents, which name every other file by its
-SHA-256, and the release takes what it has signed. Only what a run has computed is signed by it: a run takes neither an adapter nor a
-verdict that somebody else put there, and never adds a signature to what was kept without.
+SHA-256, and the release takes what it has signed. The names are an enumeration (their schemas). Only what a run has computed is signed
+by it: a run takes neither an adapter nor a verdict that somebody else put there, and never adds a signature to what was kept without.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.plan.keys import Keys
 from adapterops.schemas import ROOT, schema_problems
 from adapterops.store.channels import read_channel
+from adapterops.store.incoming import inner
 from adapterops.store.objects import ObjectStore, parse
 from adapterops.store.releases import adapter_digest, adapter_files, find_release
 from adapterops.store.signing import Signer, Trust
 from adapterops.train.checkpoints import remove_remote
 
 _MANIFEST = "train_manifest.json"
+# The documents of a run, as configs/schemas/judgement.json has them; what is rendered of them is rendered again.
+_MEASURED = ("gate_report.json", "eval_results.json", "eval_samples.jsonl")
+_BESIDE = ("data_report.json", *(f"main/{name}" for name in (*_MEASURED, "data_report.json")))  # main/: by the default branch's rules
 _SIGNING_WORKFLOW = ".github/workflows/train.yaml@refs/heads/main"  # as pull-request.yaml calls it, whichever ref that runs on
 _ISSUER = "https://token.actions.githubusercontent.com"
 _VERDICTS_KEPT = ("PASS", "FAIL", "INCONCLUSIVE")  # an ERROR says that something was not measured: it may be tried again
@@ -53,7 +57,7 @@ class Candidate:
         judgement: `configs/schemas/judgement.json` for that key, None if there is none that counts.
         released: the adapter is a release of this training key: it passed once, under the rules and against the production of that day.
         distrust: why adapter or verdict do not count as signed by whom we trust, with the command that removes them; empty if they do, and
-            where no trust was given. A release has a signature of its own: of it only the verdict is looked at.
+            where no trust was given. A release is no excuse: its own files lie below adapters/, and have a signature of their own.
     """
 
     digest: str | None
@@ -114,26 +118,26 @@ def _candidate(
     prefix, digest = _prefix(training_key), str(adapter["digest"])
     if sha256_json({file["name"]: file["sha256"] for file in adapter["files"] if file["name"] in adapter_files}) != digest:
         raise InfrastructureError(f"{prefix}/candidate.json: its files do not have the digest that it names.")
-    judgement = find_judgement(store, training_key, judgement_key)
+    judgement = find_judgement(store, name, training_key, judgement_key)
     if judgement and judgement["digest"] != digest:
         raise InfrastructureError(f"{_judged(training_key, judgement_key)}/judgement.json is damaged: `digest` is not {digest[:12]}")
     release = find_release(store, name, digest)
     released = release is not None and release["training_key"] == training_key
     distrust = ""
-    if trust and not released:
+    if trust:
         distrust = _distrust(store, f"{prefix}/candidate.json", adapter, trust)
     if trust and judgement and not distrust:
         distrust = _distrust(store, f"{_judged(training_key, judgement_key)}/judgement.json", judgement, trust)
     return Candidate(digest, judgement_key, None if distrust else judgement, released, distrust)
 
 
-def find_judgement(store: ObjectStore, training_key: str, judgement_key: str) -> dict[str, Any] | None:
-    """The judgement that is kept under a judgement key, None if there is none.
+def find_judgement(store: ObjectStore, name: str, training_key: str, judgement_key: str) -> dict[str, Any] | None:
+    """The judgement on the adapter of that name that is kept under a judgement key, None if there is none.
 
     Raises:
         InfrastructureError: the store, or a damaged document.
     """
-    expected = {"training_key": training_key, "judgement_key": judgement_key}
+    expected = {"adapter": name, "training_key": training_key, "judgement_key": judgement_key}
     return _document(store, f"{_judged(training_key, judgement_key)}/judgement.json", "judgement", expected)
 
 
@@ -157,21 +161,45 @@ def fetch_adapter(store: ObjectStore, training_key: str, target: Path, trust: Tr
         RejectedError: it is not signed by whom we trust.
         InfrastructureError: the store, or bytes that are not those of its documents.
     """
-    document = _adapter(store, training_key)
+    document = _trusted(store, training_key, trust)
     if document is None:
         return None
-    if trust and (problem := _distrust(store, f"{_prefix(training_key)}/candidate.json", document, trust)):
-        raise RejectedError(problem)
-    digest = str(document["digest"])
     with new_directory(target) as staging:
-        for file in document["files"]:
-            key = f"{_prefix(training_key)}/adapter/sha256-{digest}/{file['name']}"
-            store.download(key, staging / file["name"], sha256=file["sha256"], size=file["size"])
-        found = adapter_digest(staging)
-        manifest = read_json(staging / _MANIFEST, "train_manifest")
-        if found != digest or manifest["adapter"]["digest"] != digest or manifest["training_key"] != training_key:
+        _download(store, document, staging, (*adapter_files, _MANIFEST))
+        if adapter_digest(staging) != document["digest"]:
             raise InfrastructureError(f"{_prefix(training_key)}: the candidate's files contradict each other. It is not used.")
-    return digest
+    return str(document["digest"])
+
+
+def fetch_train_manifest(store: ObjectStore, training_key: str, target: Path, trust: Trust | None = None) -> None:
+    """Bring to `target` how the adapter of a training key was trained, verified, and not its weights; errors as `fetch_adapter`."""
+    if document := _trusted(store, training_key, trust):
+        with new_directory(target) as staging:
+            _download(store, document, staging, (_MANIFEST,))
+
+
+def _trusted(store: ObjectStore, training_key: str, trust: Trust | None) -> dict[str, Any] | None:
+    """The candidate of a training key, None if there is none.
+
+    Raises:
+        RejectedError: it is not signed by whom we trust.
+    """
+    document = _adapter(store, training_key)
+    if document and trust and (problem := _distrust(store, f"{_prefix(training_key)}/candidate.json", document, trust)):
+        raise RejectedError(problem)
+    return document
+
+
+def _download(store: ObjectStore, document: dict[str, Any], staging: Path, names: tuple[str, ...]) -> None:
+    """Bring files of a candidate, the train manifest among them, which must be on that very adapter."""
+    training_key, digest = document["training_key"], document["digest"]
+    for file in document["files"]:
+        if file["name"] in names:
+            key = f"{_prefix(training_key)}/adapter/sha256-{digest}/{file['name']}"
+            store.download(key, staging, file["name"], sha256=file["sha256"], size=file["size"])
+    manifest = read_json(staging / _MANIFEST, "train_manifest")
+    if manifest["adapter"]["digest"] != digest or manifest["training_key"] != training_key:
+        raise InfrastructureError(f"{_prefix(training_key)}: the candidate's files contradict each other. It is not used.")
 
 
 def keep_adapter(store: ObjectStore, training_key: str, model: Path, signer: Signer | None = None, trust: Trust | None = None) -> str:
@@ -240,17 +268,17 @@ def keep_judgement(
     digest = adapter_digest(run / "model")
     if report["adapter"]["digest"] != digest or report["adapter"]["training_key"] != keys.training:
         raise RejectedError(f"{run}/gate_report.json is on another adapter than {run}/model. Evaluate and gate this one.")
+    if (name := report["adapter"].get("name")) != keys.spec.name:
+        raise RejectedError(f"{run}/gate_report.json is on adapter {name}, not {keys.spec.name}. Gate it with --adapter {keys.spec.name}.")
     if report["verdict"] not in _VERDICTS_KEPT or report["extension"]["wanted"]:
         return None
     # What the evaluation did compare with, whatever is in production by now.
     production = report["production"]["digest"]
     judgement_key = keys.judgement(production)
     prefix = _judged(keys.training, judgement_key)
-    names = sorted(
-        str(path.relative_to(run))
-        for path in run.rglob("*")
-        if path.is_file() and path.suffix in {".json", ".jsonl", ".html"} and _is_document(path.relative_to(run))
-    )
+    if missing := [name for name in _MEASURED if not (run / name).is_file()]:
+        raise UsageError(f"{run}/{missing[0]} is missing. Evaluate and gate the adapter first.")
+    names = [name for name in (*_MEASURED, *_BESIDE) if (run / name).is_file()]
     document = {
         "schema": "judgement/v1",
         "adapter": keys.spec.name,
@@ -263,7 +291,7 @@ def keep_judgement(
         "documents": [{"name": name, "size": (run / name).stat().st_size, "sha256": sha256_file(run / name)} for name in names],
         "source": source,
     }
-    kept = find_judgement(store, keys.training, judgement_key)
+    kept = find_judgement(store, keys.spec.name, keys.training, judgement_key)
     if kept is None:
         for name in names:
             # By content, so that two runs that judge at once do not mix their documents.
@@ -278,17 +306,16 @@ def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) ->
     """Bring the documents of a judgement into a run directory, verified.
 
     Raises:
-        InfrastructureError: the store, other bytes than promised, or a name that leads out of the directory or to what is not a document.
+        InfrastructureError: the store, other bytes than promised, or a name that is none of a run's documents.
     """
     prefix = f"{_judged(judgement['training_key'], judgement['judgement_key'])}/documents"
+    if problems := schema_problems(judgement, "judgement"):
+        raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} is damaged: {problems[0]}")
+    run.mkdir(parents=True, exist_ok=True)
     for file in judgement["documents"]:
-        target = run / file["name"]
-        if not target.resolve().is_relative_to(run.resolve()):
-            raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} names {file['name']}, which is outside its run.")
-        if not _is_document(target.resolve().relative_to(run.resolve())):
-            raise InfrastructureError(f"judgement {judgement['judgement_key'][:12]} names {file['name']}, which is none of its documents.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.download(f"{prefix}/{file['sha256']}", target, sha256=file["sha256"], size=file["size"])
+        main, _, name = file["name"].rpartition("/")  # of its schema's names, main/… alone has one
+        place = inner(run, main) if main else run
+        store.download(f"{prefix}/{file['sha256']}", place, name, sha256=file["sha256"], size=file["size"])
     report = read_json(run / "gate_report.json", "gate_report")
     if (report["verdict"], report["adapter"]["digest"]) != (judgement["verdict"], judgement["digest"]):
         shutil.rmtree(run, ignore_errors=True)
@@ -305,11 +332,6 @@ def _judged(training_key: str, judgement_key: str) -> str:
 
 def _adapter(store: ObjectStore, training_key: str) -> dict[str, Any] | None:
     return _document(store, f"{_prefix(training_key)}/candidate.json", "candidate", {"training_key": training_key})
-
-
-def _is_document(place: Path) -> bool:
-    """Whether a judgement may have a file at this place of a run: `model/` is the adapter's, what is hidden the tools'."""
-    return bool(place.parts) and place.parts[0] != "model" and not place.parts[0].startswith(".")
 
 
 def _document(store: ObjectStore, key: str, schema: str, expected: dict[str, str]) -> dict[str, Any] | None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from typing import Literal
 
 import requests
 from github import Auth, Github, GithubException, GithubRetry
+from github.Issue import Issue
 from github.IssueComment import IssueComment
-from github.PullRequest import PullRequest
+from github.NamedUser import NamedUser
+from github.Organization import Organization
 from github.Repository import Repository
 
 from adapterops.errors import InfrastructureError, UsageError
 
+ACTIONS = "github-actions[bot]"  # whose token a workflow's own is
 _LONGEST_WAIT_S = 180  # for a rate limit: a job that asks has minutes, and the reset may be an hour away
 
 
@@ -65,31 +70,72 @@ def repository(name: str | None = None) -> Iterator[Repository]:
         client.close()
 
 
-def labels_of(pull_request: int | None) -> frozenset[str]:
-    """Labels of a pull request as they are now, not as they were when the run started; empty without a number."""
-    if pull_request is None:
-        return frozenset()
-    with repository() as repo:
-        return frozenset(label.name for label in repo.get_issue(pull_request).labels)
+def approved_since_push(pull_request: int | None, head: str, label: str) -> bool:
+    """Whether a label was set on a pull request after its head was pushed: what was set before speaks of other commits.
 
-
-def upsert_comment(pull_request: PullRequest, marker: str, body: str | None) -> IssueComment | None:
-    """Keep one comment that carries a hidden marker: make it, edit it in place, or, with no body, edit what is there to say so.
+    Both times are GitHub's own, of the label's last `labeled` event and of the branch's newest activity. Commits carry no
+    time of a push, only dates that whoever made them has chosen.
 
     Args:
-        pull_request: where.
-        marker: an HTML comment that nothing else holds; only comments of the token's own account count, for anybody can paste it.
-        body: Markdown; None where there is nothing to say any more.
+        pull_request: its number; None is approved by nobody.
+        head: the commit that is planned. It must be what the branch's newest push left there.
+        label: its name.
+
+    Raises:
+        UsageError: no repository or no token.
+        InfrastructureError: the API refuses or cannot be reached.
     """
-    found = None
-    for comment in pull_request.get_issue_comments():
-        if comment.body and comment.body.startswith(marker) and comment.user.type == "Bot":
-            found = comment
-    if body is None and found is None:
-        return None
-    text = f"{marker}\n{body if body is not None else 'Nothing to mend any more: see the checks below.'}\n"
-    if found is None:
-        return pull_request.create_issue_comment(text)
-    if found.body.strip() != text.strip():
-        found.edit(text)
-    return found
+    if pull_request is None:
+        return False
+    with repository() as repo:
+        issue = repo.get_issue(pull_request)
+        if label not in {known.name for known in issue.labels}:
+            return False
+        events = (event for event in issue.get_events() if event.event == "labeled" and event.label and event.label.name == label)
+        labelled = max((event.created_at for event in events), default=None)
+        branch = repo.get_pull(pull_request).head.ref
+        wanted = {"ref": f"refs/heads/{branch}", "per_page": 100}
+        _, pushes = repo.requester.requestJsonAndCheck("GET", f"{repo.url}/activity", parameters=wanted)
+        newest = max(pushes, key=lambda push: (push["timestamp"], push["id"]), default=None)
+    if labelled is None or newest is None or newest["after"] != head:
+        return False
+    return labelled > datetime.fromisoformat(newest["timestamp"])
+
+
+def is_by(user: NamedUser | Organization | None, author: str = ACTIONS) -> bool:
+    """Whether this account wrote something: the one bot of this login.
+
+    A person's login has no brackets, and another bot has another one.
+    """
+    return user is not None and user.type == "Bot" and user.login == author
+
+
+def own_comments(issue: Issue, marker: str, author: str = ACTIONS) -> list[IssueComment]:
+    """Comments by the author that begin with a marker, the oldest first.
+
+    Anybody can paste a marker, and the author's own text may quote one further down.
+    """
+    return [comment for comment in issue.get_comments() if (comment.body or "").startswith(marker) and is_by(comment.user, author)]
+
+
+def upsert_comment(
+    issue: Issue, marker: str, body: str, *, family: str | None = None, author: str = ACTIONS
+) -> tuple[IssueComment, Literal["created", "edited", "unchanged"]]:
+    """Keep one comment that begins with a hidden marker: make it, or edit it in place.
+
+    Args:
+        issue: where; a pull request is an issue too.
+        marker: an HTML comment that nothing else begins with.
+        body: Markdown, without the marker.
+        family: beginning of the markers among which this one is. If the newest comment of them has
+            another marker, a new comment is made.
+        author: login of the bot whose token is used.
+    """
+    text = f"{marker}\n{body}".strip()
+    mine = own_comments(issue, family or marker, author)
+    if not mine or not mine[-1].body.startswith(marker):
+        return issue.create_comment(text), "created"
+    if mine[-1].body.strip() == text:
+        return mine[-1], "unchanged"
+    mine[-1].edit(text)
+    return mine[-1], "edited"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapterops.command import console
+from adapterops.command import to_runner
 from adapterops.errors import InfrastructureError, UsageError
+from adapterops.escape import workflow_command
 
 
 def write_token(path: Path) -> None:
@@ -28,7 +29,7 @@ def write_token(path: Path) -> None:
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise InfrastructureError(f"GitHub gave no OpenID Connect token: {type(error).__name__}. Re-run the job.") from None
     if os.environ.get("GITHUB_ACTIONS"):
-        console.out(f"::add-mask::{token}", highlight=False)
+        to_runner.out(workflow_command("add-mask", token), highlight=False)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(token)

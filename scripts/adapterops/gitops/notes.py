@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterops.plan.present import text
+from adapterops.escape import inline
 from adapterops.store.channels import Channel
 
 
@@ -17,7 +17,7 @@ def notes(manifest: dict[str, Any], bucket: str) -> str:
         "",
         "| metric | value |",
         "|---|---|",
-        *(f"| {text(metric)} | {'-' if value is None else f'{value:.4g}'} |" for metric, value in manifest["metrics"].items()),
+        *(f"| {inline(metric)} | {'-' if value is None else f'{value:.4g}'} |" for metric, value in manifest["metrics"].items()),
         "",
         f"`s3://{bucket}/adapters/{manifest['adapter']}/sha256-{manifest['digest']}/`",
         f"Training key `{manifest['training_key']}`, gate key `{manifest['gate_key']}`.",
@@ -30,7 +30,7 @@ def drift_issue(differences: list[str]) -> str:
     """Body of the issue that stays open while main, channels and hosts differ."""
     return (
         "What `main` says, what the channels say and what the serving hosts have are not the same:\n\n"
-        + "".join(f"- {text(difference)}\n" for difference in differences)
+        + "".join(f"- {inline(difference)}\n" for difference in differences)
         + "\nThis issue is kept up to date by `reconcile.yaml`, and closed once they agree."
     )
 
@@ -41,9 +41,9 @@ def review_issue(histories: dict[str, list[Channel]], waiting: list[str]) -> str
     for name, history in histories.items():
         for channel in history:
             facts = (name, channel.updated_at[:16], channel.generation, (channel.stable or "-")[:12], (channel.canary or "-")[:12])
-            lines.append("| " + " | ".join(text(fact) for fact in (*facts, channel.updated_by, channel.reason)) + " |")
+            lines.append("| " + " | ".join(inline(fact) for fact in (*facts, channel.updated_by, channel.reason)) + " |")
     if len(lines) == 2:
         lines = ["No channel changed this week."]
-    lines += ["", "**Waiting:**", "", *(f"- {text(name)}" for name in waiting or ["nothing"])]
+    lines += ["", "**Waiting:**", "", *(f"- {inline(name)}" for name in waiting or ["nothing"])]
     lines += ["", "To decide: which adapters' data grows next week, which gate is too tight or too loose, which canary step was too short."]
     return "\n".join(lines)

@@ -6,8 +6,8 @@ import os
 import uuid
 from pathlib import Path
 
-from adapterops.command import console
-from adapterops.diagnostics import escape_command
+from adapterops.command import to_runner
+from adapterops.escape import workflow_command
 
 
 def set_outputs(**values: str) -> None:
@@ -45,4 +45,4 @@ def run_url() -> str | None:
 def annotate(level: str, title: str, message: str) -> None:
     """An annotation on the run (`error`, `warning` or `notice`); outside of Actions nothing: the message was printed."""
     if os.environ.get("GITHUB_ACTIONS"):
-        console.out(f"::{level} title={escape_command(title)}::{escape_command(message)}", highlight=False)
+        to_runner.out(workflow_command(level, message, title=title), highlight=False)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterops.documents import new_directory
 from adapterops.errors import RejectedError, UsageError
 from adapterops.gitops.candidates import Candidate, fetch_adapter, fetch_judgement, find_candidate
 from adapterops.plan.keys import Keys, adapter_keys, adapter_names
 from adapterops.plan.tree import extract
+from adapterops.serving.config import load_serving_config
 from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore
+from adapterops.store.releases import adapter_files, fetch_release
 from adapterops.store.signing import Trust
+from adapterops.store.withdrawn import refuse_withdrawn
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,13 @@ def find_promotion(store: ObjectStore, name: str, root: Path, trust: Trust | Non
     found = read_channel(store, name)
     if known.digest and found and found[0].stable == known.digest and found[0].canary is None:
         return None
-    return Promotion(name, keys.training, known.digest, known.released, _problem(keys, known))
+    problem = _problem(keys, known)
+    if known.digest and not problem:
+        try:
+            refuse_withdrawn(store, name, known.digest)
+        except RejectedError as error:
+            problem = f"{error} Nothing is released: revert the merge, or change data or recipe."
+    return Promotion(name, keys.training, known.digest, known.released, problem)
 
 
 def _problem(keys: Keys, known: Candidate) -> str:
@@ -103,6 +115,8 @@ def _problem(keys: Keys, known: Candidate) -> str:
 def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: Path, trust: Trust | None = None) -> dict[str, Any] | None:
     """Bring the candidate and its verdict into a run directory, verified, ready for publishing; `trust` as in `find_promotion`.
 
+    A release brings its own files, from below adapters/, with the signature that its hosts ask for, and no train manifest.
+
     Returns:
         The judgement, None for an older release whose verdict was under other rules, against another adapter, or is not signed.
 
@@ -116,7 +130,29 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     known = find_candidate(store, keys, trust)
     if known.digest != promotion.digest or _problem(keys, known):
         raise RejectedError(f"{promotion.adapter}: the candidate changed while it was looked at. Run the release again.")
-    fetch_adapter(store, keys.training, run / "model", None if known.released else trust)
+    if known.released:
+        _fetch_released(store, keys, str(known.digest), run / "model", trust)
+    else:
+        fetch_adapter(store, keys.training, run / "model", trust)
     if known.judgement:
         fetch_judgement(store, known.judgement, run)
     return known.judgement
+
+
+def _fetch_released(store: ObjectStore, keys: Keys, digest: str, target: Path, trust: Trust | None) -> None:
+    """Bring a release's own files to `target`; where candidates must be signed, so must it be, by whom its hosts trust.
+
+    Raises:
+        RejectedError: it is not signed by whom the hosts trust, or is of another training key.
+        UsageError: the hosts' public key is not on this machine.
+        InfrastructureError: the store, or damaged bytes.
+    """
+    name, signed_by = keys.spec.name, load_serving_config(keys.spec.serving).trust if trust else None
+    with tempfile.TemporaryDirectory() as scratch:
+        base_model = keys.recipe.base_model.name
+        release, manifest = fetch_release(store, name, digest, Path(scratch), base_model=base_model, trust=signed_by)
+        if manifest["training_key"] != keys.training:
+            raise RejectedError(f"{name}: release {digest[:12]} is of training key {manifest['training_key'][:12]}. Run the release again.")
+        with new_directory(target) as staging:
+            for file in adapter_files:
+                shutil.copyfile(release / file, staging / file)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
+from github import Auth, GithubException, GithubIntegration
+from github.Issue import Issue
 from github.PullRequest import PullRequest
 from github.Repository import Repository
+from jwt.exceptions import PyJWTError
 
-from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.gitops.github import is_by
 from adapterops.gitops.promote import changed_adapters
 from adapterops.plan.tree import TAKEN, git
 
@@ -67,8 +72,7 @@ def open_revert(adapter: str, commit: str, branch: str, repository: Repository) 
         return pull
     body = (
         f"{adapter}: the release made by {commit} was rolled back or did not get through its rollout. While this is not merged, Git says "
-        "one version and the fleet serves another.\n\nMerging trains nothing: the former adapter is found by its key and released again. "
-        "Checks do not start by themselves on a pull request that a workflow opened: close and reopen it."
+        "one version and the fleet serves another.\n\nMerging trains nothing: the former adapter is found by its key and released again."
     )
     try:
         return repository.create_pull(
@@ -76,3 +80,44 @@ def open_revert(adapter: str, commit: str, branch: str, repository: Repository) 
         )
     except AttributeError as error:  # an answer without the fields of a pull request
         raise InfrastructureError(f"GitHub's answer is no pull request: {error}") from None
+
+
+def ask_for_revert(adapter: str, commit: str, repository: Repository) -> Issue:
+    """The open issue that says what a person runs where no App opens reverts; made if there is none.
+
+    A pull request of the workflow's own token has no author among people: one person could ask for
+    it and approve it.
+    """
+    title = f"Revert {adapter} to its former version ({commit[:12]})"
+    for issue in repository.get_issues(state="open"):
+        if issue.title == title and is_by(issue.user):
+            return issue
+    branch = f"revert/{adapter}-{commit[:12]}"
+    body = (
+        f"{adapter}: the release made by {commit} was rolled back or did not get through its rollout. While it is not reverted, Git says "
+        "one version and the fleet serves another. Merging the revert trains nothing.\n\n```\n"
+        f"git fetch origin && git switch -c {branch} origin/{repository.default_branch}\n"
+        f"git revert --no-edit {commit} && git push -u origin {branch}\ngh pr create --fill\n```\n\n"
+        "A GitHub App can do this: docs/setup-github.md, step 5."
+    )
+    return repository.create_issue(title=title, body=body)
+
+
+def app_token(app_id: str, key: str, repository: str) -> str:
+    """A token of the GitHub App: for an hour, and to push a branch and open a pull request.
+
+    Raises:
+        UsageError: the key is none.
+        InfrastructureError: GitHub refuses: the App is not installed, or has fewer rights.
+    """
+    url = os.environ.get("GITHUB_API_URL", "https://api.github.com")
+    try:
+        integration = GithubIntegration(auth=Auth.AppAuth(int(app_id), key), base_url=url)
+        installation = integration.get_repo_installation(*repository.split("/", 1))
+        return integration.get_access_token(installation.id, {"contents": "write", "pull_requests": "write"}).token
+    except GithubException as error:
+        raise InfrastructureError(
+            f"GitHub App {app_id}: {error.status} for {repository}. Install it there, with contents and pull requests to write."
+        ) from None
+    except (ValueError, TypeError, PyJWTError) as error:
+        raise UsageError(f"REVERT_APP_ID and REVERT_APP_KEY are no App's id and private key (PEM): {type(error).__name__}.") from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterops.plan.present import plan_markdown, text
+from adapterops.escape import inline
+from adapterops.plan.present import plan_markdown
 
 MARKER = "<!-- qlora-gitops plan -->"
 _SHOWN = 20
@@ -47,16 +48,20 @@ def comment(plan: dict[str, Any], reports: list[dict[str, Any]], results: dict[s
         f"<sub>head {plan['head'][:12]} merged into {plan['base'][:12]}; `/retrain` runs it again, `/rerun-gate` its failed jobs</sub>"
     )
     whole = "\n".join(parts)
-    return (whole if len(whole) <= _LONGEST else whole[:_LONGEST].rpartition("\n")[0] + "\n…") + f"\n\n{provenance}"
+    if len(whole) > _LONGEST:
+        kept = whole[:_LONGEST].rpartition("\n")[0]
+        more = f"**{len(whole) - len(kept):,} characters more do not fit here:** the run's artifacts have them."
+        whole = f"{kept}\n\n{more}"
+    return f"{whole}\n\n{provenance}"
 
 
 def _findings(report: dict[str, Any]) -> list[str]:
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
     lines = ["| place | code | what is wrong, and what is expected |", "|---|---|---|"]
     for finding in errors[:_SHOWN]:
-        place = text(f"{finding['file']}:{finding['line']}")
+        place = inline(f"{finding['file']}:{finding['line']}")
         code = finding["code"]
-        lines.append(f"| {place} | [{code}](../blob/HEAD/docs/errors.md#{code.lower()}) | {text(finding['message'])[:500]} |")
+        lines.append(f"| {place} | [{code}](../blob/HEAD/docs/errors.md#{code.lower()}) | {inline(finding['message'], 500)} |")
     if len(errors) > _SHOWN:
         lines.append(f"| … | | {len(errors) - _SHOWN} more in the job's summary |")
     return [*lines, ""]

@@ -28,7 +28,8 @@ def _bucket_read() -> str:
 
 
 def _candidates_write() -> str:
-    open_store().put_new("candidates/.setup-check", b"the role may write candidates\n", "text/plain")
+    for prefix in ("candidates", "checkpoints"):
+        open_store().put_new(f"{prefix}/.setup-check", b"the role may write candidates\n", "text/plain")
     return ""
 
 
@@ -58,7 +59,7 @@ def _candidates_sign() -> str:
 
 
 def _releases_write() -> str:
-    for prefix in ("adapters", "channels", "audit"):
+    for prefix in ("adapters", "channels", "audit", "withdrawn"):
         open_store().put_new(f"{prefix}/.setup-check", b"the role may write releases\n", "text/plain")
     return ""
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adapterops import escape
+from adapterops.data.policy import load_policy
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops.candidates import Candidate, find_candidate
 from adapterops.plan.estimate import PRICING, Estimate, cap_usd, estimate
 from adapterops.plan.keys import Keys, adapter_keys, adapter_names
-from adapterops.plan.rules import is_rule, plugin_of, rule_changes
+from adapterops.plan.rules import POLICY, is_rule, rule_changes
 from adapterops.plan.tree import TAKEN, changed_paths, entries, extract, merged_tree, problems_of, takeable
 from adapterops.store.objects import ObjectStore
 from adapterops.store.signing import Trust
 
 BUDGET_LABEL = "gpu-budget-approved"
-_APPROVE = f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`."
+_PAGES = (".png", ".svg", ".txt")  # what else below docs/ is only read; docs/aws/ is applied
+_APPROVE = (
+    f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`. It counts for what was pushed before it was set: "
+    "where it stands already, take it off and set it again."
+)
 
 
 def build_plan(
@@ -28,7 +33,7 @@ def build_plan(
     store: ObjectStore | None,
     *,
     fork: bool = False,
-    labels: Collection[str] = (),
+    approved: bool = False,
     trust: Trust | None = None,
 ) -> dict[str, Any]:
     """What has to be computed before `head` may be merged into `base`.
@@ -39,7 +44,7 @@ def build_plan(
         repository: a clone that has both.
         store: where candidates lie; None takes everything as missing.
         fork: the pull request comes from a fork.
-        labels: of the pull request.
+        approved: somebody let this very head cost more than the cap.
         trust: whose signature candidates must carry; None asks for none.
 
     Returns:
@@ -61,7 +66,7 @@ def build_plan(
         "changes": classify([]),
         "rules": [],
         "gpu": {"allowed": False, "reason": ""},
-        "budget": {"usd": None, "cap_usd": None, "approved": BUDGET_LABEL in labels},
+        "budget": {"usd": None, "cap_usd": None, "approved": approved},
         "adapters": [],
         "validate": [],
         "train": [],
@@ -82,11 +87,7 @@ def build_plan(
         extract(base, base, repository, before)
         extract(tree, base, repository, after)
         plan["rules"] = [asdict(change) for change in rule_changes(changed, before, after)]
-        if plugin_of(after) != plugin_of(before):
-            problems.append(
-                "configs/data_policy.yaml: limits.name_plugin names code to run. It changes in a pull request of its own that "
-                "adds this code below scripts/, and takes effect after the merge."
-            )
+        problems += _policy_problems(changed, after)
         unknown: list[str] = []
         plan["adapters"] = _adapters(before, after, store, trust, problems, unknown)
         plan["budget"]["cap_usd"] = cap_usd(before)
@@ -95,18 +96,29 @@ def build_plan(
     return _conclude(plan)
 
 
+def _policy_problems(changed: list[str], after: Path) -> list[str]:
+    """What breaks a data policy that the pull request changes: no check is made by one that cannot be read."""
+    if POLICY not in changed:
+        return []
+    try:
+        load_policy(after / POLICY)
+    except UsageError as error:
+        return [str(error).replace(f"{after}/", "")]
+    return []
+
+
 def classify(paths: list[str]) -> dict[str, list[str]]:
     """Paths by what they can do: train on, judge by, set, run, or only be read."""
     kinds: dict[str, list[str]] = {"data": [], "rules": [], "settings": [], "code": [], "documents": []}
     for path in paths:
         if is_rule(path):
-            kinds["rules"].append(path)
-        elif path.endswith(".md") or path.startswith("docs/"):
-            kinds["documents"].append(path)
+            kinds["rules"].append(escape.line(path))
+        elif path.endswith(".md") or (path.startswith("docs/") and path.endswith(_PAGES)):
+            kinds["documents"].append(escape.line(path))
         elif takeable(path):
-            kinds["data" if path.startswith("data/") else "settings"].append(path)
+            kinds["data" if path.startswith("data/") else "settings"].append(escape.line(path))
         else:
-            kinds["code"].append(path)
+            kinds["code"].append(escape.line(path))
     return kinds
 
 
@@ -228,4 +240,4 @@ def _reason(plan: dict[str, Any]) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(names)
+    return ", ".join(map(escape.line, names))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterops.errors import RejectedError
+from adapterops.plan.evaluation_cost import evaluation_cost
 from adapterops.plan.keys import Keys
+from adapterops.schemas import ROOT
 from adapterops.yamlfile import load_yaml
 
 PRICING = "configs/pricing.yaml"
@@ -40,13 +42,26 @@ def estimate(keys: Keys, action: str) -> Estimate:
         action: `train`, `judge`, `reuse` or `none`.
 
     Raises:
-        UsageError: the price list does not know the runners' GPU.
+        UsageError: the price list does not know the runners' GPU, or the win-rate judge.
         InfrastructureError: tokenizer and configuration of the base model cannot be had, without which tokens cannot be counted.
     """
     if action in ("reuse", "none"):
         return Estimate(0.0, 0.0, "nothing is computed")
-    if action == "judge":
-        return Estimate(None, None, "unknown: how long an evaluation takes was not measured")
+    prices = load_yaml(ROOT / PRICING, "pricing")
+    training = _training(keys) if action == "train" else Estimate(0.0, 0.0, "")
+    if training.minutes is None or training.usd is None:
+        return training
+    try:
+        judged = evaluation_cost(keys.spec, keys.recipe.base_model.parameters, GPU, prices)
+    except RejectedError:
+        return Estimate(None, None, "unknown: the evaluation rows cannot be judged by as they are")
+    minutes = judged.seconds / 60
+    usd = training.usd + judged.usd + minutes / 60 * prices["gpus"][GPU]["usd_per_hour"]
+    basis = "; ".join(filter(None, [training.basis, judged.basis]))
+    return Estimate(round(training.minutes + minutes, 1), round(usd, 2), basis, training.problem, training.hints)
+
+
+def _training(keys: Keys) -> Estimate:
     from adapterops.train.preflight import choose, preflight, too_large  # transformers behind it: seconds that most plans do not need
 
     try:

@@ -36,12 +36,14 @@ class Keys:
     rules: str
 
     def judgement(self, production: str | None) -> str:
-        """SHA-256 over all that determines the verdict: the rules, and the adapter that the candidate is compared with.
+        """SHA-256 over what determines the verdict: the rules, and the adapter that the candidate is compared with; and whose it is.
+
+        A copy under another name has the same weights, and never the same verdict.
 
         Args:
             production: its digest, None where there is nothing to compare with.
         """
-        return sha256_json({"rules": self.rules, "production": production})
+        return sha256_json({"adapter": self.spec.name, "rules": self.rules, "production": production})
 
 
 def adapter_names(root: Path) -> list[str]:

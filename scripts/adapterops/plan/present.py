@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&\\`*_{}[]<>#|~!@"})
+from adapterops import escape
+from adapterops.escape import inline
+
+_CELL = 120  # characters of a setting and its two values, as escaped, beyond which they are folded
+_RULES_LONGEST = 30_000  # characters of a comment's 65,536 that changed rules may take
 
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
@@ -21,49 +23,73 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(table)
     for row in plan["adapters"]:
         for hint in row["hints"]:
-            console.print(f"hint: {row['name']}: {hint}", markup=False, soft_wrap=True)
-    for change in plan["rules"]:
-        console.out(f"rule {change['file']}: {change['setting']}: {change['old']} → {change['new']}", highlight=False)
+            console.print(escape.visible(f"hint: {row['name']}: {hint}"), markup=False, soft_wrap=True)
+    for change in by_weight(plan["rules"]):
+        console.out(escape.line(f"rule {change['file']}: {change['setting']}: {change['old']} → {change['new']}"), highlight=False)
     for problem in plan["problems"]:
-        console.print(problem, markup=False, soft_wrap=True)
+        console.print(escape.visible(problem), markup=False, soft_wrap=True)
     colour = "green" if plan["verdict"] == "PROCEED" else "red"
     console.print(f"[bold {colour}]{plan['verdict']}[/]: ", end="")
-    console.print(plan["reason"], markup=False, soft_wrap=True)
+    console.print(escape.visible(plan["reason"]), markup=False, soft_wrap=True)
 
 
 def plan_markdown(plan: dict[str, Any]) -> str:
     """Rules that change first: old → new; then what is refused and how to mend it; then what is computed."""
-    lines = []
-    if plan["rules"]:
-        lines += [
-            "### ⚠️ This pull request changes the rules that it is judged by",
-            "",
-            "| file | setting | old → new | |",
-            "|---|---|---|---|",
-        ]
-        for change in plan["rules"]:
-            effect = {True: "**lower bar**", False: "higher bar", None: ""}[change["weaker"]]
-            old, new = (text(change[side]) if change[side] is not None else "*none*" for side in ("old", "new"))
-            lines.append(f"| {text(change['file'])} | {text(change['setting'])} | {old} → {new} | {effect} |")
-        lines.append("")
+    lines = _rules(by_weight(plan["rules"])) if plan["rules"] else []
     if plan["problems"]:
-        lines += ["### Refused", "", *(f"- {text(problem)}" for problem in plan["problems"]), ""]
+        lines += ["### Refused", "", *(f"- {inline(problem)}" for problem in plan["problems"]), ""]
     else:
-        lines += [f"**Plan:** {text(plan['reason'])}", ""]
+        lines += [f"**Plan:** {inline(plan['reason'])}", ""]
     if plan["changes"]["code"]:
         count = len(plan["changes"]["code"])
         lines += [f"Code changes ({count} files): CPU tests, no GPU. The scripts that judge are those of the default branch.", ""]
     if plan["adapters"]:
         lines += ["| adapter | changes | training key | known | action | GPU minutes | cost |", "|---|---|---|---|---|---|---|"]
-        lines += ["| " + " | ".join(text(cell) for cell in _cells(row)) + " |" for row in plan["adapters"]]
-        lines += ["", *sorted({f"{text(row['basis'])}." for row in plan["adapters"] if row["minutes"] is None})]
-        lines += [f"- Hint for {text(row['name'])}: {text(hint)}" for row in plan["adapters"] for hint in row["hints"]]
+        lines += ["| " + " | ".join(inline(cell) for cell in _cells(row)) + " |" for row in plan["adapters"]]
+        lines += ["", *sorted({f"{inline(row['basis'])}." for row in plan["adapters"] if row["minutes"] is None})]
+        lines += [f"- Hint for {inline(row['name'])}: {inline(hint)}" for row in plan["adapters"] for hint in row["hints"]]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def text(value: Any) -> str:
-    """Text that cannot become markup, a link, a mention or a new cell: what a pull request brings is not trusted."""
-    return " ".join(_UNSEEN.sub(" ", str(value)).translate(_MARKUP).split())
+def by_weight(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lower bars first, then what cannot be told, then higher ones: no lower bar is left out for others."""
+    return sorted(rules, key=lambda change: (True, None, False).index(change["weaker"]))
+
+
+def _rules(rules: list[dict[str, Any]]) -> list[str]:
+    """A table; values that are too long for a cell stand whole below it, folded. What does not fit is counted at the top."""
+    rows: list[str] = []
+    folded: list[str] = []
+    left: list[dict[str, Any]] = []
+    room = _RULES_LONGEST
+    for change in rules:
+        effect = {True: "**lower bar**", False: "higher bar", None: ""}[change["weaker"]]
+        old, new = (inline(change[side], None) if change[side] is not None else "*none*" for side in ("old", "new"))
+        file, setting = inline(change["file"]), inline(change["setting"], None)
+        if len(old) + len(new) + len(setting) <= _CELL:
+            row, below = f"| {file} | {setting} | {old} → {new} | {effect} |", []
+        else:
+            name = f"{file}: {setting}"
+            number = len(folded) + 1
+            row = f"| {file} | {setting if len(setting) <= _CELL else 'see below'} | see {number} below | {effect} |"
+            below = [f"<details><summary>{number}. {name}</summary>", "", f"old: {old}", "", f"new: {new}", "", "</details>", ""]
+        size = len(row) + sum(map(len, below)) + 10
+        if size > room:
+            left.append(change)
+            continue
+        room -= size
+        rows.append(row)
+        if below:
+            folded.append("\n".join(below))
+    opening = ["### ⚠️ This pull request changes the rules that it is judged by", ""]
+    if left:
+        lower = sum(change["weaker"] is True for change in left)
+        opening += [
+            f"**{len(left)} of {len(rules)} changes do not fit here, {lower} of them a lower bar.** `plan.json` among the run's artifacts "
+            "and the log of the job `plan` have them all; do not approve before you have read them.",
+            "",
+        ]
+    return [*opening, "| file | setting | old → new | |", "|---|---|---|---|", *rows, "", *folded]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -3,28 +3,66 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
+from adapterops import escape
+from adapterops.data.policy import Limits, load_policy
 from adapterops.documents import sha256_file
+from adapterops.errors import UsageError
+from adapterops.yamlfile import plain_yaml
 
+POLICY = "configs/data_policy.yaml"
 _GATES = "configs/quality_gate"
-_POLICY = "configs/data_policy.yaml"
-# Settings of a gate, by how strict a value is.
-_STRICTNESS: dict[str, Callable[[Any], float]] = {
-    "min": lambda value: +value,
-    "max": lambda value: -value,
-    "margin": lambda value: -value,
-    "ratio": lambda value: -abs(value - 1),  # below 1 for what should be high, above it for what should be low
-    "min_n": lambda value: +value,
-    "max_failed_generations": lambda value: -value,
-    "rule": ("point", "bound").index,
-    "on_inconclusive": ("warn", "block").index,
+_RECIPES = "configs/qlora/"
+_ABSENT = object()
+
+Kind = Literal["gate", "policy", "recipe", "adapter", "new"]
+
+
+def _more(value: Any) -> float:
+    return float(value)
+
+
+def _less(value: Any) -> float:
+    return -float(value)
+
+
+# Settings by how strict a value is. Of lists, what else a row may be, or what else is looked for, decides.
+_STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
+    "gate": {
+        "min": _more,
+        "max": _less,
+        "margin": _less,
+        "ratio": lambda value: -abs(value - 1),  # below 1 for what should be high, above it for what should be low
+        "min_n": _more,
+        "max_failed_generations": _less,
+        "rule": ("point", "bound").index,
+        "on_inconclusive": ("warn", "block").index,
+    },
+    "policy": {
+        "min": _more,
+        "max": _less,
+        "duplicate_rate": _less,
+        "near_duplicate": _less,
+        "contamination_hint": _less,
+        "language_share": _more,
+    },
+    "recipe": {"max_loss_increase": _less, "on_truncation": ("allow", "error").index},
+    "adapter": {
+        "strategy": ("immediate", "blue-green", "canary").index,
+        "min_duration_s": _more,
+        "min_requests": _more,
+        "error_rate": _less,
+        "latency_p95_ratio": _less,
+        "saturation": _less,
+        "negative_feedback": _less,
+        "win_rate": _more,
+    },
 }
+_LISTS = {"licenses": "allows", "personal_data": "looks for"}
 # What a gate file means that does not say it: a setting that appears is no higher bar for that alone.
 _UNSAID = {"min_n": 1, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
@@ -35,8 +73,8 @@ class RuleChange:
 
     Args:
         file: path in the repository.
-        setting: dotted.
-        old: as `main` has it, as JSON; None where it is new.
+        setting: dotted; an element of a list by what it is about, else by its place.
+        old: as `main` has it, as JSON, whole; None where it is new.
         new: as the pull request has it; None where it is gone.
         weaker: True where the bar is certainly lower; False where it is higher; None where that cannot be told.
     """
@@ -52,7 +90,7 @@ def is_rule(path: str) -> bool:
     """True for a file that decides what passes: gates, data policy, evaluation rows."""
     return (
         (path.startswith(_GATES) and path.endswith(".yaml"))
-        or path == _POLICY
+        or path == POLICY
         or (path.startswith("data/eval/") and not path.endswith(".md"))
     )
 
@@ -72,36 +110,92 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
     for path in paths:
         if (path.startswith("data/eval/") and is_rule(path)) or path in rows:
             changes.append(_rows(path, before / path, after / path))
-        elif is_rule(path) or path in gates or (path.startswith("adapters/") and path.endswith(".yaml")):
-            old, new = _settings(before / path), _settings(after / path)
-            # Where there was no such gate file, nothing tells whether its bars are lower.
-            gate = path in gates and bool(old)
-            if path.startswith("adapters/"):
-                if not (old and new):
-                    continue  # a new or removed adapter is in the plan itself
-                old, new = ({key: value for key, value in side.items() if _judges(key)} for side in (old, new))
-            changes += _differences(path, old, new, gate=gate)
-            former, now = (str(side.get("evaluation.gate")) for side in (old, new))
-            if former != now:  # other gates for this adapter, though no gate changed
-                changes += _differences(f"{former} → {now}", _inside(before, former), _inside(after, now), gate=True)
+            continue
+        kind = _kind(path, gates)
+        if kind is None:
+            continue
+        old, new = (_judging(kind, _settings(root / path)) for root in (before, after))
+        if kind in ("adapter", "recipe") and not (old and new):
+            continue  # a new or removed one is in the plan itself
+        # Where there was no such gate file, nothing tells whether its bars are lower.
+        changes += _differences(path, old, new, kind if old else "new")
+        if kind == "policy":
+            changes += [*_order(old, new), *_effects(before, after)]
+        former, now = (str(side.get("evaluation.gate")) for side in (old, new))
+        if former != now:  # other gates for this adapter, though no gate changed
+            changes += _differences(f"{former} → {now}", _inside(before, former), _inside(after, now), "gate")
     return changes
 
 
-def _differences(file: str, old: dict[str, Any], new: dict[str, Any], *, gate: bool) -> list[RuleChange]:
+def _kind(path: str, gates: set[str]) -> Kind | None:
+    if path == POLICY:
+        return "policy"
+    if path in gates:
+        return "gate"
+    if path.endswith(".yaml"):
+        return "adapter" if path.startswith("adapters/") else "recipe" if path.startswith(_RECIPES) else None
+    return None
+
+
+def _judging(kind: Kind, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that decide what passes; of recipes and adapters those are few."""
+    if kind == "recipe":
+        return {key: value for key, value in settings.items() if key.rpartition(".")[2] in _STRICTNESS["recipe"]}
+    if kind == "adapter":
+        parts = ("evaluation.", "rollout.", "data.evaluation", "data.extension", "serving")
+        return {key: value for key, value in settings.items() if key.startswith(parts)}
+    return {key: value for key, value in settings.items() if kind != "gate" or not key.endswith(".description")}
+
+
+def _differences(file: str, old: dict[str, Any], new: dict[str, Any], kind: Kind) -> list[RuleChange]:
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        former, now = _shown(old.get(key, _ABSENT)), _shown(new.get(key, _ABSENT))
+        if former == now:
+            continue
+        known = [side.get(key, _general(side, key) if kind == "policy" else None) for side in (old, new)]
+        changes.append(RuleChange(escape.line(file), key, former, now, _weaker(kind, key, *known)))
+    return changes
+
+
+def _general(settings: dict[str, Any], key: str) -> Any:
+    """What holds where an override of the policy does not say it: the general limit."""
+    return settings.get(f"limits.{key.rpartition('].')[2]}")
+
+
+def _order(old: dict[str, Any], new: dict[str, Any]) -> list[RuleChange]:
+    """The first override that matches a file counts: another order of the same ones is another policy."""
+    sides = [list(dict.fromkeys(key.rpartition("].")[0] for key in side if key.startswith("datasets["))) for side in (old, new)]
+    former, now = ([key.removeprefix("datasets[") for key in side if all(key in one for one in sides)] for side in sides)
+    return [RuleChange(POLICY, "datasets, in this order", _shown(former), _shown(now), None)] if former != now else []
+
+
+def _effects(before: Path, after: Path) -> list[RuleChange]:
+    """What overrides do to each data file: their order and patterns decide, which no comparison of single settings shows."""
+    try:
+        old, new = load_policy(before / POLICY), load_policy(after / POLICY)
+    except UsageError:  # a policy that cannot be read is refused
+        return []
+    general = {change.setting: change for change in _limit_changes(old.limits, new.limits)}
+    files: dict[RuleChange, list[str]] = {}
+    paths = {file.relative_to(root) for root in (before, after) for file in (root / "data").rglob("*.json*")}
+    for name in sorted(map(str, paths)):
+        for change in _limit_changes(old.limits_of(name), new.limits_of(name)):
+            if change != general.get(change.setting):  # that one is named already
+                files.setdefault(change, []).append(name)
     return [
-        RuleChange(file, key, _shown(old.get(key)), _shown(new.get(key)), _weaker(gate, key, old.get(key), new.get(key)))
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.endswith(".description")
+        replace(change, setting=f"{change.setting} in effect for {', '.join(map(escape.line, names))}") for change, names in files.items()
     ]
 
 
-def plugin_of(root: Path) -> Any:
-    """The `module:function` that the data policy would import, None without one."""
-    return _settings(root / _POLICY).get("limits.name_plugin")
+def _limit_changes(old: Limits, new: Limits) -> list[RuleChange]:
+    former, now = (dict(_leaves(_as_written(limits))) for limits in (old, new))
+    return _differences(POLICY, former, now, "policy")
 
 
-def _judges(key: str) -> bool:
-    return key.startswith(("evaluation.", "rollout.", "data.evaluation", "data.extension"))
+def _as_written(limits: Limits) -> dict[str, Any]:
+    ranges = {name: dict(zip(("min", "max"), value, strict=True)) for name, value in asdict(limits).items() if name.endswith("_tokens")}
+    return asdict(limits) | ranges
 
 
 def _named(before: Path, after: Path, *settings: str) -> set[str]:
@@ -112,30 +206,31 @@ def _named(before: Path, after: Path, *settings: str) -> set[str]:
 
 def _settings(path: Path) -> dict[str, Any]:
     """Leaves of a YAML file by dotted key; empty where it is missing or not plain YAML, which the plan says in full elsewhere."""
-    leaves: dict[str, Any] = {}
-
-    def walk(node: Any, key: str) -> None:
-        if isinstance(node, dict) and node:
-            for name, child in node.items():
-                walk(child, f"{key}.{name}" if key else str(name))
-        else:
-            leaves[key] = node
-
     try:
-        content = path.read_text(encoding="utf-8")
-        # Aliases can make a few lines grow without bound; no file of this repository may have them.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
-            return {}
-        walk(yaml.safe_load(content), "")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return dict(_leaves(plain_yaml(path)))
+    except UsageError:
         return {}
-    return leaves
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            said = escape.line(str(name))
+            yield from _leaves(child, f"{key}.{said}" if key else said)
+    elif isinstance(node, list | tuple) and any(isinstance(child, dict | list) for child in node):
+        names: dict[str, int] = {}
+        for place, child in enumerate(node):
+            name = escape.line(str(child["files"])) if isinstance(child, dict) and "files" in child else str(place)
+            names[name] = names.get(name, 0) + 1
+            yield from _leaves(child, f"{key}[{name}]" if names[name] == 1 else f"{key}[{name} #{names[name]}]")
+    else:
+        yield key, node
 
 
 def _inside(root: Path, name: str) -> dict[str, Any]:
     """Settings of a file that a pull request names; none of what lies outside the tree is shown to anybody."""
     path = (root / name).resolve()
-    return _settings(path) if path.is_relative_to(root.resolve()) else {}
+    return _judging("gate", _settings(path)) if path.is_relative_to(root.resolve()) else {}
 
 
 def _rows(path: str, before: Path, after: Path) -> RuleChange:
@@ -150,19 +245,36 @@ def _rows(path: str, before: Path, after: Path) -> RuleChange:
     return RuleChange(path, "rows", old and old[1], new and new[1], fewer)
 
 
-def _weaker(gate: bool, key: str, old: Any, new: Any) -> bool | None:
+def _weaker(kind: Kind, key: str, old: Any, new: Any) -> bool | None:
     parent, _, setting = key.rpartition(".")
-    if not gate or setting == "confidence":  # a wider interval helps in one place and hurts in the other
+    if kind == "policy" and setting in _LISTS:
+        return _weaker_list(setting, old, new)
+    if kind == "new" or setting == "confidence":  # a wider interval helps in one place and hurts in the other
         return None
-    if setting in ("min", "max", "margin", "ratio") and None in (old, new):
+    if kind == "gate" and setting in ("min", "max", "margin", "ratio") and None in (old, new):
         return new is None
-    default = "block" if (setting, parent) == ("on_inconclusive", "gates.safety_refusal") else _UNSAID.get(setting)
+    if kind == "adapter" and setting in ("negative_feedback", "win_rate") and None in (old, new):
+        return new is None
+    if kind == "gate":
+        default = "block" if (setting, parent) == ("on_inconclusive", "gates.safety_refusal") else _UNSAID.get(setting)
+        old, new = (default if value is None else value for value in (old, new))
     try:
-        former, now = (_STRICTNESS[setting](default if value is None else value) for value in (old, new))
-    except (KeyError, TypeError, ValueError):
-        return None  # a setting without order, or a value that the gate file's schema refuses
+        former, now = (_STRICTNESS[kind][setting](value) for value in (old, new))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None  # a setting without order, or a value that the file's schema refuses
     return None if former == now else bool(now < former)
 
 
+def _weaker_list(setting: str, old: Any, new: Any) -> bool | None:
+    try:
+        former, now = frozenset(old), frozenset(new)
+    except TypeError:
+        return None
+    gained, lost = bool(now - former), bool(former - now)
+    if _LISTS[setting] == "looks for":
+        gained, lost = lost, gained
+    return True if gained else False if lost else None
+
+
 def _shown(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)[:120]
+    return None if value is _ABSENT else escape.line(json.dumps(value, ensure_ascii=False, default=str))

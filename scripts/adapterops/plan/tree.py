@@ -15,13 +15,16 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from adapterops import escape
 from adapterops.documents import write_bytes
+from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 
 # What a pull request may bring into a trusted checkout, and as which kinds of file.
 TAKEN = {"data": {".jsonl", ".json", ".md"}, "configs": {".yaml"}, "adapters": {".yaml"}}
-# ... but these decide what may be run, loaded, spent or believed: they always come from the trusted side.
-TRUSTED_ALONE = ("configs/schemas/", "configs/chat_templates/", "configs/base_models.yaml", "configs/pricing.yaml", "data/labelled/")
+# Of configs/, these alone: all else there decides what may be run, loaded, served, spent or believed, and is the trusted side's.
+_SETTINGS = re.compile(r"configs/(qlora/.*|quality_gate[^/]*|data_policy\.yaml)", re.DOTALL)
+_LABELLED = "data/labelled/"  # what detectors are measured on
 MAX_FILE_BYTES = 512 << 20
 MAX_SETTINGS_BYTES = 256 << 10  # a YAML file
 MAX_TOTAL_BYTES = 2 << 30
@@ -60,25 +63,25 @@ def git(*arguments: str, repository: Path, ok: Iterable[int] = (0,)) -> subproce
     """
     # No hooks, filters or drivers of the repository's own: attributes of a pull request must not start a program.
     command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=false", "-C", str(repository), *arguments]
-    result = subprocess.run(command, capture_output=True, check=False, env=_environment())
+    result = subprocess.run(command, capture_output=True, check=False, env=_environment(arguments[0]))
     if result.returncode not in ok:
         said = result.stderr.decode(errors="replace").strip().splitlines()
         raise InfrastructureError(f"git {arguments[0]} failed ({result.returncode}): {said[-1] if said else 'it said nothing'}")
     return result
 
 
-def _environment() -> dict[str, str]:
-    """With the job's token for GitHub over https: the checkout leaves no credentials behind, and no argument shows them."""
+def _environment(verb: str) -> dict[str, str]:
+    """With the job's token for GitHub over https where git goes there: the checkout leaves no credentials, and no argument shows them."""
     token, server = os.environ.get("GITHUB_TOKEN"), os.environ.get("GITHUB_SERVER_URL", "")
-    if not token or not server.startswith("https://"):
-        return {**os.environ}
+    if verb not in ("fetch", "push") or not token or not server.startswith("https://"):
+        return child_environment(prefixes=("GIT_", "SSH_"))
     basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
-    return {
-        **os.environ,
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"http.{server}/.extraheader",
-        "GIT_CONFIG_VALUE_0": f"AUTHORIZATION: basic {basic}",
-    }
+    return child_environment(
+        prefixes=("GIT_", "SSH_"),
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0=f"http.{server}/.extraheader",
+        GIT_CONFIG_VALUE_0=f"AUTHORIZATION: basic {basic}",
+    )
 
 
 def resolve(revision: str, repository: Path) -> str:
@@ -146,7 +149,7 @@ def changed_paths(before: str, after: str, repository: Path) -> list[str]:
 
 def trusted_alone(path: str) -> bool:
     """True for a file that a pull request never brings along, although it lies in a directory that it may change."""
-    return path.startswith(tuple(prefix for prefix in TRUSTED_ALONE if prefix.endswith("/"))) or path in TRUSTED_ALONE
+    return path.startswith(_LABELLED) or (path.startswith("configs/") and not _SETTINGS.fullmatch(path))
 
 
 def takeable(path: str) -> bool:
@@ -179,7 +182,8 @@ def _collisions(paths: list[str], new: Collection[str]) -> list[str]:
             known, was_whole, owner = seen.setdefault(unicodedata.normalize("NFC", place).casefold(), (place, whole, path))
             if (known, was_whole) != (place, whole) and (path in new or owner in new):
                 differ = "differ in upper and lower case or accents only" if known != place else "are a file and a directory of one name"
-                problems[f"{_shown(owner)} and {_shown(path)}: {_shown(known)} and {_shown(place)} {differ}. Rename one of them."] = None
+                both = f"{owner} and {path}: {known} and {place}"
+                problems[f"{escape.line(both)} {differ}. Rename one of them."] = None
                 break
     return list(problems)
 
@@ -196,7 +200,7 @@ def _pointers(new: dict[str, Entry], repository: Path) -> list[str]:
 
 def _problem(entry: Entry) -> str:
     path = PurePosixPath(entry.path)
-    shown = _shown(entry.path)
+    shown = escape.line(entry.path)
     kinds = TAKEN[path.parts[0]]
     if entry.mode == "120000":
         return f"{shown} is a symbolic link. Put the file itself there."
@@ -223,10 +227,6 @@ def _problem(entry: Entry) -> str:
     return ""
 
 
-def _shown(path: str) -> str:
-    return path.encode("unicode_escape", errors="surrogateescape").decode("ascii", errors="replace") if not path.isprintable() else path
-
-
 def write_tree(wanted: dict[str, Entry], repository: Path, into: Path) -> None:
     """Write the entries below `into`, blob by blob; the caller has judged them.
 
@@ -236,7 +236,7 @@ def write_tree(wanted: dict[str, Entry], repository: Path, into: Path) -> None:
     if not wanted:
         return
     command = ["git", "-C", str(repository), "cat-file", "--batch"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()) as process:
         assert process.stdin
         assert process.stdout
         for entry in wanted.values():

@@ -7,7 +7,7 @@ import re
 from adapterops.diagnostics import Finding
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import missed_rows, remedies, visible
+from adapterops.report.words import missed_rows, remedies
 from adapterops.schemas import ROOT
 
 _SHOWN = 10  # GitHub shows ten errors and ten notices of a step
@@ -28,7 +28,7 @@ def check_annotations(report: Report) -> list[str]:
             gate["evaluation"]["path"],
             item.line,
             "regression",
-            visible(f"{item.before_mark} → {item.after_mark}: {item.after[:300]}"),
+            f"{item.before_mark} → {item.after_mark}: {item.after[:300]}",
             "hint",
             item.id,
         )

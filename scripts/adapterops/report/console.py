@@ -7,11 +7,11 @@ from typing import Any
 from rich import box
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 
+from adapterops.escape import terminal, visible
 from adapterops.report import view
 from adapterops.report.collect import Report
 from adapterops.report.words import belief_lines, change, interval, margin, number, remedies, speed_line, threshold
@@ -90,7 +90,7 @@ def print_verdict(report: dict[str, Any], console: Console, run: Report | None =
         run: what else is known of the run that was judged.
     """
     run = run or Report(report)
-    console.print(f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {escape(report['reason'])}", soft_wrap=True)
+    console.print(f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {terminal(report['reason'])}", soft_wrap=True)
     if report["former_verdicts"]:
         console.print(f"Judged {len(report['former_verdicts']) + 1} times; before: {', '.join(report['former_verdicts'])}.")
     _say(view.by_main(run), console)
@@ -101,7 +101,7 @@ def print_verdict(report: dict[str, Any], console: Console, run: Report | None =
     if report["production"]["digest"]:
         console.print(comparison_table(report))
     for warning in report["warnings"]:
-        console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]warning[/]: {terminal(warning)}", soft_wrap=True)
     if report["base"]["gates"]:
         console.print(f"The base model alone: {report['base']['verdict']}.")
 
@@ -124,13 +124,13 @@ def print_report(report: Report, console: Console) -> None:
 
 def _say(line: str, console: Console) -> None:
     if line:
-        console.print(line, soft_wrap=True, markup=False, emoji=False)
+        console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
 
 
 def answers(question: str, base_model: str, base_answer: str, adapter: str, adapter_answer: str) -> RenderableType:
     """One question and both answers side by side."""
     panels = [
-        Panel(escape(text) or "[dim](empty)[/]", title=escape(name), width=62)
+        Panel(terminal(text) or "[dim](empty)[/]", title=terminal(name), width=62)
         for name, text in ((base_model, base_answer), (adapter, adapter_answer))
     ]
-    return Group(Panel(escape(question), title="question", width=126), Columns(panels))
+    return Group(Panel(terminal(question), title="question", width=126), Columns(panels))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from adapterops.escape import html_template
 from adapterops.report import view
 from adapterops.report.collect import Report
 from adapterops.report.words import belief_lines, number, remedies, speed_line
@@ -17,9 +16,7 @@ _BINS = 24
 
 def page(report: Report) -> str:
     """The page."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    template = html_template(_TEMPLATE.read_text(encoding="utf-8"), number=number)
     worst, best = view.changes(report)
     samples = [sample_row(sample) for sample in report.samples]
     history = report.training["training"]["loss_history"] if report.training else []

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import requests
 from github import Auth, Github, GithubException
 
 from adapterops.errors import InfrastructureError
-from adapterops.gitops.github import retries
-from adapterops.report.comment import marker_of, superseded
-
-if TYPE_CHECKING:
-    from github.Issue import Issue
-    from github.IssueComment import IssueComment
+from adapterops.gitops.github import ACTIONS, own_comments, retries, upsert_comment
+from adapterops.report.comment import SUPERSEDED, family, marker, superseded
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class PullRequest:
     number: int
     token: str
     api_url: str = "https://api.github.com"
-    author: str = "github-actions[bot]"
+    author: str = ACTIONS
     retries: int = 5
 
 
@@ -66,36 +61,19 @@ def post(where: PullRequest, adapter: str, verdict: str, body: str) -> Posted:
     try:
         try:
             issue = github.get_repo(where.repository, lazy=True).get_issue(where.number)
-            mine = _mine(issue, where.author, adapter)
-            if not mine or marker_of(mine[-1].body) != (adapter, verdict):
-                done, live = "created", issue.create_comment(body)
-            else:
-                done, live = "unchanged", mine[-1]
-                if live.body.strip() != body.strip():
-                    live.edit(body)
-                    done = "edited"
+            live, done = upsert_comment(issue, marker(adapter, verdict), body, family=family(adapter), author=where.author)
         except (GithubException, requests.RequestException) as error:
             raise InfrastructureError(f"{where.repository}#{where.number}: the comment was not posted: {_reason(error)}") from None
         try:
             # Asked anew: a request that GitHub carried out and answered with an error was repeated, and left a comment too.
-            for former in _mine(issue, where.author, adapter) if done == "created" else mine:
-                if former.id != live.id:
+            for former in own_comments(issue, family(adapter), where.author):
+                if former.id != live.id and not former.body.startswith(marker(adapter, SUPERSEDED)):
                     former.edit(superseded(former.body, adapter, live.html_url))
         except (GithubException, requests.RequestException) as error:
             return Posted(done, live.html_url, _reason(error))
         return Posted(done, live.html_url)
     finally:
         github.close()
-
-
-def _mine(issue: Issue, author: str, adapter: str) -> list[IssueComment]:
-    return [comment for comment in issue.get_comments() if _is_mine(comment, author, adapter)]
-
-
-def _is_mine(comment: IssueComment, author: str, adapter: str) -> bool:
-    marker = marker_of(comment.body or "")
-    by_author = comment.user is not None and comment.user.login == author
-    return by_author and marker is not None and marker[0] == adapter and marker[1] != "SUPERSEDED"
 
 
 def _reason(error: Exception) -> str:

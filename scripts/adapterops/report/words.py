@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from adapterops.evaluate.catalogue import METRICS
-
-# Control characters, and the marks that turn the direction of whatever follows: text could read otherwise than it is.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def number(value: float | None) -> str:
@@ -39,11 +35,6 @@ def margin(row: dict[str, Any]) -> str:
     lower = METRICS[row["metric"]].better == "lower"
     sign = "≤" if lower else "≥"
     return f"× {sign} {number(row['margin'])}" if row["scale"] == "ratio" else f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}"
-
-
-def visible(text: str) -> str:
-    """Text in which what would not be seen, or would turn the direction of reading, stands as its code point."""
-    return _UNSEEN.sub(lambda match: f"<U+{ord(match.group()):04X}>", text)
 
 
 def remedies(gate_report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from adapterops.data.reader import Block, Entry, read_blocks
+from adapterops.environment import child_environment
 from adapterops.retrospective.section import Section
 
 _FOLDERS = ("data/training", "data/eval")
@@ -50,4 +51,4 @@ def _rows(root: Path, content: str) -> int:
 
 def _git(root: Path, *command: str) -> bytes:
     """What Git says; nothing where it fails: the report can be made where there is no repository."""
-    return subprocess.run(["git", *command], cwd=root, capture_output=True, check=False).stdout  # noqa: S607
+    return subprocess.run(["git", *command], cwd=root, capture_output=True, check=False, env=child_environment()).stdout  # noqa: S607

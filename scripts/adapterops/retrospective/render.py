@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import jinja2
-
+from adapterops.escape import html_template, inline
 from adapterops.retrospective.section import Section
 
 _PAGE = """<!doctype html>
@@ -26,7 +25,7 @@ def markdown(title: str, sections: list[Section]) -> str:
     for section in sections:
         parts.append(f"## {section.title}")
         if section.rows:
-            lines = [section.columns, tuple("---" for _ in section.columns), *(tuple(map(_escape, row)) for row in section.rows)]
+            lines = [section.columns, tuple("---" for _ in section.columns), *(tuple(map(inline, row)) for row in section.rows)]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         if section.note:
             parts.append(section.note)
@@ -35,9 +34,4 @@ def markdown(title: str, sections: list[Section]) -> str:
 
 def page(title: str, sections: list[Section]) -> str:
     """HTML without anything from elsewhere."""
-    return jinja2.Environment(autoescape=True).from_string(_PAGE).render(title=title, sections=sections)
-
-
-def _escape(cell: str) -> str:
-    text = cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "\\`").replace("\n", " ")
-    return text.replace("@", "@\u200b")  # a name must not call anybody
+    return html_template(_PAGE).render(title=title, sections=sections)

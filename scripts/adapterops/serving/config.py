@@ -9,6 +9,7 @@ from pathlib import Path
 from adapterops.basemodels import BaseModel, find_base_model, load_base_models
 from adapterops.basemodels.allowlist import not_allowed
 from adapterops.schemas import ROOT, SchemaProblem
+from adapterops.serving.limits import Limits
 from adapterops.store.signing import Trust
 from adapterops.yamlfile import Sound, load_yaml
 
@@ -55,12 +56,24 @@ class GatewaySettings:
     max_in_flight: int
     read_timeout_s: float
     request_timeout_s: float
+    write_timeout_s: float
     drain_delay_s: float
     drain_s: float
     api_keys: Path | None
     access_log: bool
     log_prompts: bool
     engine_metrics: bool
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """Bounds of the public port's connections; see the comments of `configs/serving.yaml`."""
+
+    max_open: int
+    max_per_address: int | None
+    head_timeout_s: float
+    idle_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class ServingConfig:
     trust: Trust | None
     engine: EngineConfig
     gateway: GatewaySettings
+    connections: ConnectionSettings
     interval_s: float
     keep_warm_s: float
     state_directory: Path
@@ -99,7 +113,10 @@ def load_serving_config(path: Path) -> ServingConfig:
         bucket=values["store"]["bucket"],
         trust=_trust(values["store"]["signed_by"]),
         engine=EngineConfig(**values["engine"]),
-        gateway=GatewaySettings(**{**values["gateway"], "api_keys": ROOT / keys if keys else None}),
+        gateway=GatewaySettings(
+            **{**values["gateway"], "api_keys": ROOT / keys if keys else None, "limits": Limits(**values["gateway"]["limits"])}
+        ),
+        connections=ConnectionSettings(**values["connections"]),
         interval_s=values["reconciler"]["interval_s"],
         keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
@@ -146,6 +163,17 @@ def _together(sound: Sound) -> list[SchemaProblem]:
             f"null with gateway.host {host} lets everybody on the network ask. Make a file of keys (scripts/api_key.py), or listen on "
             "127.0.0.1.",
         )
+    most, requests = sound("connections", "max_open"), sound("gateway", "max_in_flight")
+    if most and requests and most <= requests:
+        refuse(
+            "connections",
+            "max_open",
+            f"{most} is not above gateway.max_in_flight {requests}. With so many requests under way nobody "
+            f"could ask for /health. Expected {2 * requests} or more.",
+        )
+    for cap in ("max_tokens", "default_tokens"):
+        if length and (tokens := sound("gateway", "limits", cap)) and tokens > length:
+            refuse("gateway", f"limits.{cap}", f"{tokens} is above engine.max_model_len {length}. vLLM refuses such an answer.")
     if sound("gateway", "engine_metrics") and replicas and replicas > 1:
         refuse("gateway", "engine_metrics", f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.")
     return problems

@@ -16,6 +16,7 @@ from adapterops.serving.rollout import judge_step, overall
 from adapterops.store.channels import Channel, abort_canary, change_channel, promote, read_channel, roll_back, start_canary
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import find_release
+from adapterops.store.withdrawn import read_withdrawn, refuse_withdrawn
 
 _STORE_AWAY_S = 300.0  # an outage of the store this long does not end a rollout
 
@@ -44,14 +45,15 @@ def deploy(
         The channel in the end.
 
     Raises:
-        RejectedError: not published, another canary is under way, somebody ended this one meanwhile, a host found the version unfit,
-            or a step's limit was missed; the canary, where it is still this one, is aborted.
+        RejectedError: not published, withdrawn, another canary is under way, somebody ended this one meanwhile, a host found the
+            version unfit, or a step's limit was missed; the canary, where it is still this one, is aborted.
         PausedError: a step was inconclusive; the canary stays.
         InfrastructureError: a host or the store does not answer; the canary is aborted.
     """
     manifest = find_release(store, name, digest)
     if manifest is None:
         raise RejectedError(f"{name}: version {digest[:12]} is not published. Publish it first.")
+    refuse_withdrawn(store, name, digest)
     say = functools.partial(_say, console)
     with open_fleet(gateways, timeout_s) as fleet:
         found = read_channel(store, name)
@@ -64,6 +66,7 @@ def deploy(
             channel = change_channel(store, name, functools.partial(start_canary, digest=digest, weight=reached), reason="canary is loaded")
             say(f"generation {channel.generation}: canary {digest[:12]} at {reached} %, being loaded on {fleet}")
             _roll_out(store, fleet, rollout, channel, manifest, console)
+            refuse_withdrawn(store, name, digest)
             step = functools.partial(_finish, digest=digest)
             channel = persist(lambda: change_channel(store, name, step, reason="all rollout steps passed"), _STORE_AWAY_S, say)
         except PausedError:
@@ -170,8 +173,13 @@ def rollback(store: ObjectStore, name: str, gateways: list[str], console: Consol
         RejectedError: there is no previous version, or another version became stable meanwhile.
         InfrastructureError: the store, or a host that does not follow in time.
     """
+    try:
+        withdrawn = frozenset(read_withdrawn(store, name, None).releases)
+    except AdapterOpsError as error:  # going back must not wait for a list that is damaged; hosts heed what they know of it
+        _say(console, f"what is withdrawn is not known here: {error}")
+        withdrawn = frozenset()
     with open_fleet(gateways, timeout_s) as fleet:
-        channel = roll_back(store, name)
+        channel = roll_back(store, name, withdrawn=withdrawn)
         started = time.monotonic()
         _say(console, f"generation {channel.generation}: {channel.reason}, {_stable(channel)}")
         fleet.await_ready(channel, "stable")

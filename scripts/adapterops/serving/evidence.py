@@ -9,11 +9,13 @@ answers other questions, two independent samples without pairs, which Newcombe's
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import Literal
 
@@ -48,15 +50,44 @@ class Answers:
         """Answers that count: a client's own errors do not."""
         return self.good + self.errors
 
+    def plus(self, other: Answers, sign: int = 1) -> Answers:
+        """Both together; with -1, these without the others."""
+        buckets = dict(self.buckets)
+        for bound, count in other.buckets:
+            buckets[bound] = buckets.get(bound, 0) + sign * count
+        return Answers(self.good + sign * other.good, self.errors + sign * other.errors, tuple(sorted(buckets.items())))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one API key saw of a version: answers and its thumbs."""
+
+    answers: Answers = Answers()
+    up: int = 0
+    down: int = 0
+
 
 @dataclass(frozen=True)
 class Counts:
-    """What one version did: answers to users, answers to probes, thumbs."""
+    """What one version did: for each API key of users, and for probes, which are the rollout's own."""
 
-    users: Answers = Answers()
+    keys: Mapping[str, Seen] = field(default_factory=dict)
     probes: Answers = Answers()
-    up: int = 0
-    down: int = 0
+
+    @cached_property
+    def users(self) -> Answers:
+        """Answers to users, of all keys."""
+        return functools.reduce(Answers.plus, (seen.answers for seen in self.keys.values()), Answers())
+
+    @property
+    def up(self) -> int:
+        """Thumbs up."""
+        return sum(seen.up for seen in self.keys.values())
+
+    @property
+    def down(self) -> int:
+        """Thumbs down."""
+        return sum(seen.down for seen in self.keys.values())
 
     @property
     def errors(self) -> int:
@@ -67,6 +98,13 @@ class Counts:
     def requests(self) -> int:
         """Answers that count, whoever asked."""
         return self.users.requests + self.probes.requests
+
+    def without(self, key: str) -> Counts:
+        """What all but one key saw."""
+        others = Counts({name: seen for name, seen in self.keys.items() if name != key}, self.probes)
+        if key in self.keys:
+            vars(others)["users"] = self.users.plus(self.keys[key].answers, -1)  # not added up anew for each of many keys
+        return others
 
 
 @dataclass
@@ -103,15 +141,24 @@ class Accumulated:
         version, former = digest[:12], since or {}
         found = {key: max(0.0, value - former.get(key, 0.0)) for key, value in self._sum.items() if key[1] == version}
 
-        def answers(origin: str) -> Answers:
-            of = {key: value for key, value in found.items() if key[-1] == origin}
+        by_key: dict[tuple[str, str], dict[_Key, float]] = defaultdict(dict)
+        for key, value in found.items():
+            if value:
+                by_key[key[-2], key[-1]][key] = value
+
+        def answers(of: dict[_Key, float]) -> Answers:
             good = sum(value for key, value in of.items() if key[0] == "status" and key[2].startswith("2"))
             errors = sum(value for key, value in of.items() if key[0] == "status" and key[2].startswith("5"))
             cumulative = sorted((float(key[2]), round(value)) for key, value in of.items() if key[0] == "le")
             return Answers(round(good), round(errors), tuple(cumulative))
 
-        thumbs = {key[2]: round(value) for key, value in found.items() if key[0] == "thumb"}
-        return Counts(answers("user"), answers("probe"), thumbs.get("up", 0), thumbs.get("down", 0))
+        def seen(of: dict[_Key, float]) -> Seen:
+            thumbs = {key[2]: round(value) for key, value in of.items() if key[0] == "thumb"}
+            return Seen(answers(of), thumbs.get("up", 0), thumbs.get("down", 0))
+
+        users = {name: seen(of) for (name, origin), of in by_key.items() if origin == "user"}
+        probes = [answers(of) for (_, origin), of in by_key.items() if origin == "probe"]
+        return Counts(users, functools.reduce(Answers.plus, probes, Answers()))
 
     def mark(self) -> dict[_Key, float]:
         """This moment, for `counts`."""
@@ -128,13 +175,13 @@ class Accumulated:
                     self.saturation[gateway].append(sample.value)
                 if sample.labels.get("adapter") != self.adapter:
                     continue
-                version = sample.labels["version"]
+                version, who = sample.labels["version"], (sample.labels.get("key", "-"), sample.labels.get("origin", "user"))
                 if sample.name == "llm_version_request_total":
-                    found["status", version, sample.labels["status"], sample.labels["origin"]] += sample.value
+                    found["status", version, sample.labels["status"], *who] += sample.value
                 elif sample.name == "llm_version_duration_seconds_bucket":
-                    found["le", version, sample.labels["le"], sample.labels["origin"]] += sample.value
+                    found["le", version, sample.labels["le"], *who] += sample.value
                 elif sample.name == "llm_feedback_total":
-                    found["thumb", version, sample.labels["rating"]] += sample.value
+                    found["thumb", version, sample.labels["rating"], *who] += sample.value
         return dict(found)
 
 

@@ -16,12 +16,17 @@ from adapterops.serving.routes import Version
 # The engine's own count stands at the end of an answer, or of a stream whose client asked for it; inside a text the quote is escaped.
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 _TAIL = 1024
-_HUNG_S = 30.0  # a client that went away after this long without a byte, the first or another, did not change its mind
+_HUNG_S = 30.0  # a probe that went away after this long without a byte, the first or another, did not change its mind
+_REFUSED_BY_BOTH = "both"  # status of a request that the stable version and the canary fail alike: it accuses neither
 
 
 @dataclass(slots=True)
 class Exchange:
-    """Facts of one request, filled in as they become known."""
+    """Facts of one request, filled in as they become known.
+
+    What a client does to its own request is no fact of the version: the time it takes to send its question or to read its answer, that
+    it hangs up, and an error that the other version on trial gives too.
+    """
 
     request_id: str
     method: str
@@ -32,14 +37,19 @@ class Exchange:
     origin: Literal["user", "probe"] = "user"
     adapter: str = "unknown"
     version: Version | None = None
+    failed: Version | None = None
+    evidence: bool = True
     stream: bool = False
     status: int = 500
     engine: str = ""
     retries: int = 0
     first_byte: float | None = None
+    asked: float = field(default_factory=time.perf_counter)
     waiting_since: float | None = field(default_factory=time.perf_counter)
+    unread: float = 0.0
     sent: int = 0
     prompt: Any = None
+    _handed: float = 0.0
     _events: int = 0
     _carry: bytes = b""
     _tail: bytes = b""
@@ -47,8 +57,9 @@ class Exchange:
     def chunk(self, chunk: bytes) -> None:
         """Note a part of the answer."""
         self.waiting_since = None  # while a client does not read what it has been sent, the engine keeps nobody waiting
+        self._handed = time.perf_counter()
         if self.first_byte is None:
-            self.first_byte = time.perf_counter()
+            self.first_byte = self._handed
         self.sent += len(chunk)
         if self.stream:
             self._events += (self._carry + chunk).count(b"data:")
@@ -58,6 +69,11 @@ class Exchange:
     def sent_on(self) -> None:
         """Note that the client has what came so far: from now on the engine is waited for."""
         self.waiting_since = time.perf_counter()
+        self.unread += self.waiting_since - self._handed
+
+    def arrived(self) -> None:
+        """Note that the question is whole: from now on the engine is waited for."""
+        self.asked = self.waiting_since = time.perf_counter()
 
     @property
     def tokens(self) -> int:
@@ -68,21 +84,28 @@ class Exchange:
     def finish(self, metrics: Metrics, base_model: str) -> None:
         """Count it. Users' requests make the guide's metrics; probes are counted by version alone."""
         now = time.perf_counter()
-        seconds = now - self.started
-        status = str(self.status)
+        seconds = now - self.asked - self.unread
         if self.origin == "user":
-            metrics.requests.labels(self.adapter, status).inc()
+            metrics.requests.labels(self.adapter, str(self.status)).inc()
             metrics.duration.labels(base_model, self.adapter, self.kind).observe(seconds)
-        if self.version is None:
+        if self.version is None or not self.evidence:
             return
-        labels = metrics.labels_of(self.version)
-        hung = self.status == 499 and self.waiting_since is not None and now - self.waiting_since >= _HUNG_S
-        metrics.version_requests.labels(*labels, self.origin, "504" if hung else status).inc()
-        if self.status == 200:
-            metrics.version_duration.labels(*labels, self.origin).observe(seconds)
+        accused = self.failed or self.version
+        labels = metrics.labels_of(accused)
+        metrics.version_requests.labels(*labels, self.origin, self.key, self._judged(now)).inc()
+        if self.status == 200 and not self.failed:
+            metrics.version_duration.labels(*labels, self.origin, self.key).observe(seconds)
             metrics.tokens.labels(*labels).inc(self.tokens)
             if self.stream and self.first_byte is not None:
-                metrics.first_token.labels(*labels).observe(self.first_byte - self.started)
+                metrics.first_token.labels(*labels).observe(self.first_byte - self.asked)
+
+    def _judged(self, now: float) -> str:
+        """The status that counts for the version that was asked first."""
+        if self.failed:
+            return "500" if self.status == 200 else _REFUSED_BY_BOTH
+        # A client can hang up whenever it likes. A probe is the rollout's own, and a version that hangs gives nothing else.
+        hung = self.status == 499 and self.origin == "probe" and self.waiting_since and now - self.waiting_since >= _HUNG_S
+        return "504" if hung else str(self.status)
 
     def log(self) -> None:
         """One line of JSON to standard output."""
@@ -97,6 +120,7 @@ class Exchange:
             "kind": self.kind,
             "adapter": self.adapter,
             "version": self.version.digest[:12] if self.version else None,
+            "failed": self.failed.digest[:12] if self.failed else None,
             "status": self.status,
             "stream": self.stream,
             "ms": round((now - self.started) * 1000, 1),

@@ -21,6 +21,8 @@ _Result = TypeVar("_Result")
 _POLL_S = 0.1
 _SILENT_S = 15.0  # a gateway that does not answer for this long is down
 _ANSWERED_S = 2.0  # nobody waits longer for probes: a canary that hangs must not keep the next look at what users get
+_ASK_TIMEOUT_S = 120.0  # a probe that is given up then without a byte counts as an error of its version
+_PROBE_TOKENS = 512  # a longer answer shows no more of errors and latency, and a key's `max_tokens` may be not much above
 _RELOAD_S = 60.0  # a version that an engine forgot (it was restarted) is loaded again within this time
 
 
@@ -105,7 +107,7 @@ class Fleet:
         body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         headers = {"x-adapter-version": digest, "x-request-purpose": "probe"}
         try:
-            return self._client.post(f"{gateway}/v1/chat/completions", json=body, headers=headers, timeout=120)
+            return self._client.post(f"{gateway}/v1/chat/completions", json=body, headers=headers, timeout=_ASK_TIMEOUT_S)
         except httpx.HTTPError as error:
             raise InfrastructureError(f"{gateway} does not answer a request for {name}: {error}") from None
 
@@ -138,7 +140,7 @@ class Fleet:
             probe = probes[number % len(probes)]
             gateway = self.gateways[number % len(self.gateways)]
             try:
-                self.ask(gateway, name, digest, probe["messages"], len(probe["output"].encode()) + 8)
+                self.ask(gateway, name, digest, probe["messages"], min(_PROBE_TOKENS, len(probe["output"].encode()) + 8))
             except InfrastructureError:
                 return  # a host that is down shows when its metrics are read
 

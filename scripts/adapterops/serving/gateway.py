@@ -13,13 +13,17 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import generate_latest
 
+from adapterops.serving.body import BodyError, parse_body, shown
+from adapterops.serving.codings import is_plain, only_plain
 from adapterops.serving.config import GatewaySettings
 from adapterops.serving.exchange import Exchange, write_line
-from adapterops.serving.feedback import Feedback
-from adapterops.serving.forward import EngineLostError, forward
+from adapterops.serving.feedback import Feedback, TooManyThumbsError
+from adapterops.serving.fields import check_body, compiled, sequences
+from adapterops.serving.forward import EngineLostError, Question, VersionFailedError, forward
 from adapterops.serving.keys import ApiKey, ApiKeys
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Route, Version, choose, session_of
+from adapterops.serving.slots import Slots, SlotsFullError
 from adapterops.serving.state import HostState
 
 _LONGEST_PATH = 200
@@ -42,7 +46,7 @@ def make_gateway(state: HostState, settings: GatewaySettings, metrics: Metrics, 
         UsageError: the file of API keys is not what its schema says.
     """
     gateway = _Gateway(state, settings, metrics, capacity)
-    application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[gateway.logged, _errors])
+    application = web.Application(client_max_size=settings.max_body_bytes, middlewares=[gateway.logged, _errors, only_plain])
     application.router.add_post("/v1/chat/completions", gateway.complete)
     application.router.add_post("/v1/completions", gateway.complete)
     application.router.add_post("/v1/feedback", gateway.feedback)
@@ -61,8 +65,9 @@ class _Gateway:
         self._settings = settings
         self._metrics = metrics
         self._capacity = capacity
-        self._keys = ApiKeys(settings.api_keys)
+        self._keys = ApiKeys(settings.api_keys, settings.limits)
         self._answers = Feedback()
+        self._slots = Slots(settings.max_in_flight)
         self._in_flight = 0
         self._client: aiohttp.ClientSession
 
@@ -79,7 +84,7 @@ class _Gateway:
     @web.middleware
     async def logged(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """A line of the access log for what `complete` does not answer: also what is refused, and paths that do not exist."""
-        if not self._settings.access_log or request.match_info.handler == self.complete:
+        if not self._settings.access_log or (request.match_info.handler == self.complete and is_plain(request)):
             return await handler(request)  # type: ignore[no-any-return]
         started, status = time.perf_counter(), 499
         try:
@@ -119,40 +124,74 @@ class _Gateway:
             raise
         finally:
             self._in_flight -= 1
-            if exchange.version and exchange.status not in (200, 499):
-                self._answers.forget(exchange.key, request_id)  # an error is no answer; what a client broke off can be one
+            if exchange.version and exchange.status != 200 and not (exchange.status == 499 and exchange.sent):
+                self._answers.forget(exchange.key, request_id)  # an error is no answer; the beginning of one can be rated
             exchange.finish(self._metrics, self._state.base_model)
             if self._settings.access_log:
                 exchange.log()
 
     async def _complete(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         key = self._admit(request)
-        exchange.key = key.name
+        exchange.key, exchange.evidence = key.name, key.limits.evidence
         if key.role == "operator" and request.headers.get("x-request-purpose") == "probe":
             exchange.origin = "probe"
-        body = _parse(await _read(request))
-        name = self._known(body, key)
-        exchange.adapter, exchange.stream = name, body.get("stream") is True
-        version = exchange.version = self._version(request, body, name, key)
-        if self._settings.log_prompts:
-            exchange.prompt = body.get("messages", body.get("prompt"))
+        try:
+            with self._slots.request(key):
+                body = parse_body(await _read(request))
+                exchange.arrived()
+                exchange.adapter = name = self._known(body, key)
+                exchange.stream = body.get("stream") is True
+                checked = check_body(request.path, body, key.limits)
+                if (schemas := compiled(checked)) and not key.may_compile(schemas, time.monotonic()):
+                    message = f"Key {key.name} may send {key.limits.schemas_per_minute} new schemas a minute."
+                    raise self._refuse("schemas", 429, message, {"Retry-After": "10"}, "rate_limit_exceeded")
+                # What a client's own grammar makes of an engine is no version's doing.
+                exchange.evidence = exchange.evidence and "structured_outputs" not in checked
+                version, twin = self._versions(request, body, name, key)
+                exchange.version = version
+                if self._settings.log_prompts:
+                    exchange.prompt = body.get("messages", body.get("prompt"))
+                with self._slots.sequences(key, sequences(checked), self._capacity * max(1, len(self._state.up))):
+                    return await self._answer(request, exchange, checked, version, twin)
+        except BodyError as error:
+            raise _error(400, str(error), param=error.field) from None
+        except SlotsFullError as error:
+            raise self._refuse("share", 429, str(error), {"Retry-After": "1"}, "rate_limit_exceeded") from None
+
+    async def _answer(
+        self, request: web.Request, exchange: Exchange, body: dict[str, Any], version: Version | None, twin: Version | None
+    ) -> web.StreamResponse:
+        """The version's answer; while two versions are on trial and it fails with 500, the twin's.
+
+        So the client has an answer, and only what the other version can answer accuses the one that could not: a body that makes any
+        version fail is the client's.
+        """
+        try:
+            return await self._ask(request, exchange, body, version, has_twin=twin is not None)
+        except VersionFailedError:
+            exchange.failed, exchange.version = version, twin
+            return await self._ask(request, exchange, body, twin, has_twin=False)
+        finally:
+            if exchange.retries:
+                self._metrics.retries.inc(exchange.retries)
+
+    async def _ask(
+        self, request: web.Request, exchange: Exchange, body: dict[str, Any], version: Version | None, *, has_twin: bool
+    ) -> web.StreamResponse:
         engines = [engine for engine in self._state.engines if engine.has(version)]
         if not engines:
             raise _error(503, "The engine is not ready.", _RETRY)
         headers = {"content-type": "application/json", "x-request-id": exchange.request_id}
-        if "accept" in request.headers:
-            headers["accept"] = request.headers["accept"]
-        if version:
-            body["model"] = version.engine_name
-            self._answers.remember(key.name, exchange.request_id, version)
-        raw = json.dumps(body).encode()
+        body["model"] = version.engine_name if version else self._state.base_model
+        if version and exchange.evidence:
+            self._answers.remember(exchange.key, exchange.request_id, version)
+        deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
+        raw = json.dumps(body, ensure_ascii=False).encode()
+        question = Question(raw, headers, deadline, self._settings.write_timeout_s, has_twin)
         try:
-            return await forward(self._client, engines, request, raw, headers, exchange, self._settings.request_timeout_s)
+            return await forward(self._client, engines, request, question, exchange)
         except EngineLostError as error:
             raise _error(error.status, str(error), _RETRY) from None
-        finally:
-            if exchange.retries:
-                self._metrics.retries.inc(exchange.retries)
 
     def _admit(self, request: web.Request) -> ApiKey:
         """Who asks, if that one may ask now."""
@@ -177,40 +216,52 @@ class _Gateway:
         if isinstance(name, str) and name in self._names(key):
             return name
         known = ", ".join(self._names(key))
-        raise _error(404, f"The model `{str(name)[:100]}` does not exist. Known: {known}.", code="model_not_found")
+        raise _error(404, f"The model `{shown(name)}` does not exist. Known: {known}.", code="model_not_found")
 
     def _names(self, key: ApiKey) -> list[str]:
         """What a key may ask for; what it may not does not exist for it."""
         return [name for name in [*self._state.channels, self._state.base_model] if key.adapters is None or name in key.adapters]
 
-    def _version(self, request: web.Request, body: dict[str, Any], name: str, key: ApiKey) -> Version | None:
-        """The version that answers; None for the base model."""
+    def _versions(self, request: web.Request, body: dict[str, Any], name: str, key: ApiKey) -> tuple[Version | None, Version | None]:
+        """The version that answers, None for the base model; and the other one on trial, which answers if that one fails."""
         if name == self._state.base_model:
-            return None
+            return None, None
         route = self._state.routes.get(name, Route())
         wanted = request.headers.get("x-adapter-version")
         if wanted and key.role == "operator":
-            # For probes and for comparing versions: a version that is ready, by its first digits.
+            # For probes and for comparing versions: a version that is ready, by its first digits, and no other.
             version = next((v for v in (route.stable, route.canary) if v and len(wanted) >= 12 and v.digest.startswith(wanted)), None)
+            twin = None
         else:
             wanted = None
-            version = choose(route, session_of(request.headers, body))
+            try:
+                version = choose(route, session_of(key.name, request.headers, body))
+            except ValueError as error:
+                raise _error(400, str(error)) from None
+            twin = (route.stable if version == route.canary else route.canary) if route.canary and route.weight else None
         if version is None:
             raise _error(503, f"No version of `{name}` is ready{f' as {wanted[:64]}' if wanted else ''}.", _RETRY)
-        return version
+        return version, twin
 
     async def feedback(self, request: web.Request) -> web.Response:
         """Count a thumb for the version that gave an answer: `{"id": …, "rating": "up" | "down"}`."""
         key = self._admit(request)
-        body = _parse(await _read(request))
+        try:
+            body = parse_body(await _read(request))
+        except BodyError as error:
+            raise _error(400, str(error), param=error.field) from None
         response_id, rating = body.get("id"), body.get("rating")
         if not isinstance(response_id, str) or rating not in ("up", "down"):
             raise _error(400, '`id` is the id of a response (or its x-request-id), `rating` is "up" or "down".')
-        known, version = self._answers.rate(key.name, response_id)
+        try:
+            known, version = self._answers.rate(key, response_id)
+        except TooManyThumbsError:
+            message = f"{key.limits.thumbs_per_minute} thumbs a minute count of key {key.name}."
+            raise self._refuse("thumbs", 429, message, {"Retry-After": "60"}, "rate_limit_exceeded") from None
         if not known:
             raise _error(404, f"No answer `{response_id[:128]}` was given here lately to this key.", code="response_not_found")
         if version:
-            self._metrics.feedback.labels(*self._metrics.labels_of(version), rating).inc()
+            self._metrics.feedback.labels(*self._metrics.labels_of(version), key.name, rating).inc()
         return web.json_response({"id": response_id, "rating": rating, "counted": version is not None})
 
     async def models(self, request: web.Request) -> web.Response:
@@ -298,25 +349,15 @@ async def _read(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise _error(408, f"The request did not arrive within {_BODY_TIMEOUT_S} s.") from None
+    except web.RequestPayloadError:
+        raise _error(400, "The body is not what its headers say.") from None
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _error(400, f"The body is not JSON: {str(error)[:200]}.") from None
-    if not isinstance(body, dict):
-        raise _error(400, "The body is not a JSON object.")
-    return body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None) -> web.HTTPException:
+def _error(
+    status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None, param: str | None = None
+) -> web.HTTPException:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    text = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code or status}})
+    text = json.dumps({"error": {"message": message, "type": kind, "param": param, "code": code or status}})
     error = web.HTTPException(text=text, content_type="application/json", headers=headers)
     error.set_status(status)
     return error

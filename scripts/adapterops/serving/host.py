@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -12,17 +13,18 @@ import time
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
 from adapterops.engine.client import is_healthy
 from adapterops.engine.server import EngineProcess, start_engine
 from adapterops.errors import AdapterOpsError, UsageError
 from adapterops.serving.config import ServingConfig
+from adapterops.serving.connections import Listening, listen
+from adapterops.serving.descriptors import make_room
 from adapterops.serving.follow import Follower
 from adapterops.serving.gateway import make_gateway
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.reconciler import Reconciler
-from adapterops.serving.state import Engine, Followed, HostState
+from adapterops.serving.state import Engine, HostState
 from adapterops.store.objects import open_store
 
 log = logging.getLogger("host")
@@ -51,27 +53,15 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     own = [f"http://{config.engine.host}:{config.engine.port + replica}" for replica in range(config.engine.replicas)]
-    follower = Follower(open_store(config.bucket, timeout_s=_CHANNEL_TIMEOUT_S), config.state_directory / "channels")
+    follower = Follower(open_store(config.bucket, timeout_s=_CHANNEL_TIMEOUT_S), config.state_directory / "channels", config.trust)
     state = HostState(
         config.base_model.name,
         [Engine(url) for url in engine_urls or own],
-        {adapter: Followed(follower.last(adapter), ("not looked at yet",)) for adapter in config.adapters},
+        {adapter: follower.remembered(adapter) for adapter in config.adapters},
     )
     state.refresh()
     metrics = Metrics()
-    runner = web.AppRunner(
-        make_gateway(state, config.gateway, metrics, capacity=config.engine.max_num_seqs),
-        access_log=None,
-        shutdown_timeout=config.gateway.drain_s,
-        handler_cancellation=True,
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, config.gateway.host, config.gateway.port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise UsageError(f"gateway port {config.gateway.port}: {error.strerror}. Change gateway.port in {config.path}.") from None
-    log.info("gateway on http://%s:%s", config.gateway.host, config.gateway.port)
+    listening = await _open_gateway(config, state, metrics)
     if not engine_urls:
         _forget_old_releases(config, state)
     tasks = [asyncio.create_task(_follow(config, state, metrics, follower, adapter)) for adapter in config.adapters]
@@ -85,12 +75,38 @@ async def _serve(config: ServingConfig, engine_urls: list[str]) -> None:
         log.info("stopping: /health says so for %.0f s, so that load balancers look elsewhere", config.gateway.drain_delay_s)
         await asyncio.sleep(config.gateway.drain_delay_s)
     log.info("stopping: answers under way end, up to %.0f s", config.gateway.drain_s)
-    await runner.cleanup()  # stops listening, lets running answers end
+    await listening.close()  # stops listening, lets running answers end
     for task in [waiting, *tasks]:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):  # not a cancelled one
             raise result
+
+
+async def _open_gateway(config: ServingConfig, state: HostState, metrics: Metrics) -> Listening:
+    """Listen on the public port, for as many connections and requests as descriptors allow.
+
+    Raises:
+        UsageError: the port is taken, or there are too few descriptors.
+    """
+    wanted, settings = config.connections, config.gateway
+    room = make_room(wanted.max_open, settings.max_in_flight, len(state.engines))
+    if (room.connections, room.requests) != (wanted.max_open, settings.max_in_flight):
+        message = "%d file descriptors are enough for the following only. Raise ulimit -n (LimitNOFILE)."
+        log.warning(message, room.descriptors)
+    settings = dataclasses.replace(settings, max_in_flight=room.requests)
+    try:
+        listening = await listen(
+            make_gateway(state, settings, metrics, capacity=config.engine.max_num_seqs),
+            settings,
+            dataclasses.replace(wanted, max_open=room.connections),
+            lambda reason: metrics.rejected.labels(reason).inc(),
+        )
+    except OSError as error:
+        raise UsageError(f"gateway port {settings.port}: {error.strerror}. Change gateway.port in {config.path}.") from None
+    message = "gateway on http://%s:%s for %d connections, %d requests"
+    log.info(message, settings.host, settings.port, room.connections, room.requests)
+    return listening
 
 
 async def _follow(config: ServingConfig, state: HostState, metrics: Metrics, follower: Follower, adapter: str) -> None:
@@ -104,8 +120,8 @@ async def _follow(config: ServingConfig, state: HostState, metrics: Metrics, fol
                 metrics.read_at.labels(adapter).set_to_current_time()
             former = state.channels[adapter]
             if followed != former:
-                for message in followed.errors:
-                    if message not in former.errors:
+                for message in (*followed.errors, *followed.notes):
+                    if message not in (*former.errors, *former.notes):
                         log.warning("%s: %s", adapter, message)
                 if followed.channel.generation != former.channel.generation:
                     log.info("%s: generation %d: %s", adapter, followed.channel.generation, followed.channel.reason)
@@ -144,8 +160,9 @@ async def _reconcile(config: ServingConfig, state: HostState, metrics: Metrics, 
         if was_up:
             try:
                 followed = list(state.channels.values())
-                channels, known = [item.channel for item in followed], all(item.known for item in followed)
-                await asyncio.to_thread(reconciler.run_once, channels, known=known)
+                channels, known = [item.served for item in followed], all(item.known for item in followed)
+                withdrawn = frozenset((item.channel.adapter, digest) for item in followed for digest in item.withdrawn)
+                await asyncio.to_thread(reconciler.run_once, channels, known=known, withdrawn=withdrawn)
                 take()
             except AdapterOpsError as error:
                 log.warning("%s", error)
@@ -216,7 +233,7 @@ def _forget_old_releases(config: ServingConfig, state: HostState) -> None:
 
     A running engine, and so one that somebody else started, may read them again.
     """
-    kept = {(adapter, f"sha256-{digest}") for adapter, followed in state.channels.items() for digest in followed.channel.versions}
+    kept = {(adapter, f"sha256-{digest}") for adapter, followed in state.channels.items() for digest in followed.served.versions}
     for directory in config.releases.glob("*/*"):
         if (directory.parent.name, directory.name) not in kept:
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,19 +1,22 @@
-"""API keys: hashed at rest, each with its adapters, its rate and its role."""
+"""API keys: hashed at rest, each with its adapters, its rate, its limits and its role."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from adapterops.errors import UsageError
+from adapterops.serving.limits import Limits
 from adapterops.yamlfile import load_yaml
 
 log = logging.getLogger("gateway")
 _LOOK_AGAIN_S = 2.0
+_KNOWN_SCHEMAS = 256  # of a key; vLLM keeps 512 MB of what it compiled
 _BURST_S = 10.0  # a key may save up this many seconds of its rate
 
 
@@ -26,14 +29,17 @@ class ApiKey:
         adapters: what may be asked for; None is everything, the base model too.
         requests_per_minute: on each host, for hosts do not tell each other; None is unlimited.
         role: an `operator` may also name a version, send probes and read the metrics.
+        limits: caps of its requests and its share of the host.
     """
 
     name: str
+    limits: Limits
     adapters: frozenset[str] | None = None
     requests_per_minute: int | None = None
     role: Literal["client", "operator"] = "client"
     _tokens: float = field(default=-1.0, repr=False)
     _at: float = field(default=0.0, repr=False)
+    _schemas: OrderedDict[bytes, float] = field(default_factory=OrderedDict, repr=False)
 
     def wait(self, now: float) -> float:
         """Take one request from the key's bucket; seconds to wait if it is empty, 0 if not."""
@@ -48,16 +54,30 @@ class ApiKey:
         self._tokens -= 1
         return 0.0
 
+    def may_compile(self, schemas: bytes, now: float) -> bool:
+        """Take up the schemas of a request; False if too many new ones came within the last minute.
 
-# Without a file of keys everybody may do everything: for a gateway on loopback or behind another one that asks for keys.
-ANYONE = ApiKey("-", role="operator")
+        Those that came before are compiled already.
+        """
+        digest = hashlib.sha256(schemas).digest()
+        if digest in self._schemas:
+            return True
+        recent = sum(now - at < 60 for at in self._schemas.values())
+        if recent >= self.limits.schemas_per_minute:
+            return False
+        self._schemas[digest] = now
+        if len(self._schemas) > max(_KNOWN_SCHEMAS, self.limits.schemas_per_minute):
+            self._schemas.popitem(last=False)
+        return True
 
 
 class ApiKeys:
     """The keys of a file; a changed file counts within seconds, and one that became invalid is reported and not used.
 
     Args:
-        path: `configs/schemas/api_keys.json`; None lets everybody do everything.
+        path: `configs/schemas/api_keys.json`; None lets everybody do everything, as one key that has the host to itself: for a
+            gateway on loopback, or behind another one that asks for keys.
+        limits: of a key whose entry changes none.
 
     Raises:
         UsageError: the file is not what its schema says, when it is first read.
@@ -66,16 +86,18 @@ class ApiKeys:
     for secrets that people choose.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, limits: Limits) -> None:
         self._path = path
-        self._keys: dict[str, ApiKey] = _load(path) if path else {}
+        self._limits = limits
+        self._anyone = ApiKey("-", replace(limits, share=None), role="operator")
+        self._keys: dict[str, ApiKey] = _load(path, limits) if path else {}
         self._stamp = _stamp(path)
         self._looked = time.monotonic()
 
     def find(self, authorization: str | None) -> ApiKey | None:
         """The key of an `Authorization: Bearer …` header, None if there is none like that."""
         if self._path is None:
-            return ANYONE
+            return self._anyone
         self._look_again()
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
@@ -92,13 +114,13 @@ class ApiKeys:
             return
         self._stamp = stamp
         try:
-            fresh = _load(self._path)
+            fresh = _load(self._path, self._limits)
         except UsageError as error:
             log.error("%s The keys read before stay in force.", error)
             return
         for digest, key in fresh.items():
             if former := self._keys.get(digest):
-                key._tokens, key._at = former._tokens, former._at
+                key._tokens, key._at, key._schemas = former._tokens, former._at, former._schemas
         self._keys = fresh
         log.info("%s: %d keys", self._path, len(fresh))
 
@@ -111,15 +133,16 @@ def _stamp(path: Path | None) -> tuple[int, int]:
     return (status.st_mtime_ns, status.st_size) if status else (0, 0)
 
 
-def _load(path: Path) -> dict[str, ApiKey]:
+def _load(path: Path, limits: Limits) -> dict[str, ApiKey]:
     entries: list[dict[str, Any]] = load_yaml(path, "api_keys")["keys"]
-    names = [entry["name"] for entry in entries]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"{path}: the name {twice[0]} is given to two keys. The access log could not tell them apart.")
+    for what in ("name", "sha256"):
+        values = [entry[what] for entry in entries]
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise UsageError(f"{path}: the {what} {twice[0]} is given to two keys. The access log could not tell them apart.")
     return {
         entry["sha256"]: ApiKey(
             entry["name"],
+            replace(limits, **entry.get("limits", {})),
             None if entry["adapters"] == "all" else frozenset(entry["adapters"]),
             entry["requests_per_minute"],
             entry["role"],

@@ -24,7 +24,7 @@ class Metrics:
         registry.register(DeviceCollector())
         self.duration = Histogram(
             "llm_inference_duration_seconds",
-            "From receiving a request to its last byte",
+            "From the last byte of a request to that of its answer, less what the client takes to read it",
             ["model", "adapter", "request_type"],
             buckets=[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
             registry=registry,
@@ -33,23 +33,25 @@ class Metrics:
         self.version = Gauge(
             "llm_adapter_version_info", "1 for each version being served", ["adapter", "version", "train_date"], registry=registry
         )
-        version = ["adapter", "version", "origin"]
+        # With the key, for no key alone decides on a version (`rollout.py`); keys are those of a file.
+        version = ["adapter", "version", "origin", "key"]
         self.version_requests = Counter(
             "llm_version_request_total",
-            "Requests answered, by version, status and origin (user or probe); given up by a client after 30 s without a byte is 504",
+            "Requests that count for a version, by status, origin (user or probe) and API key; 504 is also a probe given up after 30 s "
+            "without a byte, and both is an error that the stable version and the canary give alike",
             [*version, "status"],
             registry=registry,
         )
         self.version_duration = Histogram(
             "llm_version_duration_seconds",
-            "From receiving a request to the last byte of a good answer",
+            "From the last byte of a request to the last byte of a good answer, less what the client takes to read it",
             version,
             buckets=FINE_BUCKETS,
             registry=registry,
         )
         self.first_token = Histogram(
             "llm_time_to_first_token_seconds",
-            "From receiving a streaming request to the first byte of its answer",
+            "From the last byte of a streaming request to the first byte of its answer",
             ["adapter", "version"],
             buckets=[0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
             registry=registry,
@@ -60,7 +62,7 @@ class Metrics:
             ["adapter", "version"],
             registry=registry,
         )
-        self.feedback = Counter("llm_feedback_total", "Thumbs", ["adapter", "version", "rating"], registry=registry)
+        self.feedback = Counter("llm_feedback_total", "Thumbs", ["adapter", "version", "key", "rating"], registry=registry)
         self.weight = Gauge("llm_canary_weight_percent", "Share of requests for the canary", ["adapter"], registry=registry)
         self.generation = Gauge("llm_channel_generation", "Generation of the channel that is followed", ["adapter"], registry=registry)
         self.canary = Gauge("llm_canary_present", "1 if the channel names a canary, also at weight 0", ["adapter"], registry=registry)
@@ -73,6 +75,12 @@ class Metrics:
         self.read_at = Gauge(
             "llm_channel_read_timestamp_seconds",
             "When the channel was last read; 0 for never",
+            ["adapter"],
+            registry=registry,
+        )
+        self.refused = Gauge(
+            "llm_channel_refused",
+            "1 while the store has a former generation of the channel, which is not followed",
             ["adapter"],
             registry=registry,
         )
@@ -113,6 +121,7 @@ class Metrics:
             self.weight.labels(adapter).set(route.weight if route.canary else 0)
         for adapter, report in state.report.items():
             self.generation.labels(adapter).set(report["generation"])
+            self.refused.labels(adapter).set(state.channels[adapter].refused)
             self.canary.labels(adapter).set(report["canary"] is not None)
             self.ready.labels(adapter, "stable").set(state.channels[adapter].known and (report["stable_ready"] or not report["stable"]))
             for role in ("canary", "previous"):

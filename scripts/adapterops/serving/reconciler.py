@@ -66,12 +66,13 @@ class Reconciler:
         """The failures that trying again does not mend."""
         return frozenset(version for version, failure in self._failures.items() if failure.unfit)
 
-    def run_once(self, channels: Iterable[Channel], *, known: bool = True) -> None:
+    def run_once(self, channels: Iterable[Channel], *, known: bool = True, withdrawn: frozenset[tuple[str, str]] = frozenset()) -> None:
         """Make ready what the channels name, the stable versions first, and let go of what none has named for a while.
 
         Args:
             channels: of all adapters.
             known: False while one of them was never read: nobody can say yet that what is stable is there.
+            withdrawn: versions by adapter and digest, which no channel here names, and which the engine forgets before all else.
 
         Raises:
             InfrastructureError: the engine does not answer.
@@ -80,6 +81,8 @@ class Reconciler:
         wanted.sort(key=lambda item: item[0].stable != item[1])
         served = served_models(self.engine_url)
         self._forget_lost(served)
+        for name in [name for name, version in self.ready.items() if (version.adapter, version.digest) in withdrawn]:
+            self._forget(name, "is withdrawn")
         now = time.monotonic()
         names = {engine_name(channel.adapter, digest) for channel, digest in wanted}
         self._wanted_at |= dict.fromkeys(names, now)
@@ -111,10 +114,13 @@ class Reconciler:
         """Unload versions that no channel has named for `keep_warm_s`; requests under way are answered to their end."""
         for name in [name for name in self.ready if name not in names]:
             if now - self._wanted_at.setdefault(name, now) > self.config.keep_warm_s:
-                version = self.ready.pop(name)
-                self.on_ready()  # no request may choose it any more before the engine forgets it
-                unload_adapter(self.engine_url, name)
-                log.info("%s: %s is let go after %.0f s", version.adapter, version.digest[:12], self.config.keep_warm_s)
+                self._forget(name, f"is let go after {self.config.keep_warm_s:.0f} s")
+
+    def _forget(self, name: str, why: str) -> None:
+        version = self.ready.pop(name)
+        self.on_ready()  # no request may choose it any more before the engine forgets it
+        unload_adapter(self.engine_url, name)
+        log.info("%s: %s %s", version.adapter, version.digest[:12], why)
 
     def _make_ready(self, channel: Channel, digest: str) -> None:
         """Try, and note the outcome; a failure is tried again after growing pauses, for it can cost a download each time."""

@@ -83,18 +83,34 @@ def _missing(versions: list[Counts], wanted: float) -> int:
 
 
 def judge(rollout: Rollout, canary: Counts, stable: Counts | None, saturation: dict[str, list[float]], confidence: float) -> list[Finding]:
-    """Every limit of the rollout; one that nothing was counted for is INCONCLUSIVE. `stable` is None if there is no stable version."""
+    """Every limit of the rollout; one that nothing was counted for is INCONCLUSIVE. `stable` is None if there is no stable version.
+
+    No API key decides alone. Where several asked, each limit is judged once more without each of them, and what rests on one key is
+    INCONCLUSIVE: a limit that is met by all but missed without it, and a limit that is missed by all but not without it. With errors the
+    others must say the contrary, that the limit is met: what a client causes is no error here (`exchange.py`), so they are real, and a
+    client that has most of the traffic must not see them for want of others. How long answers take, and thumbs, are a client's to shape.
+    """
+    findings = [*_limits(rollout, canary, stable, confidence), judge_saturation(saturation, rollout.limits["saturation"])]
+    keys = sorted(canary.keys.keys() | (stable.keys.keys() if stable else set()))
+    for key in keys if len(keys) > 1 else ():
+        others = _limits(rollout, canary.without(key), stable.without(key) if stable else None, confidence)
+        said = {finding.metric: finding for finding in others}
+        findings = [_unless_alone(finding, said.get(finding.metric), key) for finding in findings]
+    if canary.requests < rollout.min_requests and overall(findings) != "FAIL":
+        short = f"{canary.requests} requests, wanted {rollout.min_requests}"
+        findings.append(Finding("requests", "INCONCLUSIVE", short))
+    return findings
+
+
+def _limits(rollout: Rollout, canary: Counts, stable: Counts | None, confidence: float) -> list[Finding]:
+    """The limits that keys have a voice in."""
     limits = rollout.limits
     # A stable version that nobody asked counts as free of errors: a canary that fails must not keep its traffic for want of a comparison.
     errors = (stable.errors, stable.requests) if stable and stable.requests else None
     findings = [
         judge_rate("error_rate", (canary.errors, canary.requests), errors, limits["error_rate"], confidence),
         judge_latency(canary, stable, limits["latency_p95_ratio"], confidence),
-        judge_saturation(saturation, limits["saturation"]),
     ]
-    if canary.requests < rollout.min_requests and overall(findings) != "FAIL":
-        short = f"{canary.requests} requests, wanted {rollout.min_requests}"
-        findings.append(Finding("requests", "INCONCLUSIVE", short))
     thumbs, base = (canary.down, canary.up + canary.down), (stable.down, stable.up + stable.down) if stable else None
     if "negative_feedback" in limits:
         findings.append(judge_rate("negative_feedback", thumbs, base, limits["negative_feedback"], confidence))
@@ -104,6 +120,23 @@ def judge(rollout: Rollout, canary: Counts, stable: Counts | None, saturation: d
         finding = judge_rate("win_rate", thumbs, base, 1 - 2 * limits["win_rate"], confidence)
         findings.append(Finding("win_rate", finding.verdict, f"{finding.reason} (thumbs down; a win rate of {limits['win_rate']:.2f})"))
     return findings
+
+
+def _unless_alone(finding: Finding, others: Finding | None, key: str) -> Finding:
+    """The finding, or INCONCLUSIVE if it rests on one key.
+
+    Args:
+        finding: of all keys.
+        others: the same limit without the key; None for one that keys have no voice in.
+        key: its name.
+    """
+    if others is None:
+        return finding
+    missed_by_one = finding.verdict == "FAIL" and (others.verdict == "PASS" if finding.metric == "error_rate" else others.verdict != "FAIL")
+    hidden_by_one = finding.verdict == "PASS" and others.verdict == "FAIL"
+    if not missed_by_one and not hidden_by_one:
+        return finding
+    return Finding(finding.metric, "INCONCLUSIVE", f"{finding.reason}, which rests on key {key} alone; without it: {others.reason}")
 
 
 def overall(findings: list[Finding]) -> Verdict:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+_SESSION = re.compile(r"[ -~]{1,256}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,21 @@ def choose(route: Route, session: str | None) -> Version | None:
     return route.canary if place < route.weight else route.stable
 
 
-def session_of(headers: Any, body: dict[str, Any]) -> str | None:
-    """What makes a session sticky: the header `x-session-id`, else the request's `user`."""
-    session = headers.get("x-session-id") or body.get("user")
-    return session if isinstance(session, str) and session else None
+def session_of(key: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
+    """What makes a session sticky: the header `x-session-id`, else the request's `user`.
+
+    The key is part of it, so that a session that was found to meet the canary does so for one key alone.
+
+    Args:
+        key: name of the API key.
+        headers: of the request.
+        body: of the request, checked.
+
+    Raises:
+        ValueError: the header is not one to 256 printable ASCII characters.
+    """
+    session = headers.get("x-session-id")
+    if session and not _SESSION.fullmatch(session):
+        raise ValueError("The header `x-session-id` is not one to 256 printable ASCII characters.")
+    session = session or body.get("user")
+    return f"{key}\0{session}" if isinstance(session, str) and session else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterops.serving.routes import Route, Version, engine_name
-from adapterops.store.channels import Channel
+from adapterops.store.channels import Channel, without
 
 
 @dataclass
@@ -42,10 +42,27 @@ class Engine:
 
 @dataclass(frozen=True)
 class Followed:
-    """An adapter's channel as it was last seen, and what stood in the way of reading it."""
+    """An adapter's channel as it was last seen.
+
+    Args:
+        channel: as it is written.
+        errors: what stood in the way of reading it.
+        notes: what of it is withdrawn, and what is served instead.
+        withdrawn: digests that are never loaded or asked.
+        refused: the store has a former generation, which does not count.
+    """
 
     channel: Channel
     errors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    withdrawn: frozenset[str] = frozenset()
+    refused: bool = False
+
+    @property
+    def served(self) -> Channel:
+        """What is served by it: the channel without what is withdrawn."""
+        left = without(self.channel, self.withdrawn)
+        return replace(left, stable=None) if left.stable in self.withdrawn else left
 
     @property
     def known(self) -> bool:
@@ -80,7 +97,7 @@ class HostState:
 
     def refresh(self) -> None:
         """Make routes and reports say what channels and engines say now; takes microseconds and no engine."""
-        self.routes = {adapter: self._route(adapter, followed.channel) for adapter, followed in self.channels.items()}
+        self.routes = {adapter: self._route(adapter, followed) for adapter, followed in self.channels.items()}
         self.report = {adapter: self._report(adapter, followed) for adapter, followed in self.channels.items()}
 
     def _find(self, adapter: str, digest: str | None) -> Version | None:
@@ -88,12 +105,15 @@ class HostState:
 
         So its requests meanwhile, which fail, are counted as this version's.
         """
+        if digest in self.channels[adapter].withdrawn:
+            return None
         name = engine_name(adapter, digest or "")
         return next((engine.ready[name] for engine in self.up or self.engines if digest and name in engine.ready), None)
 
-    def _route(self, adapter: str, channel: Channel) -> Route:
+    def _route(self, adapter: str, followed: Followed) -> Route:
+        channel = followed.served
         stable, canary = self._find(adapter, channel.stable), self._find(adapter, channel.canary)
-        if channel.stable and stable is None:
+        if followed.channel.stable and stable is None:
             former = self.routes.get(adapter, Route()).stable
             stable = self._find(adapter, former.digest) if former else None  # keep answering until the new one is ready
             if stable is None:
@@ -102,8 +122,8 @@ class HostState:
 
     def _report(self, adapter: str, followed: Followed) -> dict[str, Any]:
         channel = followed.channel
-        errors = list(followed.errors)
-        unfit = {}
+        errors = [*followed.errors, *followed.notes]
+        unfit = {digest: "it is withdrawn" for digest in channel.versions if digest in followed.withdrawn}
         for engine in self.engines:
             for digest in channel.versions:
                 if message := engine.failures.get((adapter, digest)):
@@ -125,4 +145,6 @@ class HostState:
 
     def _everywhere(self, adapter: str, digest: str | None) -> bool:
         """True if every engine that answers has the version, and one does."""
+        if digest in self.channels[adapter].withdrawn:
+            return False
         return bool(digest and self.up) and all(engine_name(adapter, str(digest)) in engine.ready for engine in self.up)

@@ -8,7 +8,7 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from adapterops.schemas import schema_problems
 from adapterops.store.objects import ConflictError, ObjectStore, parse
 
 _ATTEMPTS = 20
+_CHANNEL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,36 @@ def abort_canary(channel: Channel) -> Channel:
     return replace(channel, canary=None, weight=0)
 
 
-def roll_back(store: ObjectStore, name: str, *, actor: str | None = None) -> Channel:
+def without(channel: Channel, withdrawn: Collection[str]) -> Channel:
+    """The channel without versions that are withdrawn: a trial ends, and the previous version takes the stable one's place.
+
+    Where there is no previous version the withdrawn one stays the stable one by name, and nothing is served.
+    """
+    previous = None if channel.previous in withdrawn else channel.previous
+    canary = None if channel.canary in withdrawn else channel.canary
+    left = replace(channel, previous=previous, canary=canary, weight=channel.weight if canary else 0)
+    if previous and channel.stable in withdrawn:
+        return replace(left, stable=previous, previous=None, rolled_back=channel.stable)
+    return left
+
+
+def roll_back(store: ObjectStore, name: str, *, actor: str | None = None, withdrawn: Collection[str] = ()) -> Channel:
     """Serve the previous version again; the version that is left is noted in `rolled_back`, and no rollback leads back to it.
 
     What is rolled back to what is decided once, at the first look: a rollback that somebody else did meanwhile, or that is asked
     for again (a repeated command, a CI job run anew, another canary that failed in between), is done already.
 
+    Args:
+        store: where the channel lies.
+        name: of the adapter.
+        actor: who; None takes the GitHub actor or the user.
+        withdrawn: digests that nothing goes back to.
+
     Returns:
         The channel, as it is where there was nothing left to do.
 
     Raises:
-        RejectedError: there is no previous version, or another version became stable meanwhile.
+        RejectedError: there is no previous version, it is withdrawn, or another version became stable meanwhile.
         InfrastructureError: as `change_channel`.
     """
     found = read_channel(store, name)
@@ -96,6 +116,8 @@ def roll_back(store: ObjectStore, name: str, *, actor: str | None = None) -> Cha
     if found is None or found[0].stable is None or (found[0].previous is None and found[0].rolled_back is None):
         raise RejectedError(f"{name}: there is no previous version to roll back to.")
     left, target = found[0].stable, found[0].previous
+    if target in withdrawn:
+        raise RejectedError(f"{name}: the previous version {str(target)[:12]} is withdrawn. Deploy another one with --version.")
     if target is None:
         return change_channel(store, name, abort_canary, reason="rollback: the canary ends", actor=actor)
 
@@ -118,7 +140,7 @@ def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
     Raises:
         InfrastructureError: the store, or a document that breaks its schema.
     """
-    fetched = store.get(f"channels/{name}.json")
+    fetched = store.get(f"channels/{name}.json", _CHANNEL_BYTES)
     if fetched is None:
         return None
     channel, problem = _parse_channel(fetched.content, name)
@@ -137,7 +159,9 @@ def _parse_channel(content: bytes, name: str) -> tuple[Channel | None, str]:
 
 def channel_from(document: dict[str, Any]) -> Channel:
     """A channel from its (valid) document."""
-    return Channel(**{field.name: document[field.name] for field in dataclasses.fields(Channel)})
+    values = {field.name: document[field.name] for field in dataclasses.fields(Channel)}
+    # JSON has no whole numbers: to a schema 1.0 is one.
+    return Channel(**{**values, "generation": int(values["generation"]), "weight": int(values["weight"])})
 
 
 def channel_document(channel: Channel) -> dict[str, Any]:
@@ -145,8 +169,19 @@ def channel_document(channel: Channel) -> dict[str, Any]:
     return {"schema": "channel/v1", **dataclasses.asdict(channel)}
 
 
+def who() -> str:
+    """Who acts: the GitHub actor, else the user."""
+    return os.environ.get("GITHUB_ACTOR") or getpass.getuser()
+
+
 def change_channel(
-    store: ObjectStore, name: str, change: Callable[[Channel], Channel], *, reason: str, actor: str | None = None
+    store: ObjectStore,
+    name: str,
+    change: Callable[[Channel], Channel],
+    *,
+    reason: str,
+    actor: str | None = None,
+    above: int = 0,
 ) -> Channel:
     """Read, change, compare-and-swap; after a lost race read and change again.
 
@@ -159,6 +194,7 @@ def change_channel(
         change: from the present channel (empty at first) to the wanted one; may raise to give up.
         reason: why, for the audit log.
         actor: who; None takes the GitHub actor or the user.
+        above: a generation that hosts have seen, of a bucket that was restored since: the new one is higher.
 
     Raises:
         UsageError: the wanted channel breaks its schema; nothing is written.
@@ -169,15 +205,15 @@ def change_channel(
         found = read_channel(store, name)
         present, etag = found if found else (Channel(name, generation=max(_audit_keys(store, name), default=0)), None)
         wanted = change(present)
-        if wanted == present:
+        if wanted == present and present.generation > above:
             return present
         if etag:
             _audit(store, present)
         new = replace(
             wanted,
-            generation=present.generation + 1,
+            generation=max(present.generation, above) + 1,
             updated_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-            updated_by=actor or os.environ.get("GITHUB_ACTOR") or getpass.getuser(),
+            updated_by=actor or who(),
             reason=reason,
         )
         problems = schema_problems(channel_document(new), "channel")
@@ -196,7 +232,7 @@ def change_channel(
 def history(store: ObjectStore, name: str, on_damaged: Callable[[str, str], object] | None = None) -> Iterator[Channel]:
     """Every generation, the oldest first; a damaged entry is left out, and `on_damaged` told its key and what is wrong."""
     for key in _audit_keys(store, name).values():
-        if fetched := store.get(key):
+        if fetched := store.get(key, _CHANNEL_BYTES):
             channel, problem = _parse_channel(fetched.content, name)
             if channel:
                 yield channel
@@ -212,7 +248,7 @@ def last_generations(store: ObjectStore, name: str, count: int) -> list[Channel]
     """
     entries = []
     for key in list(_audit_keys(store, name).values())[-count:]:
-        if fetched := store.get(key):
+        if fetched := store.get(key, _CHANNEL_BYTES):
             channel, problem = _parse_channel(fetched.content, name)
             if channel is None:
                 raise InfrastructureError(

@@ -34,6 +34,7 @@ from urllib3.exceptions import HTTPError
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
+from adapterops.store.incoming import incoming, writing
 
 _Result = TypeVar("_Result")
 # Answers of the conditional-write protocol, not failures.
@@ -47,10 +48,17 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:[^/]+[/:].+")
 _TIMEOUT_S = 20.0
 _TRIES = 3
 _SLOWEST_BYTES_PER_S = 256 * 1024
+# Documents are kilobytes. What is larger is none, and must not fill the memory of who asks for one.
+_DOCUMENT_BYTES = 4 * 2**20
+_LISTED = 200_000
 
 
 class ConflictError(Exception):
     """A compare-and-swap lost: somebody else wrote in between."""
+
+
+class DamagedError(InfrastructureError):
+    """The store answers, and what it has is not what a document says."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,7 @@ class ObjectStore:
         try:
             self._put(key, body, content_type, IfNoneMatch="*")
         except ConflictError:
-            present = self.get(key)
-            if present is None or hashlib.sha256(present.content).digest() != hashlib.sha256(body).digest():
+            if not self._holds(key, body):
                 raise RejectedError(f"s3://{self.bucket}/{key} exists with other content. Releases are never overwritten.") from None
 
     def put_known(self, key: str, content: bytes | Path) -> bool:
@@ -126,12 +133,12 @@ class ObjectStore:
             Whether anything was written.
         """
         body = content.read_bytes() if isinstance(content, Path) else content
-        present = self.get(key)
-        if present and present.content == body:
+        etag = self._etag(key)
+        if etag and self._holds(key, body):
             return False
-        if present:
+        if etag:
             with contextlib.suppress(ConflictError):  # somebody else wrote since, hopefully the same bytes
-                self._put(key, body, "application/octet-stream", IfMatch=present.etag)
+                self._put(key, body, "application/octet-stream", IfMatch=etag)
                 return True
         self.put_new(key, body)
         return True
@@ -142,50 +149,88 @@ class ObjectStore:
         named = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": checksum}
         self._call(lambda: self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, **named, **condition))
 
-    def get(self, key: str) -> Fetched | None:
-        """An object, or None if there is none."""
+    def get(self, key: str, max_bytes: int = _DOCUMENT_BYTES) -> Fetched | None:
+        """An object that fits into memory, or None if there is none.
+
+        Raises:
+            DamagedError: it is larger than `max_bytes`; no byte of it is read.
+        """
 
         def fetch() -> Fetched:
             answer = self._s3.get_object(Bucket=self.bucket, Key=key)
-            return Fetched(b"".join(self._chunks(answer)), answer["ETag"])
+            with contextlib.closing(answer["Body"]):
+                if (size := answer["ContentLength"]) > max_bytes:
+                    raise DamagedError(
+                        f"s3://{self.bucket}/{key} has {size} bytes, and at most {max_bytes} are read of such an object. Somebody wrote "
+                        "something else there. Bring its former version back."
+                    )
+                return Fetched(b"".join(self._chunks(answer)), answer["ETag"])
 
         try:
             return self._call(fetch)
         except ConflictError:
             return None
 
-    def download(self, key: str, path: Path, *, sha256: str, size: int) -> None:
-        """Write an object to `path` and verify size and SHA-256; the caller discards the file if this raises.
+    def download(self, key: str, directory: Path, name: str, *, sha256: str, size: int) -> None:
+        """Write an object to `directory/name`, if it has this size and SHA-256; else there is no such file.
+
+        Args:
+            key: of the object.
+            directory: where the file goes; see `store.incoming`.
+            name: of the file, as a document may say it.
+            sha256: that it must have, 64 hex digits.
+            size: that it must have, in bytes; of an object that has another no byte is read.
 
         Raises:
-            InfrastructureError: missing, cut short, or other bytes than promised; or `path` cannot be written.
+            DamagedError: missing, or other bytes than promised.
+            InfrastructureError: cut short, no plain name, or the file cannot be written.
         """
 
-        def fetch() -> tuple[int, str]:
+        def fetch() -> None:
             answer = self._s3.get_object(Bucket=self.bucket, Key=key)
-            digest, length = hashlib.sha256(), 0
-            # Unbuffered, so that a full disk shows in write() and closing has nothing left to fail with.
-            with _writing(path):
-                file = path.open("wb", buffering=0)
-            with file:
-                for chunk in self._chunks(answer):
-                    digest.update(chunk)
-                    length += len(chunk)
-                    with _writing(path):
-                        _write_all(file, chunk)
-                with _writing(path):
-                    os.fsync(file.fileno())
-            return length, digest.hexdigest()
+            with contextlib.closing(answer["Body"]), incoming(directory, name) as file:
+                length, digest = answer["ContentLength"], hashlib.sha256()
+                if length == size:
+                    for chunk in self._chunks(answer):
+                        digest.update(chunk)
+                        with writing(directory / name):
+                            _write_all(file, chunk)
+                if length != size or digest.hexdigest() != sha256:
+                    found = f"{length} bytes" + (f" with SHA-256 {digest.hexdigest()}" if length == size else "")
+                    raise DamagedError(
+                        f"s3://{self.bucket}/{key}: got {found}, expected {size} bytes with SHA-256 {sha256}. "
+                        "The object was damaged or replaced; it is not used."
+                    )
 
         try:
-            found_size, found = self._call(fetch)
+            self._call(fetch)
         except ConflictError:
-            raise InfrastructureError(f"s3://{self.bucket}/{key} is missing, though its manifest names it.") from None
-        if (found_size, found) != (size, sha256):
-            raise InfrastructureError(
-                f"s3://{self.bucket}/{key}: got {found_size} bytes with SHA-256 {found}, expected {size} bytes with {sha256}. "
-                "The object was damaged or replaced; it is not used."
-            )
+            raise DamagedError(f"s3://{self.bucket}/{key} is missing, though its manifest names it.") from None
+
+    def _etag(self, key: str) -> str | None:
+        """An object's entity tag, or None if there is none; nothing of it is read."""
+        try:
+            return str(self._call(lambda: self._s3.head_object(Bucket=self.bucket, Key=key))["ETag"])
+        except ConflictError:
+            return None
+
+    def _holds(self, key: str, body: bytes) -> bool:
+        """Whether an object with just these bytes is there."""
+
+        def compare() -> bool:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=key)
+            with contextlib.closing(answer["Body"]):
+                if answer["ContentLength"] != len(body):
+                    return False
+                digest = hashlib.sha256()
+                for chunk in self._chunks(answer):
+                    digest.update(chunk)
+                return digest.digest() == hashlib.sha256(body).digest()
+
+        try:
+            return self._call(compare)
+        except ConflictError:
+            return False
 
     def swap(self, key: str, content: bytes, etag: str | None) -> None:
         """Replace an object if it still has `etag`, or create it if `etag` is None and it does not exist.
@@ -196,7 +241,7 @@ class ObjectStore:
         self._put(key, content, "application/json", **({"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}))
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Every key with the prefix, page by page."""
+        """Every key with the prefix, page by page; errors as `entries`."""
         return (key for key, _ in self.entries(prefix))
 
     def delete(self, key: str) -> None:
@@ -205,11 +250,23 @@ class ObjectStore:
             self._call(lambda: self._s3.delete_object(Bucket=self.bucket, Key=key))
 
     def entries(self, prefix: str) -> Iterator[tuple[str, datetime.datetime]]:
-        """Every key with the prefix and when it was written, page by page."""
+        """Every key with the prefix and when it was written, page by page.
+
+        Raises:
+            InfrastructureError: there are more than 200,000.
+        """
         token: dict[str, str] = {}
+        listed = 0
         while True:
             page = self._call(functools.partial(self._s3.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **token))
-            yield from ((item["Key"], item["LastModified"]) for item in page.get("Contents", []))
+            found = page.get("Contents", [])
+            listed += len(found)
+            if listed > _LISTED:
+                raise InfrastructureError(
+                    f"s3://{self.bucket}/{prefix} has more than {_LISTED} objects. Somebody fills it: find out who, and remove what is "
+                    "not the project's."
+                )
+            yield from ((item["Key"], item["LastModified"]) for item in found)
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -221,6 +278,8 @@ class ObjectStore:
         # read1() returns what has come, so that the clock is looked at however slowly it trickles.
         while chunk := answer["Body"]._raw_stream.read1(1 << 20):
             missing -= len(chunk)
+            if missing < 0:
+                raise OSError(f"an object of {answer['ContentLength']} bytes goes on after its end")
             digest.update(chunk)
             yield chunk
             if time.monotonic() - started > limit:
@@ -276,14 +335,6 @@ def parse(content: bytes, schema: str) -> tuple[Any, list[str]]:
         return document, [str(problem) for problem in schema_problems(document, schema)]
     except (ValueError, RecursionError) as error:  # the latter: brackets nested a thousand deep
         return None, [f"it is not JSON ({error})"]
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InfrastructureError(f"{path} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
 
 
 def _write_all(file: IO[bytes], chunk: bytes) -> None:

@@ -20,6 +20,7 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
 from adapterops.store.objects import ObjectStore, parse
 from adapterops.store.signing import Signer, Trust
+from adapterops.store.withdrawn import refuse_withdrawn
 
 adapter_files = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
 MANIFEST = "manifest.json"
@@ -99,8 +100,8 @@ def publish(
         The release; `new` is False if it was there already, and then its manifest is the one of the first time.
 
     Raises:
-        RejectedError: the verdict is not PASS, verdict or train manifest is on another adapter, the weights are not safetensors, or
-            what would be signed is not what this run would publish.
+        RejectedError: the version is withdrawn, the verdict is not PASS, verdict or train manifest is on another adapter, the weights are
+            not safetensors, or what would be signed is not what this run would publish.
         UsageError: a bad name, directory or key.
         InfrastructureError: the store, or a damaged manifest in it.
     """
@@ -132,6 +133,7 @@ def publish(
     if problems:
         raise RuntimeError(f"the release manifest would break its schema: {problems[0]}")
     content = _manifest_content(manifest)
+    refuse_withdrawn(store, name, digest)
     existing = _find_release_to_complete(store, name, digest)
     mended = [file for file in adapter_files if store.put_known(f"{prefix}/{file}", directory / file)]
     if existing:
@@ -326,7 +328,7 @@ def fetch_release(
             with new_directory(target) as staging:
                 for file in manifest["files"]:
                     key = f"{_prefix(name, digest)}/{file['name']}"
-                    store.download(key, staging / file["name"], sha256=file["sha256"], size=file["size"])
+                    store.download(key, staging, file["name"], sha256=file["sha256"], size=file["size"])
                 content = _manifest_content(manifest)
                 (staging / MANIFEST).write_bytes(content)
                 if trust:

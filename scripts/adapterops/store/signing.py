@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 
 if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
     from model_signing import verifying
 
 
@@ -70,9 +71,38 @@ class Trust:
         config = self.verifier().set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature]))
         try:
             config.verify(directory, signature)
+            if not self.public_key:
+                from sigstore.models import Bundle
+
+                check_source(Bundle.from_json(signature.read_bytes()).signing_certificate, str(self.identity))
+        except RejectedError:
+            raise
         except Exception as error:  # the library raises ValueError, and what cryptography and sigstore raise
             reason = str(error).strip().rstrip(".") or type(error).__name__
             raise RejectedError(f"the signature does not hold: {reason}") from None
+
+
+def check_source(certificate: Certificate, identity: str) -> None:
+    """That a workflow ran in the repository that its file is in.
+
+    Others may call the file, and then sign with its name.
+
+    Args:
+        certificate: of a signature that holds.
+        identity: whose it is; one that is no GitHub workflow has no source.
+
+    Raises:
+        RejectedError: another repository, or none.
+    """
+    from sigstore.errors import VerificationError
+    from sigstore.verify.policy import OIDCSourceRepositoryURI
+
+    repository, is_workflow, _ = identity.partition("/.github/workflows/")
+    if is_workflow:
+        try:
+            OIDCSourceRepositoryURI(repository).verify(certificate)
+        except VerificationError as error:
+            raise RejectedError(f"the signature was not made in {repository}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterops.command import error_console
-from adapterops.documents import sha256_file, sha256_json, write_bytes
+from adapterops.documents import new_directory, sha256_file, sha256_json, write_bytes
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
+from adapterops.schemas import schema_problems
+from adapterops.store.incoming import inner
+from adapterops.store.objects import DamagedError, parse
 
 if TYPE_CHECKING:
     from adapterops.store.objects import ObjectStore
@@ -52,7 +55,7 @@ class Checkpoints:
     Args:
         directory: of all keys.
         key: the training key; only its own checkpoints are ever resumed.
-        remote: where they lie too, under `candidates/<key>/checkpoints/`, or None.
+        remote: where they lie too, under `checkpoints/<key>/`, or None.
         processes: how many train; others divide the rows in another way, and have checkpoints of their own.
 
     Attributes:
@@ -128,7 +131,11 @@ class Checkpoints:
         directory = self.directory / f"checkpoint-{step}"
         self.uploaded = False
         try:
-            files = {str(file.relative_to(directory)): sha256_file(file) for file in sorted(directory.rglob("*")) if file.is_file()}
+            files = [
+                {"name": str(file.relative_to(directory)), "size": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in sorted(directory.rglob("*"))
+                if file.is_file()
+            ]
             seal = {"training_key": self._key, "place": self._name, "step": step, "files": files}
             write_bytes(directory / _SEAL, (json.dumps(seal, indent=2) + "\n").encode())
             for older in [path for path in self._local() if _step(path) <= step][:-_KEPT]:  # what is ahead may be another run's
@@ -177,7 +184,7 @@ class Checkpoints:
                 if key.endswith(f"/{_SEAL}") and _remote_step(key) > step:
                     try:
                         return self._fetch(self._remote, key)
-                    except (RejectedError, *_DAMAGED) as error:  # or not to be trusted: the one before it will do
+                    except (RejectedError, DamagedError) as error:  # or not to be trusted: the one before it will do
                         error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
         return found
 
@@ -196,10 +203,12 @@ class Checkpoints:
 
     def _upload(self, remote: Remote, directory: Path, seal: dict[str, Any]) -> None:
         remote.renew()
+        if problems := schema_problems(seal, "checkpoint_seal"):
+            raise RejectedError(f"its seal would break its schema: {problems[0]}")
         # Named by content as well: a repeated step that came out differently must not meet an object that never changes.
         place = f"{self._prefix}{seal['step']:08d}-{sha256_json(seal)[:12]}"
-        for name in seal["files"]:
-            remote.store.put_new(f"{place}/{name}", directory / name)
+        for file in seal["files"]:
+            remote.store.put_new(f"{place}/{file['name']}", directory / file["name"])
         if remote.signer:
             with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(RejectedError):  # no two signatures are alike; one will do
                 shutil.copy(directory / _SEAL, scratch)
@@ -218,21 +227,18 @@ class Checkpoints:
         place, step = key.removesuffix(_SEAL), _remote_step(key)
         if remote.trust:
             _verify(fetched.content, remote.store.get(f"{place}{_SIGNATURE}"), remote.trust)
-        seal = json.loads(fetched.content)
+        seal, problems = parse(fetched.content, "checkpoint_seal")
+        if problems:
+            raise RejectedError(f"its seal is none: {problems[0]}")
         if (seal["training_key"], seal["place"], seal["step"]) != (self._key, self._name, step):
             raise RejectedError("it is a checkpoint of something else")
         target = self.directory / f"checkpoint-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        for name, digest in seal["files"].items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise RejectedError("it names a file outside the checkpoint")
-            content = remote.store.get(place + name)
-            if content is None:
-                raise RejectedError(f"{name} is missing")
-            write_bytes(target / name, content.content)
-            if sha256_file(target / name) != digest:
-                raise RejectedError(f"{name} is damaged")
-        write_bytes(target / _SEAL, fetched.content)
+        with new_directory(target) as staging:
+            for file in seal["files"]:
+                folder, _, name = file["name"].rpartition("/")  # one at most, by the schema
+                into = inner(staging, folder) if folder else staging
+                remote.store.download(place + file["name"], into, name, sha256=file["sha256"], size=file["size"])
+            (staging / _SEAL).write_bytes(fetched.content)
         return target
 
     def _local(self) -> list[Path]:
@@ -269,11 +275,11 @@ def _verify(content: bytes, signature: Any, trust: Trust) -> None:
 
 
 def _remote_prefix(key: str) -> str:
-    return f"candidates/{key}/checkpoints/"
+    return f"checkpoints/{key}/"
 
 
 def _remote_step(key: str) -> int:
-    match = re.search(r"/checkpoints/[^/]+/(\d{8})-[0-9a-f]{12}/", key)
+    match = re.match(r"checkpoints/[^/]+/[^/]+/(\d{8})-[0-9a-f]{12}/", key)
     return int(match.group(1)) if match else -1
 
 
@@ -284,7 +290,7 @@ def _step(path: Path) -> int:
 
 def _whole(path: Path) -> bool:
     try:
-        files: dict[str, str] = json.loads((path / _SEAL).read_text(encoding="utf-8"))["files"]
-        return bool(files) and all(sha256_file(path / name) == digest for name, digest in files.items())
+        files: list[dict[str, str]] = json.loads((path / _SEAL).read_text(encoding="utf-8"))["files"]
+        return bool(files) and all(sha256_file(path / file["name"]) == file["sha256"] for file in files)
     except (OSError, *_DAMAGED):
         return False

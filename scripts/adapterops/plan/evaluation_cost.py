@@ -1,0 +1,103 @@
+"""What an evaluation takes at most on the runners' GPU: seconds, and what a judge behind an address charges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterops.adapters import AdapterSpec
+from adapterops.data.reader import load_rows
+from adapterops.data.rows import answer, prompt_text
+from adapterops.errors import UsageError
+
+_SIDES = 3  # candidate, production, base model
+_TIMED = 2  # candidate and production: the base model's speed is not measured
+_WARM_UP = 2  # requests at least
+# Of the win-rate judge (evaluate/winrate.py): pairs that try it, orders of two answers, tokens of a verdict, characters of a text.
+_TRIAL, _ORDERS, _VERDICT, _SHOWN = 16, 2, 512, 6_000
+_CHARACTERS_PER_TOKEN = 8  # of an answer, at most: what a judge is shown of one
+
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """At most.
+
+    Args:
+        seconds: of GPU time.
+        usd: of a judge that charges by the token; the GPU's own price is not in it.
+        basis: the tokens, and what the speed rests on.
+    """
+
+    seconds: float
+    usd: float
+    basis: str
+
+
+def evaluation_cost(spec: AdapterSpec, parameters: int, gpu: str, prices: dict[str, Any]) -> EvaluationCost:
+    """Every answer as long as it may be, and a character of a prompt as a token: an answer that ends early costs less.
+
+    Args:
+        spec: the adapter; its rows, those of the extension too, are read.
+        parameters: of the base model.
+        gpu: by its name in the price list.
+        prices: the content of `configs/pricing.yaml`.
+
+    Raises:
+        RejectedError: the rows are invalid.
+        UsageError: the judge, or the GPU, has no price.
+    """
+    asked = spec.evaluation
+    rows = [row.value for path in spec.judged_on for row in load_rows(path, "eval")]
+    characters = [len(prompt_text(row)) for row in rows]
+    batched, stream, basis = _speed(parameters, gpu, prices)
+    # Quality: the refusal judge reads each prompt and answer once more.
+    tokens = _SIDES * (len(rows) * 2 * asked.max_tokens + 2 * sum(characters))
+    requests = asked.latency_requests + max(_WARM_UP, asked.latency_concurrency)
+    timed = _TIMED * requests * (asked.max_tokens + sum(characters) // max(1, len(rows)))
+    seconds = tokens / batched + timed / min(batched, asked.latency_concurrency * stream)
+    usd, read, written = 0.0, *_judged(rows, characters, asked.max_tokens)
+    if asked.win_rate_judge != "none":
+        seconds += (read + written) / batched  # of another judge too: the GPU waits for it
+        tokens += read + written
+        usd = _charged(asked.win_rate_judge, read, written, prices)
+    return EvaluationCost(seconds, usd, f"evaluation: at most {tokens + timed:,} tokens, {basis}")
+
+
+def _judged(rows: list[dict[str, Any]], characters: list[int], max_tokens: int) -> tuple[int, int]:
+    """Tokens that a win-rate judge reads and writes."""
+    shown = [
+        min(_SHOWN, prompt) + min(_SHOWN, len(answer(row))) + 2 * min(_SHOWN, max_tokens * _CHARACTERS_PER_TOKEN)
+        for row, prompt in zip(rows, characters, strict=True)
+    ]
+    longest = sorted(shown, reverse=True)[:_TRIAL]
+    return _ORDERS * (sum(shown) + sum(longest)), _ORDERS * _VERDICT * (len(rows) + len(longest))
+
+
+def _charged(judge: str, read: int, written: int, prices: dict[str, Any]) -> float:
+    if judge == "base":
+        return 0.0
+    known = prices.get("judges", {})
+    if judge not in known:
+        raise UsageError(
+            f"win_rate_judge {judge} has no price. Add it to `judges` of configs/pricing.yaml (usd_per_million_tokens), in a pull request "
+            "of its own."
+        )
+    price = known[judge]["usd_per_million_tokens"]
+    return float((read * price["input"] + written * price["output"]) / 1e6)
+
+
+def _speed(parameters: int, gpu: str, prices: dict[str, Any]) -> tuple[float, float, str]:
+    """Tokens a second of a full batch and of one stream; scaled from what was measured, and never to more than that."""
+    gpus = prices["gpus"]
+    if gpu not in gpus:
+        raise UsageError(f"{gpu} is not in `gpus` of {Path('configs/pricing.yaml')}. Add it with its price.")
+
+    def factor(row: dict[str, Any]) -> float:
+        by_gpu = gpus[gpu]["bf16_tflops"] / gpus[row["gpu"]]["bf16_tflops"]
+        return float(min(1.0, by_gpu) * min(1.0, row["parameters"] / parameters))
+
+    row = max(prices["evaluation"], key=lambda row: row["batched_tokens_per_second"] * factor(row))
+    by = factor(row)
+    scaled = "" if by == 1 else f", scaled by {by:.2g}"
+    return row["batched_tokens_per_second"] * by, row["stream_tokens_per_second"] * by, f"{row['name']} on {row['gpu']}{scaled}"
