@@ -151,7 +151,7 @@ class TestTheComment:
     def test_a_long_value_is_folded_and_never_cut(self):
         long = json.dumps([f"Licence-{number}" for number in range(300)])
         said = self.comment([self.change("limits.licenses", '["MIT"]', long, True)])
-        assert "<details><summary>1. configs/data&#95;policy.yaml: limits.licenses</summary>" in said
+        assert "<details><summary>1. configs/data_policy.yaml: limits.licenses</summary>" in said
         assert "Licence-299" in said
 
     def test_a_loosening_comes_before_a_thousand_others_and_what_is_left_out_is_counted(self):
