@@ -269,9 +269,16 @@ class TestRequired:
 
 
 class TestProduction:
-    @pytest.mark.parametrize(("name", "job_name"), [("release", "promote"), ("deploy", "deploy")])
+    @pytest.mark.parametrize(("name", "job_name"), [("release", "promote"), ("release", "withdraw"), ("deploy", "deploy")])
     def test_what_writes_releases_is_bound_to_the_environment(self, name, job_name):
         assert WORKFLOWS[name]["jobs"][job_name]["environment"] == "production"
+
+    def test_a_withdrawal_is_signed_by_the_workflow_that_hosts_trust_and_releases_nothing(self):
+        flow = WORKFLOWS["release"]
+        assert flow["jobs"]["withdraw"]["if"] == "inputs.withdraw"
+        assert flow["jobs"]["plan"]["if"] == "${{ !inputs.withdraw }}"
+        assert "inputs.withdraw" in flow["concurrency"]["group"]  # it does not wait for a rollout
+        assert "adapters.py withdraw" in flow["jobs"]["withdraw"]["steps"][-1]["run"]
 
     def test_the_release_role_is_named_nowhere_else(self):
         for name, job_name, job in ((p.values) for p in JOBS):
