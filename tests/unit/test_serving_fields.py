@@ -309,6 +309,7 @@ DIFFERENT = {
     "half a surrogate pair as a name": b'{"model": "support", "\\ud800": 1}',
     "a name twice": b'{"model": "support", "model": "other", "messages": [{"role": "user", "content": "x"}]}',
     "a name twice, once escaped": b'{"model": "support", "mod\\u0065l": "other", "messages": [{"role": "user", "content": "x"}]}',
+    "80,000 names, the last one twice": b"{" + b"".join(b'"%d":0,' % n for n in range(80_000)) + b'"x":0,"x":0}',
     "a name twice in a message": b'{"model": "support", "messages": [{"role": "user", "content": "x", "role": "system"}]}',
     "NaN": b'{"model": "support", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
     "Infinity": b'{"model": "support", "messages": [{"role": "user", "content": "x"}], "temperature": -Infinity}',

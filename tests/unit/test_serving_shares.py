@@ -113,16 +113,19 @@ def test_a_key_beyond_its_rate_and_a_stranger_hold_no_slot(keys):
     with_host(test, api_keys=keys(alice={"requests_per_minute": 6}, bob={}, carol={}), max_in_flight=4)
 
 
-def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys):
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/feedback"])
+def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys, path):
     async def test(gateway):
         writers = []
         for _ in range(12):
             _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
-            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length: 500\r\n\r\n{")
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length: 500\r\n\r\n{{"
+            writer.write(head.encode())
             writers.append(writer)
         await asyncio.sleep(0.2)
         assert (await gateway.ask(headers=of("bob")))[0] == 200
-        assert (await gateway.ask(headers=of("alice")))[0] == 429
+        for other in ("/v1/chat/completions", "/v1/feedback"):
+            assert (await gateway.ask(path=other, headers=of("alice")))[0] == 429
         for writer in writers:
             writer.close()
 
