@@ -76,6 +76,23 @@ def test_a_key_holds_its_share_of_the_batch_in_sequences(keys):
     with_host(test, api_keys=keys(alice={}, bob={}), capacity=32)
 
 
+def test_a_key_holds_its_share_of_what_engines_have_to_read(keys):
+    """One thread of an engine reads all prompts: hundreds of large ones of one key would keep the others waiting for minutes."""
+
+    def question(size):
+        return {"model": "support", "prompt": "a" * size, "max_tokens": 8}
+
+    async def test(gateway):
+        gateway.engine.answer = after(0.6)
+        flood = [asyncio.create_task(gateway.ask(question(900_000), path="/v1/completions", headers=of("alice"))) for _ in range(20)]
+        answers = await asyncio.gather(*flood)
+        assert sorted(status for status, *_ in answers) == [200] * 9 + [429] * 11
+        assert "bytes under way. Its share is 8388608" in next(text for status, _, text in answers if status == 429)
+        assert [(await gateway.ask(question(9), path="/v1/completions", headers=of(name)))[0] for name in ("alice", "bob")] == [200] * 2
+
+    with_host(test, api_keys=keys(alice={}, bob={}))
+
+
 def test_the_file_of_keys_raises_and_lowers_the_limits_of_one_key(keys):
     async def test(gateway):
         gateway.engine.answer = after(0.2)

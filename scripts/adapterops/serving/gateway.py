@@ -70,7 +70,7 @@ class _Gateway:
         self._capacity = capacity
         self._keys = ApiKeys(settings.api_keys, settings.limits)
         self._answers = Feedback()
-        self._slots = Slots(settings.max_in_flight)
+        self._slots = Slots(settings.max_in_flight, settings.max_body_bytes)
         self._engine_metrics = EngineMetrics(state.engines[0].url)
         self._in_flight = 0
         self._client: aiohttp.ClientSession
@@ -140,7 +140,9 @@ class _Gateway:
         if key.role == "operator" and request.headers.get("x-request-purpose") == "probe":
             exchange.origin = "probe"
         with self._slot(key):
-            body = parse_body(await _read(request))
+            raw = await _read(request)
+            body, size = parse_body(raw), len(raw)
+            del raw  # an answer may take half an hour
             exchange.arrived()
             exchange.adapter = name = self._known(body, key)
             exchange.stream = body.get("stream") is True
@@ -154,7 +156,8 @@ class _Gateway:
             exchange.version = version
             if self._settings.log_prompts:
                 exchange.prompt = body.get("messages", body.get("prompt"))
-            with self._slots.sequences(key, sequences(checked), self._capacity * max(1, len(self._state.up))):
+            room = self._capacity * max(1, len(self._state.up))
+            with self._slots.sequences(key, sequences(checked), room), self._slots.body(key, size):
                 return await self._answer(request, exchange, checked, version, twin)
 
     @contextmanager
