@@ -55,6 +55,7 @@ HONEST = [
     (CHAT, {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "max_tokens": None}),
     (CHAT, {"tool_choice": {"type": "function", "function": {"name": "track"}}, "tools": [TOOL]}),
     (COMPLETIONS, {"prompt": "Once", "echo": False, "logprobs": 2, "max_tokens": 16}),
+    (COMPLETIONS, {"prompt": "Once", "best_of": None, "suffix": None, "max_tokens": 16}),
     (COMPLETIONS, {"prompt": ["Once", "Twice"], "max_tokens": 16}),
     (COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 16}),
     (COMPLETIONS, {"prompt": [[1, 2], [3]], "max_tokens": 16}),
@@ -196,6 +197,12 @@ def test_what_is_beyond_its_cap_is_refused_with_the_cap(path, fields, reason):
         assert gateway.engine.requests == []
 
     with_host(test)
+
+
+def test_a_part_of_text_that_has_more_is_told_what_is_too_much():
+    part = {"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}
+    with pytest.raises(BodyError, match=r"`messages\[0\]\.content\[0\]` has type, text, cache_control\. Only"):
+        check_body(CHAT, {"messages": [{"role": "user", "content": [part]}]}, LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file", "image_embeds", "refusal"])
