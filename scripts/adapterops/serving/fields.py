@@ -309,12 +309,14 @@ def _tools(value: Any, limits: Limits) -> str | None:
     if not isinstance(value, list) or not 1 <= len(value) <= limits.tools:
         return f"Expected a list of 1 to {limits.tools} tools."
     for number, tool in enumerate(value):
+        place = f"tools[{number}]"
         fine = isinstance(tool, dict) and tool.keys() == {"type", "function"} and tool["type"] == "function"
         function = tool["function"] if fine else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or (reason := _FUNCTION(function, limits)):
-            wanted = 'Expected {"type": "function", "function": {"name": …, "parameters": {…}}}.'
-            place = f"tools[{number}]"
-            raise BodyError(f"`{place}` is not a tool. {reason if isinstance(function, dict) and reason else wanted}", place)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            wanted = '{"type": "function", "function": {"name": …, "parameters": {…}}}'
+            raise BodyError(f"`{place}` is not a tool. Expected {wanted}.", place)
+        if reason := _FUNCTION(function, limits):
+            raise BodyError(f"`{place}` is not a tool. {reason}", place)
     return None
 
 
