@@ -284,6 +284,51 @@ def test_an_error_of_one_version_counts_and_the_client_has_the_answer_of_the_oth
     with_host(test, route=ON_TRIAL)
 
 
+def streams(*pieces):
+    """An engine that sends these pieces."""
+
+    async def answer(request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.02)
+        return response
+
+    return answer
+
+
+ERROR_EVENT = b'data: {"error": {"message": "%s", "type": "x", "param": null, "code": %d}}\n\n'
+
+
+@pytest.mark.parametrize(("code", "counted"), [(400, "400"), (500, "both")])
+@pytest.mark.parametrize("cut", [3, 9, 20, 10_000])
+def test_a_stream_with_an_error_in_it_is_no_good_answer(code, counted, cut):
+    """Else a key makes any version look as quick and as free of errors as it likes, with schemas that the engine refuses."""
+    event = ERROR_EVENT % (b"enum array must not be empty" + b"!" * 2000, code)
+
+    async def test(gateway):
+        gateway.engine.answer = streams(event[:cut], event[cut:], b"data: [DONE]\n\n")
+        status, headers, _ = await gateway.ask({**QUESTION, "stream": True})
+        assert status == 200  # it was said before the engine knew
+        assert judged(gateway) == {("a", counted)}
+        assert samples(gateway, "llm_version_duration_seconds_count") == []
+        assert gateway.counted(adapter="support", status=str(code)) == 1
+        assert (await gateway.ask({"id": headers["x-request-id"], "rating": "down"}, path="/v1/feedback"))[0] == 404
+
+    with_host(test, route=Route(STABLE))
+
+
+def test_a_text_about_an_error_is_an_answer():
+    async def test(gateway):
+        text = json.dumps({"choices": [{"delta": {"content": 'data: {"error": {"code": 500}}'}}]}).encode()
+        gateway.engine.answer = streams(b"data: " + text + b"\n\n", b"data: [DONE]\n\n")
+        assert (await gateway.ask({**QUESTION, "stream": True}))[0] == 200
+        assert judged(gateway) == {("a", "200")}
+
+    with_host(test, route=Route(STABLE))
+
+
 def test_a_clients_own_grammar_accuses_nobody(keys):
     """Of a key that may send them, and on one version alone: an engine's luck with a grammar is no version's."""
 

@@ -128,7 +128,7 @@ class _Gateway:
             raise
         finally:
             self._in_flight -= 1
-            if exchange.version and exchange.status != 200 and not (exchange.status == 499 and exchange.sent):
+            if exchange.version and exchange.outcome != 200 and not (exchange.status == 499 and exchange.sent):
                 self._answers.forget(exchange.key, request_id)  # an error is no answer; the beginning of one can be rated
             exchange.finish(self._metrics, self._state.base_model)
             if self._settings.access_log:
