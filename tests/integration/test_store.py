@@ -840,6 +840,7 @@ def test_a_release_for_another_base_model_is_refused_and_not_fetched(store, rele
         ({"verdict": "FAIL"}, "verdict"),
         ({"files": []}, "files"),
         ({"files": [{"name": name, "size": 1, "sha256": A} for name in adapter_files]}, "do not have the digest that it is named by"),
+        ({"files": [{"name": name, "size": 2**40, "sha256": A} for name in adapter_files]}, "1099511627776"),  # a disk full
         ({"files": [{"name": "adapter_config.json", "size": 1, "sha256": A}] * 3}, "lacks something, or has it twice"),
         ({"base_model": {"name": "a\nERROR forged", "source_id": "x", "revision": "y"}}, "Expected one line of text"),
         ({"a\nERROR forged": 1}, r"unknown key `a.nERROR forged`"),

@@ -69,9 +69,9 @@ class Engine:
 class Host:
     """A gateway with its state, and a client of it."""
 
-    def __init__(self, client, state, engines, metrics, server):
+    def __init__(self, client, state, engines, metrics, server, upstreams):
         self.client, self.state, self.engines, self.metrics, self.server = client, state, engines, metrics, server
-        self.engine = engines[0]
+        self.engine, self.engine_server = engines[0], upstreams[0]
 
     async def ask(self, body=QUESTION, path="/v1/chat/completions", **options):
         data = body if isinstance(body, bytes) else json.dumps(body)
@@ -133,7 +133,7 @@ async def host(route=None, engines=1, capacity=64, connections=None, **settings)
         lambda reason: metrics.rejected.labels(reason).inc(),
     )
     async with aiohttp.ClientSession(base_url=f"http://127.0.0.1:{server.port}") as client:
-        yield Host(client, state, stubs, metrics, server)
+        yield Host(client, state, stubs, metrics, server, upstreams)
     await server.close()
     for upstream in upstreams:
         await upstream.close()

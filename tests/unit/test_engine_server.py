@@ -209,3 +209,29 @@ def test_git_sees_the_token_only_where_it_speaks_to_github(monkeypatch):
         environment = tree._environment(verb)
         assert environment["GIT_CONFIG_VALUE_0"].startswith("AUTHORIZATION: basic ")
         assert "to be stolen" not in environment.values()
+
+
+def test_the_log_of_an_engine_that_runs_on_and_on_is_of_bounded_size(config, tmp_path, monkeypatch):
+    """Requests can leave tracebacks in it: on a full disk a host could keep neither channels nor releases."""
+    monkeypatch.setattr(server, "_LOG_BYTES", 100_000)
+    log = tmp_path / "engine.log"
+    with log.open("ab") as out:
+        process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out)  # writes as an engine does
+    engine = EngineProcess(process, "http://127.0.0.1:9", log, 0, config)
+
+    def say(text):
+        process.stdin.write(text)
+        process.stdin.flush()
+        time.sleep(0.2)
+        engine.bound_log()
+
+    say(b"ERROR of the start\n")
+    assert "ERROR of the start" in engine.diagnosis()
+    for _ in range(10):
+        say(b"ValueError: refused\n" * 4000)
+    say(b"ERROR of the end\n")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 400_000
+    assert {path.name for path in tmp_path.iterdir()} == {"engine.log", "engine.previous.log"}
+    assert engine.diagnosis().endswith("ERROR of the end")
+    process.stdin.close()
+    assert process.wait(10) == 0

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,6 +106,17 @@ def test_a_changed_file_of_keys_counts_and_a_broken_one_does_not(keys, monkeypat
     assert found.find(f"Bearer {CLIENT}") is None
     keys.write_text("keys: [")
     assert found.find(f"bearer {OPERATOR}").name == "deploy"
+
+
+def test_a_file_of_keys_with_the_former_ones_size_and_date_counts_too(keys, monkeypatch):
+    """As `cp -p` and rsync leave it: the key that was replaced must not go on."""
+    monkeypatch.setattr("adapterops.serving.keys._LOOK_AGAIN_S", 0)
+    known, before = ApiKeys(keys, LIMITS), keys.stat()
+    write_keys(keys, sha256=hashlib.sha256(b"qlg-next").hexdigest())
+    os.utime(keys, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert keys.stat().st_size == before.st_size
+    assert known.find(f"Bearer {CLIENT}") is None
+    assert known.find("Bearer qlg-next").name == "shop"
 
 
 @pytest.mark.parametrize(("change", "reason"), [({"sha256": CLIENT}, "never the key"), ({"name": "deploy"}, "given to two keys")])

@@ -1,13 +1,15 @@
 """What of a request reaches an engine: an allow-list of fields with caps, and bodies that every parser reads alike."""
 
+import contextlib
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from gateway_host import LIMITS, QUESTION, with_host
 
 from adapterops.serving.body import BodyError
-from adapterops.serving.fields import FIELDS, check_body
+from adapterops.serving.fields import FIELDS, check_body, compiled, sequences
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "track", "description": "Where is it?", "parameters": {"type": "object"}}}
@@ -55,6 +57,7 @@ HONEST = [
     (CHAT, {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "max_tokens": None}),
     (CHAT, {"tool_choice": {"type": "function", "function": {"name": "track"}}, "tools": [TOOL]}),
     (COMPLETIONS, {"prompt": "Once", "echo": False, "logprobs": 2, "max_tokens": 16}),
+    (COMPLETIONS, {"prompt": "Once", "best_of": None, "suffix": None, "max_tokens": 16}),
     (COMPLETIONS, {"prompt": ["Once", "Twice"], "max_tokens": 16}),
     (COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 16}),
     (COMPLETIONS, {"prompt": [[1, 2], [3]], "max_tokens": 16}),
@@ -180,6 +183,7 @@ BEYOND = [
     (CHAT, {"metadata": {"x": {"y": 1}}}, "`metadata`"),
     (CHAT, {"tools": [TOOL] * 33}, "1 to 32 tools"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "f", "x": 1}}]}, "`tools[0]` is not a tool"),
+    (CHAT, {"tools": [{"type": "function", "function": {}}]}, "`tools[0]` is not a tool. Expected {"),
     (CHAT, {"tools": [{"type": "mcp", "server_url": "http://169.254.169.254/"}]}, "`tools[0]` is not a tool"),
     (CHAT, {"response_format": {"type": "structural_tag", "structures": [], "triggers": []}}, "`response_format`"),
     (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "`response_format`"),
@@ -196,6 +200,12 @@ def test_what_is_beyond_its_cap_is_refused_with_the_cap(path, fields, reason):
         assert gateway.engine.requests == []
 
     with_host(test)
+
+
+def test_a_part_of_text_that_has_more_is_told_what_is_too_much():
+    part = {"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}
+    with pytest.raises(BodyError, match=r"`messages\[0\]\.content\[0\]` has type, text, cache_control\. Only"):
+        check_body(CHAT, {"messages": [{"role": "user", "content": [part]}]}, LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file", "image_embeds", "refusal"])
@@ -217,6 +227,54 @@ def test_arguments_of_a_former_call_cannot_be_too_deep_for_an_engine():
             call(arguments)
     assert call(json.dumps([{"rows": [[1, 2], ["{", "["]]}] * 100))
     assert call('{"cut off')
+
+
+WHOLE = {
+    "model": "support",
+    "messages": PAST,
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "function": {"name": "track"}},
+    "response_format": json_schema({**SCHEMA, "$defs": {"a": {"anyOf": [{"$ref": "#"}, {"const": 1}, {"enum": [{"a": [1]}]}]}}}),
+    "structured_outputs": {"json": {"type": "array", "items": {"pattern": "a", "format": "email", "required": ["a"]}}},
+    "logit_bias": {"1": 1},
+    "stop": ["a"],
+    "stream_options": {"include_usage": True},
+    "metadata": {"a": "b"},
+}
+ODD = [None, True, 0, -1, 2**63, 1.5, 1e308, "", "a", "\0", [], [[]], [None], [""], {}, {"": ""}, {"a": None}, {"type": "function"}]
+ODD += [{"type": "function", "function": {}}, {"type": "text"}, {"type": []}, {"type": "json_schema", "json_schema": {}}, {"$ref": []}]
+
+
+def places(value, path=()):
+    """Where something lies in a document, and the document's own place last."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in inner:
+        yield from places(item, (*path, name))
+    yield path
+
+
+def replaced(value, path, odd):
+    if not path:
+        return odd
+    copy = value.copy()
+    copy[path[0]] = replaced(value[path[0]], path[1:], odd)
+    return copy
+
+
+@pytest.mark.parametrize("grammars", [True, False])
+@pytest.mark.parametrize("path", [*FIELDS])
+def test_whatever_lies_anywhere_in_a_body_is_taken_or_refused(path, grammars):
+    """An error of ours would be 500 for whoever finds it, with a traceback in the log each time."""
+    limits = replace(LIMITS, grammars=grammars)
+    prompt = {"model": "support", "prompt": [[1, 2], [3]], "n": 2, "bad_words": ["x"], "logit_bias": {"1": 1}, "stop": "x"}
+    whole = WHOLE if path == CHAT else prompt
+    taken = 0
+    for place in [place for place in places(whole) if place]:
+        for odd in ODD:
+            with contextlib.suppress(BodyError):
+                compiled(checked := check_body(path, replaced(whole, place, odd), limits))
+                taken += sequences(checked) > 0
+    assert taken or not grammars
 
 
 def test_a_missing_max_tokens_is_not_the_rest_of_the_context():
@@ -309,6 +367,7 @@ DIFFERENT = {
     "half a surrogate pair as a name": b'{"model": "support", "\\ud800": 1}',
     "a name twice": b'{"model": "support", "model": "other", "messages": [{"role": "user", "content": "x"}]}',
     "a name twice, once escaped": b'{"model": "support", "mod\\u0065l": "other", "messages": [{"role": "user", "content": "x"}]}',
+    "80,000 names, the last one twice": b"{" + b"".join(b'"%d":0,' % n for n in range(80_000)) + b'"x":0,"x":0}',
     "a name twice in a message": b'{"model": "support", "messages": [{"role": "user", "content": "x", "role": "system"}]}',
     "NaN": b'{"model": "support", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
     "Infinity": b'{"model": "support", "messages": [{"role": "user", "content": "x"}], "temperature": -Infinity}',

@@ -4,6 +4,7 @@ The real engine is behind it in tests/integration/test_serving.py.
 """
 
 import asyncio
+import itertools
 import json
 import socket
 
@@ -264,7 +265,9 @@ def test_the_engines_metrics_are_handed_through_only_where_a_scheduler_needs_the
         assert await gateway.get("/engine/metrics") == (200, "vllm:num_requests_waiting 3\n")
         assert [(method, path) for method, path, *_ in gateway.engine.requests] == [("GET", "/metrics")]
         assert (await gateway.get("/engine/metrics/../v1/models"))[1].find("vllm") < 0
-        gateway.state.engines[0].url = "http://127.0.0.1:9"
+
+    async def lost(gateway):
+        await gateway.engine_server.close()
         assert (await gateway.get("/engine/metrics"))[0] == 503
 
     async def closed(gateway):
@@ -272,7 +275,36 @@ def test_the_engines_metrics_are_handed_through_only_where_a_scheduler_needs_the
         assert gateway.engine.requests == []
 
     with_host(test, engine_metrics=True)
+    with_host(lost, engine_metrics=True)
     with_host(closed)
+
+
+def test_the_engine_is_asked_for_its_metrics_once_however_many_ask():
+    """They need no key: a stranger's many questions must not reach the engine, nor hold connections while it hangs."""
+
+    async def test(gateway):
+        numbers = itertools.count(1)
+        gateway.engine.answer = lambda _: asyncio.sleep(0.05, web.Response(text=f"vllm:num_requests_waiting {next(numbers)}\n"))
+        await gateway.get("/engine/metrics")
+        assert {status for status, _ in await asyncio.gather(*(gateway.get("/engine/metrics") for _ in range(200)))} == {200}
+        assert len(gateway.engine.requests) <= 10
+        await asyncio.sleep(0.2)
+        await gateway.get("/engine/metrics")
+        await asyncio.sleep(0.1)
+        first, second = [(await gateway.get("/engine/metrics"))[1] for _ in range(2)]
+        assert first == second != "vllm:num_requests_waiting 1\n"
+
+    async def hanging(gateway):
+        gateway.engine.answer = lambda _: asyncio.sleep(4, web.Response(text="vllm:num_requests_waiting 3\n"))
+        asked = [asyncio.create_task(gateway.get("/engine/metrics")) for _ in range(50)]
+        done, waiting = await asyncio.wait(asked, timeout=2)
+        assert ({task.result()[0] for task in done}, len(waiting)) == ({503}, 8)
+        waiting.pop().cancel()  # who leaves takes the answer from nobody
+        assert {(await task)[0] for task in waiting if not task.cancelling()} == {200}
+        assert len(gateway.engine.requests) == 1
+
+    with_host(test, engine_metrics=True)
+    with_host(hanging, engine_metrics=True)
 
 
 def test_an_engine_that_is_gone_is_502():

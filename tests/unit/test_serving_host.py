@@ -33,6 +33,9 @@ class Engine:
             raise InfrastructureError("vLLM ended while starting")
         return False
 
+    def bound_log(self):
+        self.bounded = True
+
     def diagnosis(self):
         return ""
 
@@ -97,6 +100,7 @@ def test_an_engine_that_ends_is_started_again_and_nothing_is_routed_meanwhile(su
         await until(lambda: state.up)
         assert not state.has(VERSION)
         assert first.stopped
+        assert first.bounded  # its log, all the while
 
     supervise([first, second], test)
     assert second.stopped

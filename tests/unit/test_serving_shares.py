@@ -76,6 +76,23 @@ def test_a_key_holds_its_share_of_the_batch_in_sequences(keys):
     with_host(test, api_keys=keys(alice={}, bob={}), capacity=32)
 
 
+def test_a_key_holds_its_share_of_what_engines_have_to_read(keys):
+    """One thread of an engine reads all prompts: hundreds of large ones of one key would keep the others waiting for minutes."""
+
+    def question(size):
+        return {"model": "support", "prompt": "a" * size, "max_tokens": 8}
+
+    async def test(gateway):
+        gateway.engine.answer = after(0.6)
+        flood = [asyncio.create_task(gateway.ask(question(900_000), path="/v1/completions", headers=of("alice"))) for _ in range(20)]
+        answers = await asyncio.gather(*flood)
+        assert sorted(status for status, *_ in answers) == [200] * 9 + [429] * 11
+        assert "bytes under way. Its share is 8388608" in next(text for status, _, text in answers if status == 429)
+        assert [(await gateway.ask(question(9), path="/v1/completions", headers=of(name)))[0] for name in ("alice", "bob")] == [200] * 2
+
+    with_host(test, api_keys=keys(alice={}, bob={}))
+
+
 def test_the_file_of_keys_raises_and_lowers_the_limits_of_one_key(keys):
     async def test(gateway):
         gateway.engine.answer = after(0.2)
@@ -113,16 +130,19 @@ def test_a_key_beyond_its_rate_and_a_stranger_hold_no_slot(keys):
     with_host(test, api_keys=keys(alice={"requests_per_minute": 6}, bob={}, carol={}), max_in_flight=4)
 
 
-def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys):
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/feedback"])
+def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys, path):
     async def test(gateway):
         writers = []
         for _ in range(12):
             _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
-            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length: 500\r\n\r\n{")
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length: 500\r\n\r\n{{"
+            writer.write(head.encode())
             writers.append(writer)
         await asyncio.sleep(0.2)
         assert (await gateway.ask(headers=of("bob")))[0] == 200
-        assert (await gateway.ask(headers=of("alice")))[0] == 429
+        for other in ("/v1/chat/completions", "/v1/feedback"):
+            assert (await gateway.ask(path=other, headers=of("alice")))[0] == 429
         for writer in writers:
             writer.close()
 
@@ -262,6 +282,51 @@ def test_an_error_of_one_version_counts_and_the_client_has_the_answer_of_the_oth
         assert [sample.labels["version"] for sample in samples(gateway, "llm_feedback_total")] == [STABLE.digest[:12]]
 
     with_host(test, route=ON_TRIAL)
+
+
+def streams(*pieces):
+    """An engine that sends these pieces."""
+
+    async def answer(request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.02)
+        return response
+
+    return answer
+
+
+ERROR_EVENT = b'data: {"error": {"message": "%s", "type": "x", "param": null, "code": %d}}\n\n'
+
+
+@pytest.mark.parametrize(("code", "counted"), [(400, "400"), (500, "both")])
+@pytest.mark.parametrize("cut", [3, 9, 20, 10_000])
+def test_a_stream_with_an_error_in_it_is_no_good_answer(code, counted, cut):
+    """Else a key makes any version look as quick and as free of errors as it likes, with schemas that the engine refuses."""
+    event = ERROR_EVENT % (b"enum array must not be empty" + b"!" * 2000, code)
+
+    async def test(gateway):
+        gateway.engine.answer = streams(event[:cut], event[cut:], b"data: [DONE]\n\n")
+        status, headers, _ = await gateway.ask({**QUESTION, "stream": True})
+        assert status == 200  # it was said before the engine knew
+        assert judged(gateway) == {("a", counted)}
+        assert samples(gateway, "llm_version_duration_seconds_count") == []
+        assert gateway.counted(adapter="support", status=str(code)) == 1
+        assert (await gateway.ask({"id": headers["x-request-id"], "rating": "down"}, path="/v1/feedback"))[0] == 404
+
+    with_host(test, route=Route(STABLE))
+
+
+def test_a_text_about_an_error_is_an_answer():
+    async def test(gateway):
+        text = json.dumps({"choices": [{"delta": {"content": 'data: {"error": {"code": 500}}'}}]}).encode()
+        gateway.engine.answer = streams(b"data: " + text + b"\n\n", b"data: [DONE]\n\n")
+        assert (await gateway.ask({**QUESTION, "stream": True}))[0] == 200
+        assert judged(gateway) == {("a", "200")}
+
+    with_host(test, route=Route(STABLE))
 
 
 def test_a_clients_own_grammar_accuses_nobody(keys):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,6 +43,7 @@ _CAUSES = (
 )
 _MOST_LOGPROBS = 20  # the schema's maximum of `gateway.limits.logprobs`
 _TAIL = 15  # log lines shown with an error
+_LOG_BYTES = 64 * 2**20  # some requests leave a traceback there; a disk that they fill keeps no channel
 # What every engine runs with, also one that is started elsewhere (configs/kubernetes/).
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -95,6 +97,15 @@ class EngineProcess:
             self.stop()
             raise InfrastructureError(f"vLLM was not healthy within engine.start_timeout_s = {limit:.0f} s. {self.diagnosis()}")
         return True
+
+    def bound_log(self) -> None:
+        """Begin the log anew when it is large; what was in it lies beside it, as `….previous.log`."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > _LOG_BYTES:
+                with contextlib.suppress(OSError):  # the disk is full: then room is what matters
+                    shutil.copyfile(self.log, self.log.with_suffix(".previous.log"))
+                os.truncate(self.log, 0)  # the engine appends, and so goes on from here
+                self._offset = 0
 
     def diagnosis(self) -> str:
         """The likely cause, and the last telling lines of the log of this start."""

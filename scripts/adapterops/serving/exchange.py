@@ -16,8 +16,10 @@ from adapterops.serving.routes import Version
 # The engine's own count stands at the end of an answer, or of a stream whose client asked for it; inside a text the quote is escaped.
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 _TAIL = 1024
+# vLLM says 200 before it looks at a question that is streamed, and what is wrong with it in an event. Inside a text the quote is escaped.
+_ERROR_EVENT, _ERROR_CODE = b'data: {"error":', re.compile(rb'"code":\s*(\d{3})\b')
 _HUNG_S = 30.0  # a probe that went away after this long without a byte, the first or another, did not change its mind
-_REFUSED_BY_BOTH = "both"  # status of a request that the stable version and the canary fail alike: it accuses neither
+_REFUSED_BY_BOTH = "both"  # status of a request that accuses neither: the stable version and the canary fail it alike, or may do so
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Exchange:
     _events: int = 0
     _carry: bytes = b""
     _tail: bytes = b""
+    _broke: bool = False
 
     def chunk(self, chunk: bytes) -> None:
         """Note a part of the answer."""
@@ -64,6 +67,7 @@ class Exchange:
         if self.stream:
             self._events += (self._carry + chunk).count(b"data:")
             self._carry = chunk[-4:]
+            self._broke = self._broke or _ERROR_EVENT in self._tail[1 - len(_ERROR_EVENT) :] + chunk
         self._tail = chunk[-_TAIL:] if len(chunk) >= _TAIL else (self._tail + chunk)[-_TAIL:]
 
     def sent_on(self) -> None:
@@ -76,6 +80,14 @@ class Exchange:
         self.asked = self.waiting_since = time.perf_counter()
 
     @property
+    def outcome(self) -> int:
+        """The status; of a stream with an error in it, that error's."""
+        if self.status != 200 or not self._broke:
+            return self.status
+        found = _ERROR_CODE.findall(self._tail)
+        return int(found[-1]) if found else 500
+
+    @property
     def tokens(self) -> int:
         """Tokens generated: what the engine says, else the number of chunks of a stream without its closing one."""
         found = _USAGE.findall(self._tail)
@@ -86,14 +98,14 @@ class Exchange:
         now = time.perf_counter()
         seconds = now - self.asked - self.unread
         if self.origin == "user":
-            metrics.requests.labels(self.adapter, str(self.status)).inc()
+            metrics.requests.labels(self.adapter, str(self.outcome)).inc()
             metrics.duration.labels(base_model, self.adapter, self.kind).observe(seconds)
         if self.version is None or not self.evidence:
             return
         accused = self.failed or self.version
         labels = metrics.labels_of(accused)
         metrics.version_requests.labels(*labels, self.origin, self.key, self._judged(now)).inc()
-        if self.status == 200 and not self.failed:
+        if self.outcome == 200 and not self.failed:
             metrics.version_duration.labels(*labels, self.origin, self.key).observe(seconds)
             metrics.tokens.labels(*labels).inc(self.tokens)
             if self.stream and self.first_byte is not None:
@@ -102,10 +114,12 @@ class Exchange:
     def _judged(self, now: float) -> str:
         """The status that counts for the version that was asked first."""
         if self.failed:
-            return "500" if self.status == 200 else _REFUSED_BY_BOTH
+            return "500" if self.outcome == 200 else _REFUSED_BY_BOTH
+        if self._broke and self.outcome >= 500:
+            return _REFUSED_BY_BOTH  # no other version can be asked any more, so nobody knows whose doing it is
         # A client can hang up whenever it likes. A probe is the rollout's own, and a version that hangs gives nothing else.
         hung = self.status == 499 and self.origin == "probe" and self.waiting_since and now - self.waiting_since >= _HUNG_S
-        return "504" if hung else str(self.status)
+        return "504" if hung else str(self.outcome)
 
     def log(self) -> None:
         """One line of JSON to standard output."""
@@ -121,7 +135,7 @@ class Exchange:
             "adapter": self.adapter,
             "version": self.version.digest[:12] if self.version else None,
             "failed": self.failed.digest[:12] if self.failed else None,
-            "status": self.status,
+            "status": self.outcome,
             "stream": self.stream,
             "ms": round((now - self.started) * 1000, 1),
             "first_byte_ms": None if self.first_byte is None else round((self.first_byte - self.started) * 1000, 1),

@@ -50,11 +50,11 @@ def check_body(path: str, body: Mapping[str, Any], limits: Limits) -> dict[str, 
     """
     table, found = FIELDS[path], {}
     for name, value in body.items():
+        if value is None:
+            continue
         if name not in table:
             hint = did_you_mean(shown(name), list(table))
             raise BodyError(f"`{shown(name)}` is not a field that is taken here.{hint}", shown(name))
-        if value is None:
-            continue
         if reason := table[name](value, limits):
             raise BodyError(f"`{name}` is {shown(value)}. {reason}", name)
         if name not in _DROPPED:
@@ -231,8 +231,9 @@ def _content(content: Any, place: str, *, may_lack: bool) -> None:
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else part
         if kind != "text" or part.keys() != {"type", "text"} or not isinstance(part["text"], str):
+            found = f"has {shown(', '.join(part))}" if kind == "text" else f"is {shown(kind)}"
             wanted = '{"type": "text", "text": …}'
-            raise BodyError(f"`{place}[{number}]` is {shown(kind)}. Only {wanted} is taken here.", f"{place}[{number}]")
+            raise BodyError(f"`{place}[{number}]` {found}. Only {wanted} is taken here.", f"{place}[{number}]")
 
 
 def _calls(calls: Any, place: str) -> None:
@@ -308,12 +309,14 @@ def _tools(value: Any, limits: Limits) -> str | None:
     if not isinstance(value, list) or not 1 <= len(value) <= limits.tools:
         return f"Expected a list of 1 to {limits.tools} tools."
     for number, tool in enumerate(value):
+        place = f"tools[{number}]"
         fine = isinstance(tool, dict) and tool.keys() == {"type", "function"} and tool["type"] == "function"
         function = tool["function"] if fine else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or (reason := _FUNCTION(function, limits)):
-            wanted = 'Expected {"type": "function", "function": {"name": …, "parameters": {…}}}.'
-            place = f"tools[{number}]"
-            raise BodyError(f"`{place}` is not a tool. {reason if isinstance(function, dict) and reason else wanted}", place)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            wanted = '{"type": "function", "function": {"name": …, "parameters": {…}}}'
+            raise BodyError(f"`{place}` is not a tool. Expected {wanted}.", place)
+        if reason := _FUNCTION(function, limits):
+            raise BodyError(f"`{place}` is not a tool. {reason}", place)
     return None
 
 

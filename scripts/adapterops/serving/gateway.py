@@ -7,6 +7,8 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import aiohttp
@@ -16,6 +18,7 @@ from prometheus_client import generate_latest
 from adapterops.serving.body import BodyError, parse_body, shown
 from adapterops.serving.codings import is_plain, only_plain
 from adapterops.serving.config import GatewaySettings
+from adapterops.serving.engine_metrics import EngineMetrics
 from adapterops.serving.exchange import Exchange, write_line
 from adapterops.serving.feedback import Feedback, TooManyThumbsError
 from adapterops.serving.fields import check_body, compiled, sequences
@@ -67,7 +70,8 @@ class _Gateway:
         self._capacity = capacity
         self._keys = ApiKeys(settings.api_keys, settings.limits)
         self._answers = Feedback()
-        self._slots = Slots(settings.max_in_flight)
+        self._slots = Slots(settings.max_in_flight, settings.max_body_bytes)
+        self._engine_metrics = EngineMetrics(state.engines[0].url)
         self._in_flight = 0
         self._client: aiohttp.ClientSession
 
@@ -124,7 +128,7 @@ class _Gateway:
             raise
         finally:
             self._in_flight -= 1
-            if exchange.version and exchange.status != 200 and not (exchange.status == 499 and exchange.sent):
+            if exchange.version and exchange.outcome != 200 and not (exchange.status == 499 and exchange.sent):
                 self._answers.forget(exchange.key, request_id)  # an error is no answer; the beginning of one can be rated
             exchange.finish(self._metrics, self._state.base_model)
             if self._settings.access_log:
@@ -135,24 +139,33 @@ class _Gateway:
         exchange.key, exchange.evidence = key.name, key.limits.evidence
         if key.role == "operator" and request.headers.get("x-request-purpose") == "probe":
             exchange.origin = "probe"
+        with self._slot(key):
+            raw = await _read(request)
+            body, size = parse_body(raw), len(raw)
+            del raw  # an answer may take half an hour
+            exchange.arrived()
+            exchange.adapter = name = self._known(body, key)
+            exchange.stream = body.get("stream") is True
+            checked = check_body(request.path, body, key.limits)
+            if (schemas := compiled(checked)) and not key.may_compile(schemas, time.monotonic()):
+                message = f"Key {key.name} may send {key.limits.schemas_per_minute} new schemas a minute."
+                raise self._refuse("schemas", 429, message, {"Retry-After": "10"}, "rate_limit_exceeded")
+            # What a client's own grammar makes of an engine is no version's doing.
+            exchange.evidence = exchange.evidence and "structured_outputs" not in checked
+            version, twin = self._versions(request, body, name, key)
+            exchange.version = version
+            if self._settings.log_prompts:
+                exchange.prompt = body.get("messages", body.get("prompt"))
+            room = self._capacity * max(1, len(self._state.up))
+            with self._slots.sequences(key, sequences(checked), room), self._slots.body(key, size):
+                return await self._answer(request, exchange, checked, version, twin)
+
+    @contextmanager
+    def _slot(self, key: ApiKey) -> Iterator[None]:
+        """One of the key's slots, for a request from its body to the end of its answer."""
         try:
             with self._slots.request(key):
-                body = parse_body(await _read(request))
-                exchange.arrived()
-                exchange.adapter = name = self._known(body, key)
-                exchange.stream = body.get("stream") is True
-                checked = check_body(request.path, body, key.limits)
-                if (schemas := compiled(checked)) and not key.may_compile(schemas, time.monotonic()):
-                    message = f"Key {key.name} may send {key.limits.schemas_per_minute} new schemas a minute."
-                    raise self._refuse("schemas", 429, message, {"Retry-After": "10"}, "rate_limit_exceeded")
-                # What a client's own grammar makes of an engine is no version's doing.
-                exchange.evidence = exchange.evidence and "structured_outputs" not in checked
-                version, twin = self._versions(request, body, name, key)
-                exchange.version = version
-                if self._settings.log_prompts:
-                    exchange.prompt = body.get("messages", body.get("prompt"))
-                with self._slots.sequences(key, sequences(checked), self._capacity * max(1, len(self._state.up))):
-                    return await self._answer(request, exchange, checked, version, twin)
+                yield
         except BodyError as error:
             raise _error(400, str(error), param=error.field) from None
         except SlotsFullError as error:
@@ -245,11 +258,13 @@ class _Gateway:
 
     async def feedback(self, request: web.Request) -> web.Response:
         """Count a thumb for the version that gave an answer: `{"id": …, "rating": "up" | "down"}`."""
-        key = self._admit(request)
+        self._in_flight += 1
         try:
-            body = parse_body(await _read(request))
-        except BodyError as error:
-            raise _error(400, str(error), param=error.field) from None
+            key = self._admit(request)
+            with self._slot(key):
+                body = parse_body(await _read(request))
+        finally:
+            self._in_flight -= 1
         response_id, rating = body.get("id"), body.get("rating")
         if not isinstance(response_id, str) or rating not in ("up", "down"):
             raise _error(400, '`id` is the id of a response (or its x-request-id), `rating` is "up" or "down".')
@@ -309,13 +324,11 @@ class _Gateway:
 
     async def engine_metrics(self, _: web.Request) -> web.Response:
         """What vLLM says of its queue and its cache, for a scheduler that chooses among hosts; it sends no key."""
-        timeout = aiohttp.ClientTimeout(total=5)
         try:
-            async with self._client.get(f"{self._state.engines[0].url}/metrics", timeout=timeout) as answer:
-                content, kind = await answer.read(), answer.headers.get("content-type", "text/plain")
-                return web.Response(status=answer.status, body=content, headers={"content-type": kind})
+            said = await self._engine_metrics.read(self._client)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _error(503, f"The engine does not answer ({type(error).__name__}).", _RETRY) from None
+        return web.Response(status=said.status, body=said.content, headers={"content-type": said.kind})
 
     def _refuse(
         self, reason: str, status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None

@@ -216,6 +216,7 @@ async def _await_end(process: EngineProcess, engine: Engine, hang_timeout_s: flo
         engine.up = silent < min(_MISSED_CHECKS * 2, hang_timeout_s)
         if silent > hang_timeout_s:
             return
+        await asyncio.to_thread(process.bound_log)
         await asyncio.sleep(0.5)
 
 

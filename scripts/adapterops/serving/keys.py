@@ -90,8 +90,8 @@ class ApiKeys:
         self._path = path
         self._limits = limits
         self._anyone = ApiKey("-", replace(limits, share=None), role="operator")
+        self._stamp = _stamp(path)  # before it is read: what changes meanwhile is read again
         self._keys: dict[str, ApiKey] = _load(path, limits) if path else {}
-        self._stamp = _stamp(path)
         self._looked = time.monotonic()
 
     def find(self, authorization: str | None) -> ApiKey | None:
@@ -126,11 +126,15 @@ class ApiKeys:
 
 
 def _stamp(path: Path | None) -> tuple[int, int]:
+    """Which file it is and when it was last written.
+
+    By the kernel's clock: a copy that keeps its date (`cp -p`, rsync, a backup) must not keep a revoked key alive.
+    """
     try:
         status = path.stat() if path else None
     except OSError:
         status = None
-    return (status.st_mtime_ns, status.st_size) if status else (0, 0)
+    return (status.st_ino, status.st_ctime_ns) if status else (0, 0)
 
 
 def _load(path: Path, limits: Limits) -> dict[str, ApiKey]:

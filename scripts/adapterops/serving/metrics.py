@@ -38,7 +38,7 @@ class Metrics:
         self.version_requests = Counter(
             "llm_version_request_total",
             "Requests that count for a version, by status, origin (user or probe) and API key; 504 is also a probe given up after 30 s "
-            "without a byte, and both is an error that the stable version and the canary give alike",
+            "without a byte, and both is an error that the stable version and the canary give alike, or one within a stream",
             [*version, "status"],
             registry=registry,
         )

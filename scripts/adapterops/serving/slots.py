@@ -8,22 +8,26 @@ from contextlib import contextmanager
 
 from adapterops.serving.keys import ApiKey
 
+_BODIES = 32  # of the largest size, which all keys together may have under way
+
 
 class SlotsFullError(Exception):
     """The key has its share under way; the message says of what."""
 
 
 class Slots:
-    """Counts requests and sequences under way by key.
+    """Counts requests, sequences and bytes under way by key.
 
     A share never keeps a key from its first request, so a host with few slots serves everybody in turn.
 
     Args:
         requests: that the gateway has under way at most.
+        body_bytes: of the largest request.
     """
 
-    def __init__(self, requests: int) -> None:
+    def __init__(self, requests: int, body_bytes: int) -> None:
         self._requests = requests
+        self._bytes = _BODIES * body_bytes
         self._held: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
@@ -49,6 +53,18 @@ class Slots:
             SlotsFullError: they are beyond its share.
         """
         with self._hold(key, "sequences", count, room):
+            yield
+
+    @contextmanager
+    def body(self, key: ApiKey, size: int) -> Iterator[None]:
+        """A question of so many bytes of this key is with an engine.
+
+        An engine reads questions one after another, 3 s for a megabyte, however long its queue of them is.
+
+        Raises:
+            SlotsFullError: they are beyond its share.
+        """
+        with self._hold(key, "bytes", size, self._bytes):
             yield
 
     @contextmanager
