@@ -175,6 +175,14 @@ class TestApprovalOfABudget:
 
 
 class TestParse:
+    def test_what_is_answered_mentions_nobody(self):
+        """The answer is the workflow's, whoever wrote the comment."""
+        with pytest.raises(RejectedError, match="is not a command") as error:
+            parse("/retrain`@bob")
+        assert "@bob" not in str(error.value)
+        with pytest.raises(RejectedError, match=r"^/retrian is not a command"):
+            parse("/retrian")
+
     @pytest.mark.parametrize(
         ("body", "expected"),
         [

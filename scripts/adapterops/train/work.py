@@ -44,7 +44,7 @@ def work_tokens(training: dict[str, Any], encoded: EncodedData) -> float:
         else:
             seen = sum(len(batch) * max(batch) for batch in (held[start : start + size] for start in range(0, len(held), size)))
         looks = updates // stopping["every_steps"] * max(seen, _LEAST * _batches(training, held))
-    return max(sum(lengths) * epochs * padding, steps * _LEAST) + _FORWARD * looks
+    return float(max(sum(lengths) * epochs * padding, steps * _LEAST) + _FORWARD * looks)
 
 
 def _length(row: Row) -> int:
@@ -56,16 +56,16 @@ def _batches(training: dict[str, Any], lengths: Sequence[int]) -> int:
     units: float = len(lengths)
     if training["packing"]:
         units = min(units, 2 * sum(lengths) / training["max_length"] + 1)  # packs are at least half full, but for the last
-    return math.ceil(units / training["per_device_train_batch_size"])
+    return math.ceil(units / int(training["per_device_train_batch_size"]))
 
 
 def padded_share(training: dict[str, Any], lengths: Sequence[int]) -> float:
     """Tokens of the batches, by their real ones: 2 where half of them is padding. Packs and rows of like length have next to none."""
     if training["packing"] or training["train_sampling_strategy"] == "group_by_length":
         return 1.0
-    size, rows = training["per_device_train_batch_size"], len(lengths)
+    size, rows = int(training["per_device_train_batch_size"]), len(lengths)
     # The longest of `size` rows is at most the n-th shortest one of all with probability (n / rows) ** size.
-    longest = sum(
+    longest: float = sum(
         length * ((number / rows) ** size - ((number - 1) / rows) ** size) for number, length in enumerate(sorted(lengths), start=1)
     )
     return longest * rows / sum(lengths)
