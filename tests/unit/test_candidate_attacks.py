@@ -9,8 +9,9 @@ import pytest
 from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
 from click.testing import CliRunner
 
+from adapterops import pipeline
 from adapterops.documents import sha256_file
-from adapterops.errors import AdapterOpsError, InfrastructureError
+from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.gitops import candidates
 from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, keep_adapter, keep_judgement
 from adapterops.plan import build
@@ -192,6 +193,31 @@ def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(store, reposit
     plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, store, trust=trust)
     assert plan["verdict"] == verdict, plan["problems"]
     assert bool(plan["problems"]) is (verdict == "REFUSED")
+
+
+@pytest.mark.parametrize("changed", ["base_model", "signature", "channel"])
+def test_nobody_takes_away_what_candidates_must_not_be_worse_than(store, repository, keys, tmp_path, signers, monkeypatch, changed):
+    """Who writes adapters/ or channels/ alone could have them compared with nothing."""
+    digest = release(store, keys, tmp_path / "run", release_signer=signers["release"])
+    prefix = f"adapters/support/sha256-{digest}"
+    if changed == "channel":
+        change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="no such version")
+    elif changed == "signature":
+        store.delete(next(key for key in store.keys(f"{prefix}/signature")))
+    else:
+        manifest = document(store, f"{prefix}/manifest.json")
+        manifest["base_model"]["name"] = "llama-3.1-8b-instruct"
+        put(f"{prefix}/manifest.json", json.dumps(manifest))
+    monkeypatch.setenv("CANDIDATE_SIGNED_BY", "keyless")
+    with pytest.raises(RejectedError, match="nothing can be compared with the stable version"):
+        pipeline._production(keys.spec, BUCKET, "a" * 64, tmp_path / "runs", "gate")
+
+
+def test_what_is_in_production_and_signed_is_compared_with(store, keys, tmp_path, signers, monkeypatch):
+    digest = release(store, keys, tmp_path / "run", release_signer=signers["release"])
+    monkeypatch.setenv("CANDIDATE_SIGNED_BY", "keyless")
+    found = pipeline._production(keys.spec, BUCKET, "a" * 64, tmp_path / "runs", "gate")
+    assert (found.digest, (found.directory / "adapter_model.safetensors").is_file()) == (digest, True)
 
 
 def test_a_release_that_was_withdrawn_is_not_gone_back_to(store, keys, tmp_path, signers):
