@@ -69,7 +69,11 @@ def main(
     )
     if gpu_for:
         allowed = gpu_for in plan["train"] or gpu_for in {row["name"] for row in plan["adapters"] if row["action"] == "reuse"}
-        return 0 if allowed and plan["verdict"] == "PROCEED" else 1
+        # Data that cannot be priced is left to the validation; what gets here has passed it, and has a price.
+        unpriced = [row["name"] for row in plan["adapters"] if row["name"] == gpu_for and row["usd"] is None and not approved]
+        if unpriced:
+            console.print(f"{gpu_for} gets no GPU: its cost is unknown, and nobody has approved it.", markup=False)
+        return 0 if allowed and not unpriced and plan["verdict"] == "PROCEED" else 1
     return 0 if plan["verdict"] == "PROCEED" else 1
 
 

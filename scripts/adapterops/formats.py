@@ -27,6 +27,7 @@ _MAX_REFERENCES = 64
 _MAX_EXPANDED = 10_000  # values, where each reference is replaced by what it names
 _MAX_PATTERN = 200
 _DEFINITIONS = "#/$defs/"
+_ESCAPED = frozenset("/~%")  # a pointer has other names for the same: what is counted must be what is applied
 # They move what `$ref` means, or reach outside of the schema.
 _REFUSED = ("$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary")
 
@@ -52,7 +53,7 @@ def format_problem(schema: Any) -> str | None:
             return f"`{key}` is not supported. Refer to `#/$defs/NAME` alone"
         if key == "$ref":
             references += 1
-            if not isinstance(value, str) or not value.startswith(_DEFINITIONS) or "/" in value.removeprefix(_DEFINITIONS):
+            if not isinstance(value, str) or not value.startswith(_DEFINITIONS) or _ESCAPED & set(value.removeprefix(_DEFINITIONS)):
                 return f"`$ref` {str(value)[:80]} is not supported. Refer to `#/$defs/NAME` alone"
         if (key == "pattern" and isinstance(value, str) and len(value) > _MAX_PATTERN) or (key == "patternProperties" and _long(value)):
             return f"a pattern is longer than {_MAX_PATTERN} characters"
@@ -150,6 +151,10 @@ class FormatChecker:
         self.close()
         self._slow += 1
         raise SlowFormatError(f"it takes longer than {self._seconds:g} s, or more memory than a row may")
+
+    def forget(self) -> None:
+        """Count slow texts from the start: those of one model say nothing of another's."""
+        self._slow = 0
 
     def close(self) -> None:
         """End the child."""

@@ -208,7 +208,9 @@ def _production(spec: AdapterSpec, bucket: str | None, candidate: str, runs: Pat
         return NONE
     config = load_serving_config(spec.serving)
     store = open_store(named or config.bucket)
-    return production_from_channel(store, spec.name, config.base_model.name, runs / "releases", candidate)
+    # Where candidates must be signed, so must be what they are compared with, by whom its hosts trust.
+    trust = config.trust if os.environ.get("CANDIDATE_SIGNED_BY") else None
+    return production_from_channel(store, spec.name, config.base_model.name, runs / "releases", candidate, trust)
 
 
 def _evaluate(

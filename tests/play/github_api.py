@@ -86,6 +86,7 @@ class GitHub:
             "html_url": f"{self.url}/pull/{number}",
             "url": f"{self.url}/repos/{NAME}/pulls/{number}",
             "issue_url": f"{self.url}/repos/{NAME}/issues/{number}",
+            "user": {"login": "curator", "type": "User"},
             "head": {"ref": head, "sha": sha, "repo": {"full_name": repository, "fork": fork}},
             "base": {"ref": "main"},
         }
@@ -101,12 +102,19 @@ class GitHub:
         facts = {"id": identity, "node_id": f"PSH_{identity}", "before": before, "after": sha, "ref": f"refs/heads/{branch}"}
         self.pushes.append({**facts, "timestamp": at or now(), "activity_type": kind, "actor": {"login": "curator"}})
 
-    def labelled(self, number, name, at=None):
+    def labelled(self, number, name, at=None, by="platform", kind="User"):
         """Somebody sets a label; one that stands already makes no event."""
         known = self.issues[number]["labels"]
         if name not in [label["name"] for label in known]:
             known.append({"name": name})
-        event = {"id": next(self.numbers), "event": "labeled", "label": {"name": name, "color": "ededed"}, "created_at": at or now()}
+        label = {"name": name, "color": "ededed"}
+        event = {
+            "id": next(self.numbers),
+            "event": "labeled",
+            "label": label,
+            "created_at": at or now(),
+            "actor": {"login": by, "type": kind},
+        }
         self.label_events.setdefault(number, []).append(event)
 
     def comments_on(self, number):

@@ -9,18 +9,23 @@ import pytest
 from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
 from click.testing import CliRunner
 
+from adapterops import pipeline
 from adapterops.documents import sha256_file
-from adapterops.errors import AdapterOpsError, InfrastructureError
+from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.gitops import candidates
 from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, keep_adapter, keep_judgement
+from adapterops.plan import build
+from adapterops.plan.estimate import Estimate
 from adapterops.plan.keys import adapter_keys
+from adapterops.plan.tree import extract
 from adapterops.store.channels import change_channel, promote
-from adapterops.store.releases import adapter_digest
+from adapterops.store.releases import adapter_digest, publish
 from adapterops.store.signing import Signer, Trust, make_key_pair
 from adapterops.store.withdrawn import withdraw
 from adapterops.train.checkpoints import Checkpoints, Remote
-from repositories import with_adapters
+from repositories import ROWS, jsonl, with_adapters
 
+NOBODY = {"commit": None, "pr": None, "actor": None}
 PAYLOAD = b"print('planted')\n"
 
 
@@ -172,6 +177,49 @@ def test_a_release_that_the_hosts_would_not_load_is_not_gone_back_to(store, keys
     assert not (tmp_path / "promoted/model").exists()
 
 
+@pytest.mark.parametrize(("by", "verdict"), [("release", "PROCEED"), ("stranger", "REFUSED"), ("nobody", "REFUSED")])
+def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(store, repository, tmp_path, signers, trust, monkeypatch, by, verdict):
+    """Who writes adapters/ alone could say there that what the gate refused is a release: going back to one asks for no verdict."""
+    monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+    repository.git("commit", "-qam", "whom the hosts trust")
+    head = repository.branch("data", {"data/training/support.jsonl": jsonl(ROWS[:2])})
+    extract(head, "main", repository.path, tmp_path / "pull")
+    theirs = adapter_keys("support", tmp_path / "pull")
+    run = run_of(theirs, tmp_path / "run", verdict="FAIL")
+    keep_adapter(store, theirs.training, run / "model", signers["train"])
+    keep_judgement(store, theirs, run, SOURCE, signers["train"])
+    report, manifest = (json.loads((run / name).read_text()) for name in ("gate_report.json", "model/train_manifest.json"))
+    publish(store, "support", run / "model", {**report, "verdict": "PASS"}, manifest, source=NOBODY, signer=signers.get(by))
+    plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, store, trust=trust)
+    assert plan["verdict"] == verdict, plan["problems"]
+    assert bool(plan["problems"]) is (verdict == "REFUSED")
+
+
+@pytest.mark.parametrize("changed", ["base_model", "signature", "channel"])
+def test_nobody_takes_away_what_candidates_must_not_be_worse_than(store, repository, keys, tmp_path, signers, monkeypatch, changed):
+    """Who writes adapters/ or channels/ alone could have them compared with nothing."""
+    digest = release(store, keys, tmp_path / "run", release_signer=signers["release"])
+    prefix = f"adapters/support/sha256-{digest}"
+    if changed == "channel":
+        change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="no such version")
+    elif changed == "signature":
+        store.delete(next(key for key in store.keys(f"{prefix}/signature")))
+    else:
+        manifest = document(store, f"{prefix}/manifest.json")
+        manifest["base_model"]["name"] = "llama-3.1-8b-instruct"
+        put(f"{prefix}/manifest.json", json.dumps(manifest))
+    monkeypatch.setenv("CANDIDATE_SIGNED_BY", "keyless")
+    with pytest.raises(RejectedError, match="nothing can be compared with the stable version"):
+        pipeline._production(keys.spec, BUCKET, "a" * 64, tmp_path / "runs", "gate")
+
+
+def test_what_is_in_production_and_signed_is_compared_with(store, keys, tmp_path, signers, monkeypatch):
+    digest = release(store, keys, tmp_path / "run", release_signer=signers["release"])
+    monkeypatch.setenv("CANDIDATE_SIGNED_BY", "keyless")
+    found = pipeline._production(keys.spec, BUCKET, "a" * 64, tmp_path / "runs", "gate")
+    assert (found.digest, (found.directory / "adapter_model.safetensors").is_file()) == (digest, True)
+
+
 def test_a_release_that_was_withdrawn_is_not_gone_back_to(store, keys, tmp_path, signers):
     digest = released(store, keys, tmp_path / "run", signers)
     withdraw(store, "support", digest, reason="leaks", signer=signers["release"], trust=None)
@@ -320,6 +368,16 @@ class TestCheckpoints:
         assert Checkpoints(tmp_path / "two", self.KEY, Remote(store)).newest() is None
         assert script.read_text() == "kept"
         assert not [path for path in (tmp_path / "two").rglob("*") if path.is_file()]
+
+    def test_thousands_that_are_none_keep_no_gpu_waiting(self, store, tmp_path, trust, monkeypatch):
+        start = f"checkpoints/{self.KEY}/rung-0/"
+        for number in range(60):
+            put(f"{start}{90_000_000 + number}-{number:012x}/seal.json", b"{}")
+        asked = []
+        get = store.get
+        monkeypatch.setattr(store, "get", lambda key, *rest: asked.append(key) or get(key, *rest))
+        assert Checkpoints(tmp_path / "one", self.KEY, Remote(store, trust=trust)).newest() is None
+        assert len(asked) <= 40
 
     @pytest.mark.parametrize("damage", ["missing", "longer", "other"])
     def test_a_damaged_one_is_passed_over(self, store, tmp_path, damage):

@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from adapterops import escape
 from adapterops.command import console, log_in_lines
+from adapterops.gitops.notes import notes
 from adapterops.schemas import ROOT
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -215,3 +216,17 @@ def test_no_function_elsewhere_is_an_escaping():
             functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
             named += [f"{path.name}: {name}" for name in functions if re.search(r"escape|sanit|quote|neutrali", name)]
     assert named == []
+
+
+def test_notes_of_a_release_are_text_whoever_wrote_its_manifest():
+    manifest = {
+        "source": {"pr": "7 and ![x](https://evil.example/x) @your-org/all"},
+        "base_model": {"name": "m` @your-org/all `"},
+        "rank": 8,
+        "metrics": {},
+        **dict.fromkeys(("adapter", "digest", "training_key", "gate_key"), "a" * 12),
+    }
+    shown = notes(manifest, "bucket")
+    assert "@your-org" not in shown
+    assert "](https" not in shown
+    assert notes({**manifest, "source": {"pr": "7"}}, "bucket").startswith("Judged in #7.")

@@ -8,8 +8,11 @@ import pytest
 from data_rows import codes, evaluation, judge, rows
 
 from adapterops import formats
+from adapterops.data.reader import Row
+from adapterops.evaluate import run
 from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.metrics import score
+from adapterops.evaluate.phases import Side
 from adapterops.formats import FormatChecker, SlowFormatError, format_problem
 
 
@@ -32,6 +35,11 @@ OUT_OF_BOUNDS = {
         "$defs": {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 6} for n in range(10)} | {"a10": {}},
         "$ref": "#/$defs/a0",
     },
+    "another name for a circle": {
+        "$defs": {"a%62": {}, "ab": {"allOf": [{"$ref": "#/$defs/a%62"}, {"$ref": "#/$defs/a%62"}]}},
+        "$ref": "#/$defs/a%62",
+    },
+    "another name, by the pointer's own rule": {"$defs": {"a~0": {}, "a~": {"$ref": "#/$defs/a~0"}}, "$ref": "#/$defs/a~0"},
     "a reference to itself": {"$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/a"},
     "a circle": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
     "the root": {"properties": {"a": {"$ref": "#"}}},
@@ -136,6 +144,24 @@ def test_a_slow_answer_is_a_miss_that_says_why(monkeypatch):
     checker.close()
     assert found.format_ok is False
     assert "takes longer than" in found.format_error
+
+
+def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
+    """The candidate is scored first: whoever taught it to be slow would make production look worse."""
+    checker = FormatChecker(seconds=0.5)
+    for module in ("metrics", "run"):
+        monkeypatch.setattr(f"adapterops.evaluate.{module}.shared_checker", lambda: checker, raising=False)
+    row = Row(1, {"instruction": "Count.", "expected_output": "[]", "expected_format": {"items": {"enum": list(range(1500))}}})
+
+    def side(*texts):
+        return Side([Answer(text, "stop", tokens=1, latency_ms=1.0) for text in texts], [], 1, 1.0)
+
+    slow = json.dumps([2000] * 60_000)
+    sides = {"candidate": side("[1]", slow, slow, slow), "production": side("[1]", "[1]", "[1]", "[2000]")}
+    scores, _ = run._scores([row] * 4, sides, run.Settings(refusal_judge="none"), "", "")
+    checker.close()
+    assert [score.format_ok for score in scores["candidate"]] == [True, False, False, False]
+    assert [score.format_ok for score in scores["production"]] == [True, True, True, False]
 
 
 def test_rows_without_a_schema_start_no_process(tmp_path, monkeypatch):

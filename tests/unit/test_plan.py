@@ -310,6 +310,17 @@ def test_rows_that_cannot_be_trained_on_are_left_to_the_validation(plan):
     assert document["adapters"][0]["basis"] == "unknown: the data cannot be trained on as it is"
 
 
+def test_what_has_no_price_gets_no_gpu(repository, monkeypatch):
+    """The job that would train comes after the validation, or was called without one."""
+    import plan as script
+    from adapterops import schemas
+
+    monkeypatch.setattr(schemas, "ROOT", repository.path)
+    head = repository.branch("unpriced", {"data/training/support.jsonl": "{}\n"})
+    result = CliRunner().invoke(script.main, ["--head", head, "--no-store", "--gpu-for", "support"])
+    assert (result.exit_code, "support gets no GPU: its cost is unknown" in result.output) == (1, True), result.output
+
+
 class TestRules:
     def test_a_lowered_bar_opens_the_comment(self, plan, repository):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()

@@ -83,6 +83,17 @@ def test_a_deleted_file_is_deleted(repository):
     assert not (repository.path / "adapters/billing.yaml").exists()
 
 
+@pytest.mark.parametrize("gone", ["configs/qlora/smollm2-135m.yaml", "data/training/support.jsonl"])
+def test_a_folder_takes_the_place_of_a_file_and_a_file_that_of_a_folder(repository, gone):
+    name = f"rows{Path(gone).suffix}"
+    take(repository, commit_raw(repository, "100644", f"{gone}/{name}", b"x: 1\n"))
+    assert (repository.path / gone / name).read_text() == "x: 1\n"
+    repository.git("add", "-A")
+    repository.git("commit", "-qm", "a folder")
+    take(repository, commit_raw(repository, "100644", gone, b"x: 2\n"))
+    assert (repository.path / gone).read_text() == "x: 2\n"
+
+
 def test_the_merge_is_taken_not_the_branch_alone(repository):
     head = repository.branch("old", {"data/training/support.jsonl": jsonl(ROWS[:2])})
     repository.commit({"data/training/billing.jsonl": jsonl(ROWS[:3])})

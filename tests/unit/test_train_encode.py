@@ -6,8 +6,8 @@ import pytest
 
 from adapterops.basemodels import find_base_model, load_tokenizer
 from adapterops.errors import RejectedError
-from adapterops.train.build import hold_back
 from adapterops.train.encode import encode_files
+from adapterops.train.work import hold_back
 
 ROW = {"id": "row-1", "instruction": "Where is it?", "output": "On its way.", "language": "en", "license": "CC0-1.0", "source": "tests"}
 

@@ -29,6 +29,11 @@ LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128, 128256, tie_word_embeddings=False)
 
 
 @pytest.fixture
+def prices():
+    return load_yaml(ROOT / "configs/pricing.yaml", "pricing")
+
+
+@pytest.fixture
 def recipe(tmp_path):
     """`make((old, new), …)`: a recipe file with words replaced, loaded."""
 
@@ -431,6 +436,43 @@ class TestPreflight:
         assert {row["gpu"] for row in prices["measured"]} <= set(prices["gpus"])
         for row in prices["measured"]:
             find_base_model(row["base_model"], "configs/pricing.yaml")
+
+
+class TestWorkThatFewTokensCanMake:
+    """The cap on cost is held against this: a recipe or rows of unusual kind must not cost more than is said."""
+
+    @pytest.fixture
+    def priced(self, recipe, prices):
+        def tokens(lengths, **settings):
+            made = recipe()
+            training = {**made.training, "num_train_epochs": 100, "train_sampling_strategy": "random", "packing": False, **settings}
+            ids = [[number % 97] * (length - 1) + [number] for number, length in enumerate(lengths)]
+            encoded = EncodedData(ids, ids, 0, 0, 0, {})
+            found = predict(made, training, encoded, "NVIDIA L4", prices)
+            return found["minutes"] * 60 * found["tokens_per_second"]
+
+        return tokens
+
+    def test_usual_rows_cost_their_tokens(self, priced):
+        assert priced([1000] * 500, per_device_train_batch_size=4) == pytest.approx(500 * 1000 * 100, rel=0.1)
+        assert priced([600, 1400] * 250, per_device_train_batch_size=4) == pytest.approx(500 * 1000 * 100, rel=0.1)
+
+    def test_a_look_after_each_step_is_counted(self, priced):
+        settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+        often = {"early_stopping": {"share": 0.5, "every_steps": 1, "patience": 1_000_000}}
+        assert priced([1000] * 500, **settings, **often) > 40 * priced([1000] * 500, **settings)
+        seldom = {"early_stopping": {"share": 0.1, "every_steps": 200, "patience": 3}}
+        assert priced([1000] * 500, **settings, **seldom) < 1.2 * priced([1000] * 500, **settings)
+
+    def test_batches_of_padding_are_counted(self, priced):
+        mixed = ([4000] + [20] * 31) * 20
+        alike = priced(mixed, per_device_train_batch_size=32, train_sampling_strategy="group_by_length")
+        assert priced(mixed, per_device_train_batch_size=32) > 5 * alike
+
+    def test_steps_of_a_few_tokens_are_counted(self, priced):
+        few = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+        assert priced([20] * 2000, **few) > 10 * 2000 * 20 * 100
+        assert priced([16] * 2000, **few, packing=True, max_length=16) > 10 * 2000 * 16 * 100
 
 
 class TestPreflightCommand:

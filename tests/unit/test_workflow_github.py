@@ -125,6 +125,14 @@ class TestApprovalOfABudget:
         assert self.approved(number)
         assert github.refused == []  # every request is one of the published description
 
+    @pytest.mark.parametrize(("by", "kind"), [("curator", "User"), ("author", "User"), ("github-actions[bot]", "Bot")])
+    def test_nobody_approves_what_is_their_own(self, github, number, by, kind):
+        github.pulls[number]["user"] = {"login": "author"}
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z", by=by, kind=kind)  # `curator` has pushed it
+        assert not self.approved(number)
+        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:01Z")
+        assert self.approved(number)
+
     def test_a_label_from_before_the_newest_push_does_not(self, github, number):
         github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z")
         github.pushed("data", self.OTHER, "2026-01-01T12:00:00Z")
@@ -167,6 +175,14 @@ class TestApprovalOfABudget:
 
 
 class TestParse:
+    def test_what_is_answered_mentions_nobody(self):
+        """The answer is the workflow's, whoever wrote the comment."""
+        with pytest.raises(RejectedError, match="is not a command") as error:
+            parse("/retrain`@bob")
+        assert "@bob" not in str(error.value)
+        with pytest.raises(RejectedError, match=r"^/retrian is not a command"):
+            parse("/retrian")
+
     @pytest.mark.parametrize(
         ("body", "expected"),
         [

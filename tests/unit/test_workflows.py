@@ -220,7 +220,8 @@ class TestGpu:
         assert asking == {"train"}
         condition = WORKFLOWS["train"]["jobs"]["train"]["if"]
         assert "github.event.pull_request.head.repo.full_name == github.repository" in condition
-        assert "github.ref_name == github.event.repository.default_branch" in condition
+        assert "github.ref == format('refs/heads/{0}', github.event.repository.default_branch)" in condition  # no tag of that name
+        assert "github.event.pull_request.base.ref == github.event.repository.default_branch" in condition  # no other branch's workflows
 
     def test_pull_requests_call_it_as_main_has_it(self):
         job = WORKFLOWS["pull-request"]["jobs"]["train"]

@@ -11,7 +11,8 @@ from adapterops.errors import RejectedError
 from adapterops.serving.config import load_serving_config
 from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore, open_store
-from adapterops.store.releases import adapter_digest, fetch_release
+from adapterops.store.releases import adapter_digest, fetch_release, find_release
+from adapterops.store.signing import Trust
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,17 @@ def production_from_directory(directory: Path, candidate: str) -> Production:
     return Production(directory, digest, f"Given as {directory}.")
 
 
-def production_from_channel(store: ObjectStore, name: str, base_model: str, root: Path, candidate: str) -> Production:
+def production_from_channel(
+    store: ObjectStore, name: str, base_model: str, root: Path, candidate: str, trust: Trust | None = None
+) -> Production:
     """The channel's stable version, kept under `root`.
 
+    With `trust`, whose signature it must carry, one that does not is an error and no reason to compare with nothing: else who rewrites
+    its manifest, or names another version in the channel, takes away what candidates must not be worse than.
+
     Raises:
+        RejectedError: it is not published, or not signed by whom we trust.
+        UsageError: the public key is not on this machine.
         InfrastructureError: the store.
     """
     found = read_channel(store, name)
@@ -56,8 +64,19 @@ def production_from_channel(store: ObjectStore, name: str, base_model: str, root
         return Production(None, None, f"Nothing is in production yet: channel {name} has no stable version.")
     if stable == candidate:
         return Production(None, None, "The candidate is the adapter in production.")
+    if trust:
+        try:
+            claimed = find_release(store, name, stable)
+            if claimed is None:
+                raise RejectedError(f"it is not published in bucket {store.bucket}.")
+            fetch_release(store, name, stable, root, base_model=claimed["base_model"]["name"], trust=trust)
+        except RejectedError as error:
+            raise RejectedError(
+                f"{name}: nothing can be compared with the stable version {stable[:12]} of its channel: {error} "
+                "Mend channel or release first."
+            ) from None
     try:
-        directory, _ = fetch_release(store, name, stable, root, base_model=base_model)
+        directory, _ = fetch_release(store, name, stable, root, base_model=base_model, trust=trust)
     except RejectedError as error:
         return Production(None, None, f"Not comparable: {error}")
     return Production(directory, stable, f"Stable version of channel {name}.")

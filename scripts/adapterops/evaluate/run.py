@@ -31,7 +31,7 @@ from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
 from adapterops.evaluate.responses import Responses
 from adapterops.evaluate.winrate import win_rate
-from adapterops.formats import format_problem
+from adapterops.formats import format_problem, shared_checker
 from adapterops.schemas import ROOT, repository_path
 from adapterops.serving.config import ServingConfig, load_serving_config
 from adapterops.store.releases import adapter_digest
@@ -298,6 +298,7 @@ def _scores(
     refused, about = refusals(cases, parse_judge(settings.refusal_judge, url, base_model))
     scores: dict[str, list[Score | None]] = {}
     for position, (name, side) in enumerate(sides.items()):
+        shared_checker().forget()
         outcomes = refused[position * len(rows) : (position + 1) * len(rows)]
         scores[name] = [
             None if answer.error and name != "candidate" else score(row.value, answer, refused=outcome)

@@ -10,6 +10,7 @@ from typing import Any
 from github.Repository import Repository
 
 from adapterops.errors import RejectedError
+from adapterops.escape import inline
 from adapterops.schemas import did_you_mean
 
 _COMMANDS = ("/retrain", "/rerun-gate", "/rollback")
@@ -39,7 +40,7 @@ def parse(body: str) -> Command | None:
         guess = did_you_mean(first, list(_COMMANDS))
         if not guess:  # paths and other people's bots begin with a slash too
             return None
-        raise RejectedError(f"`{first[:40]}` is not a command.{guess}")
+        raise RejectedError(f"{inline(first, 40)} is not a command.{guess}")
     if first == "/rollback":
         if len(rest) != 1 or not _ADAPTER.fullmatch(rest[0]):
             raise RejectedError("`/rollback` takes one adapter: `/rollback support-demo`.")

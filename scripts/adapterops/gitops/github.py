@@ -71,10 +71,11 @@ def repository(name: str | None = None) -> Iterator[Repository]:
 
 
 def approved_since_push(pull_request: int | None, head: str, label: str) -> bool:
-    """Whether a label was set on a pull request after its head was pushed: what was set before speaks of other commits.
+    """Whether somebody else set a label on a pull request after its head was pushed: what was set before speaks of other commits.
 
-    Both times are GitHub's own, of the label's last `labeled` event and of the branch's newest activity. Commits carry no
-    time of a push, only dates that whoever made them has chosen.
+    Who opened the pull request, or pushed its head, does not approve it, nor does a workflow that they started. Both times are
+    GitHub's own, of the label's `labeled` events and of the branch's newest activity. Commits carry no time of a push, only dates
+    that whoever made them has chosen.
 
     Args:
         pull_request: its number; None is approved by nobody.
@@ -91,15 +92,17 @@ def approved_since_push(pull_request: int | None, head: str, label: str) -> bool
         issue = repo.get_issue(pull_request)
         if label not in {known.name for known in issue.labels}:
             return False
-        events = (event for event in issue.get_events() if event.event == "labeled" and event.label and event.label.name == label)
-        labelled = max((event.created_at for event in events), default=None)
-        branch = repo.get_pull(pull_request).head.ref
+        pull = repo.get_pull(pull_request)
+        branch = pull.head.ref
         wanted = {"ref": f"refs/heads/{branch}", "per_page": 100}
         _, pushes = repo.requester.requestJsonAndCheck("GET", f"{repo.url}/activity", parameters=wanted)
         newest = max(pushes, key=lambda push: (push["timestamp"], push["id"]), default=None)
-    if labelled is None or newest is None or newest["after"] != head:
-        return False
-    return labelled > datetime.fromisoformat(newest["timestamp"])
+        if newest is None or newest["after"] != head:
+            return False
+        pushed, own = datetime.fromisoformat(newest["timestamp"]), {pull.user.login, (newest["actor"] or {}).get("login")}
+        events = [event for event in issue.get_events() if event.event == "labeled" and event.label and event.label.name == label]
+        others = (event for event in events if event.actor and event.actor.type == "User" and event.actor.login not in own)
+        return any(event.created_at > pushed for event in others)
 
 
 def is_by(user: NamedUser | Organization | None, author: str = ACTIONS) -> bool:

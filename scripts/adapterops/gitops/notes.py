@@ -10,10 +10,10 @@ from adapterops.store.channels import Channel
 
 def notes(manifest: dict[str, Any], bucket: str) -> str:
     """Notes of a release, from its manifest (`configs/schemas/release_manifest.json`)."""
-    pull = manifest["source"]["pr"]
-    origin = f"Judged in #{pull}." if pull else "Judged on the default branch."
+    pull = str(manifest["source"]["pr"] or "")
+    origin = f"Judged in {f'#{pull}' if pull.isdecimal() else inline(pull)}." if pull else "Judged on the default branch."
     lines = [
-        f"{origin} Base model `{manifest['base_model']['name']}`, LoRA rank {manifest['rank']}.",
+        f"{origin} Base model {inline(manifest['base_model']['name'])}, LoRA rank {manifest['rank']}.",
         "",
         "| metric | value |",
         "|---|---|",

@@ -139,6 +139,22 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     return known.judgement
 
 
+def unsigned_release(store: ObjectStore, keys: Keys, digest: str, trust: Trust) -> str | None:
+    """Why the release that is to be gone back to would be refused after the merge; None if it would not.
+
+    It needs no verdict, for it had one: so says its manifest, which is believed for its signature alone.
+
+    Raises:
+        InfrastructureError: the store, or damaged bytes.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _fetch_released(store, keys, digest, Path(scratch) / "model", trust)
+    except (RejectedError, UsageError) as error:
+        return f"{error} Nothing goes back to it: change data or recipe, and what they make is judged."
+    return None
+
+
 def _fetch_released(store: ObjectStore, keys: Keys, digest: str, target: Path, trust: Trust | None) -> None:
     """Bring a release's own files to `target`; where candidates must be signed, so must it be, by whom its hosts trust.
 

@@ -11,6 +11,7 @@ from adapterops import escape
 from adapterops.data.policy import load_policy
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops.candidates import Candidate, find_candidate
+from adapterops.gitops.promote import unsigned_release
 from adapterops.plan.estimate import PRICING, Estimate, cap_usd, estimate
 from adapterops.plan.keys import Keys, adapter_keys, adapter_names
 from adapterops.plan.rules import POLICY, is_rule, rule_changes
@@ -145,6 +146,8 @@ def _adapters(
         known = find_candidate(store, keys, trust) if store else Candidate(None, keys.judgement(None), None, released=False)
         # It passed when it was released, and going back to it must not need a GPU, whatever the rules are by now.
         going_back = known.released and change != "judgement"
+        if going_back and store and trust and (problem := unsigned_release(store, keys, str(known.digest), trust)):
+            problems.append(f"{name}: {problem}")
         if known.distrust and not going_back:  # the release would refuse it after the merge, and no run can replace it
             problems.append(f"{name}: {known.distrust}   # then comment `/retrain`")
         verdict = "PASS" if going_back else known.verdict

@@ -7,6 +7,7 @@ Nothing here checks a pull request out. The tree that `main` would have after th
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import subprocess
@@ -270,10 +271,13 @@ def take(base: str, head: str, repository: Path, into: Path) -> str:
     present, wanted = entries(base, repository, *TAKEN), entries(tree, repository, *TAKEN)
     if problems := problems_of(wanted, present, repository):
         raise RejectedError("the pull request's files are not taken:\n" + "\n".join(f"  {problem}" for problem in problems))
+    # First what goes: a folder may take the place of a file of its name, and a file that of a folder.
+    for path in filter(takeable, present.keys() - wanted.keys()):
+        (into / path).unlink(missing_ok=True)
+        for folder in PurePosixPath(path).parents[:-2]:
+            with contextlib.suppress(OSError):  # there is more in it
+                (into / folder).rmdir()
     write_tree({path: entry for path, entry in wanted.items() if takeable(path) and present.get(path) != entry}, repository, into)
-    for path in present.keys() - wanted.keys():
-        if takeable(path):
-            (into / path).unlink(missing_ok=True)
     return tree
 
 

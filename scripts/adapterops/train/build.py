@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback
 
 from adapterops.basemodels import base_model_directory
-from adapterops.errors import RejectedError, UsageError
+from adapterops.errors import UsageError
 from adapterops.train.cpu import keep_freed_memory
 from adapterops.train.labels import Row
 from adapterops.train.network import apply_kernels, load_base, lora_config, try_attention
@@ -114,27 +113,6 @@ def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int) -> flo
             total += float(model(**moved))
     model.train(was_training)
     return total / max(1, count)
-
-
-def hold_back(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """Rows to train on, and a share held back to judge by; the content of a row decides, not its place.
-
-    Raises:
-        RejectedError: nothing is left to train on.
-    """
-
-    def key(row: Row) -> str:
-        return hashlib.sha256(repr(row["input_ids"]).encode()).hexdigest()
-
-    count = max(1, round(len(rows) * share))
-    held = set(sorted(map(key, rows))[:count])
-    kept = [row for row in rows if key(row) not in held]
-    if not kept:
-        raise RejectedError(
-            f"training.early_stopping.share {share} holds back all of {len(rows)} rows, for at least one is held back, and its equals with "
-            "it. Add rows, or remove early_stopping from the recipe."
-        )
-    return kept, [row for row in rows if key(row) in held]
 
 
 class Kept:

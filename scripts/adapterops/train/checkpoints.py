@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SEAL, _SIGNATURE = "seal.json", "seal.json.signature"
 _FAILURES = 3
 _KEPT = 2
+_LOOKED_AT = 20  # seals, before a training starts anew
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading a seal raises that is none
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -180,12 +181,13 @@ class Checkpoints:
         if self._remote:
             self._remote.renew()
             step = _step(found) if found else -1
-            for key in sorted(self._remote.store.keys(self._prefix), reverse=True):
-                if key.endswith(f"/{_SEAL}") and _remote_step(key) > step:
-                    try:
-                        return self._fetch(self._remote, key)
-                    except (RejectedError, DamagedError) as error:  # or not to be trusted: the one before it will do
-                        error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
+            seals = [key for key in self._remote.store.keys(self._prefix) if key.endswith(f"/{_SEAL}") and _remote_step(key) > step]
+            # Not all of them: who may write here could keep a GPU waiting with thousands that are none.
+            for key in sorted(seals, reverse=True)[:_LOOKED_AT]:
+                try:
+                    return self._fetch(self._remote, key)
+                except (RejectedError, DamagedError) as error:  # or not to be trusted: the one before it will do
+                    error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
         return found
 
     def clear(self) -> None:

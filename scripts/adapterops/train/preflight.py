@@ -19,6 +19,7 @@ from adapterops.train.encode import EncodedData, encode_files
 from adapterops.train.ladder import next_rung
 from adapterops.train.memory import CONTEXT_BYTES, Estimate, Shape, estimate
 from adapterops.train.recipe import Recipe, hints, training_key
+from adapterops.train.work import work_tokens
 from adapterops.yamlfile import load_yaml
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def predict(
     if gpu is None:
         return found
     speed, basis = throughput(recipe, training, shape_of(recipe), gpu, prices)
-    return found | {"gpu": gpu.name, "speed_from": basis, **_course(encoded.tokens * training["num_train_epochs"], speed, gpu, processes)}
+    return found | {"gpu": gpu.name, "speed_from": basis, **_course(work_tokens(training, encoded), speed, gpu, processes)}
 
 
 def cost(seconds: float, device: str, prices: dict[str, Any], processes: int) -> dict[str, float]:
@@ -150,7 +151,7 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, 
     encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], training["on_truncation"])
     needed = memory(recipe, training, encoded, pieces)
     peak = max(needed.loading, needed.training, needed.evaluation) + CONTEXT_BYTES
-    total = encoded.tokens * training["num_train_epochs"]
+    total = work_tokens(training, encoded)
     gpus = []
     for name, entry in prices["gpus"].items():
         gpu = Gpu(name, **entry)

@@ -242,10 +242,11 @@ def _attempt(
     from accelerate import PartialState
     from transformers import TrainerState
 
-    from adapterops.train.build import Kept, build_trainer, hold_back, mean_loss
+    from adapterops.train.build import Kept, build_trainer, mean_loss
     from adapterops.train.processes import divided, of_first
     from adapterops.train.quantisation import compare, sample
     from adapterops.train.watch import EarlyStopping, LossGuard, Watch
+    from adapterops.train.work import hold_back
 
     processes = PartialState().num_processes
     micro, accumulation = divided(training["per_device_train_batch_size"], training["gradient_accumulation_steps"], processes, recipe.path)
