@@ -73,7 +73,7 @@ def test_nginx_understands_the_load_balancers_configuration(tmp_path):
     assert result.returncode == 0, result.stderr
     config = load_serving_config(ROOT / "configs/serving.yaml")
     assert f"proxy_read_timeout {config.gateway.read_timeout_s}s;" in text
-    assert f"client_max_body_size {config.gateway.max_body_bytes >> 20}m;" in text
+    assert f"client_max_body_size {config.gateway.max_body_bytes >> 10}k;" in text
 
 
 def test_behind_the_load_balancer_a_thumb_finds_the_host_that_gave_the_answer(tmp_path):
