@@ -106,7 +106,7 @@ def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[
                 "rouge_l": None if found is None or found.rouge_l is None else round(found.rouge_l, 4),
                 "chrf": None if found is None or found.chrf is None else round(found.chrf, 4),
                 "format_ok": found.format_ok if found else None,
-                "refused": found.refused if found else False,
+                "refused": found.refused if found else False,  # None: nobody could tell
             }
             sample[side] = {**dataclasses.asdict(sides[side].answers[index]), **fields}
     return sample
