@@ -21,7 +21,14 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 # What a pull request may bring into a trusted checkout, and as which kinds of file.
 TAKEN = {"data": {".jsonl", ".json", ".md"}, "configs": {".yaml"}, "adapters": {".yaml"}}
 # ... but these decide what may be run, loaded, spent or believed: they always come from the trusted side.
-TRUSTED_ALONE = ("configs/schemas/", "configs/chat_templates/", "configs/base_models.yaml", "configs/pricing.yaml", "data/labelled/")
+TRUSTED_ALONE = (
+    "configs/schemas/",
+    "configs/chat_templates/",
+    "configs/base_models.yaml",
+    "configs/pricing.yaml",
+    "data/labelled/",
+    "data/adjudicated/",
+)
 MAX_FILE_BYTES = 512 << 20
 MAX_SETTINGS_BYTES = 256 << 10  # a YAML file
 MAX_TOTAL_BYTES = 2 << 30
