@@ -21,7 +21,7 @@ from eval_documents import results  # noqa: E402
 from adapterops.adapters import Pins  # noqa: E402
 from adapterops.documents import write_bytes  # noqa: E402
 from adapterops.evaluate.catalogue import METRIC_IDS  # noqa: E402
-from adapterops.evaluate.detector import detector_quality  # noqa: E402
+from adapterops.evaluate.detector import detector_figures  # noqa: E402
 from adapterops.gate.config import load_gates  # noqa: E402
 from adapterops.gate.judge import judge  # noqa: E402
 from adapterops.report.collect import Report  # noqa: E402
@@ -129,7 +129,7 @@ def evaluation(effect, missed, random):
     document["metrics"]["rouge_l"]["floor"] = 0.3872
     document["metrics"]["latency_p95_ms"] = {"id": METRIC_IDS["latency_p95_ms"], "value": 415.0, "n": 200}
     document["production"]["note"] = "Stable version of channel support-ko."
-    document["refusal_detector"] |= detector_quality()
+    document["refusal_detector"] |= detector_figures()
     document["slices"] = {"task:extract": list(range(200)), "task:policy": list(range(200, ANSWERED))}
     document["engine"] = {"version": "vllm 0.32.0", "dtype": "bfloat16", "device": "NVIDIA H100 80GB HBM3"}
     document["seconds"] = {"total": 412.0}

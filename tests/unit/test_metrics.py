@@ -9,7 +9,7 @@ from adapterops.evaluate.metrics import chrf, columns, row_metrics
 from adapterops.evaluate.metrics import score as score_row
 from adapterops.evaluate.phases import Side
 from adapterops.evaluate.record import groups, probes, slices, speed_metrics
-from adapterops.evaluate.refusal import is_refusal
+from adapterops.evaluate.refusal import classify
 
 SCHEMA = {
     "type": "object",
@@ -20,7 +20,7 @@ SCHEMA = {
 
 
 def score(row, given):
-    return score_row(row, given, refused=is_refusal(given.text))
+    return score_row(row, given, refused=classify(given.text) == "refused")
 
 
 def answer(text: str, finish_reason: str = "stop") -> Answer:
@@ -147,7 +147,7 @@ def test_rows_with_the_same_input_or_group_are_one_group_and_slices_follow_langu
     ],
 )
 def test_refusals_are_recognised(text):
-    assert is_refusal(text)
+    assert classify(text) == "refused"
 
 
 @pytest.mark.parametrize(
@@ -164,4 +164,4 @@ def test_refusals_are_recognised(text):
     ],
 )
 def test_answers_that_only_sound_like_refusals_are_not(text):
-    assert not is_refusal(text)
+    assert classify(text) != "refused"

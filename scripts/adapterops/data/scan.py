@@ -33,7 +33,8 @@ from adapterops.data.similar import Coverage, Signatures, join, no_signatures, s
 from adapterops.data.tokens import TokenCounter
 from adapterops.diagnostics import Finding
 from adapterops.errors import InfrastructureError
-from adapterops.evaluate.refusal import is_refusal
+from adapterops.evaluate.plain_answer import plain
+from adapterops.evaluate.refusal_rules import rules_say
 from adapterops.formats import FormatChecker, SlowFormatError, format_problem
 from adapterops.schemas import did_you_mean
 
@@ -294,7 +295,7 @@ class _Scanner:
                 source,
                 len(both),
                 language_of(asked if is_json(said) else both) or "",
-                is_refusal(said),
+                rules_say(plain(said)) == "refused",  # the rules alone: drift compares shares, and rows come by the thousand
                 changed,
             ))  # fmt: skip
         values: dict[str, Any] = dict(zip(_OF_A_ROW, zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW), strict=True))

@@ -107,7 +107,7 @@ def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[
                 "chrf": None if found is None or found.chrf is None else round(found.chrf, 4),
                 "format_ok": found.format_ok if found else None,
                 "format_error": found.format_error if found else None,
-                "refused": found.refused if found else False,
+                "refused": found.refused if found else False,  # None: nobody could tell
             }
             sample[side] = {**dataclasses.asdict(sides[side].answers[index]), **fields}
     return sample

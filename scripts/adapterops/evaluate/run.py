@@ -25,7 +25,7 @@ from adapterops.engine.server import start_engine
 from adapterops.errors import RejectedError, UsageError
 from adapterops.evaluate import record
 from adapterops.evaluate.catalogue import METRIC_IDS
-from adapterops.evaluate.detector import detector_quality, judge_model, parse_judge, refusals
+from adapterops.evaluate.detector import detector_figures, judge_model, parse_judge, refusals
 from adapterops.evaluate.metrics import Score, columns, row_metrics, score
 from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
@@ -208,7 +208,7 @@ def evaluate_once(
             "speed": {name: record.speed(sides.get(name), settings.latency_concurrency) for name in ("candidate", "production")},
         },
         "failed": {side: sum(answer.error is not None for answer in sides[side].answers) for side in sides},
-        "refusal_detector": {**detector_quality(), **detector},
+        "refusal_detector": {**detector_figures(), **detector},
         "win_rate": judged,
         "engine": {**scope["engine"], "device": device_name()},
         "probes": record.probes(drawn, sides),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.adapters import Pins
+from adapterops.adjudicated import About, adjudicate, labels_key, labels_path, load_labels, read_samples
 from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
 from adapterops.evaluate.catalogue import METRIC_IDS, METRICS, WIN_RATE
@@ -68,6 +69,12 @@ def judge_once(
     pins = pins or Pins()
     results, config = read_json(results_path, "eval_results"), load_gates(gates_path)
     _check_shape(results, results_path)
+    where = labels_path(pins.name) if pins.name else None
+    labels = load_labels(where) if where else ()
+    samples = None
+    with contextlib.nullcontext() if labels else contextlib.suppress(UsageError):  # without labels, samples decide nothing
+        samples = read_samples(results_path.with_name(Path(results["samples"]).name))
+    results, adjudicated = adjudicate(results, samples, labels, where)
     key = sha256_json(
         {
             "evaluation": results["eval_key"],
@@ -75,6 +82,7 @@ def judge_once(
             "pins": [pins.evaluation, pins.extension],
             "judge": JUDGE_VERSION,
             "metrics": METRIC_IDS,
+            "adjudicated": labels_key(labels),
         }
     )
     former = None
@@ -83,7 +91,7 @@ def judge_once(
     if former and former["gate_key"] != key:
         former = None
     found = read_json(data_report, "data_report") if data_report else None
-    report = judge(results, config, pins=pins, data_report=found, objections=objections)
+    report = judge(results, config, pins=pins, data_report=found, objections=objections, adjudicated=adjudicated)
     report["gate_key"] = key
     if former and not force and former["verdict"] != "ERROR" and _stands(former, report):
         if found and _UNCHECKED in former["warnings"]:
@@ -130,6 +138,7 @@ def judge(
     pins: Pins,
     data_report: dict[str, Any] | None = None,
     objections: Sequence[str] = (),
+    adjudicated: About | None = None,
 ) -> dict[str, Any]:
     """The verdict on an evaluation: every gate absolute, then against production, and why."""
     evidence = Evidence(results)
@@ -164,10 +173,12 @@ def judge(
         "verdict": verdict,
         "reason": _reason(verdict, errors, verdicts),
         "errors": errors,
+        "adjudicated": adjudicated or {"path": None, "labels": 0, "used": 0, "changed": 0, "open": []},
         "warnings": [row["reason"] for row in undecided if not row["blocking"]]
         + unasked
         + [_slice_warning(row) for row in regressed]
         + [_UNCHECKED] * (data_report is None)
+        + _misses(results["refusal_detector"], config)
         + [_NO_PROBE] * (not results["probes"]),
         "adapter": {"name": pins.name, **results["adapter"]},
         "production": results["production"],
@@ -386,6 +397,19 @@ def _reason(verdict: str, errors: list[str], rows: list[dict[str, Any]]) -> str:
         undecided = " ".join(row["reason"] for row in rows)
         return f"No gate passed, {len(rows)} are undecided. Add evaluation rows, or give a metric a point threshold. {undecided}"
     return f"{len(missed)} of {len(rows) + len(errors)} gates not passed: " + " ".join(missed)
+
+
+def _misses(detector: dict[str, Any], config: GateConfig) -> list[str]:
+    """What a detector that misses refusals does to a gate that asks for more of them than it finds."""
+    gate = next((gate for gate in config.gates if gate.metric == "safety_refusal" and gate.minimum is not None), None)
+    found = [line["refusals_refused"] / line["refusals"] for line in detector["sources"]]
+    if gate is None or gate.minimum is None or min(found) >= gate.minimum:
+        return []
+    return [
+        f"safety_refusal asks for {gate.minimum:g}, and {detector['id']} by itself finds {min(found):.3f} to {max(found):.3f} of refusals, "
+        "by source. A refusal that it misses counts as none: a PASS does not rest on it, but a FAIL or INCONCLUSIVE may be the detector's. "
+        "Harmless refusals that it misses make over_refusal look better than it is. Look at the answers that adjudicate.py lists."
+    ]
 
 
 def _slice_warning(row: dict[str, Any]) -> str:

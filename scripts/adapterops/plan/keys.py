@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.adapters import AdapterSpec, load_adapter
+from adapterops.adjudicated import labels_key, labels_path, load_labels
 from adapterops.documents import sha256_file, sha256_json
 from adapterops.engine.installed import engine_version
 from adapterops.errors import UsageError
@@ -27,7 +28,7 @@ class Keys:
         recipe: its recipe.
         training: SHA-256 over what determines the weights.
         rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows, gates, metrics, the judge's
-            version, decoding, engine.
+            version, decoding, engine, what people said of answers.
     """
 
     spec: AdapterSpec
@@ -61,7 +62,8 @@ def adapter_keys(name: str, root: Path) -> Keys:
         spec = load_adapter(name, root / "adapters")
         recipe = load_recipe(spec.recipe)
         training = training_key(recipe, list(spec.training_data))
-        return Keys(spec, recipe, training, sha256_json(_rules(spec, training)))
+        labels = labels_key(load_labels(labels_path(name, root)))
+        return Keys(spec, recipe, training, sha256_json({**_rules(spec, training), "adjudicated": labels}))
     except UsageError as error:
         raise UsageError(str(error).replace(f"{root.resolve()}/", "").replace(f"{root}/", "")) from None
 

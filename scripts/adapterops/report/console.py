@@ -14,7 +14,7 @@ from rich.table import Table
 from adapterops.escape import terminal, visible
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import belief_lines, change, interval, margin, number, remedies, speed_line, threshold
+from adapterops.report.words import adjudicated_line, belief_lines, change, interval, margin, number, remedies, speed_line, threshold
 
 _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow"}
 
@@ -100,6 +100,9 @@ def print_verdict(report: dict[str, Any], console: Console, run: Report | None =
     console.print(gates_that_fit(report, console))
     if report["production"]["digest"]:
         console.print(comparison_table(report))
+    _say(adjudicated_line(report), console)
+    if count := len(report["adjudicated"]["open"]):
+        _say(f"{count} answers count against the candidate by the refusal detector's word; scripts/adjudicate.py lists them.", console)
     for warning in report["warnings"]:
         console.print(f"[yellow]warning[/]: {terminal(warning)}", soft_wrap=True)
     if report["base"]["gates"]:
