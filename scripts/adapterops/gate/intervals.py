@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
+
+from adapterops.gate.paired import paired_bounds
 
 RESAMPLES = 9_999
 _EQUAL = 1e-12  # differences of equal scores are apart by rounding alone
@@ -124,28 +126,16 @@ def quantile_ranks(n: int, quantile: float, confidence: float) -> tuple[int, int
 
 
 def paired_rate_interval(candidate: Sequence[bool], reference: Sequence[bool], groups: Sequence[int], confidence: float) -> Interval:
-    """Bounds of the difference of two rates on the same rows, by the score test (Tango 1998, Statistics in Medicine 17:891)."""
+    """Bounds of the difference of two rates on the same rows: exact, see `gate.paired`.
+
+    Where rows share a group, the sample counts as n divided by the design effect, which is an
+    estimate: then the bounds are exact no more.
+    """
     differences = [float(a) - float(b) for a, b in zip(candidate, reference, strict=True)]
     n = effective_size(differences, groups)
     share = n / len(differences)
     gains, losses = (share * sum(d == sign for d in differences) for sign in (1.0, -1.0))
-    z = float(stats.norm.ppf(confidence))
-    estimate = (gains - losses) / n
-
-    def score(difference: float) -> float:
-        a, b, c = 2 * n, -gains - losses + (2 * n - gains + losses) * difference, -losses * difference * (1 - difference)
-        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-        variance = n * (2 * q + difference * (1 - difference))
-        return (gains - losses - n * difference) / math.sqrt(variance) if variance > 0 else 0.0
-
-    def root(sign: int) -> float:
-        """Where the score reaches ± z between the estimate and ± 1."""
-        end = sign * (1 - 1e-12)
-        if abs(estimate) >= abs(end) and estimate * sign > 0:
-            return float(sign)
-        return float(optimize.brentq(lambda d: score(d) + sign * z, estimate + sign * 1e-12, end))
-
-    return Interval(root(-1), root(1))
+    return Interval(*paired_bounds(gains, losses, n, confidence))
 
 
 def ratio_interval(
