@@ -24,6 +24,7 @@ Numbers = NDArray[Any]
 
 _STEP = 0.7  # of the grid of shares, in standard deviations of an observed share
 _REACH = 6.0  # standard deviations of a count; what lies beyond has a chance below 1e-8
+_KEPT = 0.995  # of the error: between two shares of the grid one may be likelier by 1 in 1,000
 _CLOSE = 1e-9
 _FINE = 1e-6  # of a bound
 
@@ -50,15 +51,15 @@ def least_gains(n: int, bar: float, confidence: float) -> Numbers:
     n + 1 and more: none does. The bound is `paired_bounds`' own. As a test of "the difference is at
     most `bar`" this is the region that rejects; its chance there is at most 1 - confidence.
     """
-    z = float(special.ndtri(confidence))
+    z, error = float(special.ndtri(confidence)), _KEPT * (1 - confidence)
 
     def too_likely(limit: float) -> bool:
-        return _greatest_chance(_least_gains(n, limit, z), n, bar) > 1 - confidence
+        return _greatest_chance(_least_gains(n, limit, z), n, bar) > error
 
     low, high = -1.0, 1.0  # of the score limit: the order has one place from which on all pass
     if too_likely(high):
         return np.arange(n + 1) * 0 + n + 1
-    for _ in range(40):
+    while high - low > _FINE:
         middle = (low + high) / 2
         low, high = (middle, high) if too_likely(middle) else (low, middle)
     return _least_gains(n, high, z)
@@ -78,11 +79,12 @@ def _lower(gains: int, losses: int, n: int, confidence: float) -> float:
     z = float(special.ndtri(confidence))
     limit = _score_limit(gains, losses, n, z)
     region = _least_gains(n, limit - _CLOSE, z)
+    error = float(special.ndtri(_KEPT * (1 - confidence)))
     region[losses] = min(region[losses], gains)  # itself, whatever rounding says
 
     def excess(difference: float) -> float:
         """In standard deviations, which is nearly a straight line."""
-        return float(special.ndtri(max(_greatest_chance(region, n, difference), 1e-300))) + z
+        return float(special.ndtri(max(_greatest_chance(region, n, difference), 1e-300))) - error
 
     width = max(0.2 * ((gains - losses) / n - limit), 1e-6)
     low, high = max(limit - width, -1.0), limit

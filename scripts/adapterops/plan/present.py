@@ -22,6 +22,8 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for row in plan["adapters"]:
         for hint in row["hints"]:
             console.print(f"hint: {row['name']}: {hint}", markup=False, soft_wrap=True)
+        for line in row.get("power", []):
+            console.print(f"power: {row['name']}: {line}", markup=False, soft_wrap=True)
     for change in plan["rules"]:
         console.out(f"rule {change['file']}: {change['setting']}: {change['old']} → {change['new']}", highlight=False)
     for problem in plan["problems"]:
@@ -58,6 +60,10 @@ def plan_markdown(plan: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(text(cell) for cell in _cells(row)) + " |" for row in plan["adapters"]]
         lines += ["", *sorted({f"{text(row['basis'])}." for row in plan["adapters"] if row["minutes"] is None})]
         lines += [f"- Hint for {text(row['name'])}: {text(hint)}" for row in plan["adapters"] for hint in row["hints"]]
+        for row in plan["adapters"]:
+            if row.get("power"):
+                lines += ["", f"<details><summary>What the gates of {text(row['name'])} can decide on its rows</summary>", ""]
+                lines += [*(f"- {text(line)}" for line in row["power"]), "", "</details>"]
     return "\n".join(lines).rstrip() + "\n"
 
 

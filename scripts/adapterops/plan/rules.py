@@ -26,7 +26,7 @@ _STRICTNESS: dict[str, Callable[[Any], float]] = {
     "on_inconclusive": ("warn", "block").index,
 }
 # What a gate file means that does not say it: a setting that appears is no higher bar for that alone.
-_UNSAID = {"min_n": 1, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
+_UNSAID = {"min_n": 20, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
 
 @dataclass(frozen=True)
