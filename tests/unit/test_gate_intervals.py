@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from adapterops.gate.intervals import effective_size, mean_interval, paired_rate_interval, quantile_interval, rate_interval
+from adapterops.gate.intervals import effective_size, independent_exceedances, mean_interval, quantile_interval, rate_interval
 
 EXPERIMENTS = 2_000
 # Three standard errors of a proportion of 0.05 seen in 2,000 experiments.
@@ -104,7 +104,9 @@ def test_rates_count_groups_that_agree_with_themselves_once():
 
 @pytest.mark.parametrize(("n", "low_rank", "high_rank"), [(58, 52, None), (59, 53, 59), (200, 185, 196)])
 def test_the_95th_percentile_is_bounded_by_order_statistics(n, low_rank, high_rank):
-    assert quantile_interval(list(range(1, n + 1)), 0.95, 0.95) == (low_rank, high_rank)
+    turns = [value for pair in zip(range(n // 2, 0, -1), range(n // 2 + 1, n + 1), strict=False) for value in pair]
+    values = turns + [n] * (n % 2)  # small and large in turn: no slow spell
+    assert quantile_interval(values, 0.95, 0.95) == (low_rank, high_rank)
 
 
 def test_the_bounds_of_the_95th_percentile_hold_for_a_long_tailed_latency():
@@ -113,3 +115,33 @@ def test_the_bounds_of_the_95th_percentile_hold_for_a_long_tailed_latency():
     bounds = [quantile_interval(random.lognormal(6, 0.5, 200), 0.95, 0.95) for _ in range(EXPERIMENTS)]
     assert np.mean([bound.low > truth for bound in bounds]) <= 0.05 + SLACK
     assert np.mean([bound.high < truth for bound in bounds]) <= 0.05 + SLACK
+
+
+# --- requests that follow each other ---
+
+
+def spells(random, phi, experiments, n):
+    """Standard normal series in which each value keeps a share `phi` of the one before."""
+    noise = random.standard_normal((experiments, n))
+    series = np.empty_like(noise)
+    series[:, 0] = noise[:, 0]
+    for place in range(1, n):
+        series[:, place] = phi * series[:, place - 1] + math.sqrt(1 - phi * phi) * noise[:, place]
+    return series
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.5, 0.7])
+def test_the_bounds_of_the_95th_percentile_hold_where_slow_requests_come_in_spells(phi):
+    """As if each request were independent, 200 of them miss by 0.09 and 0.07 at phi = 0.5."""
+    truth, experiments = stats.norm.ppf(0.95), 1_000
+    bounds = [quantile_interval(values, 0.95, 0.95) for values in spells(np.random.default_rng(21), phi, experiments, 200)]
+    slack = 3 * math.sqrt(0.05 * 0.95 / experiments)
+    assert np.mean([bound.low is not None and bound.low > truth for bound in bounds]) <= 0.05 + slack / 2
+    assert np.mean([bound.high is not None and bound.high < truth for bound in bounds]) <= 0.05 + slack / 2
+
+
+def test_requests_in_spells_count_for_fewer():
+    random = np.random.default_rng(22)
+    worth = [independent_exceedances(spells(random, phi, 1, 400)[0], 0.95) for phi in (0.0, 0.5, 0.8)]
+    assert worth[0] > 300 > worth[1] > worth[2] > 20
+    assert independent_exceedances([1.0] * 50, 0.95) == 50
