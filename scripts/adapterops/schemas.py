@@ -92,7 +92,7 @@ def data_schema_validator(schema: dict[str, Any]) -> jsonschema_rs.Validator:
         raise ValueError(f"{uri} is outside the schema")
 
     try:
-        return jsonschema_rs.Draft202012Validator(schema, retriever=refuse)
+        return jsonschema_rs.Draft202012Validator(schema, retriever=refuse, validate_formats=True)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
         raise ValueError(str(error).partition("\n")[0]) from None
 

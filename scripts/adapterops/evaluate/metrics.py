@@ -104,10 +104,18 @@ def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:
     if answer.finish_reason != "stop":
         return False
     try:
-        value = json.loads(answer.text, parse_constant=_no_constant)
+        value = json.loads(answer.text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         return False
     return expected_format == "json" or _validator(json.dumps(expected_format, sort_keys=True)).is_valid(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of one key each reader takes another one, so that neither is an answer."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _no_constant(name: str) -> None:

@@ -63,9 +63,10 @@ def compare(
         "reason": "",
     }
     if gate and margin is not None:
-        row |= _judge(row, gate, margin, interval, ratio)
-        if row["verdict"] == "INCONCLUSIVE":
-            row["reason"] += lacking_pairs(candidate, reference, interval, margin, _bar(row, margin), confidence)
+        judged = _judge(row, gate, margin, interval, ratio)
+        if judged["verdict"] == "INCONCLUSIVE":
+            judged["reason"] += lacking_pairs(candidate, reference, interval, margin, _bar(row, margin), confidence)
+        row |= judged
     return row
 
 
