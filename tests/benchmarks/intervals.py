@@ -2,6 +2,7 @@
 
 python tests/benchmarks/intervals.py paired [--step 1]        levels of paired rates, every n
 python tests/benchmarks/intervals.py candidates               other limits of paired rates
+python tests/benchmarks/intervals.py latency                  latencies in spells, sides in turn or not
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from scipy import special, stats
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from adapterops.gate import paired  # noqa: E402
+from adapterops.gate import intervals, paired  # noqa: E402
+from adapterops.gate.evidence import nearest_rank_p95  # noqa: E402
 
 Numbers = NDArray[Any]
 MARGINS = (0.02, 0.03, 0.05, 0.10)
@@ -141,17 +143,67 @@ def candidates() -> None:
         print(f"| {name} | {levels_} | {shown} |", flush=True)
 
 
+def _spells(random: np.random.Generator, phi: float, n: int) -> Numbers:
+    """Standard normal values of which each keeps a share of the one before."""
+    series = random.standard_normal(n)
+    for place in range(1, n):
+        series[place] = phi * series[place - 1] + math.sqrt(1 - phi * phi) * series[place]
+    return series
+
+
+def latency(experiments: int) -> None:
+    """One-sided errors at the bar: of the 95th percentile, and of the ratio of two."""
+    random, truth = np.random.default_rng(1), float(special.ndtri(0.95))
+    print("| phi | n | p95, each request alone: low / high | p95, as judged: low / high | no upper bound |")
+    print("|---|---|---|---|---|")
+    for n in (100, 200, 400):
+        for phi in (0.0, 0.3, 0.5, 0.7):
+            below, above = intervals.quantile_ranks(n, 0.95, 0.95)
+            wrong = np.zeros(5)
+            for _ in range(experiments):
+                values = _spells(random, phi, n)
+                ranked, found = np.sort(values), intervals.quantile_interval(values.tolist(), 0.95, 0.95)
+                wrong += [
+                    ranked[below - 1] > truth,
+                    above <= n and ranked[min(above, n) - 1] < truth,
+                    found.low is not None and found.low > truth,
+                    found.high is not None and found.high < truth,
+                    found.high is None,
+                ]
+            low, high, own_low, own_high, none = wrong / experiments
+            print(f"| {phi} | {n} | {low:.3f} / {high:.3f} | {own_low:.3f} / {own_high:.3f} | {none:.2f} |", flush=True)
+    print("\n| prompts · noise | phi | one side after the other: false PASS / FAIL | in turn: false PASS / FAIL |")
+    print("|---|---|---|---|")
+    for prompts, noise in ((0.5, 0.1), (0.3, 0.3), (0.0, 0.2)):
+        for phi in (0.0, 0.3, 0.5, 0.7):
+            wrong = np.zeros(4)
+            for seed in range(experiments // 4):
+                asked = random.normal(0, prompts, 200)
+                both = _spells(random, phi, 400).reshape(200, 2)
+                both = np.where(random.random((200, 1)) < 0.5, both, both[:, ::-1])
+                apart = np.stack([_spells(random, phi, 200), _spells(random, phi, 200)], axis=1)
+                for place, spells in enumerate((apart, both)):
+                    times = np.exp(asked[:, None] + noise * spells) * (1.1, 1.0)
+                    low, high = intervals.ratio_interval(times[:, 0], times[:, 1], nearest_rank_p95, 0.95, seed, 399)
+                    wrong[2 * place : 2 * place + 2] += [high is not None and high < 1.1, low is not None and low > 1.1]
+            one, two, three, four = wrong / (experiments // 4)
+            print(f"| {prompts} · {noise} | {phi} | {one:.3f} / {two:.3f} | {three:.3f} / {four:.3f} |", flush=True)
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("paired", "candidates"))
+    parser.add_argument("table", choices=("paired", "candidates", "latency"))
     parser.add_argument("--step", type=int, default=1, help="of n")
     parser.add_argument("--shares", type=int, default=301, help="shares of changed rows that are tried for each n")
     parser.add_argument("--margin", type=float, action="append", help="only this one; several times")
+    parser.add_argument("--experiments", type=int, default=2_000, help="of each line of `latency`")
     options = parser.parse_args()
     started = time.monotonic()
     if options.table == "paired":
         levels(options.step, options.shares, options.margin or list(MARGINS))
+    elif options.table == "latency":
+        latency(options.experiments)
     else:
         candidates()
     print(f"\n{time.monotonic() - started:.0f} s")
