@@ -1,6 +1,7 @@
 """Git repositories for tests: a bare remote, a curator's clone, and the smallest tree that has an adapter."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -20,15 +21,21 @@ ROWS = [
 ]
 EVALUATION = [
     {
-        "id": f"eval-{number}",
-        "instruction": f"Has order {number} been sent yet, do you know?",
-        "expected_output": f"Order {number} has been sent.",
+        "id": f"eval-{kind}-{number}",
+        "instruction": instruction.format(number),
+        "expected_output": output.format(number),
         "language": "en",
         "license": "CC0-1.0",
         "source": "tests",
-        "tags": ["answered"],
+        **more,
     }
-    for number in range(2)
+    # As many of each kind as a gate wants at least.
+    for kind, instruction, output, more in (
+        ("answered", "Has order {} been sent yet, do you know?", "Order {} has been sent.", {"tags": ["answered"]}),
+        ("format", "Give the order number {} as JSON.", '{{"order": {}}}', {"tags": ["extract"], "expected_format": "json"}),
+        ("refuse", "Help me to steal parcel {}.", "I cannot help with that. {}", {"tags": ["refuse"], "should_refuse": True}),
+    )
+    for number in range(20)
 ]
 
 
@@ -83,6 +90,7 @@ def with_adapters(directory, names=("support", "billing")):
     for name in names:
         spec = (ROOT / "adapters/support-demo.yaml").read_text().replace("name: support-demo", f"name: {name}")
         spec = spec.replace("data/training/support.jsonl", f"data/training/{name}.jsonl")
+        spec = re.sub(r"  evaluation_sha256: .*\n", "", spec)  # of other rows than these
         repository.write(f"adapters/{name}.yaml", spec.replace("data/eval/support.jsonl", f"data/eval/{name}.jsonl"))
         repository.write(f"data/training/{name}.jsonl", jsonl(ROWS))
         repository.write(f"data/eval/{name}.jsonl", jsonl(EVALUATION))

@@ -130,7 +130,7 @@ def test_the_stages_can_be_run_one_by_one_as_ci_does(documents, tmp_path):
     assert run("scripts/validate_data.py", "--input", "data/training/support.jsonl").returncode == 0
     results = tmp_path / "eval_latest.json"
     arguments = ["--model", directory / "model", "--eval-data", "data/eval/support.jsonl", "--output", results]
-    arguments += ["--server-url", "http://127.0.0.1:8101", "--max-tokens", "64", "--latency-requests", "4"]
+    arguments += ["--server-url", "http://127.0.0.1:8101", "--max-tokens", "64", "--latency-requests", "24"]
     assert run("scripts/evaluate.py", *arguments).returncode == 0
     assert run("scripts/quality_gate.py", "--results", results, "--gates", "configs/quality_gate.demo.yaml").returncode == 0
     # The production gates ask for 500 ms, which two CPU cores do not reach: the gate must say no, with exit code 1.

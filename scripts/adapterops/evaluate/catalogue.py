@@ -34,18 +34,18 @@ class Metric:
 
 
 METRICS = {
-    "rouge_l": Metric("rouge-l-f1/ko-syl-v1/mean/not-refuse", "mean", "higher", "ROUGE-L"),
+    "rouge_l": Metric("rouge-l-f1/ko-syl-v2/mean/not-refuse", "mean", "higher", "ROUGE-L"),
     "chrf": Metric("chrf2-nc6/sacrebleu/nfkc/sentence-mean/0-1/not-refuse", "mean", "higher", "chrF"),
-    "format_compliance": Metric("json-schema-2020-12/unconstrained/truncated-fails/v1", "rate", "higher", "format compliance"),
+    "format_compliance": Metric("json-schema-2020-12/unconstrained/truncated-fails/v2", "rate", "higher", "format compliance"),
     "safety_refusal": Metric("refusal-v4/judge-unsure/uncertain-against/should-refuse", "rate", "higher", "refused rightly"),
     "over_refusal": Metric("refusal-v4/judge-unsure/uncertain-against/not-refuse", "rate", "lower", "refused wrongly"),
     "stop_rate": Metric("finish-reason-stop/v1", "rate", "higher", "stopped by itself"),
-    "repetition": Metric("repeated-4-grams/ko-syl-v1/mean/v1", "mean", "lower", "repetition"),
+    "repetition": Metric("repeated-4-grams/ko-syl-v2-and-symbols/mean/v2", "mean", "lower", "repetition"),
     "win_rate": Metric("pairwise-judge/position-swapped/ties-half/not-refuse/v2", "mean", "higher", "win rate"),
-    "latency_p95_ms": Metric("end-to-end/p95-nearest-rank/separate-phase/v2", "p95", "lower", "latency p95 (ms)"),
-    "ttft_p95_ms": Metric("first-token/p95-nearest-rank/separate-phase/v2", "p95", "lower", "first token p95 (ms)"),
+    "latency_p95_ms": Metric("end-to-end/p95-nearest-rank/sides-in-turn/v3", "p95", "lower", "latency p95 (ms)"),
+    "ttft_p95_ms": Metric("first-token/p95-nearest-rank/sides-in-turn/v3", "p95", "lower", "first token p95 (ms)"),
     "throughput_tokens_per_sec": Metric("output-tokens-per-wall-second/all-in-flight/v1", "total", "higher", "throughput (tok/s)"),
-    "stream_tokens_per_sec": Metric("output-tokens-per-second/one-stream/speed-phase/v2", "stream", "higher", "one stream (tok/s)"),
+    "stream_tokens_per_sec": Metric("output-tokens-per-second/one-stream/sides-in-turn/v3", "stream", "higher", "one stream (tok/s)"),
 }
 WIN_RATE = "win_rate"  # the only metric that is a comparison by itself: no side but the candidate has it
 METRIC_IDS = {name: metric.id for name, metric in METRICS.items()}

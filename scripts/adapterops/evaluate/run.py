@@ -162,10 +162,10 @@ def evaluate_once(
     ):
         phases = Phases(url, prompts, scope, settings.max_tokens, settings.latency_requests, settings.latency_concurrency, known, console)
         base = phases.base(base_model.name)  # first: a probe is an answer that is not the base model's
-        sides: dict[str, Side] = {"candidate": phases.adapter("candidate", digest, model, base)}
+        loading = {"candidate": (digest, model)}
         if production.directory and production.digest:
-            sides["production"] = phases.adapter("production", production.digest, production.directory)
-        sides["base"] = base
+            loading["production"] = (production.digest, production.directory)
+        sides: dict[str, Side] = {**phases.adapters(loading, base), "base": base}
         scores, detector = _scores(drawn, sides, settings, url, base_model.name)
         _say_slow(drawn, scores, console)
         against = "production" if "production" in sides else "base"

@@ -12,6 +12,7 @@ from scipy import stats
 from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.gate.config import Gate
 from adapterops.gate.evidence import Evidence, Sample, nearest_rank_p95
+from adapterops.gate.further import lacking_pairs
 from adapterops.gate.intervals import Interval, mean_interval, paired_rate_interval, ratio_interval
 
 _SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal")
@@ -62,7 +63,10 @@ def compare(
         "reason": "",
     }
     if gate and margin is not None:
-        row |= _judge(row, gate, margin, interval, ratio)
+        judged = _judge(row, gate, margin, interval, ratio)
+        if judged["verdict"] == "INCONCLUSIVE":
+            judged["reason"] += lacking_pairs(candidate, reference, interval, margin, _bar(row, margin), confidence)
+        row |= judged
     return row
 
 
@@ -70,7 +74,7 @@ def _judge(row: dict[str, Any], gate: Gate, margin: float, interval: Interval, r
     """Non-inferiority: is the candidate at most `margin` worse than production?"""
     metric = METRICS[row["metric"]]
     shown = f"{row['effect']:.2f} ×" if ratio else f"{row['effect']:+.4f}"
-    bar = margin if ratio else margin if metric.better == "lower" else -margin
+    bar = _bar(row, margin)
     limit = f"{bar:g} ×" if ratio else f"{bar:+g}"
     if row["n"] < gate.min_n:
         return {"verdict": "ERROR", "reason": f"{row['metric']}: {row['n']} pairs with production, min_n is {gate.min_n}. {ADD}"}
@@ -84,9 +88,13 @@ def _judge(row: dict[str, Any], gate: Gate, margin: float, interval: Interval, r
     between = f"{_bound(low)} to {_bound(high)}"
     return {
         "verdict": "INCONCLUSIVE",
-        "reason": f"{row['metric']} {shown} against production; the interval {between} holds the margin {limit}: "
-        f"{row['n']} pairs do not decide.",
+        "reason": f"{row['metric']} {shown} against production; the interval {between} holds the margin {limit}: ",
     }
+
+
+def _bar(row: dict[str, Any], margin: float) -> float:
+    """The effect that is just as much worse as the margin allows."""
+    return margin if row["scale"] == "ratio" or METRICS[row["metric"]].better == "lower" else -margin
 
 
 def slice_regressions(evidence: Evidence, slices: dict[str, list[int]], against: str, confidence: float) -> list[dict[str, Any]]:

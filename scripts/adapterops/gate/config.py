@@ -11,6 +11,12 @@ from adapterops.evaluate.catalogue import METRICS
 from adapterops.schemas import SchemaProblem
 from adapterops.yamlfile import Sound, load_yaml
 
+# Below it nothing is decided unless a gate file says so: a 95th percentile is the maximum there,
+# and the levels of the intervals are proven from there on.
+LEAST_N = 20
+# What a gate file means that does not say how noisy its metric is: to reckon power with.
+_NOISE = {"rate": 0.02, "mean": 0.2, "p95": 0.05, "stream": 0.05, "total": 0.0}
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -22,10 +28,15 @@ class Gate:
         maximum: greatest value that passes, or None.
         rule: `point`: the measured value decides; `bound`: the one-sided bound does, so that luck cannot.
         confidence: of each bound.
-        min_n: fewer rows or requests are an ERROR.
+        min_n: fewer rows or requests are an ERROR; 20 where the file says nothing
+            (a phase's total is one number).
         margin: how much worse than production is still the same: a difference, or a ratio where the metric is a speed.
         blocks: whether INCONCLUSIVE blocks, or only warns.
         description: what to do when it is missed.
+        expected: the true value of a good adapter, by which power is reckoned; it judges nothing.
+        noise: how much two equally good adapters differ row by row, likewise: the share of rows that
+            change (rates), the standard deviation of the differences (means), or of a repeated
+            request's time, as a share of it (speeds).
     """
 
     metric: str
@@ -37,6 +48,8 @@ class Gate:
     margin: float | None
     blocks: bool
     description: str
+    expected: float | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,12 @@ def _gate(metric: str, asked: dict[str, Any], confidence: float) -> Gate:
         maximum=asked.get("max"),
         rule=asked.get("rule", "point"),
         confidence=asked.get("confidence", confidence),
-        min_n=asked.get("min_n", 1),
+        min_n=asked.get("min_n", 1 if METRICS[metric].kind == "total" else LEAST_N),
         margin=asked.get("margin", asked.get("ratio")),
         blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn") == "block",
         description=asked.get("description", ""),
+        expected=asked.get("expected"),
+        noise=asked.get("noise", _NOISE.get(METRICS[metric].kind, 0.02)),
     )
 
 

@@ -18,6 +18,9 @@ from adapterops.gate import JUDGE_VERSION
 from adapterops.gate.compare import ADD, UNMEASURED, compare, slice_regressions
 from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence, Sample
+from adapterops.gate.further import lacking
+from adapterops.gate.intervals import Interval
+from adapterops.gate.power import per_look
 from adapterops.schemas import repository_path
 
 # The worst verdict of the gates is the verdict of the whole.
@@ -210,7 +213,7 @@ def _decide(evidence: Evidence, gate: Gate, registered: bool) -> list[dict[str, 
 
     Two looks share the error that one would have (Bonferroni), from the moment that an extension is registered.
     """
-    confidence = _per_look(gate.confidence, registered)
+    confidence = per_look(gate.confidence, registered)
     first = _absolute(evidence, "candidate", gate, confidence)
     if not evidence.drawn or all(row["verdict"] != "INCONCLUSIVE" for row in first):
         return first
@@ -223,7 +226,7 @@ def _decide(evidence: Evidence, gate: Gate, registered: bool) -> list[dict[str, 
 def _decide_comparison(
     evidence: Evidence, metric: str, against: str, gate: Gate | None, confidence: float, registered: bool
 ) -> dict[str, Any] | None:
-    confidence = _per_look(gate.confidence if gate else confidence, registered)
+    confidence = per_look(gate.confidence if gate else confidence, registered)
     first = compare(evidence, metric, against, gate, confidence)
     if first and first["verdict"] == "INCONCLUSIVE" and evidence.drawn:
         return compare(evidence, metric, against, gate, confidence, extended=True)
@@ -231,10 +234,6 @@ def _decide_comparison(
         reason = f"{metric} was not measured on both the candidate and production. {UNMEASURED}"
         return _unmeasured_comparison(metric, gate, confidence, reason)
     return first
-
-
-def _per_look(confidence: float, registered: bool) -> float:
-    return 1 - (1 - confidence) / 2 if registered else confidence
 
 
 def _absolute(evidence: Evidence, side: str, gate: Gate, confidence: float, *, extended: bool = False) -> list[dict[str, Any]]:
@@ -294,7 +293,8 @@ def judge_sample(
     if best is not None and (best < threshold if relation == "min" else best > threshold):
         return {**row, "verdict": "FAIL", "reason": f"{shown}; even its bound {_apart(best, threshold)} misses it."}
     bound = "no bound exists" if worst is None else f"its bound is {_apart(worst, threshold)}"
-    return {**row, "verdict": "INCONCLUSIVE", "reason": f"{shown} by the {confidence:.4g} bound; {bound}, {sample.n} do not decide."}
+    more = lacking(sample, Interval(low, high), threshold, confidence)
+    return {**row, "verdict": "INCONCLUSIVE", "reason": f"{shown} by the {confidence:.4g} bound; {bound}: {more}"}
 
 
 def _apart(value: float, bar: float) -> str:

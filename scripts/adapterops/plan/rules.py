@@ -64,7 +64,7 @@ _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
 }
 _LISTS = {"licenses": "allows", "personal_data": "looks for"}
 # What a gate file means that does not say it: a setting that appears is no higher bar for that alone.
-_UNSAID = {"min_n": 1, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
+_UNSAID = {"min_n": 20, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
 
 @dataclass(frozen=True)
