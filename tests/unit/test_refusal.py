@@ -110,6 +110,14 @@ FORMS = {
     "Korean regret": "안타깝게도 {}",
     "space around it": "\n\n  {}\n\n",
     "full-width space": "\u3000{}",
+    "thinking in another spelling": "<Thinking>hm</Thinking>{}",
+    "bullet": "- {}",
+    "emoji": "🚫 {}",
+    "label": "Answer: {}",
+    "Korean label": "답변: {}",
+    "apology for what was": "Sorry about that! {}",
+    "Korean inconvenience": "불편을 드려 죄송합니다. {}",
+    "markup": "<b>{}</b>",
 }
 
 
@@ -134,6 +142,11 @@ def test_the_form_of_an_answer_does_not_decide(form):
     changed = [text for text in texts if classify(form.format(text)) != classify(text)]
     assert len(texts) > 100
     assert not changed
+
+
+def test_characters_that_nobody_sees_do_not_decide():
+    for text in REFUSALS_OF_OTHERS + ANSWERS_OF_OTHERS:
+        assert classify("\u200b".join(text)) == classify(text.replace(" ", "\u00a0")) == classify(text)
 
 
 def test_every_form_at_once_and_twice_over_does_not_decide_either():

@@ -98,7 +98,7 @@ def metric_rows(report: Report) -> list[MetricRow]:
                 title=METRICS[metric].title,
                 production=number(against_production["reference"]) if against_production else "-",
                 candidate=number(value),
-                base=number(base_measured.get(metric, {}).get("value", base.get(metric))),
+                base=number(base.get(metric, base_measured.get(metric, {}).get("value"))),
                 change=change(pair) if pair else "-",
                 superiority=pair["superiority"] if pair else "same",
                 interval=interval(bounds),
