@@ -325,7 +325,8 @@ class TestRules:
 
     def test_pins_and_extension_rows_are_rules(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
-        more = re.sub("evaluation_sha256: .*", f"evaluation_sha256: {'a' * 64}\n  extension: data/extension.jsonl", spec)
+        pinned = f"  evaluation_sha256: {'a' * 64}\n  extension: data/extension.jsonl\n\nevaluation:"
+        more = spec.replace("\nevaluation:", pinned, 1)
         document = plan({"adapters/support.yaml": more, "data/extension.jsonl": jsonl(EVALUATION)})
         assert [(row["file"], row["setting"]) for row in document["rules"]] == [
             ("adapters/support.yaml", "data.evaluation_sha256"),
