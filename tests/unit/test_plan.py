@@ -295,8 +295,8 @@ class TestRules:
     @pytest.mark.parametrize(
         ("old", "new", "weaker"),
         [
-            ("margin: 0.05", "margin: 0.50", True),
-            ("margin: 0.05", "margin: 0.01", False),
+            ("margin: 0.08", "margin: 0.50", True),
+            ("margin: 0.08", "margin: 0.01", False),
             ("max: 0.25", "max: 0.75", True),
             ("gates:\n", "max_failed_generations: 0.5\ngates:\n", True),  # more than without a word
             ("gates:\n", "max_failed_generations: 0\ngates:\n", False),
