@@ -354,8 +354,8 @@ class TestRules:
     @pytest.mark.parametrize(
         ("old", "new", "weaker"),
         [
-            ("margin: 0.05", "margin: 0.50", True),
-            ("margin: 0.05", "margin: 0.01", False),
+            ("margin: 0.08", "margin: 0.50", True),
+            ("margin: 0.08", "margin: 0.01", False),
             ("max: 0.25", "max: 0.75", True),
             ("gates:\n", "max_failed_generations: 0.5\ngates:\n", True),  # more than without a word
             ("gates:\n", "max_failed_generations: 0\ngates:\n", False),
@@ -387,7 +387,8 @@ class TestRules:
 
     def test_pins_and_extension_rows_are_rules(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
-        more = re.sub("evaluation_sha256: .*", f"evaluation_sha256: {'a' * 64}\n  extension: data/eval/extension.jsonl", spec)
+        pinned = f"  evaluation_sha256: {'a' * 64}\n  extension: data/eval/extension.jsonl\n\nevaluation:"
+        more = spec.replace("\nevaluation:", pinned, 1)
         document = plan({"adapters/support.yaml": more, "data/eval/extension.jsonl": jsonl(EVALUATION)})
         assert [(row["file"], row["setting"]) for row in document["rules"]] == [
             ("adapters/support.yaml", "data.evaluation_sha256"),
