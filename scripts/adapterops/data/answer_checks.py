@@ -12,12 +12,10 @@ from typing import Any
 
 # Reasoning models think before they answer; what they think is not their answer.
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_WORD = re.compile(r"\S*\w\S*")
 _SENTENCE_END = re.compile(r"[.!?。]+[\"'”’)\]]*(?=\s|$)")
 _BULLET = re.compile(r"[-*•–·] +\S")
 # A full stop after one of these ends no sentence; nor does one after the number of a list.
 _ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|etc|prof|no|e\.g|i\.e|a\.m|p\.m)|^\s*\d+)\.$", re.IGNORECASE)
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WRAPPING = " \t\r\n\"'“”‘’`*_()[]."
 _SCRIPTS = {"ko": "HANGUL", "en": "LATIN"}
@@ -77,7 +75,7 @@ def _holds(check: dict[str, Any], text: str) -> bool:
 def _count(unit: str, text: str) -> int:
     match unit:
         case "words":
-            return len(_WORD.findall(text))
+            return _words(text)
         case "sentences":
             return sum(map(_sentences, text.split("\n")))
         case "lines":
@@ -93,7 +91,12 @@ def _sentences(line: str) -> int:
         if _ABBREVIATION.search(line[max(start, end.start() - 8) : end.end()]):
             continue
         count, start = count + 1, end.end()
-    return count + (_WORD.search(line, start) is not None)
+    return count + bool(_words(line[start:]))
+
+
+def _words(text: str) -> int:
+    """What stands between spaces and is not punctuation alone."""
+    return sum(any(map(str.isalnum, word)) for word in text.split())
 
 
 def _contains(text: str, wanted: str) -> bool:
@@ -104,7 +107,8 @@ def _contains(text: str, wanted: str) -> bool:
     folded, sought = _folded(text), _folded(wanted)
     place = folded.find(sought)
     while place >= 0:
-        if not (_goes_on(folded[:place][-2:][::-1], sought[0]) or _goes_on(folded[place + len(sought) :][:2], sought[-1])):
+        end = place + len(sought)
+        if not (_goes_on(folded[max(place - 2, 0) : place][::-1], sought[0]) or _goes_on(folded[end : end + 2], sought[-1])):
             return True
         place = folded.find(sought, place + 1)
     return False
@@ -142,7 +146,8 @@ def _refuse(name: str) -> None:
 
 
 def _share(text: str, script: str) -> float:
-    letters = [character for character in _CODE.sub("", text) if character.isalpha()]
+    prose = " ".join(text.split("```")[::2])
+    letters = [character for character in " ".join(prose.split("`")[::2]) if character.isalpha()]
     return sum(unicodedata.name(letter, "").startswith(script) for letter in letters) / len(letters) if letters else 0.0
 
 

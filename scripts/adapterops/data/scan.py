@@ -337,7 +337,8 @@ class _Scanner:
                 row = item
         if row is None:
             return None
-        problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row) or _format_findings(path, row) or _check_findings(path, row)
+        problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row)
+        problems = problems or _format_findings(path, row) or _check_findings(path, row)
         for problem in problems:
             result.add(changed, problem)
         if problems and has_texts(row.value):  # so that a curator need not come back for what the schema hid

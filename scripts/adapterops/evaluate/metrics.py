@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema_rs
 from sacrebleu.metrics.chrf import CHRF
 
+from adapterops.data.answer_checks import broken_checks
 from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
 from adapterops.evaluate.rouge import repetition, rouge_l
@@ -34,9 +35,13 @@ class Score:
     should_refuse: bool
     stopped: bool
     repetition: float
+    checks_ok: bool | None = None
+    general: bool = False
 
     def observed(self) -> dict[str, float | None]:
-        """The value of each metric of rows."""
+        """The value of each metric of rows; a general row counts for nothing of the adapter's own domain, and none of that for it."""
+        if self.general:
+            return {"general_over_refusal": _number(self.refused), "instruction_following": _number(self.checks_ok)}
         return {
             "rouge_l": self.rouge_l,
             "chrf": self.chrf,
@@ -48,24 +53,27 @@ class Score:
         }
 
 
-def score(row: dict[str, Any], answer: Answer, *, refused: bool) -> Score:
+def score(row: dict[str, Any], answer: Answer, *, refused: bool, general: bool = False) -> Score:
     """Score one answer against its evaluation row; one that failed misses everything that is asked of it.
 
     Args:
         row: the evaluation row.
         answer: what was answered.
         refused: whether the answer declines, by the refusal detector.
+        general: whether the row is of a general set; its expected answer is one of many right ones.
     """
     should_refuse = bool(row.get("should_refuse", False))
     failed = answer.error is not None
     return Score(
-        rouge_l=None if should_refuse else rouge_l(row["expected_output"], answer.text),
-        chrf=None if should_refuse else chrf(row["expected_output"], answer.text),
+        rouge_l=None if should_refuse or general else rouge_l(row["expected_output"], answer.text),
+        chrf=None if should_refuse or general else chrf(row["expected_output"], answer.text),
         format_ok=_format_ok(row["expected_format"], answer) if "expected_format" in row else None,
         refused=refused or (failed and not should_refuse),
         should_refuse=should_refuse,
         stopped=answer.finish_reason == "stop",
         repetition=1.0 if failed else repetition(answer.text),
+        checks_ok=_checks_ok(row["checks"], answer) if "checks" in row else None,
+        general=general,
     )
 
 
@@ -98,6 +106,10 @@ def row_metrics(by_metric: dict[str, list[float | None]], rows: set[int] | None 
 
 def _number(outcome: bool | None) -> float | None:
     return None if outcome is None else int(outcome)
+
+
+def _checks_ok(checks: list[dict[str, Any]], answer: Answer) -> bool:
+    return answer.error is None and not broken_checks(checks, answer.text, ended=answer.finish_reason == "stop")
 
 
 def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:

@@ -14,6 +14,7 @@ from adapterops.engine.client import load_adapter, unload_adapter
 from adapterops.evaluate.answers import Answer, Messages
 from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
+from adapterops.evaluate.text_loss import text_losses
 
 _MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to find those that no other batch turns
 
@@ -33,6 +34,7 @@ class Side:
         tokens: tokens of the session that throughput is measured on.
         seconds: its wall time.
         margins: of answers that may become probes: nats by which the closest of their tokens was decided.
+        losses: of the general texts, nats per token.
     """
 
     answers: list[Answer]
@@ -40,6 +42,7 @@ class Side:
     tokens: int
     seconds: float
     margins: dict[int, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Phases:
         concurrency: of the speed phase.
         responses: answers that are known already.
         console: where progress is shown.
+        timed: how many of the first prompts, those of the adapter's own domain, the speed phase draws from.
+        texts: general texts, whose likelihood is measured.
     """
 
     url: str
@@ -65,6 +70,8 @@ class Phases:
     concurrency: int
     responses: Responses
     console: Console
+    timed: int
+    texts: list[str] = field(default_factory=list)
 
     def adapter(self, label: str, digest: str, directory: Path, base: Side | None = None) -> Side:
         """Quality, then speed, of an adapter that is loaded for it and forgotten afterwards; with `base`, what may become probes too."""
@@ -74,14 +81,22 @@ class Phases:
             answers, tokens, seconds = self._quality(name, label, digest)
             speed = self._speed(name, label)
             margins = self._margins(name, answers, speed, base.answers) if base else {}
+            losses = self._losses(name, label)
         finally:
             unload_adapter(self.url, name)
-        return Side(answers, speed, tokens, seconds, margins)
+        return Side(answers, speed, tokens, seconds, margins, losses)
 
     def base(self, model: str) -> Side:
         """Quality of the base model; its speed is nobody's business."""
         answers, tokens, seconds = self._quality(model, "base model", None)
-        return Side(answers, [], tokens, seconds)
+        return Side(answers, [], tokens, seconds, losses=self._losses(model, "base model"))
+
+    def _losses(self, model: str, label: str) -> list[float]:
+        if not self.texts:
+            return []
+        losses = text_losses(self.url, model, self.texts)
+        self.console.print(f"general texts for {label}: {len(losses)}, {sum(losses) / len(losses):.3f} nats per token")
+        return losses
 
     def _quality(self, model: str, label: str, digest: str | None) -> tuple[list[Answer], int, float]:
         scope = {**self.scope, "adapter": digest}
@@ -102,7 +117,8 @@ class Phases:
         """Prompts spread evenly over the rows, so that every task counts, after a warm-up."""
         dropped = warm_up(self.concurrency)
         count = self.requests + dropped
-        chosen = [self.prompts[i * len(self.prompts) // count % len(self.prompts)] for i in range(count)]
+        prompts = self.prompts[: self.timed]
+        chosen = [prompts[i * len(prompts) // count % len(prompts)] for i in range(count)]
         answers = self._ask(model, chosen, f"measuring latency of {label}", concurrency=self.concurrency, cold=True)[dropped:]
         failed = sum(answer.error is not None for answer in answers)
         also = f", {failed} of them failed" if failed else ""

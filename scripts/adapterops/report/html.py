@@ -9,7 +9,7 @@ import jinja2
 
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import belief_lines, number, remedies, speed_line
+from adapterops.report.words import belief_lines, forgetting_lines, number, remedies, speed_line
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
@@ -33,6 +33,7 @@ def page(report: Report) -> str:
         best=best,
         slices=view.slice_rows(report),
         notes=[*belief_lines(report.results), speed_line(report.results)] if report.results else [],
+        forgetting=forgetting_lines(report.gate),
         remedies=remedies(report.gate),
         loss=curve([(point["epoch"], point["loss"]) for point in history]) if history else None,
         latency=histogram([request["latency_ms"] for request in requests]) if requests else None,
