@@ -213,9 +213,12 @@ def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
             refuse(place, f"{file} does not exist.")
         elif not (root / file).resolve().is_relative_to(root.resolve()):
             refuse(place, f"{file} leads out of the repository. Links are followed and refused.")
-    languages = sound("evaluation", "general") or GENERAL_LANGUAGES
+    named_languages = sound("evaluation", "general")
+    languages = named_languages if isinstance(named_languages, list) else GENERAL_LANGUAGES
     for number, language in enumerate(languages):
-        place = ("evaluation", "general", number) if sound("evaluation", "general") else ("evaluation",)
+        place = ("evaluation", "general", number) if languages is named_languages else ("evaluation",)
+        if languages is named_languages and not sound(*place):
+            continue  # its schema says what is wrong
         sets = general_sets(root, (language,))
         missing = [path for path in (*sets.rows, *sets.texts) if not _is_file(path)]
         outside = [path for path in (*sets.rows, *sets.texts) if not path.resolve().is_relative_to(root.resolve())]
