@@ -188,6 +188,13 @@ def test_an_answer_that_failed_follows_no_instruction_and_counts_as_refused():
     assert score(row, failed, refused=False, general=True).observed() == {"general_over_refusal": 1, "instruction_following": 0}
 
 
+def test_a_refusal_follows_no_instruction_whatever_its_form():
+    row = {"instruction": "Write one sentence.", "expected_output": "Rain.", "checks": [{"check": "sentences", "max": 1}]}
+    answer = Answer("I'm sorry, but I can't help with that.", "stop", 9, 1.0)
+    assert score(row, answer, refused=True, general=True).observed()["instruction_following"] == 0
+    assert score(row, answer, refused=False, general=True).observed()["instruction_following"] == 1
+
+
 def test_slices_of_general_rows_are_their_own(tmp_path):
     from adapterops.data.reader import Row
 

@@ -50,7 +50,7 @@ METRICS = {
     "win_rate": Metric("pairwise-judge/position-swapped/ties-half/not-refuse/v2", "mean", "higher", "win rate"),
     "general_loss": Metric("nats-per-token/candidate-minus-base/raw-text/within-1/mean/v1", "loss", "lower", "general loss (nats)"),
     "general_over_refusal": Metric("refusal-rules-v3/judge-unsure/general", "rate", "lower", "general, refused wrongly"),
-    "instruction_following": Metric("checks-v1/all-hold/general", "rate", "higher", "instructions followed"),
+    "instruction_following": Metric("checks-v1/all-hold/not-refused/general", "rate", "higher", "instructions followed"),
     "latency_p95_ms": Metric("end-to-end/p95-nearest-rank/separate-phase/v2", "p95", "lower", "latency p95 (ms)"),
     "ttft_p95_ms": Metric("first-token/p95-nearest-rank/separate-phase/v2", "p95", "lower", "first token p95 (ms)"),
     "throughput_tokens_per_sec": Metric("output-tokens-per-wall-second/all-in-flight/v1", "total", "higher", "throughput (tok/s)"),
