@@ -6,30 +6,31 @@ import shutil
 
 import numpy as np
 import pytest
-from eval_documents import results, with_general
+from eval_documents import results, with_general, write
 
 from adapterops.adapters import GENERAL_LANGUAGES, General, Pins, load_adapter
-from adapterops.errors import RejectedError, UsageError
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import excess_loss
 from adapterops.evaluate.general import described, load_general, spread
 from adapterops.evaluate.metrics import score
 from adapterops.evaluate.record import slices
+from adapterops.evaluate.text_loss import _mean_loss
 from adapterops.gate.config import load_gates
-from adapterops.gate.judge import judge
+from adapterops.gate.judge import judge, judge_once
 from adapterops.plan.keys import adapter_keys
 from adapterops.report.card import add_losses, losses
 from adapterops.report.collect import Report
 from adapterops.report.comment import comment
 from adapterops.report.view import metric_rows
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.store.releases import _lost
 from repositories import with_adapters
 
 SHIPPED = ROOT / "configs/quality_gate.yaml"
 OWN = 300  # rows of the adapter's own domain
 ROWS = ["en"] * 160 + ["ko"] * 160
 TEXTS = ["en"] * 100 + ["ko"] * 100
-BAD_LUCK = np.random.default_rng(8)
 
 
 def columns(refused=(), broken=()):
@@ -46,8 +47,8 @@ def columns(refused=(), broken=()):
 
 def texts(candidate=0.0, already=None, ko=None):
     """Losses of general texts; the candidate is worse than the base model by so much, on Korean texts by `ko`."""
-    base = 3 + BAD_LUCK.normal(0, 0.3, len(TEXTS))
-    noise = BAD_LUCK.normal(0, 0.01, len(TEXTS))
+    random = np.random.default_rng(8)
+    base, noise = 3 + random.normal(0, 0.3, len(TEXTS)), random.normal(0, 0.01, len(TEXTS))
     worse = np.array([candidate if language == "en" or ko is None else ko for language in TEXTS])
     sides = {"candidate": (base + worse + noise).tolist(), "base": base.tolist()}
     return {"languages": TEXTS, "production": None if already is None else (base + already).tolist(), **sides}
@@ -207,6 +208,32 @@ def test_one_text_counts_one_nat_at_most_either_way():
     assert excess_loss([9.0, 3.0, 0.1], [3.0, 2.5, 3.0]) == [1.0, 0.5, -1.0]
 
 
+@pytest.mark.parametrize("logprobs", [None, [], [None], [None, {"5": {"logprob": None}}], [None, {"5": {"logprob": float("-inf")}}]])
+def test_an_engine_that_gives_no_likelihood_is_none_to_measure_with(logprobs):
+    with pytest.raises(InfrastructureError, match="gave no log-probabilities of the prompt"):
+        _mean_loss(logprobs, "http://engine")
+
+
+def test_the_loss_of_a_text_is_the_mean_over_its_tokens_but_the_first():
+    tokens = [None, {"5": {"logprob": -1.0}}, {"7": {"logprob": -3.0, "rank": 2}}]
+    assert _mean_loss(tokens, "http://engine") == 2.0
+
+
+@pytest.mark.parametrize("side", ["candidate", "base"])
+def test_results_with_another_number_of_texts_on_one_side_contradict_themselves(tmp_path, side):
+    document = with_general(results(columns(), base=columns()), ROWS, texts())
+    document["observations"]["texts"][side].pop()
+    write(tmp_path / "eval_results.json", document)
+    with pytest.raises(UsageError, match=rf"observations\.texts\.{side} has 199 values for 200 texts"):
+        judge_once(tmp_path / "eval_results.json", SHIPPED, tmp_path / "gate_report.json")
+
+
+def test_a_sample_below_min_n_is_an_error_and_no_way_around():
+    report = judged({name: column[: OWN + 90] for name, column in columns().items()}, candidate=0.0)
+    assert report["verdict"] == "ERROR"
+    assert "general_over_refusal 0 (0 of 90), wanted ≤ 0.05: measured on 90, min_n is 100" in report["reason"]
+
+
 # --- which rows ---
 
 
@@ -320,10 +347,20 @@ def test_card_and_comment_say_what_was_lost(tmp_path):
     add_losses(card, report)  # judged twice, said once
     text = card.read_text()
     assert text.count("## What it lost of the base model") == 1
-    assert re.search(r"\| general_loss \| 0 \| 0\.03\d* \| \+0\.03\d+ \[\+0\.0\d+, \+0\.0\d+\] \| 200 texts \|", text)
+    assert re.search(r"\| general_loss \| 0 \| 0\.03\d* \| \+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\] \| 200 texts \|", text)
     assert re.search(r"\| general_over_refusal \| 0 \| 0\.0125 \| \+0\.0125 \[.*\] \| 320 rows \|", text)
     assert "**What it lost of the base model:**" in comment(Report(report))
     assert [row.metric for row in metric_rows(Report(report))][-2:] == ["general_loss in general-ko", "general_over_refusal in general-ko"]
+
+
+def test_a_release_says_what_was_lost():
+    lost = _lost(judged(columns(refused=range(4)), candidate=0.03))
+    assert [(row["metric"], row["n"]) for row in lost] == [
+        ("general_loss", 200),
+        ("general_over_refusal", 320),
+        ("instruction_following", 320),
+    ]
+    assert not [problem for problem in schema_problems({"lost": lost}, "release_manifest") if "lost" in str(problem)]
 
 
 def test_a_card_of_an_evaluation_without_general_sets_says_that_nothing_is_known():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import openai
@@ -52,7 +53,9 @@ async def _text_losses(server_url: str, model: str, texts: list[str]) -> list[fl
 
 def _mean_loss(logprobs: list[dict[str, Any] | None] | None, server_url: str) -> float:
     """Nothing stands before the first token, so that it has no probability."""
-    found = [next(iter(token.values()))["logprob"] for token in logprobs or [] if token]
-    if not found:
-        raise InfrastructureError(f"{server_url} gave no log-probabilities of the prompt. Expected vLLM's `prompt_logprobs`.")
+    found = [next(iter(token.values())).get("logprob") for token in logprobs or [] if token]
+    if not found or not all(isinstance(one, int | float) and math.isfinite(one) for one in found):
+        raise InfrastructureError(
+            f"{server_url} gave no log-probabilities of the prompt, or some that are no numbers. Expected vLLM's `prompt_logprobs`."
+        )
     return -float(sum(found)) / len(found)

@@ -108,6 +108,12 @@ def _check_shape(results: dict[str, Any], path: Path) -> None:
         for metric, column in (observed[side] or {}).items()
         if len(column) not in (0, rows)
     ]
+    losses = observed.get("texts") or {"languages": []}
+    wrong += [
+        f"observations.texts.{side} has {len(losses[side])} values for {len(losses['languages'])} texts"
+        for side in ("candidate", "production", "base")
+        if losses.get(side) is not None and len(losses[side]) != len(losses["languages"])
+    ]
     for side, speed in observed["speed"].items():
         asked = len(speed["requests"]) + len(speed["failed"]) if speed else 0
         outside = [place for place in speed["failed"] if place >= asked] if speed else []
