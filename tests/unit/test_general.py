@@ -347,7 +347,7 @@ def test_card_and_comment_say_what_was_lost(tmp_path):
     add_losses(card, report)  # judged twice, said once
     text = card.read_text()
     assert text.count("## What it lost of the base model") == 1
-    assert re.search(r"\| general_loss \| 0 \| 0\.03\d* \| \+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\] \| 200 texts \|", text)
+    assert re.search(r"\| general_loss \| 0 \| 0\.0[23]\d* \| \+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\] \| 200 texts \|", text)
     assert re.search(r"\| general_over_refusal \| 0 \| 0\.0125 \| \+0\.0125 \[.*\] \| 320 rows \|", text)
     assert "**What it lost of the base model:**" in comment(Report(report))
     assert [row.metric for row in metric_rows(Report(report))][-2:] == ["general_loss in general-ko", "general_over_refusal in general-ko"]
