@@ -20,9 +20,11 @@ from adapterops.gate.config import load_gates
 from adapterops.gate.judge import judge, judge_once
 from adapterops.plan.keys import adapter_keys
 from adapterops.report.card import add_losses, losses
+from adapterops.report.checks import check_annotations
 from adapterops.report.collect import Report
 from adapterops.report.comment import comment
-from adapterops.report.view import metric_rows
+from adapterops.report.view import changes, metric_rows
+from adapterops.report.words import remedies
 from adapterops.schemas import ROOT, schema_problems
 from adapterops.store.releases import _lost
 from repositories import with_adapters
@@ -351,6 +353,30 @@ def test_card_and_comment_say_what_was_lost(tmp_path):
     assert re.search(r"\| general_over_refusal \| 0 \| 0\.0125 \| \+0\.0125 \[.*\] \| 320 rows \|", text)
     assert "**What it lost of the base model:**" in comment(Report(report))
     assert [row.metric for row in metric_rows(Report(report))][-2:] == ["general_loss in general-ko", "general_over_refusal in general-ko"]
+
+
+def test_a_missed_margin_says_what_to_do_too():
+    """The gate of instructions has margins alone, so that only comparisons carry what its file says."""
+    report = judged(columns(broken=range(0, 320, 5)), candidate=0.0)
+    assert ("instruction_following", "mix in general rows.") in [(name, to_do[-20:]) for name, to_do in remedies(report)]
+
+
+def test_a_regression_on_a_general_row_is_annotated_at_no_line_of_the_domains_file():
+    report = judged(columns(), candidate=0.0)
+    side = {
+        "text": "I can't.",
+        "rouge_l": None,
+        "format_ok": None,
+        "refused": True,
+        "error": None,
+        "finish_reason": "stop",
+        "checks_ok": None,
+    }
+    sample = {"id": "general-en-0001", "line": 1, "prompt": [{"role": "user", "content": "A riddle?"}], "expected": "A clock."}
+    sample |= {"should_refuse": False, "general": True, "candidate": side, "base": {**side, "refused": False}}
+    found = Report(report, samples=(sample,))
+    assert [change.id for change in changes(found)[0]] == ["general-en-0001"]
+    assert not check_annotations(found)
 
 
 def test_a_release_says_what_was_lost():

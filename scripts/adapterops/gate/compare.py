@@ -62,6 +62,7 @@ def compare(
         "blocking": bool(gate and margin is not None and gate.blocks),
         "verdict": None,
         "reason": "",
+        "description": gate.description if gate else "",
     }
     if gate and margin is not None:
         row |= _judge(row, gate, margin, interval, ratio)

@@ -392,6 +392,7 @@ def _unmeasured_comparison(gate: Gate, against: str, margin: float, confidence: 
         "blocking": gate.blocks,
         "verdict": "ERROR",
         "reason": reason,
+        "description": gate.description,
     }
 
 

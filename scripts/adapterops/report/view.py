@@ -55,6 +55,7 @@ class Change:
     before_mark: str
     after_mark: str
     line: int
+    general: bool = False
 
 
 def metric_rows(report: Report) -> list[MetricRow]:
@@ -232,6 +233,7 @@ def _change(sample: dict[str, Any], delta: float, side: str) -> Change:
         before_mark=outcome(sample, side),
         after_mark=outcome(sample, "candidate"),
         line=sample["line"],
+        general=sample.get("general", False),
     )
 
 

@@ -52,8 +52,8 @@ def visible(text: str) -> str:
 def remedies(gate_report: dict[str, Any]) -> list[tuple[str, str]]:
     """For each missed gate its metric and what its gate file says to do."""
     missed = dict.fromkeys(gate_name(row) for row in missed_rows(gate_report))
-    said = {gate_name(row): row["description"] for row in gate_report["gates"]}
-    return [(name, said[name]) for name in missed if said.get(name)]
+    said = {gate_name(row): row.get("description") for part in ("comparisons", "gates") for row in gate_report[part]}
+    return [(name, to_do) for name in missed if (to_do := said.get(name))]
 
 
 def gate_name(row: dict[str, Any]) -> str:
