@@ -153,6 +153,8 @@ def _effect_interval(candidate: Sample, reference: Sample, confidence: float) ->
         case "mean" | "loss":
             differences = np.subtract(candidate.values, reference.values).tolist()
             most = 0.5 if candidate.metric == WIN_RATE else metric.limits[1] - metric.limits[0]
+            if metric.kind == "loss" and not any(reference.values):
+                most = metric.limits[1]  # the base model's own excess is none: one side alone varies
             return mean_interval(differences, candidate.groups, confidence, candidate.seed, (-most, most), worse=metric.worse)
         case "total":
             return Interval(None, None)
