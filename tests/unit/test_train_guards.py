@@ -505,7 +505,7 @@ class TestWhatIsWritten:
 
     def test_what_is_no_number_is_named_with_recipe_and_value(self, recipe, tmp_path):
         with pytest.raises(
-            RejectedError, match=r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower training\.learning_rate 0\.002"
+            RejectedError, match=r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower training\.learning_rate 0\.0015"
         ):
             self.save({self.A: torch.full((16, 64), float("nan")), self.B: torch.ones(64, 16)}, recipe(), tmp_path)
 
