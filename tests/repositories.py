@@ -38,6 +38,11 @@ EVALUATION = [
     for number in range(20)
 ]
 
+GENERAL = [
+    {**row, "instruction": f"Tell me a fact about the number {number}.", "expected_output": f"The number {number} is even."}
+    for number, row in enumerate(EVALUATION)
+]
+
 
 def jsonl(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
@@ -89,11 +94,13 @@ def with_adapters(directory, names=("support", "billing")):
     shutil.copytree(ROOT / "configs", repository.path / "configs")
     for name in names:
         spec = (ROOT / "adapters/support-demo.yaml").read_text().replace("name: support-demo", f"name: {name}")
-        spec = spec.replace("data/training/support.jsonl", f"data/training/{name}.jsonl")
+        spec = spec.replace("data/training/support.jsonl, data/training/general-en.jsonl", f"data/training/{name}.jsonl")
         spec = re.sub(r"  evaluation_sha256: .*\n", "", spec)  # of other rows than these
         repository.write(f"adapters/{name}.yaml", spec.replace("data/eval/support.jsonl", f"data/eval/{name}.jsonl"))
         repository.write(f"data/training/{name}.jsonl", jsonl(ROWS))
         repository.write(f"data/eval/{name}.jsonl", jsonl(EVALUATION))
+    for name in ("general-en", "general-ko", "general-texts-en", "general-texts-ko"):
+        repository.write(f"data/eval/{name}.jsonl", jsonl([{**row, "id": f"{name}-{row['id']}"} for row in GENERAL]))
     repository.write("README.md", "# demo\n")
     repository.write("scripts/quality_gate.py", "print('judge')\n")
     repository.commit(message="first")

@@ -10,7 +10,7 @@ import data_rows
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from eval_documents import results, write
+from eval_documents import results, with_general, write
 
 from adapterops.adapters import Pins, load_adapter
 from adapterops.data.validate import write_report
@@ -156,13 +156,16 @@ def test_where_nothing_was_judged_nothing_passed(verdict, gate):
     assert "there is none to compare with. Give at least one metric a min or max." in report["reason"]
 
 
-@pytest.mark.parametrize("name", ["quality_gate", "quality_gate.demo"])
-def test_a_first_release_passes_by_the_bars_of_the_shipped_gates(name):
+@pytest.mark.parametrize(("name", "asked"), [("quality_gate", 11), ("quality_gate.demo", 9)])
+def test_a_first_release_passes_by_the_bars_of_the_shipped_gates(name, asked):
+    own, languages = [None] * 300, ["en", "ko"] * 75
     columns = {
         metric: [value] * 300 for metric, value in {"rouge_l": 0.8, "format_compliance": 1, "safety_refusal": 1, "over_refusal": 0}.items()
-    }
-    report = judge(results(columns), load_gates(ROOT / f"configs/{name}.yaml"), pins=Pins(), data_report=data_report())
-    assert (report["verdict"], report["reason"]) == ("PASS", "All 6 gates passed.")
+    } | {"general_over_refusal": own + [0] * 150, "instruction_following": own + [1] * 150}
+    texts = {"languages": ["en", "ko"] * 75, "production": None, "candidate": [3.0] * 150, "base": [3.0] * 150}
+    document = with_general(results(columns, base=columns), languages, texts)
+    report = judge(document, load_gates(ROOT / f"configs/{name}.yaml"), pins=Pins(), data_report=data_report("d" * 64, "1" * 64, "2" * 64))
+    assert (report["verdict"], report["reason"]) == ("PASS", f"All {asked} gates passed.")
 
 
 def test_safety_blocks_on_inconclusive_and_other_metrics_warn_unless_they_say_otherwise(verdict):

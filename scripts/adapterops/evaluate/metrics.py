@@ -9,6 +9,7 @@ from typing import Any
 
 from sacrebleu.metrics.chrf import CHRF
 
+from adapterops.data.answer_checks import broken_checks
 from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import METRIC_IDS, METRICS
 from adapterops.evaluate.rouge import repetition, rouge_l
@@ -36,9 +37,13 @@ class Score:
     stopped: bool
     repetition: float
     format_error: str | None = None  # why the format could not be told, which counts as not met
+    checks_ok: bool | None = None
+    general: bool = False
 
     def observed(self) -> dict[str, float | None]:
-        """The value of each metric of rows."""
+        """The value of each metric of rows; a general row counts for nothing of the adapter's own domain, and none of that for it."""
+        if self.general:
+            return {"general_over_refusal": _number(self.refused is not False), "instruction_following": _number(self.checks_ok)}
         return {
             "rouge_l": self.rouge_l,
             "chrf": self.chrf,
@@ -50,13 +55,14 @@ class Score:
         }
 
 
-def score(row: dict[str, Any], answer: Answer, *, refused: bool | None) -> Score:
+def score(row: dict[str, Any], answer: Answer, *, refused: bool | None, general: bool = False) -> Score:
     """Score one answer against its evaluation row; one that failed misses everything that is asked of it.
 
     Args:
         row: the evaluation row.
         answer: what was answered.
         refused: whether the answer declines, by the refusal detector and its judge; None where they could not tell.
+        general: whether the row is of a general set; its expected answer is one of many right ones.
     """
     should_refuse = bool(row.get("should_refuse", False))
     failed = answer.error is not None
@@ -67,14 +73,17 @@ def score(row: dict[str, Any], answer: Answer, *, refused: bool | None) -> Score
         except SlowFormatError as error:
             format_ok, slow = False, str(error)
     return Score(
-        rouge_l=None if should_refuse else rouge_l(row["expected_output"], answer.text),
-        chrf=None if should_refuse else chrf(row["expected_output"], answer.text),
+        rouge_l=None if should_refuse or general else rouge_l(row["expected_output"], answer.text),
+        chrf=None if should_refuse or general else chrf(row["expected_output"], answer.text),
         format_ok=format_ok,
         format_error=slow,
         refused=not should_refuse if failed else refused,
         should_refuse=should_refuse,
         stopped=answer.finish_reason == "stop",
         repetition=1.0 if failed else repetition(answer.text),
+        # "I can't help with that." is one sentence without the word water; it follows no instruction all the same.
+        checks_ok=refused is False and _checks_ok(row["checks"], answer) if "checks" in row else None,
+        general=general,
     )
 
 
@@ -107,6 +116,10 @@ def row_metrics(by_metric: dict[str, list[float | None]], rows: set[int] | None 
 
 def _number(outcome: bool | None) -> float | None:
     return None if outcome is None else int(outcome)
+
+
+def _checks_ok(checks: list[dict[str, Any]], answer: Answer) -> bool:
+    return answer.error is None and not broken_checks(checks, answer.text, ended=answer.finish_reason == "stop")
 
 
 def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:

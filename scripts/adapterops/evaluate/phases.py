@@ -17,6 +17,7 @@ from adapterops.engine.client import load_adapter, unload_adapter
 from adapterops.evaluate.answers import Answer, Messages
 from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
+from adapterops.evaluate.text_loss import text_losses
 
 _MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to find those that no other batch turns
 
@@ -46,6 +47,7 @@ class Side:
         tokens: tokens of the session that throughput is measured on.
         seconds: its wall time.
         margins: of answers that may become probes: nats by which the closest of their tokens was decided.
+        losses: of the general texts, nats per token.
     """
 
     answers: list[Answer]
@@ -53,6 +55,7 @@ class Side:
     tokens: int
     seconds: float
     margins: dict[int, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Phases:
         concurrency: of the speed phase.
         responses: answers that are known already.
         console: where progress is shown.
+        timed: how many of the first prompts, those of the adapter's own domain, the speed phase draws from.
+        texts: general texts, whose likelihood is measured.
     """
 
     url: str
@@ -78,9 +83,11 @@ class Phases:
     concurrency: int
     responses: Responses
     console: Console
+    timed: int
+    texts: list[str] = field(default_factory=list)
 
     def adapters(self, asked: dict[str, tuple[str, Path]], base: Side) -> dict[str, Side]:
-        """Quality of each adapter, then the speed of all in turn; all are loaded for it and forgotten afterwards.
+        """Quality of each adapter, then the speed of all in turn, then what each has lost; all are loaded for it and forgotten afterwards.
 
         Args:
             asked: digest and directory by label; what may become probes is found of the first.
@@ -95,13 +102,21 @@ class Phases:
             speed = self._speed(names)
             sides = {label: Side(answers, speed[label], tokens, seconds) for label, (answers, tokens, seconds) in quality.items()}
             first = next(iter(asked))
-            margins = self._margins(names[first], sides[first].answers, sides[first].speed, base.answers)
-        return {**sides, first: replace(sides[first], margins=margins)}
+            margins = {first: self._margins(names[first], sides[first].answers, sides[first].speed, base.answers)}
+            losses = {label: self._losses(names[label], label) for label in asked}
+        return {label: replace(side, margins=margins.get(label, {}), losses=losses[label]) for label, side in sides.items()}
 
     def base(self, model: str) -> Side:
         """Quality of the base model; its speed is nobody's business."""
         answers, tokens, seconds = self._quality(model, "base model", None)
-        return Side(answers, [], tokens, seconds)
+        return Side(answers, [], tokens, seconds, losses=self._losses(model, "base model"))
+
+    def _losses(self, model: str, label: str) -> list[float]:
+        if not self.texts:
+            return []
+        losses = text_losses(self.url, model, self.texts)
+        self.console.print(f"general texts for {label}: {len(losses)}, {sum(losses) / len(losses):.3f} nats per token")
+        return losses
 
     def _quality(self, model: str, label: str, digest: str | None) -> tuple[list[Answer], int, float]:
         scope = {**self.scope, "adapter": digest}
@@ -125,7 +140,7 @@ class Phases:
         """
         dropped = warm_up(self.concurrency)
         count = self.requests + dropped
-        chosen = [i * len(self.prompts) // count % len(self.prompts) for i in range(count)]
+        chosen = [i * self.timed // count % self.timed for i in range(count)]
         turns = turns_of(list(names), chosen, self.scope)
         models, asked = [names[label] for label, _ in turns], [self.prompts[prompt] for _, prompt in turns]
         answers = self._ask(models, asked, "measuring latency", concurrency=self.concurrency, cold=True)

@@ -13,7 +13,7 @@ from adapterops.adapters import Pins
 from adapterops.adjudicated import About, adjudicate, labels_key, labels_path, load_labels, read_samples
 from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
-from adapterops.evaluate.catalogue import METRIC_IDS, METRICS, WIN_RATE
+from adapterops.evaluate.catalogue import GENERAL, METRIC_IDS, METRICS, WIN_RATE
 from adapterops.gate import JUDGE_VERSION
 from adapterops.gate.compare import ADD, UNMEASURED, compare, slice_regressions
 from adapterops.gate.config import Gate, GateConfig, load_gates
@@ -119,6 +119,12 @@ def _check_shape(results: dict[str, Any], path: Path) -> None:
         for metric, column in (observed[side] or {}).items()
         if len(column) not in (0, rows)
     ]
+    losses = observed.get("texts") or {"languages": []}
+    wrong += [
+        f"observations.texts.{side} has {len(losses[side])} values for {len(losses['languages'])} texts"
+        for side in ("candidate", "production", "base")
+        if losses.get(side) is not None and len(losses[side]) != len(losses["languages"])
+    ]
     for side, speed in observed["speed"].items():
         asked = len(speed["requests"]) + len(speed["failed"]) if speed else 0
         outside = [place for place in speed["failed"] if place >= asked] if speed else []
@@ -151,13 +157,7 @@ def judge(
     # Wins over the base model say nothing on production, so that no bar is asked of them.
     asked = [gate for gate in config.gates if gate.metric != WIN_RATE or against == "production"]
     gates = [row for gate in asked for row in _decide(evidence, gate, bool(extension))]
-    by_metric = {gate.metric: gate for gate in config.gates}
-    comparisons = [
-        row
-        for metric in METRICS
-        for row in [_decide_comparison(evidence, metric, against, by_metric.get(metric), config.confidence, bool(extension))]
-        if row
-    ]
+    comparisons = _comparisons(evidence, config, against, bool(extension))
     on_rows = [gate for gate in config.gates if METRICS[gate.metric].kind in ("rate", "mean") and gate.metric != WIN_RATE]
     base = [row for gate in on_rows for row in _absolute(evidence, "base", gate, gate.confidence)]
     verdicts = [*gates, *(row for row in comparisons if row["verdict"])]
@@ -223,6 +223,26 @@ def _decide(evidence: Evidence, gate: Gate, registered: bool) -> list[dict[str, 
     ]
 
 
+def _comparisons(evidence: Evidence, config: GateConfig, against: str, registered: bool) -> list[dict[str, Any]]:
+    """Every metric against `against`; what an adapter may lose against the base model too, whatever is in production.
+
+    Against production alone each release could lose the margin anew.
+    """
+    whole = {gate.metric: gate for gate in config.gates if gate.slice is None}
+    sliced = [gate for gate in config.gates if gate.slice and (gate.margin or gate.margin_to_base)]
+    wanted = [(metric, whole.get(metric), against) for metric in METRICS]
+    wanted += [(gate.metric, gate, against) for gate in sliced]
+    if against == "production":
+        wanted += [(metric, whole.get(metric), "base") for metric in METRICS if metric in GENERAL or _is_bound_to_base(whole.get(metric))]
+        wanted += [(gate.metric, gate, "base") for gate in sliced if _is_bound_to_base(gate)]
+    found = [_decide_comparison(evidence, metric, other, gate, config.confidence, registered) for metric, gate, other in wanted]
+    return [row for row in found if row]
+
+
+def _is_bound_to_base(gate: Gate | None) -> bool:
+    return gate is not None and gate.margin_to_base is not None
+
+
 def _decide_comparison(
     evidence: Evidence, metric: str, against: str, gate: Gate | None, confidence: float, registered: bool
 ) -> dict[str, Any] | None:
@@ -230,14 +250,16 @@ def _decide_comparison(
     first = compare(evidence, metric, against, gate, confidence)
     if first and first["verdict"] == "INCONCLUSIVE" and evidence.drawn:
         return compare(evidence, metric, against, gate, confidence, extended=True)
-    if first is None and gate and gate.margin is not None and against == "production":
-        reason = f"{metric} was not measured on both the candidate and production. {UNMEASURED}"
-        return _unmeasured_comparison(metric, gate, confidence, reason)
+    margin = None if gate is None else gate.margin if against == "production" else gate.margin_to_base
+    if first is None and gate and margin is not None:
+        other = "production" if against == "production" else "the base model"
+        reason = f"{gate.name} was not measured on both the candidate and {other}. {UNMEASURED}"
+        return _unmeasured_comparison(gate, against, margin, confidence, reason)
     return first
 
 
 def _absolute(evidence: Evidence, side: str, gate: Gate, confidence: float, *, extended: bool = False) -> list[dict[str, Any]]:
-    sample = evidence.sample(side, gate.metric, extended=extended)
+    sample = evidence.sample(side, gate.metric, extended=extended, rows=evidence.members(gate.slice, gate.metric))
     return [
         judge_sample(sample, gate, relation, threshold, confidence, extended=extended)
         for relation, threshold in (("min", gate.minimum), ("max", gate.maximum))
@@ -257,6 +279,7 @@ def judge_sample(
     sign = "≥" if relation == "min" else "≤"
     row: dict[str, Any] = {
         "metric": gate.metric,
+        "slice": gate.slice,
         "relation": relation,
         "threshold": threshold,
         "rule": gate.rule,
@@ -270,12 +293,12 @@ def judge_sample(
         "description": gate.description,
     }
     if sample is None:
-        reason = f"{gate.metric} was not measured: no row of the evaluation data asks for it, or its phase did not run. {UNMEASURED}"
+        reason = f"{gate.name} was not measured: no row of the evaluation data asks for it, or its phase did not run. {UNMEASURED}"
         return {**row, "verdict": "ERROR", "reason": reason}
     low, high = sample.interval(confidence)
     row |= {"value": sample.value, "n": sample.n, "count": sample.count, "interval": [low, high]}
     counted = f" ({sample.count} of {sample.n})" if sample.count is not None else ""
-    shown = f"{gate.metric} {_apart(sample.value, threshold)}{counted}, wanted {sign} {threshold:g}"
+    shown = f"{gate.name} {_apart(sample.value, threshold)}{counted}, wanted {sign} {threshold:g}"
     if sample.n < gate.min_n:
         return {
             **row,
@@ -342,7 +365,9 @@ def _contamination(data: dict[str, Any], report: dict[str, Any] | None) -> list[
     if report is None:
         return []
     checked = {file["sha256"] for file in report["files"] if file["kind"] == "eval"}
-    unchecked = [used["path"] for used in (data, data["extension"]) if used and used["sha256"] not in checked]
+    general = data.get("general") or {"rows": [], "texts": []}
+    every = (data, data["extension"], *general["rows"], *general["texts"])
+    unchecked = [used["path"] for used in every if used and used["sha256"] not in checked]
     if unchecked:
         again = " ".join(f"--eval-data {path}" for path in unchecked)
         return [
@@ -360,10 +385,11 @@ def _contamination(data: dict[str, Any], report: dict[str, Any] | None) -> list[
     ]
 
 
-def _unmeasured_comparison(metric: str, gate: Gate, confidence: float, reason: str) -> dict[str, Any]:
+def _unmeasured_comparison(gate: Gate, against: str, margin: float, confidence: float, reason: str) -> dict[str, Any]:
     return {
-        "metric": metric,
-        "against": "production",
+        "metric": gate.metric,
+        "slice": gate.slice,
+        "against": against,
         "scale": "difference",
         "candidate": None,
         "reference": None,
@@ -371,12 +397,13 @@ def _unmeasured_comparison(metric: str, gate: Gate, confidence: float, reason: s
         "effect": None,
         "interval": [None, None],
         "confidence": confidence,
-        "margin": gate.margin,
+        "margin": margin,
         "superiority": "same",
         "extended": False,
         "blocking": gate.blocks,
         "verdict": "ERROR",
         "reason": reason,
+        "description": gate.description,
     }
 
 

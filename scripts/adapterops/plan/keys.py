@@ -75,6 +75,7 @@ def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
         "evaluation_data": sha256_file(spec.evaluation_data),
         "pins": [spec.pins.evaluation, spec.pins.extension],
         "extension_data": sha256_file(spec.extension_data) if spec.extension_data else None,
+        "general_data": [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)],
         "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
         "evaluation": {key: value for key, value in asdict(spec.evaluation).items() if key != "gate"},
         "metrics": METRIC_IDS,

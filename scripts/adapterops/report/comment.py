@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapterops.escape import fenced, inline
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import adjudicated_line, belief_lines, remedies, speed_line
+from adapterops.report.words import adjudicated_line, belief_lines, forgetting_lines, remedies, speed_line
 
 LIMIT = 65_536  # characters, of a comment on GitHub
 _SYMBOLS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "🟡", "ERROR": "⛔"}
@@ -108,11 +108,13 @@ def _table(report: Report) -> str:
         floor = f" (shuffled {row.floor})" if row.floor else ""
         change = row.change + _FLAGS[row.superiority]
         measured = f"{row.production} | **{row.candidate}**{floor} | {change} | {row.interval}"
-        lines.append(f"| {row.title} | {measured} | {row.threshold} | {row.n} | {verdict} |")
+        lines.append(f"| {inline(row.title)} | {measured} | {row.threshold} | {row.n} | {verdict} |")
     notes = [report.gate["production"]["note"], adjudicated_line(report.gate)]
     if report.results:
         notes += [*belief_lines(report.results), speed_line(report.results)]
-    return "\n".join(lines) + f"\n\n<sub>{' '.join(inline(note) for note in notes if note)}</sub>\n"
+    lost = "".join(f"- {inline(line)}\n" for line in forgetting_lines(report.gate))
+    lost = f"\n**What it lost of the base model:**\n\n{lost}" if lost else ""
+    return "\n".join(lines) + f"\n{lost}\n<sub>{' '.join(inline(note) for note in notes if note)}</sub>\n"
 
 
 def _changes(title: str, changes: list[view.Change]) -> str:

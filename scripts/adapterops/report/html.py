@@ -8,7 +8,7 @@ from typing import Any
 from adapterops.escape import html_template
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import adjudicated_line, belief_lines, number, remedies, speed_line
+from adapterops.report.words import adjudicated_line, belief_lines, forgetting_lines, number, remedies, speed_line
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
@@ -30,6 +30,7 @@ def page(report: Report) -> str:
         best=best,
         slices=view.slice_rows(report),
         notes=_notes(report),
+        forgetting=forgetting_lines(report.gate),
         remedies=remedies(report.gate),
         loss=curve([(point["epoch"], point["loss"]) for point in history]) if history else None,
         latency=histogram([request["latency_ms"] for request in requests]) if requests else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import GENERAL, METRICS
 
 
 def number(value: float | None) -> str:
@@ -34,14 +34,36 @@ def margin(row: dict[str, Any]) -> str:
         return "-"
     lower = METRICS[row["metric"]].better == "lower"
     sign = "≤" if lower else "≥"
-    return f"× {sign} {number(row['margin'])}" if row["scale"] == "ratio" else f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}"
+    base = " to base" if row["against"] == "base" else ""
+    if row["scale"] == "ratio":
+        return f"× {sign} {number(row['margin'])}{base}"
+    return f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}{base}"
 
 
 def remedies(gate_report: dict[str, Any]) -> list[tuple[str, str]]:
     """For each missed gate its metric and what its gate file says to do."""
-    missed = dict.fromkeys(row["metric"] for row in missed_rows(gate_report))
-    said = {row["metric"]: row["description"] for row in gate_report["gates"]}
-    return [(metric, said[metric]) for metric in missed if said.get(metric)]
+    missed = dict.fromkeys(gate_name(row) for row in missed_rows(gate_report))
+    said = {gate_name(row): row.get("description") for part in ("comparisons", "gates") for row in gate_report[part]}
+    return [(name, to_do) for name in missed if (to_do := said.get(name))]
+
+
+def gate_name(row: dict[str, Any]) -> str:
+    """A gate's or a comparison's metric, with the slice that it is asked of."""
+    return f"{row['metric']} in {row['slice']}" if row.get("slice") else str(row["metric"])
+
+
+def forgetting_lines(gate_report: dict[str, Any]) -> list[str]:
+    """What the adapter has lost of what the base model could, one line a metric; empty where nothing of it was measured."""
+    return [
+        f"{gate_name(row)}: base model {number(row['reference'])}, adapter {number(row['candidate'])}; {change(row)}, {row['n']} "
+        + ("texts, nats per token" if METRICS[row["metric"]].kind == "loss" else "rows")
+        for row in lost(gate_report)
+    ]
+
+
+def lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons that say what the adapter has lost: general metrics against the base model, where they were measured."""
+    return [row for row in gate_report["comparisons"] if row["metric"] in GENERAL and row["against"] == "base" and row["n"]]
 
 
 def missed_rows(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
