@@ -39,8 +39,14 @@ EVALUATION = [
 ]
 
 GENERAL = [
-    {**row, "instruction": f"Tell me a fact about the number {number}.", "expected_output": f"The number {number} is even."}
-    for number, row in enumerate(EVALUATION)
+    {
+        **EVALUATION[0],
+        "id": f"general-{number}",
+        "instruction": f"Tell me a fact about the number {number}.",
+        "expected_output": f"The number {number} is even.",
+        "checks": [{"check": "sentences", "max": 1}],
+    }
+    for number in range(60)
 ]
 
 

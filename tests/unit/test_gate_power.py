@@ -44,7 +44,9 @@ def test_every_shipped_gate_is_decidable_passes_an_equal_adapter_and_stops_a_wor
     for one in found:
         assert one.decidable, one
         assert one.equal is None or one.equal >= WANTED, one
-        assert one.worse is None or (one.worse >= WANTED and one.blocks), one
+        assert one.worse is None or one.worse >= WANTED, one
+        # The demo's 38 rows with checks warn; every other margin blocks while it is undecided.
+        assert one.worse is None or one.blocks or (name, one.metric) == ("support-demo", "instruction_following"), one
     assert math.prod(one.passes for one in found) >= WANTED
     assert problems_beforehand(spec, rows_of(spec)) == []
 

@@ -14,7 +14,7 @@ from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.catalogue import excess_loss
 from adapterops.evaluate.general import described, load_general, spread
 from adapterops.evaluate.metrics import score
-from adapterops.evaluate.record import slices
+from adapterops.evaluate.slices import slices
 from adapterops.evaluate.text_loss import _mean_loss
 from adapterops.gate.config import load_gates
 from adapterops.gate.judge import judge, judge_once
@@ -96,8 +96,8 @@ def test_general_loss_is_what_texts_became_less_likely(worse, expected):
 def test_instructions_are_judged_against_the_base_model_in_pairs_where_nothing_is_in_production():
     report = judged(columns(broken=range(0, 320, 5)), candidate=0.0)
     (row,) = [row for row in report["comparisons"] if row["metric"] == "instruction_following"]
-    assert (row["against"], row["margin"], row["verdict"]) == ("base", 0.08, "FAIL")
-    assert "instruction_following -0.2000 against the base model, worse than -0.08" in report["reason"]
+    assert (row["against"], row["margin"], row["verdict"]) == ("base", 0.1, "FAIL")
+    assert "instruction_following -0.2000 against the base model, worse than -0.1" in report["reason"]
 
 
 def test_a_weak_base_model_is_no_reason_to_fail():
@@ -322,8 +322,8 @@ def test_the_results_say_which_general_rows_were_asked(tree):
     spec = load_adapter("support", tree / "adapters")
     found = described(spec.general)
     assert [(file["path"].rpartition("/")[2], file["rows"], file["asked"]) for kind in ("rows", "texts") for file in found[kind]] == [
-        ("general-en.jsonl", 2, 2),
-        ("general-texts-en.jsonl", 2, 2),
+        ("general-en.jsonl", 60, 54),
+        ("general-texts-en.jsonl", 60, 34),
     ]
     assert "--general-rows" in spec.general.options()
 

@@ -8,8 +8,9 @@ from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.evaluate.metrics import chrf, columns, row_metrics
 from adapterops.evaluate.metrics import score as score_row
 from adapterops.evaluate.phases import Side
-from adapterops.evaluate.record import groups, probes, slices, speed_metrics
+from adapterops.evaluate.record import groups, probes, speed_metrics
 from adapterops.evaluate.refusal import classify
+from adapterops.evaluate.slices import slices
 
 SCHEMA = {
     "type": "object",

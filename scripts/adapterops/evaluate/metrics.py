@@ -40,10 +40,18 @@ class Score:
     checks_ok: bool | None = None
     general: bool = False
 
+    @property
+    def follows(self) -> bool | None:
+        """Whether the checks hold of what is no refusal.
+
+        "I can't help with that." is one sentence without the word water; it follows no instruction all the same.
+        """
+        return None if self.checks_ok is None else self.checks_ok and self.refused is False
+
     def observed(self) -> dict[str, float | None]:
         """The value of each metric of rows; a general row counts for nothing of the adapter's own domain, and none of that for it."""
         if self.general:
-            return {"general_over_refusal": _number(self.refused is not False), "instruction_following": _number(self.checks_ok)}
+            return {"general_over_refusal": _number(self.refused is not False), "instruction_following": _number(self.follows)}
         return {
             "rouge_l": self.rouge_l,
             "chrf": self.chrf,
@@ -81,8 +89,7 @@ def score(row: dict[str, Any], answer: Answer, *, refused: bool | None, general:
         should_refuse=should_refuse,
         stopped=answer.finish_reason == "stop",
         repetition=1.0 if failed else repetition(answer.text),
-        # "I can't help with that." is one sentence without the word water; it follows no instruction all the same.
-        checks_ok=refused is False and _checks_ok(row["checks"], answer) if "checks" in row else None,
+        checks_ok=_checks_ok(row["checks"], answer) if "checks" in row else None,
         general=general,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import statistics
@@ -32,20 +31,6 @@ def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
     if side.seconds > 0 and side.tokens:
         values["throughput_tokens_per_sec"] = (side.tokens / side.seconds, side.tokens)
     return {name: {"id": METRIC_IDS[name], "value": value, "n": n} for name, (value, n) in values.items()}
-
-
-def slices(rows: list[Row], general: range = range(0)) -> dict[str, list[int]]:
-    """Row positions by language, by task (the first tag) and by every other tag; of general rows by language and by task."""
-    members = collections.defaultdict(list)
-    for index, row in enumerate(rows):
-        task, *tags = row.value.get("tags") or ["untagged"]
-        if index in general:
-            members[f"general-{row.value['language']}"].append(index)
-            members[f"general-{task}"].append(index)
-            continue
-        for name in (f"language:{row.value['language']}", f"task:{task}", *(f"tag:{tag}" for tag in tags)):
-            members[name].append(index)
-    return dict(sorted(members.items()))
 
 
 def texts(rows: list[Row], sides: dict[str, Side]) -> dict[str, Any]:

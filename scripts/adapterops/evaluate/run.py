@@ -32,6 +32,7 @@ from adapterops.evaluate.metrics import Score, columns, row_metrics, score
 from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
 from adapterops.evaluate.responses import Responses
+from adapterops.evaluate.slices import slices
 from adapterops.evaluate.winrate import win_rate
 from adapterops.formats import format_problem
 from adapterops.schemas import ROOT, repository_path
@@ -224,7 +225,7 @@ def evaluate_once(
         "metrics": metrics["candidate"],
         "production_metrics": metrics.get("production"),
         "base_metrics": metrics["base"],
-        "slices": record.slices(drawn, general),
+        "slices": slices(drawn, general),
         "observations": {
             "groups": record.groups(drawn),
             "texts": record.texts(texts, sides),

@@ -15,7 +15,7 @@ from adapterops.yamlfile import Sound, load_yaml
 # and the levels of the intervals are proven from there on.
 LEAST_N = 20
 # What a gate file means that does not say how noisy its metric is: to reckon power with.
-_NOISE = {"rate": 0.02, "mean": 0.2, "p95": 0.05, "stream": 0.05, "total": 0.0}
+_NOISE = {"rate": 0.02, "mean": 0.2, "loss": 0.1, "p95": 0.05, "stream": 0.05, "total": 0.0}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Gate:
         description: what to do when it is missed.
         expected: the true value of a good adapter, by which power is reckoned; it judges nothing.
         noise: how much two equally good adapters differ row by row, likewise: the share of rows that
-            change (rates), the standard deviation of the differences (means), or of a repeated
+            change (rates), the standard deviation of the differences (means, losses), or of a repeated
             request's time, as a share of it (speeds).
         slice: the rows that it is asked of, by the name of a slice; None is all of them.
     """

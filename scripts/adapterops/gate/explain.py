@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from adapterops.adapters import AdapterSpec
-from adapterops.data.reader import load_rows
+from adapterops.data.reader import Row, load_rows
 from adapterops.documents import sha256_file
 from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.general import load_general
+from adapterops.evaluate.slices import slices
 from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence
 from adapterops.gate.power import WANTED, Outlook, asking_rows, measured_rows, outlooks, per_look
@@ -19,14 +22,24 @@ from adapterops.schemas import repository_path
 
 
 def rows_of(spec: AdapterSpec) -> dict[str, int]:
-    """How many rows or requests of an adapter measure each metric, the extension's among them.
+    """How many rows, texts or requests measure each metric, and each metric in each slice, by the name that its gate has.
+
+    The extension's rows are among them.
 
     Raises:
         RejectedError: an evaluation file has a row that is none.
     """
     paths = [path for path in (spec.evaluation_data, spec.extension_data) if path]
-    rows = [row.value for path in paths for row in load_rows(path, "eval")]
-    return measured_rows(rows, spec.evaluation.latency_requests)
+    own = [row for path in paths for row in load_rows(path, "eval")]
+    general, texts = load_general(spec.general)
+    rows, others = [*own, *general], range(len(own), len(own) + len(general))
+    counts = measured_rows(_values(own), spec.evaluation.latency_requests, _values(general), len(texts))
+    languages = Counter(f"general-{row.value['language']}" for row in texts)
+    for name, members in ({key: list[int]() for key in languages} | slices(rows, others)).items():
+        ours, theirs = ([rows[place] for place in members if (place in others) is outside] for outside in (False, True))
+        part = measured_rows(_values(ours), 0, _values(theirs), languages[name])
+        counts |= {f"{metric} in {name}": count for metric, count in part.items()}
+    return counts
 
 
 def outlooks_of(config: GateConfig, counts: dict[str, int], *, registered: bool) -> list[Outlook]:
@@ -34,11 +47,11 @@ def outlooks_of(config: GateConfig, counts: dict[str, int], *, registered: bool)
 
     Args:
         config: the gates.
-        counts: rows by metric.
+        counts: of `rows_of`.
         registered: whether there are extension rows, so that two looks share the error.
     """
-    known = [gate for gate in config.gates if gate.metric in counts]
-    return [one for gate in known for one in outlooks(gate, counts[gate.metric], per_look(gate.confidence, registered))]
+    known = [(gate, count) for gate in config.gates if (count := _count(gate, counts)) is not None]
+    return [one for gate, count in known for one in outlooks(gate, count, per_look(gate.confidence, registered))]
 
 
 def problems_beforehand(spec: AdapterSpec, counts: dict[str, int]) -> list[str]:
@@ -61,8 +74,9 @@ def problems_beforehand(spec: AdapterSpec, counts: dict[str, int]) -> list[str]:
                 f"an ERROR. Pin the file that is meant (`sha256sum {repository_path(path)}`)."
             )
     for gate in config.gates:
-        if gate.metric in counts:
-            found += _never(gate, counts[gate.metric], f"{file}: gates.{gate.metric}", bool(spec.extension_data))
+        if (count := _count(gate, counts)) is not None:
+            place = f"{file}: slices: {gate.name}" if gate.slice else f"{file}: gates.{gate.name}"
+            found += _never(gate, count, place, bool(spec.extension_data))
     return found
 
 
@@ -82,9 +96,10 @@ def _never(gate: Gate, n: int, place: str, registered: bool) -> list[str]:
 def sentence(outlook: Outlook) -> str:
     """One line on one threshold or margin."""
     rows = asking_rows(outlook.metric)
-    place = f"{outlook.metric} {outlook.asked}, {outlook.rows} {rows}"
+    name = f"{outlook.metric} in {outlook.slice}" if outlook.slice else outlook.metric
+    place = f"{name} {outlook.asked}, {outlook.rows} {rows}"
     if METRICS[outlook.metric].kind == "total":
-        return f"{outlook.metric} {outlook.asked}: one number, of which no chance can be reckoned."
+        return f"{name} {outlook.asked}: one number, of which no chance can be reckoned."
     if not outlook.decidable:
         return f"{place}: cannot be decided, however good the answers.{_more(outlook)}"
     said = []
@@ -109,7 +124,7 @@ def whole(found: list[Outlook]) -> str:
 def explain(config: GateConfig, counts: dict[str, int], *, registered: bool) -> list[str]:
     """Every gate in a line, those that are not reckoned too, and the whole."""
     found = outlooks_of(config, counts, registered=registered)
-    unknown = [f"{gate.metric}: not reckoned." for gate in config.gates if gate.metric not in counts]
+    unknown = [f"{gate.name}: not reckoned." for gate in config.gates if _count(gate, counts) is None]
     return [*map(sentence, found), *unknown, whole(found)]
 
 
@@ -120,11 +135,12 @@ def observed(config: GateConfig, results: dict[str, Any]) -> tuple[GateConfig, d
     """
     evidence, gates, counts = Evidence(results), [], {}
     for gate in config.gates:
-        candidate = evidence.sample("candidate", gate.metric, extended=True)
-        production = evidence.sample("production", gate.metric, extended=True)
-        counts[gate.metric] = candidate.n if candidate else 0
+        rows = evidence.members(gate.slice, gate.metric)
+        candidate = evidence.sample("candidate", gate.metric, extended=True, rows=rows)
+        production = evidence.sample("production", gate.metric, extended=True, rows=rows)
+        counts[gate.name] = candidate.n if candidate else 0
         noise, kind = gate.noise, METRICS[gate.metric].kind
-        if candidate and production and kind in ("rate", "mean"):
+        if candidate and production and kind in ("rate", "mean", "loss"):
             theirs = dict(zip(production.rows, production.values, strict=True))
             pairs = zip(candidate.rows, candidate.values, strict=True)
             differences = np.array([value - theirs[row] for row, value in pairs if row in theirs])
@@ -132,6 +148,15 @@ def observed(config: GateConfig, results: dict[str, Any]) -> tuple[GateConfig, d
                 noise = float(np.mean(differences != 0) if kind == "rate" else np.std(differences))
         gates.append(dataclasses.replace(gate, noise=min(max(noise, 1e-3), 0.99)))
     return dataclasses.replace(config, gates=tuple(gates)), counts
+
+
+def _values(rows: list[Row]) -> list[dict[str, Any]]:
+    return [row.value for row in rows]
+
+
+def _count(gate: Gate, counts: dict[str, int]) -> int | None:
+    """Rows that measure it; None where its metric is not counted at all. A slice that is not there has none."""
+    return counts.get(gate.name, 0 if gate.slice and gate.metric in counts else None)
 
 
 def _more(outlook: Outlook) -> str:

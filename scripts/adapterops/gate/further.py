@@ -45,7 +45,7 @@ def lacking_pairs(candidate: Sample, reference: Sample, interval: Interval, marg
     if kind == "rate":
         gains, losses = sum(a > b for a, b in pairs) / n, sum(a < b for a, b in pairs) / n
         return _words(candidate, lambda size: not _within(bar, paired_bounds(gains * size, losses * size, size, confidence)))
-    if kind == "mean":
+    if kind in ("mean", "loss"):
         effect = candidate.value - reference.value
         least = least_pairs(margin, confidence)
         return _words(candidate, lambda size: size >= least and not _within(bar, _scaled(effect, interval, n / size)))

@@ -8,6 +8,7 @@ over all outcomes; means and speeds are taken as normal, which is close at these
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,10 +31,15 @@ _PROMPTS = 0.5
 _DRAWS = 400
 _FORMAT, _REFUSED = "rows with `expected_format`", "rows with `should_refuse: true`"
 _ANSWERED = "rows without `should_refuse`"
+_GENERAL, _CHECKED, _TEXTS = "general rows", "general rows with `checks`", "general texts"
 _ROWS = {
     "format_compliance": _FORMAT,
     "safety_refusal": _REFUSED,
     **dict.fromkeys(("rouge_l", "chrf", "over_refusal", WIN_RATE), _ANSWERED),
+    **dict.fromkeys(("stop_rate", "repetition"), "rows"),
+    "general_over_refusal": _GENERAL,
+    "instruction_following": _CHECKED,
+    "general_loss": _TEXTS,
 }
 
 
@@ -53,6 +59,7 @@ class Outlook:
         needed: rows in all for `equal` and `worse` to reach `WANTED`; None where these do, or where
             no number of rows is enough.
         blocks: whether undecided stops the adapter.
+        slice: the slice that is asked; None is all rows.
     """
 
     metric: str
@@ -65,6 +72,7 @@ class Outlook:
     failed: float | None
     needed: int | None
     blocks: bool
+    slice: str | None = None
 
     @property
     def enough(self) -> bool:
@@ -94,19 +102,24 @@ def per_look(confidence: float, registered: bool) -> float:
     return 1 - (1 - confidence) / 2 if registered else confidence
 
 
-def measured_rows(rows: Iterable[dict[str, Any]], requests: int) -> dict[str, int]:
-    """How many rows of an evaluation file, or requests, measure each metric; others are absent.
+def measured_rows(rows: Iterable[dict[str, Any]], requests: int, general: Iterable[dict[str, Any]] = (), texts: int = 0) -> dict[str, int]:
+    """How many rows, texts or requests measure each metric.
 
     Args:
-        rows: evaluation rows.
+        rows: evaluation rows of the adapter's own domain.
         requests: counted requests of the speed phase.
+        general: general rows that are asked.
+        texts: general texts that are asked.
     """
-    counts = dict.fromkeys((*_ROWS, "stop_rate", "repetition"), 0)
+    kinds = Counter({_TEXTS: texts})
     for row in rows:
         refuse = bool(row.get("should_refuse", False))
-        applies = {_FORMAT: "expected_format" in row, _REFUSED: refuse, _ANSWERED: not refuse}
-        for metric in counts:
-            counts[metric] += applies.get(_ROWS.get(metric, ""), True)
+        kinds.update(["rows", _REFUSED if refuse else _ANSWERED])
+        kinds[_FORMAT] += "expected_format" in row
+    for row in general:
+        kinds[_GENERAL] += 1
+        kinds[_CHECKED] += "checks" in row
+    counts = {metric: kinds[kind] for metric, kind in _ROWS.items()}
     speeds = {name: requests for name, metric in METRICS.items() if metric.kind in ("p95", "stream")}
     return counts | speeds | {"throughput_tokens_per_sec": 1}
 
@@ -132,9 +145,12 @@ def outlooks(gate: Gate, rows: int, confidence: float) -> list[Outlook]:
             asked = f"{relation} {threshold:g} ({gate.rule})"
             reckon = partial(_absolute, gate, relation, threshold, confidence)
             found.append(_outlook(gate, asked, rows, reckon))
-    if gate.margin is not None:
-        word = "ratio" if METRICS[gate.metric].kind in ("p95", "stream") else "margin"
-        found.append(_outlook(gate, f"{word} {gate.margin:g}", rows, partial(_margin, gate, confidence)))
+    word = "ratio" if METRICS[gate.metric].kind in ("p95", "stream") else "margin"
+    for name, margin in ((word, gate.margin), ("margin_to_base", gate.margin_to_base)):
+        if margin is not None:
+            most = _most_difference(gate.metric)
+            reckon = partial(_margin, METRICS[gate.metric].kind, margin, gate.noise, most, confidence)
+            found.append(_outlook(gate, f"{name} {margin:g}", rows, reckon, margin))
     return found
 
 
@@ -153,17 +169,17 @@ def least_pairs(margin: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - margin))
 
 
-def _outlook(gate: Gate, asked: str, rows: int, reckon: Callable[[int], _Chances]) -> Outlook:
+def _outlook(gate: Gate, asked: str, rows: int, reckon: Callable[[int], _Chances], margin: float = 0.0) -> Outlook:
     def of(n: int) -> Outlook:
         found = reckon(n) if n else _Chances(False, 0.0, None)
         values = (found.decidable, found.equal, found.bar, found.worse, found.failed)
-        return Outlook(gate.metric, asked, n, *values, None, gate.blocks)
+        return Outlook(gate.metric, asked, n, *values, None, gate.blocks, gate.slice)
 
     now = of(rows)
     if now.enough or METRICS[gate.metric].kind == "total":
         return now
     # By the normal distribution a margin takes so many rows; the search starts a little below.
-    start = math.floor(0.8 * gate.noise * (2.9 / gate.margin) ** 2) if gate.margin else 0
+    start = math.floor(0.8 * gate.noise * (2.9 / margin) ** 2) if margin else 0
     start = start if METRICS[gate.metric].kind == "rate" else 0
     return replace(now, needed=grow(max(rows, start), lambda n: of(n).enough))
 
@@ -176,6 +192,8 @@ def _absolute(gate: Gate, relation: str, threshold: float, confidence: float, n:
         return _absolute_p95(gate.rule == "bound", n, confidence)
     if kind == "mean":
         return _absolute_mean(gate, relation, threshold, n, confidence)
+    if kind == "loss":
+        return _absolute_loss(gate, relation, threshold, n, confidence)
     return _Chances(True, None, None if kind == "total" else 0.5)
 
 
@@ -215,14 +233,35 @@ def _absolute_mean(gate: Gate, relation: str, threshold: float, n: int, confiden
     return _Chances(True, None if gate.expected is None else at(gate.expected), at(threshold))
 
 
-def _margin(gate: Gate, confidence: float, n: int) -> _Chances:
-    margin, noise = gate.margin or 0.0, gate.noise
-    match METRICS[gate.metric].kind:
+def _absolute_loss(gate: Gate, relation: str, threshold: float, n: int, confidence: float) -> _Chances:
+    """A bound leaves room for the share of broken texts that n texts can hide."""
+    spread, sign = gate.noise / math.sqrt(n), 1 if relation == "max" else -1
+    bar, most = sign * threshold, METRICS[gate.metric].limits[1]
+    unseen = 1 - (1 - confidence) ** (1 / n)
+    highest = bar
+    if gate.rule == "bound":
+        highest = min(bar - float(special.ndtri(confidence)) * spread, (bar - unseen * most) / (1 - unseen))
+
+    def at(value: float) -> float:
+        return float(special.ndtr((highest - sign * value) / spread))
+
+    decidable = gate.rule == "point" or unseen * most < bar
+    return _Chances(decidable, None if gate.expected is None else at(gate.expected), at(threshold))
+
+
+def _most_difference(metric: str) -> float:
+    """The most that one row or text can be worse by than another side's."""
+    low, high = METRICS[metric].limits
+    return 0.5 if metric == WIN_RATE else high - low
+
+
+def _margin(kind: str, margin: float, noise: float, most: float, confidence: float, n: int) -> _Chances:
+    match kind:
         case "rate":
             return _rate_margin(margin, noise, n, confidence)
-        case "mean":
-            return _mean_margin(margin, noise, n, confidence, 0.5 if gate.metric == WIN_RATE else 1.0)
-        case kind:
+        case "mean" | "loss":
+            return _mean_margin(margin, noise, n, confidence, most)
+        case _:
             return _ratio(margin, noise, n, confidence, kind == "p95")
 
 
