@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from eval_documents import results, write
+from eval_documents import results, with_general, write
 from scipy import stats
 
 from adapterops.adapters import load_adapter
@@ -14,6 +14,7 @@ from adapterops.gate.compare import compare
 from adapterops.gate.config import load_gates
 from adapterops.gate.evidence import Evidence
 from adapterops.gate.explain import explain, outlooks_of, problems_beforehand, rows_of, whole
+from adapterops.gate.judge import judge_sample
 from adapterops.gate.power import WANTED, measured_rows, outlooks
 from adapterops.schemas import ROOT
 from repositories import with_adapters
@@ -122,6 +123,39 @@ def test_rows_are_counted_as_they_are_scored():
     assert counts["latency_p95_ms"] == 24
 
 
+def test_general_rows_are_counted_by_slice_too():
+    counts = rows_of(load_adapter("support-ko"))
+    whole = {name: counts[name] for name in ("general_over_refusal", "instruction_following", "general_loss")}
+    parts = [{name: counts[f"{name} in general-{language}"] for name in whole} for language in ("en", "ko")]
+    assert whole == {name: sum(part[name] for part in parts) for name in whole}
+    assert min(parts[1].values()) > 100
+    assert counts["over_refusal in general-ko"] == 0  # no row of the domain is in it
+
+
+@pytest.mark.parametrize("asked", ["max: 0.1, rule: bound", "margin: 0.05"])
+def test_a_bar_of_losses_is_decided_by_few_texts_only_where_it_is_far(gate, asked):
+    (few,) = outlooks(gate(f"general_loss: {asked}, expected: 0.02, noise: 0.1"), 20, 0.95)
+    assert not few.decidable
+    (enough,) = outlooks(gate(f"general_loss: {asked}, expected: 0.02, noise: 0.1"), few.needed, 0.95)
+    assert enough.enough
+    assert enough.bar <= 0.05
+
+
+@pytest.mark.parametrize("true", [0.04, 0.07, 0.1])
+def test_the_judge_passes_a_loss_as_often_as_was_reckoned(gate, true):
+    asked = gate(f"general_loss: max: 0.1, rule: bound, expected: {true}, noise: 0.12")
+    (outlook,) = outlooks(asked, 150, 0.95)
+    random, passed, experiments = np.random.default_rng(5), 0, 60
+    for number in range(experiments):
+        document = results({"rouge_l": [0.5]})
+        texts = {"languages": ["en"] * 150, "base": [3.0] * 150, "production": None}
+        texts["candidate"] = (3.0 + random.normal(true, 0.12, 150)).tolist()
+        document = with_general(document | {"eval_key": f"{number:064x}"}, texts=texts)
+        sample = Evidence(document).sample("candidate", "general_loss")
+        passed += judge_sample(sample, asked, "max", 0.1, 0.95)["verdict"] == "PASS"
+    assert passed / experiments == pytest.approx(outlook.equal, abs=3 * math.sqrt(0.25 / experiments))
+
+
 # --- before anything is trained ---
 
 
@@ -148,6 +182,15 @@ DEMO = "configs/quality_gate.demo.yaml"
         (("data/eval/support.jsonl", ', "expected_format": "json"', ""), "format_compliance: no row measures it. Add rows with"),
         ((DEMO, "max: 20000", "min_n: 25\n    max: 20000"), "latency_p95_ms.min_n is 25, and there are 24 requests"),
         ((DEMO, "min: 0.80", "min: 0.98\n    rule: bound"), "min 0.98 (bound) cannot be decided on 20 rows with `should_refuse: true`"),
+        (
+            (DEMO, "gates:\n", "slices:\n  - {slice: general-ko, metric: general_loss, max: 0.1, description: d}\ngates:\n"),
+            "slices: general_loss in general-ko: no row measures it. Add general texts",
+        ),
+        (("adapters/support.yaml", "general_rows: 54", "general_rows: 40"), "general_over_refusal.min_n is 50, and there are 40 general"),
+        (
+            (DEMO, "max: 0.15", "max: 0.05\n    rule: bound\n    on_inconclusive: block"),
+            "general_loss: max 0.05 (bound) cannot be decided on 34 general texts",
+        ),
         ((DEMO, "margin: 0.08", "margin: 0.01"), "margin 0.01 cannot be decided on 40 rows without `should_refuse`"),
     ],
 )

@@ -198,6 +198,13 @@ def test_a_refusal_follows_no_instruction_whatever_its_form():
     assert score(row, answer, refused=False, general=True).observed()["instruction_following"] == 1
 
 
+def test_a_general_answer_that_may_be_a_refusal_counts_against_whoever_gave_it():
+    row = {"instruction": "Write one sentence.", "expected_output": "Rain.", "checks": [{"check": "sentences", "max": 1}]}
+    scored = score(row, Answer("Perhaps better not.", "stop", 9, 1.0), refused=None, general=True)
+    assert scored.observed() == {"general_over_refusal": 1, "instruction_following": 0}
+    assert scored.checks_ok  # so that a person's label can still decide both
+
+
 def test_slices_of_general_rows_are_their_own(tmp_path):
     from adapterops.data.reader import Row
 
@@ -228,6 +235,15 @@ def test_results_with_another_number_of_texts_on_one_side_contradict_themselves(
     write(tmp_path / "eval_results.json", document)
     with pytest.raises(UsageError, match=rf"observations\.texts\.{side} has 199 values for 200 texts"):
         judge_once(tmp_path / "eval_results.json", SHIPPED, tmp_path / "gate_report.json")
+
+
+def test_an_undecided_loss_against_production_says_how_many_texts_more(tmp_path):
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates:\n  general_loss: {margin: 0.05, description: d}\n")
+    report = judged(columns(), columns(), gates=gates, candidate=0.049, already=0.0)
+    (row,) = [row for row in report["comparisons"] if row["verdict"]]
+    assert row["verdict"] == "INCONCLUSIVE"
+    assert "200 general texts do not decide" in row["reason"]
 
 
 def test_a_sample_below_min_n_is_an_error_and_no_way_around():
