@@ -32,7 +32,8 @@ def shipped(name: str) -> None:
     print("|---|---|---|---|---|---|")
     for one in found:
         chances = " | ".join(map(_shown, (one.equal, one.bar, one.worse, one.failed)))
-        print(f"| `{one.metric}` {one.asked} | {one.rows} | {chances} |")
+        name = f"`{one.metric}` in `{one.slice}`" if one.slice else f"`{one.metric}`"
+        print(f"| {name} {one.asked} | {one.rows} | {chances} |")
     print(f"\n{whole(found)} (product {math.prod(one.passes for one in found):.3f})")
 
 
