@@ -11,6 +11,7 @@ from adapterops.evaluate.phases import Phases, turns_of
 from adapterops.evaluate.responses import Responses
 
 SCOPE = {"decoding": {"temperature": 0}}
+OWN = 6
 
 
 def test_each_prompt_is_asked_by_every_side_at_once():
@@ -52,6 +53,8 @@ def engine():
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             asked.append((self.path, body))
             content = b"ok"
+            if self.path == "/v1/completions":
+                content = self.likelihood(body)
             if self.path == "/v1/chat/completions":
                 content = self.completion(body)
             self.send_response(200)
@@ -60,6 +63,12 @@ def engine():
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def likelihood(self, body):
+            """An adapter finds each text half a nat per token less likely."""
+            logprob = -2.0 if body["model"] == "base" else -2.5
+            choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": [None, {"5": {"logprob": logprob}}]}
+            return json.dumps({"id": "1", "created": 1, "model": body["model"], "object": "text_completion", "choices": [choice]}).encode()
 
         def completion(self, body):
             head = {"id": "1", "created": 1, "model": body["model"]}
@@ -81,9 +90,9 @@ def engine():
 
 def measured(engine, tmp_path, sides):
     url, asked = engine
-    prompts = [[{"role": "user", "content": f"question {number}"}] for number in range(6)]
+    prompts = [[{"role": "user", "content": f"question {number}"}] for number in range(OWN + 3)]  # the last three are general
     with Responses(tmp_path / "responses.sqlite") as known:
-        phases = Phases(url, prompts, SCOPE, 8, 10, 1, known, Console(quiet=True))
+        phases = Phases(url, prompts, SCOPE, 8, 10, 1, known, Console(quiet=True), timed=OWN, texts=["One text.", "Another."])
         base = phases.base("base")
         found = phases.adapters({label: (digest, tmp_path) for label, digest in sides.items()}, base)
     return found, asked
@@ -101,6 +110,17 @@ def test_quality_comes_before_speed_and_speed_goes_in_turn(engine, tmp_path):
     last_of_quality = max(i for i, (path, body) in enumerate(asked) if "messages" in body and not body.get("stream"))
     assert last_of_quality < min(i for i, (_, body) in enumerate(asked) if body.get("stream"))
     assert [len(side.speed) for side in found.values()] == [10, 10]
+
+
+def test_the_speed_phase_asks_no_general_row_and_texts_are_read_after_it(engine, tmp_path):
+    found, asked = measured(engine, tmp_path, {"candidate": "c" * 64, "production": "d" * 64})
+    speed = [i for i, (_, body) in enumerate(asked) if body.get("stream")]
+    questions = {asked[i][1]["messages"][0]["content"] for i in speed}
+    assert questions == {f"question {number}" for number in range(OWN)}
+    texts = [i for i, (_, body) in enumerate(asked) if body.get("prompt") and body["model"] != "base"]
+    assert len(texts) == 4
+    assert min(texts) > max(speed)
+    assert {label: side.losses for label, side in found.items()} == dict.fromkeys(("candidate", "production"), [2.5, 2.5])
 
 
 def test_without_production_the_candidate_is_measured_alone(engine, tmp_path):

@@ -49,7 +49,7 @@ def plain(answer: str) -> str:
     former = None
     while text != former:
         former = text
-        text = _without_front(_MARK_IN_FRONT, _without_quotes(text))
+        text = _without_front(_MARK_IN_FRONT, _unwrapped(text))
         text = _without_front(_APOLOGY, text)
     return text
 
@@ -70,7 +70,7 @@ def _without_headings(text: str) -> str:
     return text[start:]
 
 
-def _without_quotes(text: str) -> str:
+def _unwrapped(text: str) -> str:
     """The text within quotes that stand around the whole of it and nowhere else."""
     close = _OUTER_QUOTES.get(text[:1])
     if close and len(text) > 2 and text.endswith(close) and text[0] not in text[1:-1] and close not in text[1:-1]:
