@@ -194,7 +194,8 @@ def test_data_grows_by_rows_whatever_their_format_and_files_that_come_and_go_cou
 
     array = {"data/training/array.json": json.dumps(ROWS[:2], indent=1), "data/eval/support.jsonl": jsonl(EVALUATION[:2])}
     commit(-1, array | {"data/training/gone.jsonl": jsonl(ROWS), "data/training/same.jsonl": jsonl(ROWS).rstrip("\n")})
-    commit(1, {"data/training/array.json": json.dumps(ROWS), "data/training/gone.jsonl": None, "data/eval/new.jsonl": jsonl(EVALUATION[:2])})
+    new = {"data/training/gone.jsonl": None, "data/eval/new.jsonl": jsonl(EVALUATION[:2])}
+    commit(1, new | {"data/training/array.json": json.dumps(ROWS)})
     commit(9, {"data/training/next-week.jsonl": jsonl(ROWS)})
     section = data_growth(repository.path, *WEEK)
     assert section.rows == [

@@ -120,7 +120,7 @@ def test_the_speed_phase_asks_no_general_row_and_texts_are_read_after_it(engine,
     texts = [i for i, (_, body) in enumerate(asked) if body.get("prompt") and body["model"] != "base"]
     assert len(texts) == 4
     assert min(texts) > max(speed)
-    assert {label: side.losses for label, side in found.items()} == dict.fromkeys(("candidate", "production"), [2.5, 2.5])
+    assert {label: side.losses for label, side in found.items()} == {"candidate": [2.5, 2.5], "production": [2.5, 2.5]}
 
 
 def test_without_production_the_candidate_is_measured_alone(engine, tmp_path):
