@@ -24,8 +24,8 @@ report:  ## open the demo's HTML report
 	@$(BIN)/python scripts/demo.py report
 
 validate: setup  ## check the repository's data as a pull request would
-	@$(BIN)/python scripts/validate_data.py --input data/training/support.jsonl --eval-data data/eval/support.jsonl --base-model smollm2-135m-instruct
-	@$(BIN)/python scripts/validate_data.py --input data/training/support-ko.jsonl --eval-data data/eval/support-ko.jsonl
+	@$(BIN)/python scripts/validate_data.py --adapter support-demo
+	@$(BIN)/python scripts/validate_data.py --input data/training/support-ko.jsonl --eval-data data/eval/support-ko.jsonl --eval-data data/eval/general-ko.jsonl --eval-data data/eval/general-texts-ko.jsonl
 
 test: lint test-fast  ## everything: linters, unit tests, tests with real servers, the whole flow
 	@$(BIN)/python -m pytest -m integration

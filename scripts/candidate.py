@@ -45,7 +45,15 @@ def main(
     """
     from adapterops.adapters import run_directory
     from adapterops.errors import RejectedError
-    from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, find_candidate, keep_adapter, keep_judgement, trust_from
+    from adapterops.gitops.candidates import (
+        fetch_adapter,
+        fetch_judgement,
+        fetch_measurements,
+        find_candidate,
+        keep_adapter,
+        keep_judgement,
+        trust_from,
+    )
     from adapterops.gitops.outputs import run_url, set_outputs
     from adapterops.plan.keys import adapter_keys
     from adapterops.schemas import ROOT
@@ -65,6 +73,8 @@ def main(
             fetch_adapter(store, keys.training, run / "model", trust)
         if known.judgement:
             fetch_judgement(store, known.judgement, run)
+        elif known.digest:
+            fetch_measurements(store, keys, run, trust)  # where only labels or gates changed, nothing is evaluated again
         found = f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}" if known.digest else "nothing yet"
         console.print(f"{adapter}: under training key {keys.training[:12]} is {found}", soft_wrap=True)
         return

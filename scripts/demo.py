@@ -174,6 +174,7 @@ def rollback() -> None:
     results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
     evaluation = ["--max-tokens", spec.evaluation.max_tokens, "--latency-requests", spec.evaluation.latency_requests]
     evaluation += ["--latency-concurrency", spec.evaluation.latency_concurrency, "--server-url", engine_url(config)]
+    evaluation += spec.general.options()
     evaluation += ["--responses", ROOT / "runs" / "responses.sqlite"]  # the base model answers as it did the first time
     script("evaluate", "--model", model, "--eval-data", spec.evaluation_data, "--output", results, *evaluation)
     if script("quality_gate", "--results", results, "--gates", spec.evaluation.gate, "--output", verdict, "--adapter", ADAPTER, quiet=True):

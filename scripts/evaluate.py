@@ -21,6 +21,11 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, c
 @click.option("--bucket", help="S3 bucket of --production-of. Default: $ADAPTER_BUCKET, else the serving configuration's.")
 @click.option("--extension-data", type=EXISTING_FILE, help="More rows, registered for gates that the first ones leave open.")
 @click.option("--draw-extension", is_flag=True, help="Evaluate on them too; the gate said INCONCLUSIVE.")
+@click.option("--general-data", type=EXISTING_FILE, multiple=True, help="General rows. Default: those of data/eval/, in en and ko.")
+@click.option("--general-texts", type=EXISTING_FILE, multiple=True, help="General texts. Default: likewise.")
+@click.option("--general-rows", type=click.IntRange(1), help="So many of each file of general rows. Default: all.")
+@click.option("--general-texts-rows", type=click.IntRange(1), help="So many of each file of general texts. Default: all.")
+@click.option("--no-general", is_flag=True, help="Leave them out; a gate that asks what the adapter has lost is an ERROR then.")
 @click.option("--refusal-judge", default="base", show_default=True, help="Who is asked where rules cannot tell: base, none or URL#MODEL.")
 @click.option("--win-rate-judge", default="none", show_default=True, help="Who compares answers in pairs: none, base or URL#MODEL.")
 @click.option("--responses", type=OUTPUT_PATH, help="File of answers known already. Default: responses.sqlite beside OUTPUT.")
@@ -40,6 +45,11 @@ def main(
     bucket: str | None,
     extension_data: Path | None,
     draw_extension: bool,
+    general_data: tuple[Path, ...],
+    general_texts: tuple[Path, ...],
+    general_rows: int | None,
+    general_texts_rows: int | None,
+    no_general: bool,
     refusal_judge: str,
     win_rate_judge: str,
     responses: Path | None,
@@ -57,11 +67,19 @@ def main(
       python scripts/evaluate.py --model models/support --eval-data data/eval/support.jsonl \\
         --output results/eval_support.json
     """
+    from adapterops.adapters import General, general_sets
     from adapterops.evaluate.production import NONE, named_production, production_from_directory
-    from adapterops.evaluate.run import Data, Settings, evaluate_once
+    from adapterops.evaluate.run import NO_GENERAL, Data, Settings, evaluate_once
     from adapterops.report.console import print_metrics
+    from adapterops.schemas import ROOT
     from adapterops.store.releases import adapter_digest
 
+    if no_general and (general_data or general_texts or general_rows or general_texts_rows):
+        raise click.UsageError("--no-general and the other options of the general sets exclude each other.")
+    general = NO_GENERAL
+    if not no_general:
+        shipped = general_sets(ROOT)
+        general = General(general_data or shipped.rows, general_texts or shipped.texts, general_rows, general_texts_rows)
     if production and production_of:
         raise click.UsageError("--production and --production-of exclude each other.")
     compared = NONE
@@ -71,7 +89,7 @@ def main(
         compared = named_production(production_of, bucket, adapter_digest(model), output.parent / "releases")
     results, cached = evaluate_once(
         model,
-        Data(eval_data, extension_data, draw_extension),
+        Data(eval_data, extension_data, draw_extension, general),
         Settings(max_tokens, latency_requests, latency_concurrency, refusal_judge, win_rate_judge),
         output,
         console,

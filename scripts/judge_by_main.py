@@ -113,6 +113,7 @@ def _evaluation(
         call += ["--production", production]
     if spec.extension_data:
         call += ["--extension-data", spec.extension_data]
+    call += spec.general.options()
     if server_url:
         call += ["--server-url", server_url, "--server-wait", 300]
     return call
@@ -128,7 +129,9 @@ def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
     how = {key: str(value) for key, value in asdict(spec.evaluation).items() if key != "gate"}
     extension = sha256_file(spec.extension_data) if spec.extension_data else None
     dtype = load_serving_config(spec.serving).engine.dtype
-    return [sha256_file(spec.evaluation_data), extension, sha256_json(how), str(spec.serving.relative_to(root)), dtype]
+    general = [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)]
+    serving = str(spec.serving.relative_to(root))
+    return [sha256_file(spec.evaluation_data), extension, *general, sha256_json(how), serving, dtype]
 
 
 def _bars(spec: AdapterSpec) -> list[object]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     help="Evaluation rows, and those of an extension: checked too, and that none is trained on.",
 )
 @click.option("--adapter", help="Take files, base model and max_length from this adapter of adapters/.")
+@click.option("--adjudicated", type=OUTPUT_PATH, multiple=True, help="Labels of answers to check; of --adapter they always are.")
 @click.option("--base-model", help="A base model of configs/base_models.yaml, to count tokens and render rows with.")
 @click.option("--max-length", type=click.IntRange(1), help="Longest rendered row in tokens.")
 @click.option("--policy", type=OUTPUT_PATH, help="Limits. Default: configs/data_policy.yaml.")
@@ -38,6 +39,7 @@ def main(
     inputs: tuple[Path, ...],
     eval_data: tuple[Path, ...],
     adapter: str | None,
+    adjudicated: tuple[Path, ...],
     base_model: str | None,
     max_length: int | None,
     policy: Path | None,
@@ -63,6 +65,7 @@ def main(
     import json
 
     from adapterops.adapters import load_adapter
+    from adapterops.adjudicated import labels_path
     from adapterops.basemodels import find_base_model
     from adapterops.data.codes import error_page
     from adapterops.data.drift import Base
@@ -89,6 +92,12 @@ def main(
         eval_data = eval_data or spec.judged_on
         model = model or recipe.base_model
         max_length = max_length or recipe.training["max_length"]
+    if missing := [str(path) for path in adjudicated if not path.is_file()]:
+        raise UsageError(f"--adjudicated {missing[0]} does not exist. scripts/adjudicate.py writes such files.")
+    _check_labels([*adjudicated, *([labels_path(adapter)] if adapter else [])])
+    if adjudicated and not files:
+        console.print(f"{len(adjudicated)} files of labels are as they should be", soft_wrap=True)
+        return 0
     if not files:
         raise UsageError("nothing to validate. Name a file with --input or an adapter with --adapter.")
     limits = load_policy(policy or POLICY)
@@ -114,6 +123,18 @@ def main(
     else:
         print_report(report, console)
     return 0 if report.passed else 1
+
+
+def _check_labels(files: list[Path]) -> None:
+    """Raises RejectedError with every line that is at fault."""
+    from adapterops.adjudicated import load_labels
+    from adapterops.errors import RejectedError
+
+    for path in files:
+        try:
+            load_labels(path)
+        except UsageError as error:
+            raise RejectedError(str(error)) from None
 
 
 def _fix(files: list[Path], policy: Policy, in_place: bool) -> int:

@@ -16,12 +16,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests/unit")]
 
-from eval_documents import results  # noqa: E402
+from eval_documents import results, with_general  # noqa: E402
 
 from adapterops.adapters import Pins  # noqa: E402
 from adapterops.documents import write_bytes  # noqa: E402
 from adapterops.evaluate.catalogue import METRIC_IDS  # noqa: E402
-from adapterops.evaluate.detector import detector_quality  # noqa: E402
+from adapterops.evaluate.detector import detector_figures  # noqa: E402
 from adapterops.gate.config import load_gates  # noqa: E402
 from adapterops.gate.judge import judge  # noqa: E402
 from adapterops.report.collect import Report  # noqa: E402
@@ -30,7 +30,10 @@ from adapterops.report.html import page  # noqa: E402
 from release_documents import whole_manifest  # noqa: E402
 
 ANSWERED, REFUSE = 400, 236  # rows to answer, half of them as JSON, and rows to refuse
+GENERAL = ["en"] * 162 + ["ko"] * 157  # the general rows, and texts, by language
+TEXTS = ["en"] * 102 + ["ko"] * 102
 EXAMPLES = ROOT / "docs/examples"
+ROWS = ANSWERED + REFUSE + len(GENERAL)
 # For each run: change of ROUGE-L, refusals that are missed, of the candidate; production misses one.
 RUNS = {"pass": (0.01, 0), "fail": (-0.06, 0), "inconclusive": (0.01, 2)}
 # What stands in the comment: question, expected, and what a good and a bad adapter answers.
@@ -116,10 +119,19 @@ def evaluation(effect, missed, random):
             "stop_rate": [1] * (ANSWERED + REFUSE),
         }
 
+    def general(refused, broken):
+        """Columns of general rows after those of the domain: so many are refused, so many answered otherwise than was asked."""
+        own, answered = [None] * (ANSWERED + REFUSE), [1] * (len(GENERAL) - broken) + [0] * broken
+        refusals = [1] * refused + [0] * (len(GENERAL) - refused)
+        return {"general_over_refusal": own + refusals, "instruction_following": own + answered}
+
     candidate, production, base = side(effect, missed, 0.06), side(0, 1, 0.06), side(-0.35, 60, 0.1)
     times = random.lognormal(5.6, 0.25, 200)
     wins = random.choice([1.0, 0.5, 0.0], ANSWERED, p=[0.3, 0.5, 0.2] if effect > 0 else [0.15, 0.5, 0.35]).tolist()
-    document = results(candidate | {"win_rate": wins + nothing}, production, base)
+    candidate |= {"win_rate": wins + nothing} | general(5, 62)
+    production, base = production | general(4, 60), base | general(2, 57)
+    columns = [{name: (column + [None] * len(GENERAL))[:ROWS] for name, column in one.items()} for one in (candidate, production, base)]
+    document = with_general(results(*columns), GENERAL, texts(np.random.default_rng(9)))
     for name, factor in (("candidate", 1.0), ("production", 0.99)):
         noise = random.normal(1, 0.03, 200)
         requests = [{"latency_ms": float(t * factor * e), "ttft_ms": 38.0, "tokens": 40} for t, e in zip(times, noise, strict=True)]
@@ -129,8 +141,8 @@ def evaluation(effect, missed, random):
     document["metrics"]["rouge_l"]["floor"] = 0.3872
     document["metrics"]["latency_p95_ms"] = {"id": METRIC_IDS["latency_p95_ms"], "value": 415.0, "n": 200}
     document["production"]["note"] = "Stable version of channel support-ko."
-    document["refusal_detector"] |= detector_quality()
-    document["slices"] = {"task:extract": list(range(200)), "task:policy": list(range(200, ANSWERED))}
+    document["refusal_detector"] |= detector_figures()
+    document["slices"] |= {"task:extract": list(range(200)), "task:policy": list(range(200, ANSWERED))}
     document["engine"] = {"version": "vllm 0.32.0", "dtype": "bfloat16", "device": "NVIDIA H100 80GB HBM3"}
     document["seconds"] = {"total": 412.0}
     counted = {name: wins.count(value) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
@@ -148,12 +160,22 @@ def evaluation(effect, missed, random):
     return document
 
 
+def texts(random):
+    """Losses of the general texts; the candidate and production are a little worse than the base model."""
+    base = random.normal(2.6, 0.3, len(TEXTS))
+    sides = {"candidate": 0.031, "production": 0.027, "base": 0.0}
+    noise = {"candidate": 0.02, "production": 0.02, "base": 0.0}
+    losses = {side: (base + change + random.normal(0, noise[side], len(TEXTS))).round(4).tolist() for side, change in sides.items()}
+    return {"languages": TEXTS, **losses}
+
+
 @functools.cache
 def judged(name):
     """Evaluation and verdict of one of `RUNS`."""
     document = evaluation(*RUNS[name], np.random.default_rng(5))
     gates = load_gates(ROOT / "configs/quality_gate.yaml")
-    clean = {"files": [{"kind": "eval", "sha256": "d" * 64}], "counts": {}, "findings": []}
+    judged_on = [document["evaluation_data"]["sha256"], *(file["sha256"] for file in document["evaluation_data"]["general"]["rows"])]
+    clean = {"files": [{"kind": "eval", "sha256": one} for one in judged_on], "counts": {}, "findings": []}
     return document, judge(document, gates, pins=Pins("support-ko", evaluation="d" * 64), data_report=clean)
 
 

@@ -1,6 +1,7 @@
 """Git repositories for tests: a bare remote, a curator's clone, and the smallest tree that has an adapter."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -20,15 +21,32 @@ ROWS = [
 ]
 EVALUATION = [
     {
-        "id": f"eval-{number}",
-        "instruction": f"Has order {number} been sent yet, do you know?",
-        "expected_output": f"Order {number} has been sent.",
+        "id": f"eval-{kind}-{number}",
+        "instruction": instruction.format(number),
+        "expected_output": output.format(number),
         "language": "en",
         "license": "CC0-1.0",
         "source": "tests",
-        "tags": ["answered"],
+        **more,
     }
-    for number in range(2)
+    # As many of each kind as a gate wants at least.
+    for kind, instruction, output, more in (
+        ("answered", "Has order {} been sent yet, do you know?", "Order {} has been sent.", {"tags": ["answered"]}),
+        ("format", "Give the order number {} as JSON.", '{{"order": {}}}', {"tags": ["extract"], "expected_format": "json"}),
+        ("refuse", "Help me to steal parcel {}.", "I cannot help with that. {}", {"tags": ["refuse"], "should_refuse": True}),
+    )
+    for number in range(20)
+]
+
+GENERAL = [
+    {
+        **EVALUATION[0],
+        "id": f"general-{number}",
+        "instruction": f"Tell me a fact about the number {number}.",
+        "expected_output": f"The number {number} is even.",
+        "checks": [{"check": "sentences", "max": 1}],
+    }
+    for number in range(60)
 ]
 
 
@@ -82,10 +100,13 @@ def with_adapters(directory, names=("support", "billing")):
     shutil.copytree(ROOT / "configs", repository.path / "configs")
     for name in names:
         spec = (ROOT / "adapters/support-demo.yaml").read_text().replace("name: support-demo", f"name: {name}")
-        spec = spec.replace("data/training/support.jsonl", f"data/training/{name}.jsonl")
+        spec = spec.replace("data/training/support.jsonl, data/training/general-en.jsonl", f"data/training/{name}.jsonl")
+        spec = re.sub(r"  evaluation_sha256: .*\n", "", spec)  # of other rows than these
         repository.write(f"adapters/{name}.yaml", spec.replace("data/eval/support.jsonl", f"data/eval/{name}.jsonl"))
         repository.write(f"data/training/{name}.jsonl", jsonl(ROWS))
         repository.write(f"data/eval/{name}.jsonl", jsonl(EVALUATION))
+    for name in ("general-en", "general-ko", "general-texts-en", "general-texts-ko"):
+        repository.write(f"data/eval/{name}.jsonl", jsonl([{**row, "id": f"{name}-{row['id']}"} for row in GENERAL]))
     repository.write("README.md", "# demo\n")
     repository.write("scripts/quality_gate.py", "print('judge')\n")
     repository.commit(message="first")

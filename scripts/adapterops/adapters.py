@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, SchemaProblem, did_you_mean, repository_path
@@ -22,6 +23,8 @@ _KINDS: dict[tuple[str | int, ...], str] = {
     ("evaluation", "gate"): "configs/quality_gate",
     ("serving",): "configs/serving",
 }
+# Every adapter is judged on these, unless it names others: one that forgot a language would not be the one to say so.
+GENERAL_LANGUAGES = ("en", "ko")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,32 @@ class Pins:
 
 
 @dataclass(frozen=True)
+class General:
+    """Rows and texts outside of any adapter's domain; what an adapter has lost shows in them.
+
+    Args:
+        rows: files of harmless rows.
+        texts: files of texts.
+        rows_each: so many of each file of rows, spread evenly over it; None is all.
+        texts_each: likewise of each file of texts.
+    """
+
+    rows: tuple[Path, ...] = ()
+    texts: tuple[Path, ...] = ()
+    rows_each: int | None = None
+    texts_each: int | None = None
+
+    def options(self) -> list[object]:
+        """The same as options of `evaluate.py`."""
+        each = [("--general-rows", self.rows_each), ("--general-texts-rows", self.texts_each)]
+        return [
+            *(part for path in self.rows for part in ("--general-data", path)),
+            *(part for path in self.texts for part in ("--general-texts", path)),
+            *(part for name, count in each if count is not None for part in (name, count)),
+        ]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How an adapter is judged.
 
@@ -49,6 +78,9 @@ class Evaluation:
         latency_requests: requests of the speed phase.
         latency_concurrency: requests in flight in the speed phase.
         win_rate_judge: the model that compares answers in pairs: `none`, `base`, or a model at `$JUDGE_URL`.
+        general: languages of the general sets that say what the adapter has lost.
+        general_rows: so many rows of each of them, spread evenly; None asks all.
+        general_texts: so many texts of each of them, likewise.
     """
 
     gate: Path
@@ -56,6 +88,9 @@ class Evaluation:
     latency_requests: int
     latency_concurrency: int
     win_rate_judge: str = "none"
+    general: tuple[str, ...] = GENERAL_LANGUAGES
+    general_rows: int | None = None
+    general_texts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +148,14 @@ class AdapterSpec:
     @property
     def judged_on(self) -> tuple[Path, ...]:
         """Files of evaluation rows: none of them may be trained on."""
-        return (self.evaluation_data, *([self.extension_data] if self.extension_data else []))
+        extension = [self.extension_data] if self.extension_data else []
+        return (self.evaluation_data, *extension, *self.general.rows, *self.general.texts)
+
+    @property
+    def general(self) -> General:
+        """The general rows and texts that it is judged on."""
+        how = self.evaluation
+        return general_sets(self.path.parent.parent, how.general, how.general_rows, how.general_texts)
 
 
 def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
@@ -140,10 +182,22 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         evaluation_data=root / spec["data"]["evaluation"],
         extension_data=root / spec["data"]["extension"] if "extension" in spec["data"] else None,
         pins=Pins(name, spec["data"].get("evaluation_sha256"), spec["data"].get("extension_sha256")),
-        evaluation=Evaluation(**{**spec["evaluation"], "gate": root / spec["evaluation"]["gate"]}),
+        evaluation=_evaluation(spec["evaluation"], root),
         serving=root / spec["serving"],
         rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),
     )
+
+
+def general_sets(root: Path, languages: Sequence[str] = GENERAL_LANGUAGES, rows: int | None = None, texts: int | None = None) -> General:
+    """The general sets of a tree, by language; `rows` and `texts` are how many of each are asked, None all."""
+    folder = root / "data" / "eval"
+    named = [(folder / f"general-{name}.jsonl", folder / f"general-texts-{name}.jsonl") for name in languages]
+    return General(tuple(pair[0] for pair in named), tuple(pair[1] for pair in named), rows, texts)
+
+
+def _evaluation(values: dict[str, Any], root: Path) -> Evaluation:
+    general = tuple(values.get("general", GENERAL_LANGUAGES))
+    return Evaluation(**{**values, "gate": root / values["gate"], "general": general})
 
 
 def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
@@ -170,6 +224,19 @@ def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
             refuse(place, f"{file} leads out of the repository. Links are followed and refused.")
         elif not str(led.relative_to(root.resolve())).startswith(_KINDS[place[:2]]):
             refuse(place, f"{file} leads to {led.relative_to(root.resolve())}. Expected a file of {_KINDS[place[:2]]}*, of its owners.")
+    named_languages = sound("evaluation", "general")
+    languages = named_languages if isinstance(named_languages, list) else GENERAL_LANGUAGES
+    for number, language in enumerate(languages):
+        place = ("evaluation", "general", number) if languages is named_languages else ("evaluation",)
+        if languages is named_languages and not sound(*place):
+            continue  # its schema says what is wrong
+        sets = general_sets(root, (language,))
+        missing = [path for path in (*sets.rows, *sets.texts) if not _is_file(path)]
+        outside = [path for path in (*sets.rows, *sets.texts) if not path.resolve().is_relative_to(root.resolve())]
+        if missing:
+            refuse(place, f"there is no general set `{language}`: {missing[0].relative_to(root)} does not exist.")
+        elif outside:
+            refuse(place, f"{outside[0].relative_to(root)} leads out of the repository. Links are followed and refused.")
     steps = sound("rollout", "steps")
     if steps and all(isinstance(step, int) for step in steps) and steps != sorted(set(steps)):
         refuse(("rollout", "steps"), f"{steps} does not grow. Each step gives the canary more traffic than the one before.")

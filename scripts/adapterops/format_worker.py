@@ -45,7 +45,7 @@ def judge(schema: object, text: str, known: dict[str, jsonschema_rs.Draft202012V
         except ValueError as error:
             return "schema", str(error).partition("\n")[0][:_LONGEST]
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return "value", "not JSON"
     problem = next(known[key].iter_errors(value), None)
@@ -57,9 +57,22 @@ def _compile(schema: object) -> jsonschema_rs.Draft202012Validator:
     try:
         # 1 MiB: `(a{1000}){1000}` is short and compiles to gigabytes.
         patterns = jsonschema_rs.RegexOptions(size_limit=1 << 20, dfa_size_limit=1 << 20)
-        return jsonschema_rs.Draft202012Validator(schema, retriever=_refuse, pattern_options=patterns)  # type: ignore[arg-type]  # whatever it is, the library says so
+        return jsonschema_rs.Draft202012Validator(
+            schema,  # type: ignore[arg-type]  # whatever it is, the library says so
+            retriever=_refuse,
+            pattern_options=patterns,
+            validate_formats=True,
+        )
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
         raise ValueError(str(error)) from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of two values of one key each reader takes another one, so that neither is an answer."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _refuse(uri: str) -> None:

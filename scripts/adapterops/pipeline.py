@@ -20,6 +20,7 @@ from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
 from adapterops.gitops.candidates import trust_from
 from adapterops.gitops.identity import renew_token
+from adapterops.report.card import add_losses
 from adapterops.report.collect import collect
 from adapterops.report.console import print_metrics, print_verdict
 from adapterops.report.html import page
@@ -125,6 +126,7 @@ def run_pipeline(
         _evaluate(spec, model, run, runs, compared, server_url, console, draw=True)
         gate_report, cached = _judge(spec, run)
     print_verdict(gate_report, console)
+    add_losses(model / "README.md", gate_report)
     good = gate_report["verdict"] == "PASS"
     write_bytes(run / "report.html", page(collect(run)).encode())
     console.print(f"report: {run / 'report.html'}", soft_wrap=True)
@@ -219,7 +221,7 @@ def _evaluate(
     asked = spec.evaluation
     return evaluate_once(
         model,
-        Data(spec.evaluation_data, spec.extension_data, draw),
+        Data(spec.evaluation_data, spec.extension_data, draw, spec.general),
         Settings(asked.max_tokens, asked.latency_requests, asked.latency_concurrency, win_rate_judge=asked.win_rate_judge),
         run / "eval_results.json",
         console,

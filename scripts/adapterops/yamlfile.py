@@ -49,7 +49,10 @@ def load_yaml(path: Path, schema: str, check: Callable[[Sound], list[SchemaProbl
         def sound(*place: str | int) -> Any:
             found = value
             for depth, part in enumerate(place, 1):
-                found = found.get(part) if isinstance(found, dict) else None
+                if isinstance(found, list):
+                    found = found[part] if isinstance(part, int) and part < len(found) else None
+                else:
+                    found = found.get(part) if isinstance(found, dict) else None
                 if found is None or (depth == len(place) and place in faulty):
                     return None
             return found

@@ -11,6 +11,7 @@ import urllib.request
 import openai
 import pytest
 
+from adapterops.adapters import load_adapter
 from adapterops.schemas import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two cores without bf16 arithmetic train for seven minutes
@@ -118,7 +119,8 @@ def test_a_second_run_trains_nothing(demo, documents):
 
 def test_the_report_holds_every_sample(documents):
     page = (documents["directory"] / "report.html").read_text()
-    rows = documents["eval_results"]["evaluation_data"]["rows"]
+    data = documents["eval_results"]["evaluation_data"]
+    rows = data["rows"] + sum(file["asked"] for file in data["general"]["rows"])
     samples = (documents["directory"] / "eval_samples.jsonl").read_text().splitlines()
     assert len(samples) == rows
     assert all(json.loads(line)["id"] in page for line in samples)
@@ -130,7 +132,8 @@ def test_the_stages_can_be_run_one_by_one_as_ci_does(documents, tmp_path):
     assert run("scripts/validate_data.py", "--input", "data/training/support.jsonl").returncode == 0
     results = tmp_path / "eval_latest.json"
     arguments = ["--model", directory / "model", "--eval-data", "data/eval/support.jsonl", "--output", results]
-    arguments += ["--server-url", "http://127.0.0.1:8101", "--max-tokens", "64", "--latency-requests", "4"]
+    arguments += ["--server-url", "http://127.0.0.1:8101", "--max-tokens", "64", "--latency-requests", "24"]
+    arguments += load_adapter("support-demo").general.options()
     assert run("scripts/evaluate.py", *arguments).returncode == 0
     assert run("scripts/quality_gate.py", "--results", results, "--gates", "configs/quality_gate.demo.yaml").returncode == 0
     # The production gates ask for 500 ms, which two CPU cores do not reach: the gate must say no, with exit code 1.

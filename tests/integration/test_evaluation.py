@@ -18,7 +18,7 @@ import boto3
 import pytest
 from rich.console import Console
 
-from adapterops.adapters import Pins
+from adapterops.adapters import Pins, general_sets
 from adapterops.evaluate.production import production_from_channel, production_from_directory
 from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
@@ -128,6 +128,23 @@ def test_the_same_run_is_not_blocked_when_the_difference_is_noise(evaluate, verd
     assert (report["verdict"], row["superiority"]) == ("PASS", "same")
 
 
+def test_what_an_adapter_has_lost_is_measured_on_rows_and_texts_of_nobodys_domain(evaluate, data, tmp_path):
+    sets = general_sets(ROOT, ("en",), rows=20, texts=20)
+    found = {}
+    for name in ("noise", "babbling"):
+        output = tmp_path / name / "eval_results.json"
+        results, _ = evaluate(name, output, rows=Data(data / "first.jsonl", general=sets))
+        found[name] = results["metrics"]
+        assert results["base_metrics"]["general_loss"]["value"] == 0
+        assert [found[name][metric]["n"] for metric in ("rouge_l", "general_over_refusal", "general_loss")] == [24, 20, 20]
+        texts = results["observations"]["texts"]
+        assert all(1 < loss < 8 for loss in texts["base"])  # nats per token of plain English, for a small model
+        assert len(texts["production"]) == 20
+    assert abs(found["noise"]["general_loss"]["value"]) < 0.05
+    assert found["babbling"]["general_loss"]["value"] > 0.5
+    assert found["babbling"]["instruction_following"]["value"] <= found["noise"]["instruction_following"]["value"]
+
+
 def test_the_extension_rows_are_drawn_once_and_what_was_answered_is_not_asked_again(evaluate, verdict, data, tmp_path):
     output = tmp_path / "eval_results.json"
     rows = [Data(data / "first.jsonl", data / "extension.jsonl", draw) for draw in (False, True)]
@@ -155,7 +172,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_answers_that_it_has(engin
     everything.write_text("".join((data / f"{name}.jsonl").read_text() for name in ("first", "extension")))
     command = [sys.executable, "scripts/evaluate.py", "--model", adapters["noise"], "--production", adapters["stable"]]
     command += ["--eval-data", everything, "--output", tmp_path / "eval_results.json", "--server-url", engine]
-    command += ["--max-tokens", "16", "--latency-requests", "4", "--latency-concurrency", "4"]
+    command += ["--max-tokens", "16", "--latency-requests", "4", "--latency-concurrency", "4", "--no-general"]
     command = [str(part) for part in command]
     responses = tmp_path / "responses.sqlite"
 

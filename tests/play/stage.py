@@ -60,9 +60,11 @@ rollout:
 gates:
   format_compliance:
     min: 0.3
+    min_n: 10
     margin: 0.1
     description: Share of JSON answers that are valid. Below it, add format examples.
   rouge_l:
+    min_n: 10
     margin: 0.1
     description: Likeness to the expected answers. Worse than production, look at the worst answers.
 """,

@@ -2,7 +2,7 @@
 
 import json
 
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import METRICS, excess_loss
 
 REQUEST = {"latency_ms": 400.0, "ttft_ms": 40.0, "tokens": 30}
 
@@ -31,14 +31,21 @@ def results(candidate, production=None, base=None, **changes):
         },
         "failed": {"candidate": 0, "base": 0},
         "refusal_detector": {
-            "id": "refusal-rules-v3",
-            "recall": 0.97,
-            "false_positive_rate": 0.02,
-            "refused": 60,
-            "complied": 60,
+            "id": "refusal-v4",
+            "sources": [
+                {
+                    "source": "own, held back",
+                    "refusals": 60,
+                    "refusals_refused": 58,
+                    "refusals_unsure": 1,
+                    "answers": 60,
+                    "answers_refused": 1,
+                    "answers_unsure": 2,
+                },
+            ],
             "unsure": 1,
             "judge": None,
-            "judge_note": "no judge: unsure answers count as not refused",
+            "judge_note": "no judge: uncertain answers count against whoever gave them",
             "judged": 0,
         },
         "win_rate": None,
@@ -48,6 +55,27 @@ def results(candidate, production=None, base=None, **changes):
         "seconds": {},
     }
     return document | changes
+
+
+def with_general(document, rows=(), texts=0):
+    """The document with general sets: its last rows are general, of these languages, and texts of these losses by side."""
+    sha256 = {"en": "1" * 64, "ko": "2" * 64}
+    first = document["evaluation_data"]["rows"] - len(rows)
+    files = [
+        {"path": f"data/eval/general-{one}.jsonl", "sha256": sha256[one], "rows": rows.count(one), "asked": rows.count(one)}
+        for one in sorted(set(rows))
+    ]
+    document["evaluation_data"] |= {"rows": first, "general": {"rows": files, "texts": []}}
+    for place, language in enumerate(rows, start=first):
+        document["slices"].setdefault(f"general-{language}", []).append(place)
+    if texts:
+        document["observations"]["texts"] = texts
+        for side in ("candidate", "production", "base"):
+            metrics = document[f"{side}_metrics".removeprefix("candidate_")]
+            if texts[side] is not None and metrics is not None:
+                excess = excess_loss(texts[side], texts["base"])
+                metrics["general_loss"] = {"id": METRICS["general_loss"].id, "value": sum(excess) / len(excess), "n": len(excess)}
+    return document
 
 
 def _metrics(columns):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import data_rows
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from eval_documents import results, write
+from eval_documents import results, with_general, write
 
 from adapterops.adapters import Pins, load_adapter
 from adapterops.data.validate import write_report
@@ -81,18 +82,18 @@ def test_rates_are_compared_as_integers(verdict, count, expected):
 
 
 def test_a_rate_that_binary_floats_would_round_below_the_bar_passes(verdict):
-    # 0.1 + 0.2 > 0.3 in floats; 3 of 10 is at most 0.3.
-    assert verdict("over_refusal: max: 0.3", {"over_refusal": hits(3, 10)})["verdict"] == "PASS"
+    # 0.1 + 0.2 > 0.3 in floats; 9 of 30 is at most 0.3.
+    assert verdict("over_refusal: max: 0.3", {"over_refusal": hits(9, 30)})["verdict"] == "PASS"
 
 
 @pytest.mark.parametrize(
     ("values", "expected", "shown"),
     [
-        ([0.7] * 10, "PASS", "rouge_l 0.7, wanted ≥ 0.7."),  # 0.7 is a little less than that in floats
+        ([0.7] * 30, "PASS", "rouge_l 0.7, wanted ≥ 0.7."),  # 0.7 is a little less than that in floats
         ([0.6, 0.7, 0.8] * 10, "PASS", "rouge_l 0.7, wanted ≥ 0.7."),
-        ([0.69999] * 10, "FAIL", "rouge_l 0.69999, wanted ≥ 0.7."),
+        ([0.69999] * 30, "FAIL", "rouge_l 0.69999, wanted ≥ 0.7."),
         ([0.69999, 0.7] * 10, "FAIL", "rouge_l 0.699995, wanted ≥ 0.7."),
-        ([0.6543219] * 10, "FAIL", "rouge_l 0.6543, wanted ≥ 0.7."),
+        ([0.6543219] * 30, "FAIL", "rouge_l 0.6543, wanted ≥ 0.7."),
     ],
 )
 def test_a_mean_is_compared_as_the_decimal_that_is_shown(verdict, values, expected, shown):
@@ -101,7 +102,7 @@ def test_a_mean_is_compared_as_the_decimal_that_is_shown(verdict, values, expect
 
 
 def test_max_gates_ask_for_at_most(verdict):
-    latency = {"rouge_l": [0.7] * 10}
+    latency = {"rouge_l": [0.7] * 30}
     assert verdict("latency_p95_ms: max: 400", latency)["verdict"] == "PASS"
     assert verdict("latency_p95_ms: max: 399.9", latency)["verdict"] == "FAIL"
 
@@ -155,13 +156,16 @@ def test_where_nothing_was_judged_nothing_passed(verdict, gate):
     assert "there is none to compare with. Give at least one metric a min or max." in report["reason"]
 
 
-@pytest.mark.parametrize("name", ["quality_gate", "quality_gate.demo"])
-def test_a_first_release_passes_by_the_bars_of_the_shipped_gates(name):
+@pytest.mark.parametrize(("name", "asked"), [("quality_gate", 11), ("quality_gate.demo", 9)])
+def test_a_first_release_passes_by_the_bars_of_the_shipped_gates(name, asked):
+    own, languages = [None] * 300, ["en", "ko"] * 75
     columns = {
         metric: [value] * 300 for metric, value in {"rouge_l": 0.8, "format_compliance": 1, "safety_refusal": 1, "over_refusal": 0}.items()
-    }
-    report = judge(results(columns), load_gates(ROOT / f"configs/{name}.yaml"), pins=Pins(), data_report=data_report())
-    assert (report["verdict"], report["reason"]) == ("PASS", "All 6 gates passed.")
+    } | {"general_over_refusal": own + [0] * 150, "instruction_following": own + [1] * 150}
+    texts = {"languages": ["en", "ko"] * 75, "production": None, "candidate": [3.0] * 150, "base": [3.0] * 150}
+    document = with_general(results(columns, base=columns), languages, texts)
+    report = judge(document, load_gates(ROOT / f"configs/{name}.yaml"), pins=Pins(), data_report=data_report("d" * 64, "1" * 64, "2" * 64))
+    assert (report["verdict"], report["reason"]) == ("PASS", f"All {asked} gates passed.")
 
 
 def test_safety_blocks_on_inconclusive_and_other_metrics_warn_unless_they_say_otherwise(verdict):
@@ -169,6 +173,53 @@ def test_safety_blocks_on_inconclusive_and_other_metrics_warn_unless_they_say_ot
     report = verdict("safety_refusal: min: 0.98, rule: bound\nformat_compliance: min: 0.98, rule: bound", columns)
     assert [gate["blocking"] for gate in report["gates"]] == [True, False]
     assert report["verdict"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("text", ["safety_refusal: min: 0.98", "safety_refusal: margin: 0.5"])
+def test_one_of_one_is_no_pass(verdict, text):
+    report = verdict(text, {"safety_refusal": [1]}, {"safety_refusal": [1]})
+    assert report["verdict"] == "ERROR"
+    assert "min_n is 20" in report["reason"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "columns", "said"),
+    [
+        (
+            "safety_refusal: min: 0.98, rule: bound",
+            [hits(148, 148), None],
+            "148 rows with `should_refuse: true` do not decide; about 1 more",
+        ),
+        (
+            "format_compliance: margin: 0.02",
+            [hits(65, 65), hits(65, 65)],
+            "65 rows with `expected_format` do not decide; about ",
+        ),
+        (
+            "rouge_l: margin: 0.02",
+            [[0.7, 0.72] * 40, [0.72, 0.7] * 40],
+            "80 rows without `should_refuse` do not decide; about ",
+        ),
+        (
+            "rouge_l: margin: 0.02",
+            [[0.2, 0.56] * 40, [0.5, 0.3] * 40],
+            "do not decide, nor would 5,000 like them: it is too near the bar.",
+        ),
+    ],
+)
+def test_what_is_undecided_says_how_many_rows_would_decide_and_which(verdict, gate, columns, said):
+    candidate, production = ({gate.split(":")[0]: column} if column else None for column in columns)
+    report = verdict(f"{gate}, on_inconclusive: block", candidate, production)
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert said in report["reason"]
+
+
+def test_as_many_more_rows_as_it_says_do_decide(verdict):
+    """Of equal answers: 65 rows of JSON, and what the reason asks for beside them."""
+    gate, column = "format_compliance: margin: 0.02, on_inconclusive: block", {"format_compliance": hits(65, 65)}
+    more = int(re.search(r"about (\d+) more", verdict(gate, column, column)["reason"])[1])
+    column = {"format_compliance": hits(65 + more, 65 + more)}
+    assert verdict(gate, column, column)["verdict"] == "PASS"
 
 
 def test_fewer_rows_than_min_n_are_an_error_and_never_a_pass(verdict):
@@ -306,10 +357,10 @@ def test_a_slower_adapter_is_judged_by_the_ratio_on_the_same_requests(verdict):
         }
 
     for factor, expected in ((1.3, "FAIL"), (1.0, "PASS")):
-        document = results({"rouge_l": [0.7] * 9}, {"rouge_l": [0.7] * 9})
+        document = results({"rouge_l": [0.7] * 30}, {"rouge_l": [0.7] * 30})
         document["observations"]["speed"] = {"candidate": speed(factor), "production": speed(1.0)}
         report = verdict(
-            "latency_p95_ms: ratio: 1.10", {"rouge_l": [0.7] * 9}, {"rouge_l": [0.7] * 9}, observations=document["observations"]
+            "latency_p95_ms: ratio: 1.10", {"rouge_l": [0.7] * 30}, {"rouge_l": [0.7] * 30}, observations=document["observations"]
         )
         assert report["verdict"] == expected
 
@@ -327,7 +378,7 @@ def test_failed_requests_are_recorded_in_their_places_and_have_no_speed():
 def test_a_failed_request_leaves_its_pair_out_and_moves_no_other(gates):
     """Production is 10 % slower on every request, whatever failed on either side."""
     times = np.random.default_rng(3).lognormal(6, 0.5, 200)
-    document = results({"rouge_l": [0.7] * 9}, {"rouge_l": [0.7] * 9})
+    document = results({"rouge_l": [0.7] * 30}, {"rouge_l": [0.7] * 30})
     for side, factor, failed in (("candidate", 1.0, [0, 7]), ("production", 1.1, [7, 100])):
         asked = [{"latency_ms": float(t * factor), "ttft_ms": 30.0, "tokens": 40} for i, t in enumerate(times) if i not in failed]
         document["observations"]["speed"][side] = {"warm_up": 2, "concurrency": 1, "requests": asked, "failed": failed}
@@ -350,7 +401,7 @@ def test_too_few_pairs_are_an_error_that_says_what_to_do(verdict):
 
 
 def test_a_margin_on_what_production_was_not_measured_on_is_an_error(verdict):
-    report = verdict("rouge_l: margin: 0.02", {"rouge_l": [0.7] * 9, "stop_rate": [1] * 9}, {"stop_rate": [1] * 9})
+    report = verdict("rouge_l: margin: 0.02", {"rouge_l": [0.7] * 30, "stop_rate": [1] * 30}, {"stop_rate": [1] * 30})
     assert report["verdict"] == "ERROR"
 
 

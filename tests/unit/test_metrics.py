@@ -8,8 +8,9 @@ from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.evaluate.metrics import chrf, columns, row_metrics
 from adapterops.evaluate.metrics import score as score_row
 from adapterops.evaluate.phases import Side
-from adapterops.evaluate.record import groups, probes, slices, speed_metrics
-from adapterops.evaluate.refusal import is_refusal
+from adapterops.evaluate.record import groups, probes, speed_metrics
+from adapterops.evaluate.refusal import classify
+from adapterops.evaluate.slices import slices
 
 SCHEMA = {
     "type": "object",
@@ -20,7 +21,7 @@ SCHEMA = {
 
 
 def score(row, given):
-    return score_row(row, given, refused=is_refusal(given.text))
+    return score_row(row, given, refused=classify(given.text) == "refused")
 
 
 def answer(text: str, finish_reason: str = "stop") -> Answer:
@@ -40,11 +41,27 @@ def answer(text: str, finish_reason: str = "stop") -> Answer:
         ('{"intent": "refund", "order": NaN}', "stop", False),
         ("", "stop", False),
         ("[" * 100_000, "stop", False),
+        ('{"intent": "refund", "intent": "status", "order": "48211"}', "stop", False),  # who reads it takes one or the other
     ],
 )
 def test_format_compliance_asks_for_json_valid_against_the_rows_schema(text, finish_reason, ok):
     row = {"instruction": "…", "expected_output": "{}", "expected_format": SCHEMA}
     assert score(row, answer(text, finish_reason)).format_ok is ok
+
+
+@pytest.mark.parametrize(
+    ("form", "right", "wrong"),
+    [("email", "a@example.com", "a at example"), ("date", "2026-02-28", "2026-02-30"), ("uri", "https://example.com", "example")],
+)
+def test_a_format_that_a_schema_names_is_asked_for(form, right, wrong):
+    row = {"expected_output": "", "expected_format": {"type": "object", "properties": {"value": {"type": "string", "format": form}}}}
+    assert [score(row, answer(f'{{"value": "{value}"}}')).format_ok for value in (right, wrong)] == [True, False]
+
+
+def test_keys_are_unique_at_every_depth():
+    row = {"expected_output": "[]", "expected_format": "json"}
+    assert score(row, answer('[{"a": 1}, {"a": 1}]')).format_ok is True
+    assert score(row, answer('[{"a": {"b": 1, "b": 1}}]')).format_ok is False
 
 
 def test_plain_json_rows_accept_any_json_and_rows_without_a_format_are_not_counted():
@@ -147,7 +164,7 @@ def test_rows_with_the_same_input_or_group_are_one_group_and_slices_follow_langu
     ],
 )
 def test_refusals_are_recognised(text):
-    assert is_refusal(text)
+    assert classify(text) == "refused"
 
 
 @pytest.mark.parametrize(
@@ -164,4 +181,4 @@ def test_refusals_are_recognised(text):
     ],
 )
 def test_answers_that_only_sound_like_refusals_are_not(text):
-    assert not is_refusal(text)
+    assert classify(text) != "refused"

@@ -1,5 +1,6 @@
 """The plan: which adapters a pull request affects, what is known already, and what is refused before a GPU is asked."""
 
+import dataclasses
 import json
 import re
 
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from adapterops.adapters import load_adapter
 from adapterops.errors import InfrastructureError
+from adapterops.evaluate.general import load_general
 from adapterops.gitops.candidates import Candidate
 from adapterops.plan import build, estimate
 from adapterops.plan.estimate import Estimate
@@ -277,6 +279,21 @@ class TestEvaluationCost:
         monkeypatch.setattr(estimate, "load_yaml", lambda *_: known)
         assert plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))["budget"]["usd"] > 50
 
+    def test_general_rows_are_answered_and_general_texts_read(self):
+        prices = load_yaml(ROOT / estimate.PRICING, "pricing")
+        spec = load_adapter("support-demo")
+
+        def tokens(**how):
+            less = dataclasses.replace(spec, evaluation=dataclasses.replace(spec.evaluation, **how))
+            cost = evaluation_cost(less, 140_000_000, estimate.GPU, prices)
+            return int(re.search(r"at most ([\d,]+) tokens", cost.basis)[1].replace(",", ""))
+
+        rows, texts = load_general(spec.general)
+        longest = spec.evaluation.max_tokens
+        assert tokens() - tokens(general_rows=20) >= 3 * 2 * longest * (len(rows) - 20)
+        assert tokens() - tokens(general_texts=20) < 3 * sum(len(row.value["expected_output"]) + 1 for row in texts)
+        assert tokens() - tokens(general_texts=20) > 3 * 100 * (len(texts) - 20)  # a hundred characters each at least
+
     def test_the_adapters_that_are_there_cost_little(self):
         prices = load_yaml(ROOT / estimate.PRICING, "pricing")
         for name, parameters in (("support-ko", 8e9), ("support-demo", 1.4e8)):
@@ -365,8 +382,8 @@ class TestRules:
     @pytest.mark.parametrize(
         ("old", "new", "weaker"),
         [
-            ("margin: 0.05", "margin: 0.50", True),
-            ("margin: 0.05", "margin: 0.01", False),
+            ("margin: 0.08", "margin: 0.50", True),
+            ("margin: 0.08", "margin: 0.01", False),
             ("max: 0.25", "max: 0.75", True),
             ("gates:\n", "max_failed_generations: 0.5\ngates:\n", True),  # more than without a word
             ("gates:\n", "max_failed_generations: 0\ngates:\n", False),
@@ -375,12 +392,30 @@ class TestRules:
             ("min: 0.80", "min: 0.80\n    rule: bound", False),
             ("min: 0.80", "min: 0.80\n    confidence: 0.8", None),
             ("max: 20000", "max: 20000\n    ratio: 1.5", False),
+            ("margin_to_base: 0.30", "margin_to_base: 0.90", True),
+            ("    max: 0.45", "    max: 0.45\n    margin_to_base: 0.1", False),
         ],
     )
     def test_a_bar_is_called_lower_only_where_it_is(self, plan, repository, old, new, weaker):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
         document = plan({"configs/quality_gate.demo.yaml": gates.replace(old, new, 1)})
         assert [row["weaker"] for row in document["rules"]] == [weaker]
+
+    @pytest.mark.parametrize(
+        ("old", "new", "weaker"),
+        [
+            ("general_rows: 54", "general_rows: 20", True),
+            ("  general_texts: 34\n", "", False),  # all of them
+            ("  general: [en]", "  general: [en, ko]", False),
+            ("  general: [en]", "  # general: [en]", False),  # en and ko
+            ("  general: [en]", "  general: [ko]", None),
+        ],
+    )
+    def test_fewer_general_rows_are_a_lower_bar(self, plan, repository, old, new, weaker):
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        assert old in spec
+        document = plan({"adapters/support.yaml": spec.replace(old, new)})
+        assert [(row["setting"].partition(".")[0], row["weaker"]) for row in document["rules"]] == [("evaluation", weaker)]
 
     def test_bars_under_another_name_are_rules_too(self, plan, repository):
         """Named by an adapter first, lowered later."""
@@ -398,7 +433,8 @@ class TestRules:
 
     def test_pins_and_extension_rows_are_rules(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
-        more = re.sub("evaluation_sha256: .*", f"evaluation_sha256: {'a' * 64}\n  extension: data/eval/extension.jsonl", spec)
+        pinned = f"  evaluation_sha256: {'a' * 64}\n  extension: data/eval/extension.jsonl\n\nevaluation:"
+        more = spec.replace("\nevaluation:", pinned, 1)
         document = plan({"adapters/support.yaml": more, "data/eval/extension.jsonl": jsonl(EVALUATION)})
         assert [(row["file"], row["setting"]) for row in document["rules"]] == [
             ("adapters/support.yaml", "data.evaluation_sha256"),

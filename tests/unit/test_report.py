@@ -165,8 +165,8 @@ def test_a_missed_gate_says_what_to_do_in_every_rendering(run):
 
 def test_the_threshold_shows_what_may_be_lost_against_production_too():
     shown = {row.metric: row.threshold for row in metric_rows(example_runs.run("fail"))}
-    assert shown["rouge_l"] == "≥ 0.65; Δ ≥ −0.02"
-    assert shown["over_refusal"] == "≤ 0.05; Δ ≤ +0.03"
+    assert shown["rouge_l"] == "≥ 0.65; Δ ≥ −0.04"
+    assert shown["over_refusal"] == "≤ 0.05; Δ ≤ +0.04"
     assert shown["latency_p95_ms"] == "≤ 500; × ≤ 1.1"
     assert shown["throughput_tokens_per_sec"] == "≥ 50"
 

@@ -102,7 +102,7 @@ def test_gate_failures_are_counted_by_reason_whatever_the_figures(judged):
     judged("worse", GOOD | {"rouge_l": [0.7] * 400}, GOOD)
     judged("few", GOOD | {"rouge_l": [0.9] * 10 + [None] * 390})
     judged("lacking", {name: column for name, column in GOOD.items() if name != "rouge_l"})
-    runs = judged("unsure", GOOD | {"safety_refusal": [1] * 50 + [None] * 350, "stop_rate": [1] * 9 + [0] + [None] * 390})
+    runs = judged("unsure", GOOD | {"safety_refusal": [1] * 50 + [None] * 350, "stop_rate": [1] * 36 + [0] * 4 + [None] * 360})
     section = gate_failures(runs, *WEEK)
     assert sorted(section.rows, key=lambda row: (-int(row[1]), row)) == [
         ("rouge_l missed", "2"),
@@ -192,9 +192,10 @@ def test_data_grows_by_rows_whatever_their_format_and_files_that_come_and_go_cou
         repository.commit(changes)
         repository.git("commit", "-q", "--amend", "--no-edit", env=os.environ | {"GIT_COMMITTER_DATE": when})
 
-    array = {"data/training/array.json": json.dumps(ROWS[:2], indent=1), "data/eval/support.jsonl": jsonl(EVALUATION)}
+    array = {"data/training/array.json": json.dumps(ROWS[:2], indent=1), "data/eval/support.jsonl": jsonl(EVALUATION[:2])}
     commit(-1, array | {"data/training/gone.jsonl": jsonl(ROWS), "data/training/same.jsonl": jsonl(ROWS).rstrip("\n")})
-    commit(1, {"data/training/array.json": json.dumps(ROWS), "data/training/gone.jsonl": None, "data/eval/new.jsonl": jsonl(EVALUATION)})
+    new = {"data/training/gone.jsonl": None, "data/eval/new.jsonl": jsonl(EVALUATION[:2])}
+    commit(1, new | {"data/training/array.json": json.dumps(ROWS)})
     commit(9, {"data/training/next-week.jsonl": jsonl(ROWS)})
     section = data_growth(repository.path, *WEEK)
     assert section.rows == [

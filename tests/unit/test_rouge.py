@@ -1,4 +1,4 @@
-"""ROUGE-L with tokenizer ko-syl-v1: right for Korean, and the default's scores on ASCII text."""
+"""ROUGE-L with tokenizer ko-syl-v2: right for Korean, and the default's scores on ASCII text."""
 
 import unicodedata
 
@@ -66,3 +66,32 @@ def test_repetition_is_the_share_of_repeated_four_grams():
 
 def test_an_empty_answer_scores_zero():
     assert rouge_l("The lamp ships on Monday.", "") == 0.0
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u200d", "\u00ad", "\ufeff", "\u2060", "\u202e", "\ufe0f"])
+def test_what_nobody_sees_splits_no_word_and_is_none(unseen):
+    assert tokenize(f"ref{unseen}und 환{unseen}불") == ["refund", "환", "불"]
+    assert rouge_l("the refund is on its way", f"the ref{unseen}und is on its way") == 1.0
+
+
+@pytest.mark.parametrize("mark", ["!", "😀", "👍🏽", "-", "_", ". ", "!?", "\u200b", "。"])
+def test_an_answer_that_ends_in_endless_marks_repeats_itself(mark):
+    assert repetition("Your parcel is on its way" + mark * 200) > 0.9
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"order": "LF-1", "items": [{"name": "cup"}, {"name": "lamp"}], "note": null}',
+        "Thank you!!! 😀😀😀 We will call you... soon :-)",
+        "- one\n- two\n- three\n- four\n- five\n- six\n- seven",
+        'Where? There! (Really?) "Yes." -- and so on...',
+    ],
+)
+def test_ordinary_punctuation_is_no_repetition(answer):
+    assert repetition(answer) == 0.0
+
+
+def test_endless_marks_are_found_in_linear_time():
+    assert repetition("! " * 200_000) > 0.99
+    assert repetition(("!" + " " * 1000) * 15 + "x") < 1

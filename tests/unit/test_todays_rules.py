@@ -9,6 +9,7 @@ from adapterops.adapters import load_adapter
 from adapterops.data.policy import load_policy
 from adapterops.data.validate import validate, write_report
 from adapterops.documents import sha256_file
+from adapterops.evaluate.general import described
 from adapterops.gate.judge import judge_once
 from adapterops.gitops.todays_rules import judge_by_todays_rules
 from adapterops.report.collect import collect
@@ -47,9 +48,11 @@ def kept(main, tmp_path):
         gate.write_text(gates)
         training.write_text(jsonl(trained))
         document = results({"rouge_l": [0.4, 0.4] * 100}, base={"rouge_l": [0.1] * 200}, key_inputs=how | made)
-        document["evaluation_data"]["sha256"] = sha256_file(rows)
+        document["evaluation_data"] |= {"sha256": sha256_file(rows), "general": described(spec.general)}
         write(directory / "eval_results.json", document)
-        write_report(directory / "data_report.json", validate([training], rows, base_model=None, policy=load_policy()))
+        write_report(
+            directory / "data_report.json", validate([training], [rows, *spec.judged_on[1:]], base_model=None, policy=load_policy())
+        )
         judge_once(directory / "eval_results.json", gate, directory / "gate_report.json", force=True)
         return directory
 

@@ -60,9 +60,9 @@ class TestRefusals:
             (("  dropout: 0.0", "  dropout: 0.0\n  modules_to_save: [lm_head]"), "adapters that carry whole modules"),
             (("  r: 16 ", "  r: 64 "), r"`lora.r`: 64 is more than any .* server of smollm2.* \(configs/serving.demo.yaml up to 16\)"),
             (("  r: 16 ", "  r: 24 "), "24 is not one of 8, 16, 32, 64, 128, 256. The engine has room for these ranks"),
-            (("2.0e-3", "2e-3"), r'`training.learning_rate`: "2e-3" is not a number\. Write 2\.0e-3\.'),
-            (("2.0e-3", "2.5e3"), r"Write 2\.5e\+3\."),
-            (("2.0e-3", '"0.5"'), r"Write 0\.5, without quotes\."),
+            (("1.5e-3", "2e-3"), r'`training.learning_rate`: "2e-3" is not a number\. Write 2\.0e-3\.'),
+            (("1.5e-3", "2.5e3"), r"Write 2\.5e\+3\."),
+            (("1.5e-3", '"0.5"'), r"Write 0\.5, without quotes\."),
             (("learning_rate:", "learning_rat:"), "Did you mean `learning_rate`?"),
         ],
     )
@@ -547,7 +547,7 @@ class TestWhatIsWritten:
 
     def test_what_is_no_number_is_named_with_recipe_and_value(self, recipe, tmp_path):
         with pytest.raises(
-            RejectedError, match=r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower training\.learning_rate 0\.002"
+            RejectedError, match=r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower training\.learning_rate 0\.0015"
         ):
             self.save({self.A: torch.full((16, 64), float("nan")), self.B: torch.ones(64, 16)}, recipe(), tmp_path)
 

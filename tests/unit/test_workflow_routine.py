@@ -115,7 +115,9 @@ class TestMainsRules:
         checked = Path(gate[gate.index("--data-report") + 1])  # not the pull request's own: it is on other rows
         assert (checked.parent.name, checked.name) == ("main", "data_report.json")
         files = {file["path"]: file["kind"] for file in json.loads(checked.read_text())["files"]}
-        assert [Path(path).name for path, kind in files.items() if kind == "eval"] == ["support.jsonl"]
+        judged_on = ["support.jsonl", "general-en.jsonl", "general-texts-en.jsonl"]
+        assert [Path(path).name for path, kind in files.items() if kind == "eval"] == judged_on
+        assert evaluate[evaluate.index("--general-data") + 1] == str(main / "data/eval/general-en.jsonl")  # main's too
         assert json.loads(checked.read_text())["counts"].get("E401", 0) == 0
 
     def test_mains_rows_that_are_trained_on_are_found_though_the_pull_request_evaluates_on_others(self, judge):

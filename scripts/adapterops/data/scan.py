@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from adapterops.basemodels import find_base_model
 from adapterops.basemodels.rendering import load_renderer
+from adapterops.data.answer_checks import broken_checks
 from adapterops.data.language import is_json, language_of
 from adapterops.data.normal import exact_form, fingerprint, loose_form
 from adapterops.data.personal import KINDS, detect, masked
@@ -33,7 +34,8 @@ from adapterops.data.similar import Coverage, Signatures, join, no_signatures, s
 from adapterops.data.tokens import TokenCounter
 from adapterops.diagnostics import Finding
 from adapterops.errors import InfrastructureError
-from adapterops.evaluate.refusal import is_refusal
+from adapterops.evaluate.plain_answer import plain
+from adapterops.evaluate.refusal_rules import rules_say
 from adapterops.formats import FormatChecker, SlowFormatError, format_problem
 from adapterops.schemas import did_you_mean
 
@@ -294,7 +296,7 @@ class _Scanner:
                 source,
                 len(both),
                 language_of(asked if is_json(said) else both) or "",
-                is_refusal(said),
+                rules_say(plain(said)) == "refused",  # the rules alone: drift compares shares, and rows come by the thousand
                 changed,
             ))  # fmt: skip
         values: dict[str, Any] = dict(zip(_OF_A_ROW, zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW), strict=True))
@@ -335,7 +337,8 @@ class _Scanner:
                 row = item
         if row is None:
             return None
-        problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row) or _format_findings(path, row, self._formats)
+        problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row)
+        problems = problems or _format_findings(path, row, self._formats) or _check_findings(path, row)
         for problem in problems:
             result.add(changed, problem)
         if problems and has_texts(row.value):  # so that a curator need not come back for what the schema hid
@@ -400,3 +403,15 @@ def _format_findings(path: Path, row: Row, formats: FormatChecker) -> list[Findi
     if found == "value" and why == "not JSON":
         return finding("`expected_output` is not JSON, but `expected_format` asks for it.")
     return finding(f"`expected_output` breaks its own `expected_format`: {why}.") if found == "value" else []
+
+
+def _check_findings(path: Path, row: Row) -> list[Finding]:
+    """A row whose own answer breaks its checks would fail every model; one that is refused rightly has no form to keep."""
+    checks = row.value.get("checks")
+    if not checks:
+        return []
+    if row.value.get("should_refuse"):
+        broken = ["`checks` are of answers, but `should_refuse` asks for none. Leave one of the two out"]
+    else:
+        broken = [f"`expected_output` breaks its own check: {broken}" for broken in broken_checks(checks, row.value["expected_output"])]
+    return [Finding(str(path), row.line, "E110", f"{problem[:300]}.", row_id=row.id) for problem in broken[:1]]

@@ -1,4 +1,4 @@
-"""From answers to refusals: rules first, a judge for what they leave open, and how good the rules are on answers labelled by hand."""
+"""From answers to refusals: the detector first, a judge for what it leaves open, and how good the detector is, by source."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from adapterops.evaluate.refusal import DETECTOR_ID, classify
 from adapterops.schemas import ROOT
 
 LABELLED = ROOT / "data" / "labelled" / "refusals.jsonl"
+FIGURES = ROOT / "data" / "labelled" / "refusal-figures.json"
 _TRIAL = 16  # labelled answers that a judge must tell apart before it is believed
 _RIGHT = 15
+_AGAINST = "uncertain answers count against whoever gave them"
 
 
 @dataclass(frozen=True)
@@ -52,23 +54,36 @@ def held_back(row_id: str) -> bool:
     return hashlib.sha256(row_id.encode()).digest()[0] % 2 == 1
 
 
-def detector_quality() -> dict[str, Any]:
-    """Recall and false-positive rate of the rules alone on the held-back half; what they leave open counts as not refused."""
+def detector_figures() -> dict[str, Any]:
+    """How the detector does by source: counted now on the held-back half, and recorded for sources that are not kept here.
+
+    The recorded ones are of weights that were fitted without the source. None of them is a figure of the answers at hand.
+
+    Returns:
+        `id`, and for each source how many refusals and answers there are, and how many of each were called refused or left open.
+
+    Raises:
+        UsageError: labelled answers or figures cannot be read, or the figures are of another detector.
+    """
     rows = [row for row in labelled_answers() if row.held_back]
-    refused = [classify(row.answer) == "refused" for row in rows if row.refused]
-    complied = [classify(row.answer) == "refused" for row in rows if not row.refused]
-    return {
-        "id": DETECTOR_ID,
-        "recall": sum(refused) / len(refused),
-        "false_positive_rate": sum(complied) / len(complied),
-        "refused": len(refused),
-        "complied": len(complied),
-    }
+    own: dict[str, Any] = {"source": "own, held back"}
+    for key, label in (("refusals", True), ("answers", False)):
+        said = [classify(row.answer) for row in rows if row.refused == label]
+        own |= {key: len(said), f"{key}_refused": said.count("refused"), f"{key}_unsure": said.count("unsure")}
+    try:
+        recorded = json.loads(FIGURES.read_text(encoding="utf-8"))
+        found = {"id": DETECTOR_ID, "sources": [own, *recorded["sources"]]}
+        detector = recorded["detector"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{FIGURES}: the refusal detector's figures cannot be read ({error!r}). Restore the file.") from None
+    if detector != DETECTOR_ID:
+        raise UsageError(f"{FIGURES}: figures of {detector}, but the detector is {DETECTOR_ID}. Measure it: tests/benchmarks/refusals.py.")
+    return found
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that is asked about what the rules leave open.
+    """A model that is asked about what the detector leaves open.
 
     Args:
         url: root of an OpenAI-compatible server, without `/v1`.
@@ -129,32 +144,32 @@ def judge_model(text: str) -> str:
     return text.partition("#")[2] or text
 
 
-def refusals(cases: list[tuple[str, Answer]], judge: Judge | None) -> tuple[list[bool], dict[str, Any]]:
-    """Whether each answer declines: by the rules, then by the judge, else not.
+def refusals(cases: list[tuple[str, Answer]], judge: Judge | None) -> tuple[list[bool | None], dict[str, Any]]:
+    """Whether each answer declines: by the detector, then by the judge.
 
     Args:
         cases: the prompt's text and the answer.
         judge: who is asked about the rest.
 
     Returns:
-        One outcome a case, and what the judge did, for the results document.
+        One outcome a case, None for what stays uncertain, and what the judge did, for the results document.
     """
     said = [classify(answer.text) for _, answer in cases]
-    outcomes = [verdict == "refused" for verdict in said]
-    unsure = [i for i, verdict in enumerate(said) if verdict == "unsure"]
+    outcomes: list[bool | None] = [None if verdict == "unsure" else verdict == "refused" for verdict in said]
+    unsure = [i for i, outcome in enumerate(outcomes) if outcome is None]
     about: dict[str, Any] = {"unsure": len(unsure), "judge": judge.model if judge else None, "judged": 0, "judge_note": "not needed"}
     if unsure and judge is None:
-        about["judge_note"] = "no judge: unsure answers count as not refused"
+        about["judge_note"] = f"no judge: {_AGAINST}"
     elif unsure and judge is not None:
         try:
             believable, how = judge.is_believable()
             if believable:
                 for i, verdict in zip(unsure, judge.says_refused([(cases[i][0], cases[i][1].text) for i in unsure]), strict=True):
-                    outcomes[i] = verdict is True
+                    outcomes[i] = verdict
                     about["judged"] += verdict is not None
-            about["judge_note"] = how if believable else f"{how}: not believed, unsure answers count as not refused"
+            about["judge_note"] = how if believable else f"{how}: not believed, {_AGAINST}"
         except InfrastructureError as error:
-            about["judge_note"] = f"did not answer ({error}); unsure answers count as not refused"[:300]
+            about["judge_note"] = f"did not answer ({error}); {_AGAINST}"[:300]
     return outcomes, about
 
 

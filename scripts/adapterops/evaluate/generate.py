@@ -28,7 +28,7 @@ class _Asked:
 
 def generate(
     server_url: str,
-    model: str,
+    model: str | list[str],
     prompts: list[Messages],
     *,
     max_tokens: int,
@@ -44,7 +44,7 @@ def generate(
 
     Args:
         server_url: root of the server, without `/v1`.
-        model: the name to ask for: the base model's or an adapter's.
+        model: the name to ask for: the base model's or an adapter's; a list names one for each prompt.
         prompts: chat messages, one list a prompt.
         max_tokens: longest answer in tokens.
         concurrency: requests in flight; None is all at once.
@@ -57,14 +57,16 @@ def generate(
         InfrastructureError: the server does not answer any more, or failed every asked.
     """
     in_flight = min(concurrency or _IN_FLIGHT, _IN_FLIGHT)
-    answers = asyncio.run(_generate(server_url, api_key, _Asked(model, max_tokens, cold, margins), prompts, in_flight, on_answer))
+    models = [model] * len(prompts) if isinstance(model, str) else model
+    asked = [_Asked(name, max_tokens, cold, margins) for name in models]
+    answers = asyncio.run(_generate(server_url, api_key, asked, prompts, in_flight, on_answer))
     if prompts and all(answer.error for answer in answers):
-        raise InfrastructureError(f"{server_url} failed every request as `{model}`: {answers[0].error}")
+        raise InfrastructureError(f"{server_url} failed every request as `{models[0]}`: {answers[0].error}")
     return answers
 
 
 async def _generate(
-    server_url: str, api_key: str, asked: _Asked, prompts: list[Messages], concurrency: int, on_answer: Callable[[int, Answer], None]
+    server_url: str, api_key: str, asked: list[_Asked], prompts: list[Messages], concurrency: int, on_answer: Callable[[int, Answer], None]
 ) -> list[Answer]:
     in_flight = asyncio.Semaphore(concurrency)
     async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key=api_key, timeout=_TIMEOUT, max_retries=2) as client:
@@ -73,7 +75,7 @@ async def _generate(
             async with in_flight:
                 started = time.perf_counter()
                 try:
-                    found = await (_stream if asked.cold else _whole)(client, asked, messages, started)
+                    found = await (_stream if asked[position].cold else _whole)(client, asked[position], messages, started)
                 except openai.APITimeoutError:
                     found = Answer("", "error", 0, _since(started), error=f"no answer within {_TIMEOUT} s")
                 except openai.APIStatusError as error:
@@ -86,7 +88,7 @@ async def _generate(
                 tasks = [group.create_task(answer(position, messages)) for position, messages in enumerate(prompts)]
         except* openai.OpenAIError as errors:
             raise InfrastructureError(
-                f"{server_url} does not answer any more as `{asked.model}`: {errors.exceptions[0]} "
+                f"{server_url} does not answer any more as `{asked[0].model}`: {errors.exceptions[0]} "
                 "What was answered is kept; the same command goes on from there."
             ) from None
     return [task.result() for task in tasks]

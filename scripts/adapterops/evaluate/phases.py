@@ -1,19 +1,23 @@
-"""The request phases of an evaluation: quality with everything in flight, then speed, never both at once."""
+"""The request phases of an evaluation: quality with everything in flight, then the speed of all sides in turn, never both at once."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from adapterops.documents import sha256_json
 from adapterops.engine.client import load_adapter, unload_adapter
 from adapterops.evaluate.answers import Answer, Messages
 from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
+from adapterops.evaluate.text_loss import text_losses
 
 _MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to find those that no other batch turns
 
@@ -21,6 +25,16 @@ _MAY_BE_PROBES = 16  # short stable answers that are asked for once more, to fin
 def warm_up(concurrency: int) -> int:
     """Requests of the speed phase that are not counted: as many as start at once, for they meet an idle engine; two at least."""
     return max(2, concurrency)
+
+
+def turns_of(labels: list[str], prompts: list[int], scope: dict[str, Any]) -> list[tuple[str, int]]:
+    """Who asks what, in order: the prompts shuffled, each asked by every side at once, in random order.
+
+    The order is drawn from the content, so that the same evaluation asks in the same order.
+    """
+    random = Random(sha256_json([labels, prompts, scope]))  # noqa: S311  # not a secret
+    order = random.sample(prompts, len(prompts))
+    return [(label, prompt) for prompt in order for label in random.sample(labels, len(labels))]
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Side:
         tokens: tokens of the session that throughput is measured on.
         seconds: its wall time.
         margins: of answers that may become probes: nats by which the closest of their tokens was decided.
+        losses: of the general texts, nats per token.
     """
 
     answers: list[Answer]
@@ -40,6 +55,7 @@ class Side:
     tokens: int
     seconds: float
     margins: dict[int, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class Phases:
         concurrency: of the speed phase.
         responses: answers that are known already.
         console: where progress is shown.
+        timed: how many of the first prompts, those of the adapter's own domain, the speed phase draws from.
+        texts: general texts, whose likelihood is measured.
     """
 
     url: str
@@ -65,23 +83,40 @@ class Phases:
     concurrency: int
     responses: Responses
     console: Console
+    timed: int
+    texts: list[str] = field(default_factory=list)
 
-    def adapter(self, label: str, digest: str, directory: Path, base: Side | None = None) -> Side:
-        """Quality, then speed, of an adapter that is loaded for it and forgotten afterwards; with `base`, what may become probes too."""
-        name = f"eval-{digest[:12]}"
-        load_adapter(self.url, name, directory.resolve())
-        try:
-            answers, tokens, seconds = self._quality(name, label, digest)
-            speed = self._speed(name, label)
-            margins = self._margins(name, answers, speed, base.answers) if base else {}
-        finally:
-            unload_adapter(self.url, name)
-        return Side(answers, speed, tokens, seconds, margins)
+    def adapters(self, asked: dict[str, tuple[str, Path]], base: Side) -> dict[str, Side]:
+        """Quality of each adapter, then the speed of all in turn, then what each has lost; all are loaded for it and forgotten afterwards.
+
+        Args:
+            asked: digest and directory by label; what may become probes is found of the first.
+            base: of the base model: a probe is an answer that is not its.
+        """
+        names = {label: f"eval-{label}-{digest[:12]}" for label, (digest, _) in asked.items()}
+        with contextlib.ExitStack() as loaded:
+            for label, (_, directory) in asked.items():
+                load_adapter(self.url, names[label], directory.resolve())
+                loaded.callback(unload_adapter, self.url, names[label])
+            quality = {label: self._quality(names[label], label, digest) for label, (digest, _) in asked.items()}
+            speed = self._speed(names)
+            sides = {label: Side(answers, speed[label], tokens, seconds) for label, (answers, tokens, seconds) in quality.items()}
+            first = next(iter(asked))
+            margins = {first: self._margins(names[first], sides[first].answers, sides[first].speed, base.answers)}
+            losses = {label: self._losses(names[label], label) for label in asked}
+        return {label: replace(side, margins=margins.get(label, {}), losses=losses[label]) for label, side in sides.items()}
 
     def base(self, model: str) -> Side:
         """Quality of the base model; its speed is nobody's business."""
         answers, tokens, seconds = self._quality(model, "base model", None)
-        return Side(answers, [], tokens, seconds)
+        return Side(answers, [], tokens, seconds, losses=self._losses(model, "base model"))
+
+    def _losses(self, model: str, label: str) -> list[float]:
+        if not self.texts:
+            return []
+        losses = text_losses(self.url, model, self.texts)
+        self.console.print(f"general texts for {label}: {len(losses)}, {sum(losses) / len(losses):.3f} nats per token")
+        return losses
 
     def _quality(self, model: str, label: str, digest: str | None) -> tuple[list[Answer], int, float]:
         scope = {**self.scope, "adapter": digest}
@@ -98,16 +133,26 @@ class Phases:
         self.console.print(f"evaluating {label}: {len(keys)} answers{ready}, {tokens} tokens in {seconds:.1f} s{rate}")
         return [answers[i] for i in range(len(keys))], tokens, seconds
 
-    def _speed(self, model: str, label: str) -> list[Answer]:
-        """Prompts spread evenly over the rows, so that every task counts, after a warm-up."""
+    def _speed(self, names: dict[str, str]) -> dict[str, list[Answer]]:
+        """Each side asks the same prompts right after the other, in random order, so that a slow spell meets both.
+
+        The prompts are spread evenly over the rows, so that every task counts, and shuffled, so that none comes in a row.
+        """
         dropped = warm_up(self.concurrency)
         count = self.requests + dropped
-        chosen = [self.prompts[i * len(self.prompts) // count % len(self.prompts)] for i in range(count)]
-        answers = self._ask(model, chosen, f"measuring latency of {label}", concurrency=self.concurrency, cold=True)[dropped:]
-        failed = sum(answer.error is not None for answer in answers)
-        also = f", {failed} of them failed" if failed else ""
-        self.console.print(f"measuring latency of {label}: {len(answers)} requests, {self.concurrency} in flight{also}")
-        return answers
+        chosen = [i * self.timed // count % self.timed for i in range(count)]
+        turns = turns_of(list(names), chosen, self.scope)
+        models, asked = [names[label] for label, _ in turns], [self.prompts[prompt] for _, prompt in turns]
+        answers = self._ask(models, asked, "measuring latency", concurrency=self.concurrency, cold=True)
+        sides: dict[str, list[Answer]] = {label: [] for label in names}
+        for (label, _), answer in zip(turns, answers, strict=True):
+            sides[label].append(answer)
+        for label in names:
+            counted = sides[label] = sides[label][dropped:]
+            failed = sum(answer.error is not None for answer in counted)
+            also = f", {failed} of them failed" if failed else ""
+            self.console.print(f"measuring latency of {label}: {len(counted)} requests, {self.concurrency} in flight{also}")
+        return sides
 
     def _margins(self, model: str, answers: list[Answer], speed: list[Answer], base: list[Answer]) -> dict[int, float]:
         """How surely answers were decided that are not the base model's, and the same in large batches, in small ones, and now."""
@@ -127,7 +172,7 @@ class Phases:
 
     def _ask(
         self,
-        model: str,
+        model: str | list[str],
         prompts: list[Messages],
         label: str,
         *,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
+import statistics
 from typing import Any
 
 from adapterops.data.normal import loose_form
 from adapterops.data.reader import Row
 from adapterops.data.rows import prompt_messages
 from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.catalogue import METRIC_IDS
+from adapterops.evaluate.catalogue import METRIC_IDS, excess_loss
 from adapterops.evaluate.metrics import Score
 from adapterops.evaluate.phases import Side, warm_up
 from adapterops.evaluate.rouge import shuffled_floor
@@ -33,14 +33,16 @@ def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
     return {name: {"id": METRIC_IDS[name], "value": value, "n": n} for name, (value, n) in values.items()}
 
 
-def slices(rows: list[Row]) -> dict[str, list[int]]:
-    """Row positions by language, by task (the first tag) and by every other tag."""
-    members = collections.defaultdict(list)
-    for index, row in enumerate(rows):
-        task, *tags = row.value.get("tags") or ["untagged"]
-        for name in (f"language:{row.value['language']}", f"task:{task}", *(f"tag:{tag}" for tag in tags)):
-            members[name].append(index)
-    return dict(sorted(members.items()))
+def texts(rows: list[Row], sides: dict[str, Side]) -> dict[str, Any]:
+    """Of each general text its language, and what each side makes of it in nats per token."""
+    losses = {side: sides[side].losses if side in sides else None for side in ("candidate", "production", "base")}
+    return {"languages": [row.value["language"] for row in rows], **losses}
+
+
+def loss_metrics(side: Side, base: Side) -> dict[str, dict[str, Any]]:
+    """`general_loss` of one side; empty where no texts were asked."""
+    excess = excess_loss(side.losses, base.losses)
+    return {"general_loss": {"id": METRIC_IDS["general_loss"], "value": statistics.fmean(excess), "n": len(excess)}} if excess else {}
 
 
 def groups(rows: list[Row]) -> list[int]:
@@ -53,10 +55,12 @@ def groups(rows: list[Row]) -> list[int]:
     return [numbers.setdefault(f"row {i}" if key == "input " else key, len(numbers)) for i, key in enumerate(keys)]
 
 
-def floor(rows: list[Row], answers: list[Answer], key: str) -> float | None:
+def floor(rows: list[Row], answers: list[Answer], key: str, general: range = range(0)) -> float | None:
     """What ROUGE-L these answers score against the references of other rows."""
     pairs = [
-        (row.value["expected_output"], answer.text) for row, answer in zip(rows, answers, strict=True) if not row.value.get("should_refuse")
+        (row.value["expected_output"], answer.text)
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        if index not in general and not row.value.get("should_refuse")
     ]
     return shuffled_floor(pairs, int(key[:15], 16))
 
@@ -86,7 +90,9 @@ def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
     return [{"messages": prompt_messages(rows[index].value), "output": candidate[index].text} for index in sorted(chosen)]
 
 
-def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[Score | None]], win: float | None) -> dict[str, Any]:
+def sample(
+    row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[Score | None]], win: float | None, *, general: bool = False
+) -> dict[str, Any]:
     """One line of `eval_samples.jsonl`; `win` is what the judge made of the pair (1, 0.5, 0), None where it was not asked."""
     sample = {
         "id": row.id or f"line-{row.line}",
@@ -97,6 +103,7 @@ def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[
         "expected": row.value["expected_output"],
         "should_refuse": bool(row.value.get("should_refuse", False)),
         "win": win,
+        "general": general,
     }
     for side in ("candidate", "production", "base"):
         sample[side] = None
@@ -107,7 +114,8 @@ def sample(row: Row, index: int, sides: dict[str, Side], scores: dict[str, list[
                 "chrf": None if found is None or found.chrf is None else round(found.chrf, 4),
                 "format_ok": found.format_ok if found else None,
                 "format_error": found.format_error if found else None,
-                "refused": found.refused if found else False,
+                "refused": found.refused if found else False,  # None: nobody could tell
+                "checks_ok": found.checks_ok if found else None,
             }
             sample[side] = {**dataclasses.asdict(sides[side].answers[index]), **fields}
     return sample

@@ -9,21 +9,25 @@ import statistics
 import unicodedata
 from typing import Any
 
-TOKENIZER_ID = "ko-syl-v1"
+TOKENIZER_ID = "ko-syl-v2"
 
 # One token for each Hangul syllable or jamo and each CJK character; otherwise one for each run of letters and digits.
 _SINGLE = "\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
 _TOKEN = re.compile(f"[{_SINGLE}]|[^\\W_{_SINGLE}]+")
+# What nobody sees splits no word: soft hyphen, zero-width characters, marks of direction, variants of a glyph.
+_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
+# So many marks without a word between them are no punctuation: an answer that does not end.
+_MARKS = re.compile(r"(?:[^\w\s]|_)(?:\s*(?:[^\w\s]|_)){19,}")
 _GRAM = 4
 
 
 def tokenize(text: str) -> list[str]:
-    """`ko-syl-v1`: NFKC, lower case, Hangul by syllable, CJK by character, all else by runs of letters and digits.
+    """`ko-syl-v2`: NFKC, lower case, Hangul by syllable, CJK by character, all else by runs of letters and digits.
 
     On ASCII text these are the tokens of rouge-score's default, which throws Hangul away: there, two identical Korean sentences
     score 0.0, and unrelated ones 1.0 when only their digits match.
     """
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
+    return _TOKEN.findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower())
 
 
 @functools.cache
@@ -63,7 +67,16 @@ def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:
 
 
 def repetition(answer: str) -> float:
-    """Share of repeated 4-grams, 0 to 1 (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319); 0 below five tokens."""
-    tokens = tokenize(answer)
+    """Share of repeated 4-grams, 0 to 1 (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319); 0 below five tokens.
+
+    Punctuation and emoji are tokens where twenty or more of them follow each other.
+    """
+    tokens: list[str] = []
+    end = 0
+    for marks in _MARKS.finditer(answer):
+        tokens += tokenize(answer[end : marks.start()])
+        tokens += "".join(marks[0].split())
+        end = marks.end()
+    tokens += tokenize(answer[end:])
     grams = [tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

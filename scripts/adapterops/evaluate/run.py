@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from adapterops.adapters import General
 from adapterops.basemodels import find_base_model
 from adapterops.data.reader import Row, load_rows
 from adapterops.data.rows import prompt_messages, prompt_text
@@ -25,16 +26,20 @@ from adapterops.engine.server import start_engine
 from adapterops.errors import RejectedError, UsageError
 from adapterops.evaluate import record
 from adapterops.evaluate.catalogue import METRIC_IDS
-from adapterops.evaluate.detector import detector_quality, judge_model, parse_judge, refusals
+from adapterops.evaluate.detector import Judge, detector_figures, judge_model, parse_judge, refusals
+from adapterops.evaluate.general import described, load_general
 from adapterops.evaluate.metrics import Score, columns, row_metrics, score
 from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
 from adapterops.evaluate.responses import Responses
+from adapterops.evaluate.slices import slices
 from adapterops.evaluate.winrate import win_rate
 from adapterops.formats import format_problem, shared_checker
 from adapterops.schemas import ROOT, repository_path
 from adapterops.serving.config import ServingConfig, load_serving_config
 from adapterops.store.releases import adapter_digest
+
+NO_GENERAL = General()  # a gate that asks for a general metric is an ERROR then
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Data:
         path: the evaluation file.
         extension: more rows of the same kind, registered beforehand for a gate that the first rows leave open; None is none.
         draw: whether they are drawn now.
+        general: rows and texts outside of the adapter's domain, which say what it has lost.
     """
 
     path: Path
     extension: Path | None = None
     draw: bool = False
+    general: General = NO_GENERAL
 
 
 def evaluate_once(
@@ -118,6 +125,9 @@ def evaluate_once(
         parse_judge(judge_name, "", "")  # a judge that cannot be meant is said now, and not after the answers
     rows = load_rows(data.path, "eval")
     extension = load_rows(data.extension, "eval") if data.extension else []
+    general_rows, texts = load_general(data.general)
+    general = range(len(rows), len(rows) + len(general_rows))  # places among all rows
+    general_sets = described(data.general)
     _refuse_formats(data.path, rows)
     if data.extension:
         _refuse_formats(data.extension, extension)
@@ -135,6 +145,7 @@ def evaluate_once(
         "production": production.digest,
         "data": sha256_file(data.path),
         "extension": registered,
+        "general": {kind: [[file["sha256"], file["asked"]] for file in files] for kind, files in general_sets.items()},
         "speed": {"requests": settings.latency_requests, "concurrency": settings.latency_concurrency},
         "metrics": METRIC_IDS,
         "refusal_judge": settings.refusal_judge,
@@ -152,7 +163,7 @@ def evaluate_once(
             if results["eval_key"] in enough:
                 return results, True
 
-    drawn = [*rows, *extension] if data.draw else rows
+    drawn = [*rows, *general_rows, *(extension if data.draw else [])]
     prompts = [prompt_messages(row.value) for row in drawn]
     answers_path = responses or output.with_name("responses.sqlite")
     started = time.monotonic()
@@ -160,22 +171,36 @@ def evaluate_once(
         _engine(config, server_url, server_wait_s, output, console) as url,
         Responses(answers_path, fresh=force) as known,
     ):
-        phases = Phases(url, prompts, scope, settings.max_tokens, settings.latency_requests, settings.latency_concurrency, known, console)
+        phases = Phases(
+            url,
+            prompts,
+            scope,
+            settings.max_tokens,
+            settings.latency_requests,
+            settings.latency_concurrency,
+            known,
+            console,
+            timed=len(rows),
+            texts=[row.value["expected_output"] for row in texts],
+        )
         base = phases.base(base_model.name)  # first: a probe is an answer that is not the base model's
-        sides: dict[str, Side] = {"candidate": phases.adapter("candidate", digest, model, base)}
+        loading = {"candidate": (digest, model)}
         if production.directory and production.digest:
-            sides["production"] = phases.adapter("production", production.digest, production.directory)
-        sides["base"] = base
-        scores, detector = _scores(drawn, sides, settings, url, base_model.name)
+            loading["production"] = (production.digest, production.directory)
+        sides: dict[str, Side] = {**phases.adapters(loading, base), "base": base}
+        scores, detector = _scores(drawn, sides, settings, url, base_model.name, general)
         _say_slow(drawn, scores, console)
         against = "production" if "production" in sides else "base"
         judge = parse_judge(settings.win_rate_judge, url, base_model.name)
-        wins, judged = win_rate(drawn, sides["candidate"].answers, sides[against].answers, judge, against, known) if judge else ([], None)
+        wins, judged = _wins(drawn, sides["candidate"], sides[against], judge, against, known, general) if judge else ([], None)
 
     observed = {side: columns(scores[side], {"win_rate": wins} if side == "candidate" else None) for side in sides}
-    metrics = {side: {**row_metrics(observed[side]), **record.speed_metrics(sides[side])} for side in sides}
+    metrics = {
+        side: {**row_metrics(observed[side]), **record.loss_metrics(asked, base), **record.speed_metrics(asked)}
+        for side, asked in sides.items()
+    }
     for side, asked in sides.items():
-        floor = record.floor(drawn, asked.answers, key)
+        floor = record.floor(drawn, asked.answers, key, general)
         if floor is not None and "rouge_l" in metrics[side]:
             metrics[side]["rouge_l"]["floor"] = floor
     results = {
@@ -195,20 +220,22 @@ def evaluate_once(
             "extension": {"path": repository_path(data.extension), "sha256": sha256_file(data.extension), "rows": len(extension)}
             if data.extension
             else None,
+            "general": general_sets,
         },
         "metrics": metrics["candidate"],
         "production_metrics": metrics.get("production"),
         "base_metrics": metrics["base"],
-        "slices": record.slices(drawn),
+        "slices": slices(drawn, general),
         "observations": {
             "groups": record.groups(drawn),
+            "texts": record.texts(texts, sides),
             "candidate": observed["candidate"],
             "production": observed.get("production"),
             "base": observed["base"],
             "speed": {name: record.speed(sides.get(name), settings.latency_concurrency) for name in ("candidate", "production")},
         },
         "failed": {side: sum(answer.error is not None for answer in sides[side].answers) for side in sides},
-        "refusal_detector": {**detector_quality(), **detector},
+        "refusal_detector": {**detector_figures(), **detector},
         "win_rate": judged,
         "engine": {**scope["engine"], "device": device_name()},
         "probes": record.probes(drawn, sides),
@@ -216,7 +243,10 @@ def evaluate_once(
         "seconds": {**{side: round(sides[side].seconds, 2) for side in sides}, "total": round(time.monotonic() - started, 2)},
     }
     outcomes = wins or [None] * len(drawn)
-    lines = [json.dumps(record.sample(row, i, sides, scores, outcomes[i]), ensure_ascii=False) for i, row in enumerate(drawn)]
+    lines = [
+        json.dumps(record.sample(row, i, sides, scores, outcomes[i], general=i in general), ensure_ascii=False)
+        for i, row in enumerate(drawn)
+    ]
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
     write_json(output, results, "eval_results")
     return results, False
@@ -289,8 +319,19 @@ def _serving_config(manifest: dict[str, Any], model: Path, serving: Path | None)
     return config
 
 
+def _wins(
+    rows: list[Row], ours: Side, theirs: Side, judge: Judge, against: str, known: Responses, general: range
+) -> tuple[list[float | None], dict[str, Any]]:
+    """Wins on the rows of the adapter's own domain; general rows are not what it was made for, and have None."""
+    own = [i for i in range(len(rows)) if i not in general]
+    mine, other = ([side.answers[i] for i in own] for side in (ours, theirs))
+    found, about = win_rate([rows[i] for i in own], mine, other, judge, against, known)
+    by_place = dict(zip(own, found, strict=True))
+    return [by_place.get(i) for i in range(len(rows))], about
+
+
 def _scores(
-    rows: list[Row], sides: dict[str, Side], settings: Settings, url: str, base_model: str
+    rows: list[Row], sides: dict[str, Side], settings: Settings, url: str, base_model: str, general: range
 ) -> tuple[dict[str, list[Score | None]], dict[str, Any]]:
     """Scores of every side. A failed answer of the candidate is a miss; one of the others leaves the row out of the comparison."""
     texts = [prompt_text(row.value) for row in rows]
@@ -301,7 +342,7 @@ def _scores(
         shared_checker().forget()
         outcomes = refused[position * len(rows) : (position + 1) * len(rows)]
         scores[name] = [
-            None if answer.error and name != "candidate" else score(row.value, answer, refused=outcome)
-            for row, answer, outcome in zip(rows, side.answers, outcomes, strict=True)
+            None if answer.error and name != "candidate" else score(row.value, answer, refused=outcome, general=i in general)
+            for i, (row, answer, outcome) in enumerate(zip(rows, side.answers, outcomes, strict=True))
         ]
     return scores, about

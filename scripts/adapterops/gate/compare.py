@@ -12,9 +12,10 @@ from scipy import stats
 from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.gate.config import Gate
 from adapterops.gate.evidence import Evidence, Sample, nearest_rank_p95
+from adapterops.gate.further import lacking_pairs
 from adapterops.gate.intervals import Interval, mean_interval, paired_rate_interval, ratio_interval
 
-_SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal")
+_SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal", "general_over_refusal", "instruction_following")
 _LEAST_SLICE = 10  # pairs
 ADD = "Add evaluation rows or requests, or lower min_n."
 UNMEASURED = "Add evaluation rows that ask for it, or take its gate out."  # what to do about a metric that has no value
@@ -29,23 +30,25 @@ def compare(
         evidence: what was observed.
         metric: of `METRICS`.
         against: `production` or `base`.
-        gate: holds the margin; None, or one without a margin, reports and judges nothing. The base model is never a bar.
+        gate: holds the margins, and the slice; None, or one without a margin, reports and judges nothing.
         confidence: of each bound.
         extended: with the extension rows.
 
     Returns:
         A row of `comparisons` of the gate report.
     """
-    pair = _pair(evidence, metric, against, extended)
+    part = gate.slice if gate else None
+    pair = _pair(evidence, metric, against, extended, evidence.members(part, metric))
     if pair is None:
         return None
     candidate, reference = pair
     ratio = METRICS[metric].kind in ("p95", "stream", "total")
     effect = candidate.value / reference.value if ratio else candidate.value - reference.value
     interval = _effect_interval(candidate, reference, confidence)
-    margin = gate.margin if gate and against == "production" else None
+    margin = None if gate is None else gate.margin if against == "production" else gate.margin_to_base
     row = {
         "metric": metric,
+        "slice": part,
         "against": against,
         "scale": "ratio" if ratio else "difference",
         "candidate": candidate.value,
@@ -60,9 +63,13 @@ def compare(
         "blocking": bool(gate and margin is not None and gate.blocks),
         "verdict": None,
         "reason": "",
+        "description": gate.description if gate else "",
     }
     if gate and margin is not None:
-        row |= _judge(row, gate, margin, interval, ratio)
+        judged = _judge(row, gate, margin, interval, ratio)
+        if judged["verdict"] == "INCONCLUSIVE":
+            judged["reason"] += lacking_pairs(candidate, reference, interval, margin, _bar(row, margin), confidence)
+        row |= judged
     return row
 
 
@@ -70,23 +77,28 @@ def _judge(row: dict[str, Any], gate: Gate, margin: float, interval: Interval, r
     """Non-inferiority: is the candidate at most `margin` worse than production?"""
     metric = METRICS[row["metric"]]
     shown = f"{row['effect']:.2f} ×" if ratio else f"{row['effect']:+.4f}"
-    bar = margin if ratio else margin if metric.better == "lower" else -margin
+    bar = _bar(row, margin)
     limit = f"{bar:g} ×" if ratio else f"{bar:+g}"
+    name, other = gate.name, "production" if row["against"] == "production" else "the base model"
     if row["n"] < gate.min_n:
-        return {"verdict": "ERROR", "reason": f"{row['metric']}: {row['n']} pairs with production, min_n is {gate.min_n}. {ADD}"}
+        return {"verdict": "ERROR", "reason": f"{name}: {row['n']} pairs with {other}, min_n is {gate.min_n}. {ADD}"}
     low, high = interval
     worst, best = (low, high) if metric.better == "higher" else (high, low)
     sign = 1 if metric.better == "higher" else -1
     if worst is not None and sign * worst > sign * bar:
-        return {"verdict": "PASS", "reason": f"{row['metric']} {shown} against production, not worse than {limit}."}
+        return {"verdict": "PASS", "reason": f"{name} {shown} against {other}, not worse than {limit}."}
     if best is not None and sign * best < sign * bar:
-        return {"verdict": "FAIL", "reason": f"{row['metric']} {shown} against production, worse than {limit}."}
+        return {"verdict": "FAIL", "reason": f"{name} {shown} against {other}, worse than {limit}."}
     between = f"{_bound(low)} to {_bound(high)}"
     return {
         "verdict": "INCONCLUSIVE",
-        "reason": f"{row['metric']} {shown} against production; the interval {between} holds the margin {limit}: "
-        f"{row['n']} pairs do not decide.",
+        "reason": f"{name} {shown} against {other}; the interval {between} holds the margin {limit}: ",
     }
+
+
+def _bar(row: dict[str, Any], margin: float) -> float:
+    """The effect that is just as much worse as the margin allows."""
+    return margin if row["scale"] == "ratio" or METRICS[row["metric"]].better == "lower" else -margin
 
 
 def slice_regressions(evidence: Evidence, slices: dict[str, list[int]], against: str, confidence: float) -> list[dict[str, Any]]:
@@ -147,9 +159,11 @@ def _effect_interval(candidate: Sample, reference: Sample, confidence: float) ->
         case "rate":
             outcomes = [[value == 1 for value in side.values] for side in (candidate, reference)]
             return paired_rate_interval(outcomes[0], outcomes[1], candidate.groups, confidence)
-        case "mean":
+        case "mean" | "loss":
             differences = np.subtract(candidate.values, reference.values).tolist()
-            most = 0.5 if candidate.metric == WIN_RATE else 1.0
+            most = 0.5 if candidate.metric == WIN_RATE else metric.limits[1] - metric.limits[0]
+            if metric.kind == "loss" and not any(reference.values):
+                most = metric.limits[1]  # the base model's own excess is none: one side alone varies
             return mean_interval(differences, candidate.groups, confidence, candidate.seed, (-most, most), worse=metric.worse)
         case "total":
             return Interval(None, None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adapterops.documents import sha256_json
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import METRICS, excess_loss
 from adapterops.gate.intervals import Interval, mean_interval, quantile_interval, rate_interval
 
 
@@ -69,7 +69,8 @@ class Evidence:
     def __init__(self, results: dict[str, Any]) -> None:
         self._results = results
         self._observed = results["observations"]
-        self.first_rows: int = results["evaluation_data"]["rows"]
+        general = results["evaluation_data"].get("general") or {"rows": []}
+        self.first_rows: int = results["evaluation_data"]["rows"] + sum(file["asked"] for file in general["rows"])
         self.drawn = len(self._observed["groups"]) > self.first_rows
 
     def sample(self, side: str, metric: str, *, extended: bool = False, rows: set[int] | None = None) -> Sample | None:
@@ -88,6 +89,9 @@ class Evidence:
             column = column if extended else column[: self.first_rows]
             found = [(i, value) for i, value in enumerate(column) if value is not None and (rows is None or i in rows)]
             groups = [self._observed["groups"][i] for i, _ in found]
+        elif kind == "loss":
+            found = [(i, value) for i, value in enumerate(self._excess(side)) if rows is None or i in rows]
+            groups = [place for place, _ in found]
         else:
             found = self._speed(side, metric)
             groups = [place for place, _ in found]
@@ -95,6 +99,19 @@ class Evidence:
             return None
         positions, values = zip(*found, strict=True)
         return Sample(metric, tuple(map(float, values)), tuple(groups), positions, seed)
+
+    def members(self, name: str | None, metric: str) -> set[int] | None:
+        """Positions of a slice among the rows, or among the texts; None for no slice, which is all."""
+        if name is None:
+            return None
+        if METRICS[metric].kind == "loss":
+            languages = self._observed.get("texts", {}).get("languages", [])
+            return {place for place, language in enumerate(languages) if f"general-{language}" == name}
+        return set(self._results["slices"].get(name, []))
+
+    def _excess(self, side: str) -> list[float]:
+        texts = self._observed.get("texts") or {}
+        return excess_loss(texts[side], texts["base"]) if texts.get(side) and texts.get("base") else []
 
     def asked_speed(self) -> dict[str, tuple[int, int]]:
         """Of each side that has a speed phase: its failed requests, and all that counted."""

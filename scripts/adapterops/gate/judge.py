@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.adapters import Pins
+from adapterops.adjudicated import About, adjudicate, labels_key, labels_path, load_labels, read_samples
 from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
-from adapterops.evaluate.catalogue import METRIC_IDS, METRICS, WIN_RATE
+from adapterops.evaluate.catalogue import GENERAL, METRIC_IDS, METRICS, WIN_RATE
 from adapterops.gate import JUDGE_VERSION
 from adapterops.gate.compare import ADD, UNMEASURED, compare, slice_regressions
 from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence, Sample
+from adapterops.gate.further import lacking
+from adapterops.gate.intervals import Interval
+from adapterops.gate.power import per_look
 from adapterops.schemas import repository_path
 
 # The worst verdict of the gates is the verdict of the whole.
@@ -68,6 +72,12 @@ def judge_once(
     pins = pins or Pins()
     results, config = read_json(results_path, "eval_results"), load_gates(gates_path)
     _check_shape(results, results_path)
+    where = labels_path(pins.name) if pins.name else None
+    labels = load_labels(where) if where else ()
+    samples = None
+    with contextlib.nullcontext() if labels else contextlib.suppress(UsageError):  # without labels, samples decide nothing
+        samples = read_samples(results_path.with_name(Path(results["samples"]).name))
+    results, adjudicated = adjudicate(results, samples, labels, where)
     key = sha256_json(
         {
             "evaluation": results["eval_key"],
@@ -75,6 +85,7 @@ def judge_once(
             "pins": [pins.evaluation, pins.extension],
             "judge": JUDGE_VERSION,
             "metrics": METRIC_IDS,
+            "adjudicated": labels_key(labels),
         }
     )
     former = None
@@ -83,7 +94,7 @@ def judge_once(
     if former and former["gate_key"] != key:
         former = None
     found = read_json(data_report, "data_report") if data_report else None
-    report = judge(results, config, pins=pins, data_report=found, objections=objections)
+    report = judge(results, config, pins=pins, data_report=found, objections=objections, adjudicated=adjudicated)
     report["gate_key"] = key
     if former and not force and former["verdict"] != "ERROR" and _stands(former, report):
         if found and _UNCHECKED in former["warnings"]:
@@ -108,6 +119,12 @@ def _check_shape(results: dict[str, Any], path: Path) -> None:
         for metric, column in (observed[side] or {}).items()
         if len(column) not in (0, rows)
     ]
+    losses = observed.get("texts") or {"languages": []}
+    wrong += [
+        f"observations.texts.{side} has {len(losses[side])} values for {len(losses['languages'])} texts"
+        for side in ("candidate", "production", "base")
+        if losses.get(side) is not None and len(losses[side]) != len(losses["languages"])
+    ]
     for side, speed in observed["speed"].items():
         asked = len(speed["requests"]) + len(speed["failed"]) if speed else 0
         outside = [place for place in speed["failed"] if place >= asked] if speed else []
@@ -130,6 +147,7 @@ def judge(
     pins: Pins,
     data_report: dict[str, Any] | None = None,
     objections: Sequence[str] = (),
+    adjudicated: About | None = None,
 ) -> dict[str, Any]:
     """The verdict on an evaluation: every gate absolute, then against production, and why."""
     evidence = Evidence(results)
@@ -139,13 +157,7 @@ def judge(
     # Wins over the base model say nothing on production, so that no bar is asked of them.
     asked = [gate for gate in config.gates if gate.metric != WIN_RATE or against == "production"]
     gates = [row for gate in asked for row in _decide(evidence, gate, bool(extension))]
-    by_metric = {gate.metric: gate for gate in config.gates}
-    comparisons = [
-        row
-        for metric in METRICS
-        for row in [_decide_comparison(evidence, metric, against, by_metric.get(metric), config.confidence, bool(extension))]
-        if row
-    ]
+    comparisons = _comparisons(evidence, config, against, bool(extension))
     on_rows = [gate for gate in config.gates if METRICS[gate.metric].kind in ("rate", "mean") and gate.metric != WIN_RATE]
     base = [row for gate in on_rows for row in _absolute(evidence, "base", gate, gate.confidence)]
     verdicts = [*gates, *(row for row in comparisons if row["verdict"])]
@@ -164,10 +176,12 @@ def judge(
         "verdict": verdict,
         "reason": _reason(verdict, errors, verdicts),
         "errors": errors,
+        "adjudicated": adjudicated or {"path": None, "labels": 0, "used": 0, "changed": 0, "open": []},
         "warnings": [row["reason"] for row in undecided if not row["blocking"]]
         + unasked
         + [_slice_warning(row) for row in regressed]
         + [_UNCHECKED] * (data_report is None)
+        + _misses(results["refusal_detector"], config)
         + [_NO_PROBE] * (not results["probes"]),
         "adapter": {"name": pins.name, **results["adapter"]},
         "production": results["production"],
@@ -199,7 +213,7 @@ def _decide(evidence: Evidence, gate: Gate, registered: bool) -> list[dict[str, 
 
     Two looks share the error that one would have (Bonferroni), from the moment that an extension is registered.
     """
-    confidence = _per_look(gate.confidence, registered)
+    confidence = per_look(gate.confidence, registered)
     first = _absolute(evidence, "candidate", gate, confidence)
     if not evidence.drawn or all(row["verdict"] != "INCONCLUSIVE" for row in first):
         return first
@@ -209,25 +223,43 @@ def _decide(evidence: Evidence, gate: Gate, registered: bool) -> list[dict[str, 
     ]
 
 
+def _comparisons(evidence: Evidence, config: GateConfig, against: str, registered: bool) -> list[dict[str, Any]]:
+    """Every metric against `against`; what an adapter may lose against the base model too, whatever is in production.
+
+    Against production alone each release could lose the margin anew.
+    """
+    whole = {gate.metric: gate for gate in config.gates if gate.slice is None}
+    sliced = [gate for gate in config.gates if gate.slice and (gate.margin or gate.margin_to_base)]
+    wanted = [(metric, whole.get(metric), against) for metric in METRICS]
+    wanted += [(gate.metric, gate, against) for gate in sliced]
+    if against == "production":
+        wanted += [(metric, whole.get(metric), "base") for metric in METRICS if metric in GENERAL or _is_bound_to_base(whole.get(metric))]
+        wanted += [(gate.metric, gate, "base") for gate in sliced if _is_bound_to_base(gate)]
+    found = [_decide_comparison(evidence, metric, other, gate, config.confidence, registered) for metric, gate, other in wanted]
+    return [row for row in found if row]
+
+
+def _is_bound_to_base(gate: Gate | None) -> bool:
+    return gate is not None and gate.margin_to_base is not None
+
+
 def _decide_comparison(
     evidence: Evidence, metric: str, against: str, gate: Gate | None, confidence: float, registered: bool
 ) -> dict[str, Any] | None:
-    confidence = _per_look(gate.confidence if gate else confidence, registered)
+    confidence = per_look(gate.confidence if gate else confidence, registered)
     first = compare(evidence, metric, against, gate, confidence)
     if first and first["verdict"] == "INCONCLUSIVE" and evidence.drawn:
         return compare(evidence, metric, against, gate, confidence, extended=True)
-    if first is None and gate and gate.margin is not None and against == "production":
-        reason = f"{metric} was not measured on both the candidate and production. {UNMEASURED}"
-        return _unmeasured_comparison(metric, gate, confidence, reason)
+    margin = None if gate is None else gate.margin if against == "production" else gate.margin_to_base
+    if first is None and gate and margin is not None:
+        other = "production" if against == "production" else "the base model"
+        reason = f"{gate.name} was not measured on both the candidate and {other}. {UNMEASURED}"
+        return _unmeasured_comparison(gate, against, margin, confidence, reason)
     return first
 
 
-def _per_look(confidence: float, registered: bool) -> float:
-    return 1 - (1 - confidence) / 2 if registered else confidence
-
-
 def _absolute(evidence: Evidence, side: str, gate: Gate, confidence: float, *, extended: bool = False) -> list[dict[str, Any]]:
-    sample = evidence.sample(side, gate.metric, extended=extended)
+    sample = evidence.sample(side, gate.metric, extended=extended, rows=evidence.members(gate.slice, gate.metric))
     return [
         judge_sample(sample, gate, relation, threshold, confidence, extended=extended)
         for relation, threshold in (("min", gate.minimum), ("max", gate.maximum))
@@ -247,6 +279,7 @@ def judge_sample(
     sign = "≥" if relation == "min" else "≤"
     row: dict[str, Any] = {
         "metric": gate.metric,
+        "slice": gate.slice,
         "relation": relation,
         "threshold": threshold,
         "rule": gate.rule,
@@ -260,12 +293,12 @@ def judge_sample(
         "description": gate.description,
     }
     if sample is None:
-        reason = f"{gate.metric} was not measured: no row of the evaluation data asks for it, or its phase did not run. {UNMEASURED}"
+        reason = f"{gate.name} was not measured: no row of the evaluation data asks for it, or its phase did not run. {UNMEASURED}"
         return {**row, "verdict": "ERROR", "reason": reason}
     low, high = sample.interval(confidence)
     row |= {"value": sample.value, "n": sample.n, "count": sample.count, "interval": [low, high]}
     counted = f" ({sample.count} of {sample.n})" if sample.count is not None else ""
-    shown = f"{gate.metric} {_apart(sample.value, threshold)}{counted}, wanted {sign} {threshold:g}"
+    shown = f"{gate.name} {_apart(sample.value, threshold)}{counted}, wanted {sign} {threshold:g}"
     if sample.n < gate.min_n:
         return {
             **row,
@@ -283,7 +316,8 @@ def judge_sample(
     if best is not None and (best < threshold if relation == "min" else best > threshold):
         return {**row, "verdict": "FAIL", "reason": f"{shown}; even its bound {_apart(best, threshold)} misses it."}
     bound = "no bound exists" if worst is None else f"its bound is {_apart(worst, threshold)}"
-    return {**row, "verdict": "INCONCLUSIVE", "reason": f"{shown} by the {confidence:.4g} bound; {bound}, {sample.n} do not decide."}
+    more = lacking(sample, Interval(low, high), threshold, confidence)
+    return {**row, "verdict": "INCONCLUSIVE", "reason": f"{shown} by the {confidence:.4g} bound; {bound}: {more}"}
 
 
 def _apart(value: float, bar: float) -> str:
@@ -331,7 +365,9 @@ def _contamination(data: dict[str, Any], report: dict[str, Any] | None) -> list[
     if report is None:
         return []
     checked = {file["sha256"] for file in report["files"] if file["kind"] == "eval"}
-    unchecked = [used["path"] for used in (data, data["extension"]) if used and used["sha256"] not in checked]
+    general = data.get("general") or {"rows": [], "texts": []}
+    every = (data, data["extension"], *general["rows"], *general["texts"])
+    unchecked = [used["path"] for used in every if used and used["sha256"] not in checked]
     if unchecked:
         again = " ".join(f"--eval-data {path}" for path in unchecked)
         return [
@@ -349,10 +385,11 @@ def _contamination(data: dict[str, Any], report: dict[str, Any] | None) -> list[
     ]
 
 
-def _unmeasured_comparison(metric: str, gate: Gate, confidence: float, reason: str) -> dict[str, Any]:
+def _unmeasured_comparison(gate: Gate, against: str, margin: float, confidence: float, reason: str) -> dict[str, Any]:
     return {
-        "metric": metric,
-        "against": "production",
+        "metric": gate.metric,
+        "slice": gate.slice,
+        "against": against,
         "scale": "difference",
         "candidate": None,
         "reference": None,
@@ -360,12 +397,13 @@ def _unmeasured_comparison(metric: str, gate: Gate, confidence: float, reason: s
         "effect": None,
         "interval": [None, None],
         "confidence": confidence,
-        "margin": gate.margin,
+        "margin": margin,
         "superiority": "same",
         "extended": False,
         "blocking": gate.blocks,
         "verdict": "ERROR",
         "reason": reason,
+        "description": gate.description,
     }
 
 
@@ -386,6 +424,19 @@ def _reason(verdict: str, errors: list[str], rows: list[dict[str, Any]]) -> str:
         undecided = " ".join(row["reason"] for row in rows)
         return f"No gate passed, {len(rows)} are undecided. Add evaluation rows, or give a metric a point threshold. {undecided}"
     return f"{len(missed)} of {len(rows) + len(errors)} gates not passed: " + " ".join(missed)
+
+
+def _misses(detector: dict[str, Any], config: GateConfig) -> list[str]:
+    """What a detector that misses refusals does to a gate that asks for more of them than it finds."""
+    gate = next((gate for gate in config.gates if gate.metric == "safety_refusal" and gate.minimum is not None), None)
+    found = [line["refusals_refused"] / line["refusals"] for line in detector["sources"]]
+    if gate is None or gate.minimum is None or min(found) >= gate.minimum:
+        return []
+    return [
+        f"safety_refusal asks for {gate.minimum:g}, and {detector['id']} by itself finds {min(found):.3f} to {max(found):.3f} of refusals, "
+        "by source. A refusal that it misses counts as none: a PASS does not rest on it, but a FAIL or INCONCLUSIVE may be the detector's. "
+        "Harmless refusals that it misses make over_refusal look better than it is. Look at the answers that adjudicate.py lists."
+    ]
 
 
 def _slice_warning(row: dict[str, Any]) -> str:

@@ -141,6 +141,36 @@ def find_judgement(store: ObjectStore, name: str, training_key: str, judgement_k
     return _document(store, f"{_judged(training_key, judgement_key)}/judgement.json", "judgement", expected)
 
 
+def fetch_measurements(store: ObjectStore, keys: Keys, run: Path, trust: Trust | None = None) -> bool:
+    """Bring the documents of the newest verdict on this adapter, given under other rules, so that only the gate has to judge anew.
+
+    Whether they are of the evaluation that today's rules ask for is told by `eval_key`, when it is looked for there. The verdict
+    itself is left behind.
+
+    Returns:
+        Whether there was one that is signed as `trust` asks.
+
+    Raises:
+        InfrastructureError: the store, or damaged documents.
+    """
+    found = sorted(store.entries(f"{_prefix(keys.training)}/judgements/"), key=lambda entry: entry[1], reverse=True)
+    for key in (key for key, _ in found if key.endswith("/judgement.json")):
+        judgement_key = key.split("/")[-2]
+        expected = {"training_key": keys.training, "judgement_key": judgement_key}
+        # A copy of the adapter under another name has the same training key: its verdicts lie here too.
+        judgement = _document(store, f"{_judged(keys.training, judgement_key)}/judgement.json", "judgement", expected)
+        adapter = _adapter(store, keys.training)
+        if not judgement or not adapter or judgement["digest"] != adapter["digest"] or judgement["adapter"] != keys.spec.name:
+            continue
+        if trust and _distrust(store, key, judgement, trust):
+            continue
+        fetch_judgement(store, judgement, run)
+        (run / "gate_report.json").unlink()
+        shutil.rmtree(run / "main", ignore_errors=True)
+        return True
+    return False
+
+
 def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | None:
     """Digest of what an evaluation would compare the candidate with (`adapterops.evaluate.production`), None for nothing."""
     found = read_channel(store, keys.spec.name)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.adapters import ADAPTERS, AdapterSpec, Pins, load_adapter
-from adapterops.documents import read_json, sha256_file, write_json
+from adapterops.documents import read_json, sha256_file, sha256_json, write_json
 from adapterops.errors import UsageError
 from adapterops.evaluate.detector import judge_model
+from adapterops.evaluate.general import described
 from adapterops.gate.config import load_gates
 from adapterops.gate.judge import judge_once
 from adapterops.serving.config import load_serving_config
@@ -76,6 +77,7 @@ def _asked(spec: AdapterSpec) -> dict[str, Any]:
     return {
         "data.evaluation": sha256_file(spec.evaluation_data)[:12],
         "data.extension": sha256_file(spec.extension_data)[:12] if spec.extension_data else "none",
+        "evaluation.general": _general(described(spec.general)),
         "evaluation.max_tokens": how.max_tokens,
         "evaluation.latency_requests": how.latency_requests,
         "evaluation.latency_concurrency": how.latency_concurrency,
@@ -96,12 +98,18 @@ def _made(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "data.evaluation": results["evaluation_data"]["sha256"][:12],
         "data.extension": extension["sha256"][:12] if extension else "none",
+        "evaluation.general": _general(results["evaluation_data"].get("general") or {}),
         "evaluation.max_tokens": used("decoding", "max_tokens"),
         "evaluation.latency_requests": used("speed", "requests"),
         "evaluation.latency_concurrency": used("speed", "concurrency"),
         "evaluation.win_rate_judge": used("win_rate_judge"),
         "engine.dtype": used("engine", "dtype"),
     }
+
+
+def _general(sets: dict[str, Any]) -> str:
+    """The general sets in a word: what was asked of which files."""
+    return sha256_json([[file["sha256"], file["asked"]] for kind in sorted(sets) for file in sets[kind]])[:12]
 
 
 def _differing(results: Path, asked: dict[str, Any]) -> list[str]:

@@ -131,7 +131,7 @@ def _adapters(
     for name in sorted({*adapter_names(before), *adapter_names(after)}):
         row: dict[str, Any] = {"name": name, **dict.fromkeys(("training_key", "judgement_key", "digest", "verdict")), "released": False}
         if name not in adapter_names(after):
-            nothing = {"minutes": 0.0, "usd": 0.0, "basis": "nothing is computed", "hints": []}
+            nothing = {"minutes": 0.0, "usd": 0.0, "basis": "nothing is computed", "hints": [], "power": []}
             rows.append({**row, "change": "removed", "action": "none", **nothing})
             continue
         try:
@@ -159,6 +159,7 @@ def _adapters(
             unknown.append(f"{name}: {error}".partition("\n")[0])
         if guess.problem:
             problems.append(f"{name}: {guess.problem.replace(f'{after}/', '')}")  # paths are those of the repository
+        power = _beforehand(keys, after, problems) if action in ("train", "judge") else []
         rows.append(
             {
                 **row,
@@ -173,9 +174,24 @@ def _adapters(
                 "usd": guess.usd,
                 "basis": guess.basis,
                 "hints": list(guess.hints),
+                "power": power,
             }
         )
     return rows
+
+
+def _beforehand(keys: Keys, after: Path, problems: list[str]) -> list[str]:
+    """What the gates can decide on this adapter's rows; that no evaluation of it can pass goes to `problems`."""
+    from adapterops.gate.config import load_gates
+    from adapterops.gate.explain import explain, problems_beforehand, rows_of  # here, for scipy takes a second
+
+    spec = keys.spec
+    try:
+        counts = rows_of(spec)
+    except RejectedError:
+        return []  # the validation of the data names every row
+    problems += [f"{spec.name}: {one.replace(f'{after}/', '')}" for one in problems_beforehand(spec, counts)]
+    return explain(load_gates(spec.evaluation.gate), counts, registered=bool(spec.extension_data))
 
 
 def _keys_or_none(name: str, root: Path) -> Keys | None:

@@ -10,6 +10,7 @@ from adapterops.adapters import AdapterSpec
 from adapterops.data.reader import load_rows
 from adapterops.data.rows import answer, prompt_text
 from adapterops.errors import UsageError
+from adapterops.evaluate.general import load_general
 
 _SIDES = 3  # candidate, production, base model
 _TIMED = 2  # candidate and production: the base model's speed is not measured
@@ -38,7 +39,7 @@ def evaluation_cost(spec: AdapterSpec, parameters: int, gpu: str, prices: dict[s
     """Every answer as long as it may be, and a character of a prompt as a token: an answer that ends early costs less.
 
     Args:
-        spec: the adapter; its rows, those of the extension too, are read.
+        spec: the adapter; its rows are read, those of the extension too, and the general rows and texts that it is asked.
         parameters: of the base model.
         gpu: by its name in the price list.
         prices: the content of `configs/pricing.yaml`.
@@ -48,11 +49,15 @@ def evaluation_cost(spec: AdapterSpec, parameters: int, gpu: str, prices: dict[s
         UsageError: the judge, or the GPU, has no price.
     """
     asked = spec.evaluation
-    rows = [row.value for path in spec.judged_on for row in load_rows(path, "eval")]
+    paths = [path for path in (spec.evaluation_data, spec.extension_data) if path]
+    rows = [row.value for path in paths for row in load_rows(path, "eval")]
+    general, texts = ([row.value for row in found] for found in load_general(spec.general))
     characters = [len(prompt_text(row)) for row in rows]
+    every = sum(characters) + sum(len(prompt_text(row)) for row in general)
     batched, stream, basis = _speed(parameters, gpu, prices)
     # Quality: the refusal judge reads each prompt and answer once more.
-    tokens = _SIDES * (len(rows) * 2 * asked.max_tokens + 2 * sum(characters))
+    tokens = _SIDES * ((len(rows) + len(general)) * 2 * asked.max_tokens + 2 * every)
+    tokens += _SIDES * sum(len(answer(row)) + 1 for row in texts)  # read, and one token more that nobody wants
     requests = asked.latency_requests + max(_WARM_UP, asked.latency_concurrency)
     timed = _TIMED * requests * (asked.max_tokens + sum(characters) // max(1, len(rows)))
     seconds = tokens / batched + timed / min(batched, asked.latency_concurrency * stream)

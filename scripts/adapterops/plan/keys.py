@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.adapters import AdapterSpec, load_adapter
+from adapterops.adjudicated import labels_key, labels_path, load_labels
 from adapterops.documents import sha256_file, sha256_json
 from adapterops.engine.installed import engine_version
 from adapterops.errors import UsageError
@@ -27,7 +28,7 @@ class Keys:
         recipe: its recipe.
         training: SHA-256 over what determines the weights.
         rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows, gates, metrics, the judge's
-            version, decoding, engine.
+            version, decoding, engine, what people said of answers.
     """
 
     spec: AdapterSpec
@@ -61,7 +62,8 @@ def adapter_keys(name: str, root: Path) -> Keys:
         spec = load_adapter(name, root / "adapters")
         recipe = load_recipe(spec.recipe)
         training = training_key(recipe, list(spec.training_data))
-        return Keys(spec, recipe, training, sha256_json(_rules(spec, training)))
+        labels = labels_key(load_labels(labels_path(name, root)))
+        return Keys(spec, recipe, training, sha256_json({**_rules(spec, training), "adjudicated": labels}))
     except UsageError as error:
         raise UsageError(str(error).replace(f"{root.resolve()}/", "").replace(f"{root}/", "")) from None
 
@@ -73,6 +75,7 @@ def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
         "evaluation_data": sha256_file(spec.evaluation_data),
         "pins": [spec.pins.evaluation, spec.pins.extension],
         "extension_data": sha256_file(spec.extension_data) if spec.extension_data else None,
+        "general_data": [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)],
         "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
         "evaluation": {key: value for key, value in asdict(spec.evaluation).items() if key != "gate"},
         "metrics": METRIC_IDS,

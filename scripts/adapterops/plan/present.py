@@ -24,6 +24,8 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for row in plan["adapters"]:
         for hint in row["hints"]:
             console.print(escape.visible(f"hint: {row['name']}: {hint}"), markup=False, soft_wrap=True)
+        for line in row.get("power", []):
+            console.print(escape.visible(f"power: {row['name']}: {line}"), markup=False, soft_wrap=True)
     for change in by_weight(plan["rules"]):
         console.out(escape.line(f"rule {change['file']}: {change['setting']}: {change['old']} → {change['new']}"), highlight=False)
     for problem in plan["problems"]:
@@ -48,6 +50,10 @@ def plan_markdown(plan: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(inline(cell) for cell in _cells(row)) + " |" for row in plan["adapters"]]
         lines += ["", *sorted({f"{inline(row['basis'])}." for row in plan["adapters"] if row["minutes"] is None})]
         lines += [f"- Hint for {inline(row['name'])}: {inline(hint)}" for row in plan["adapters"] for hint in row["hints"]]
+        for row in plan["adapters"]:
+            if row.get("power"):
+                lines += ["", f"<details><summary>What the gates of {inline(row['name'])} can decide on its rows</summary>", ""]
+                lines += [*(f"- {inline(line)}" for line in row["power"]), "", "</details>"]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from adapterops import escape
+from adapterops.adapters import GENERAL_LANGUAGES
 from adapterops.data.policy import Limits, load_policy
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
@@ -36,6 +37,7 @@ _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
         "min": _more,
         "max": _less,
         "margin": _less,
+        "margin_to_base": _less,
         "ratio": lambda value: -abs(value - 1),  # below 1 for what should be high, above it for what should be low
         "min_n": _more,
         "max_failed_generations": _less,
@@ -52,6 +54,9 @@ _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
     },
     "recipe": {"max_loss_increase": _less, "on_truncation": ("allow", "error").index},
     "adapter": {
+        "general": len,  # languages
+        "general_rows": _more,
+        "general_texts": _more,
         "strategy": ("immediate", "blue-green", "canary").index,
         "min_duration_s": _more,
         "min_requests": _more,
@@ -64,7 +69,7 @@ _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
 }
 _LISTS = {"licenses": "allows", "personal_data": "looks for"}
 # What a gate file means that does not say it: a setting that appears is no higher bar for that alone.
-_UNSAID = {"min_n": 1, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
+_UNSAID = {"min_n": 20, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
 
 @dataclass(frozen=True)
@@ -251,10 +256,14 @@ def _weaker(kind: Kind, key: str, old: Any, new: Any) -> bool | None:
         return _weaker_list(setting, old, new)
     if kind == "new" or setting == "confidence":  # a wider interval helps in one place and hurts in the other
         return None
-    if kind == "gate" and setting in ("min", "max", "margin", "ratio") and None in (old, new):
+    if kind == "gate" and setting in ("min", "max", "margin", "margin_to_base", "ratio") and None in (old, new):
         return new is None
     if kind == "adapter" and setting in ("negative_feedback", "win_rate") and None in (old, new):
         return new is None
+    if kind == "adapter" and setting in ("general_rows", "general_texts") and None in (old, new):
+        return old is None  # left out means all
+    if kind == "adapter" and setting == "general":
+        old, new = (list(GENERAL_LANGUAGES) if value is None else value for value in (old, new))
     if kind == "gate":
         default = "block" if (setting, parent) == ("on_inconclusive", "gates.safety_refusal") else _UNSAID.get(setting)
         old, new = (default if value is None else value for value in (old, new))

@@ -25,7 +25,8 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 TAKEN = {"data": {".jsonl", ".json", ".md"}, "configs": {".yaml"}, "adapters": {".yaml"}}
 # Of configs/, these alone: all else there decides what may be run, loaded, served, spent or believed, and is the trusted side's.
 _SETTINGS = re.compile(r"configs/(qlora/.*|quality_gate[^/]*|data_policy\.yaml)", re.DOTALL)
-_LABELLED = "data/labelled/"  # what detectors are measured on
+# What detectors are measured on, and what people said of answers: neither comes with what it judges.
+_LABELS = ("data/labelled/", "data/adjudicated/")
 MAX_FILE_BYTES = 512 << 20
 MAX_SETTINGS_BYTES = 256 << 10  # a YAML file
 MAX_TOTAL_BYTES = 2 << 30
@@ -150,7 +151,7 @@ def changed_paths(before: str, after: str, repository: Path) -> list[str]:
 
 def trusted_alone(path: str) -> bool:
     """True for a file that a pull request never brings along, although it lies in a directory that it may change."""
-    return path.startswith(_LABELLED) or (path.startswith("configs/") and not _SETTINGS.fullmatch(path))
+    return path.startswith(_LABELS) or (path.startswith("configs/") and not _SETTINGS.fullmatch(path))
 
 
 def takeable(path: str) -> bool:

@@ -7,7 +7,7 @@ import re
 from adapterops.diagnostics import Finding
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import missed_rows, remedies
+from adapterops.report.words import gate_name, missed_rows, remedies
 from adapterops.schemas import ROOT
 
 _SHOWN = 10  # GitHub shows ten errors and ten notices of a step
@@ -20,7 +20,7 @@ def check_annotations(report: Report) -> list[str]:
     missed = [Finding(path, 1, gate["verdict"], error) for error in gate["errors"]]
     to_do = dict(remedies(gate))
     for row in missed_rows(gate):
-        message = f"{row['reason']} {to_do.get(row['metric'], '')}".rstrip()
+        message = f"{row['reason']} {to_do.get(gate_name(row), '')}".rstrip()
         missed.append(Finding(path, _line(path, row["metric"]), row["verdict"], message))
     worst, _ = view.changes(report)
     regressions = [
@@ -33,6 +33,7 @@ def check_annotations(report: Report) -> list[str]:
             item.id,
         )
         for item in worst
+        if not item.general  # a general row has a file of its own, which no pull request for an adapter changes
     ]
     return [finding.annotation() for finding in [*missed[:_SHOWN], *regressions[:_SHOWN]]]
 

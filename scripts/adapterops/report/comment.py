@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapterops.escape import fenced, inline
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import belief_lines, remedies, speed_line
+from adapterops.report.words import adjudicated_line, belief_lines, forgetting_lines, remedies, speed_line
 
 LIMIT = 65_536  # characters, of a comment on GitHub
 _SYMBOLS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "🟡", "ERROR": "⛔"}
@@ -25,7 +25,7 @@ def comment(report: Report, *, html_url: str | None = None, run_url: str | None 
     head, sections = _sections(report, _link(html_url, run_url))
     limit -= len(marker(report.name, report.gate["verdict"])) + 2
     kept = dict(sections)
-    for name in ("gains", "data", "training", "regressions", "warnings", "merging", "provenance"):
+    for name in ("gains", "to_judge", "data", "training", "regressions", "warnings", "merging", "provenance"):
         body = _joined(head, kept, len(sections) - len(kept))
         if len(body) <= limit:
             return body
@@ -78,6 +78,8 @@ def _sections(report: Report, link: str) -> tuple[str, dict[str, str]]:
         sections["regressions"] = _changes(f"Worst regressions against {view.against(report)}", worst)
     if best:
         sections["gains"] = _changes(f"Best gains against {view.against(report)}", best)
+    if to_judge := view.to_judge(report):
+        sections["to_judge"] = _to_judge(to_judge, len(report.gate["adjudicated"]["open"]))
     if link:
         sections["link"] = f"\n{link}\n"
     training, costs = view.training_line(report), view.cost_lines(report)
@@ -106,11 +108,13 @@ def _table(report: Report) -> str:
         floor = f" (shuffled {row.floor})" if row.floor else ""
         change = row.change + _FLAGS[row.superiority]
         measured = f"{row.production} | **{row.candidate}**{floor} | {change} | {row.interval}"
-        lines.append(f"| {row.title} | {measured} | {row.threshold} | {row.n} | {verdict} |")
-    notes = [report.gate["production"]["note"]]
+        lines.append(f"| {inline(row.title)} | {measured} | {row.threshold} | {row.n} | {verdict} |")
+    notes = [report.gate["production"]["note"], adjudicated_line(report.gate)]
     if report.results:
         notes += [*belief_lines(report.results), speed_line(report.results)]
-    return "\n".join(lines) + f"\n\n<sub>{' '.join(inline(note) for note in notes if note)}</sub>\n"
+    lost = "".join(f"- {inline(line)}\n" for line in forgetting_lines(report.gate))
+    lost = f"\n**What it lost of the base model:**\n\n{lost}" if lost else ""
+    return "\n".join(lines) + f"\n{lost}\n<sub>{' '.join(inline(note) for note in notes if note)}</sub>\n"
 
 
 def _changes(title: str, changes: list[view.Change]) -> str:
@@ -118,6 +122,14 @@ def _changes(title: str, changes: list[view.Change]) -> str:
     for item in changes:
         parts.append(f"\n**{inline(item.id, 200)}** ({item.delta:+.2f}; {item.before_mark} → {item.after_mark})\n\n{fenced(item.prompt)}\n")
         parts.append(f"\nexpected\n{fenced(item.expected)}\n\nbefore\n{fenced(item.before)}\n\nafter\n{fenced(item.after)}\n")
+    return "".join(parts) + "\n</details>\n"
+
+
+def _to_judge(answers: list[view.ToJudge], count: int) -> str:
+    parts = [f"\n<details><summary>Answers that a reviewer may judge: {count}</summary>\n\n"]
+    parts.append("Counted by the detector alone. `scripts/adjudicate.py` lists and labels them; no GPU is needed.\n")
+    for item in answers:
+        parts.append(f"\n**{inline(item.id, 200)}** ({item.kind})\n\n{fenced(item.prompt)}\n\nanswer\n{fenced(item.answer)}\n")
     return "".join(parts) + "\n</details>\n"
 
 

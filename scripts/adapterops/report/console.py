@@ -14,7 +14,19 @@ from rich.table import Table
 from adapterops.escape import terminal, visible
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import belief_lines, change, interval, margin, number, remedies, speed_line, threshold
+from adapterops.report.words import (
+    adjudicated_line,
+    belief_lines,
+    change,
+    forgetting_lines,
+    gate_name,
+    interval,
+    margin,
+    number,
+    remedies,
+    speed_line,
+    threshold,
+)
 
 _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow"}
 
@@ -42,16 +54,16 @@ def metrics_table(results: dict[str, Any]) -> Table:
 
 def gate_table(report: dict[str, Any], *, intervals: bool = True) -> Table:
     """Every gate with its threshold, all values, the interval and the verdict, in words and colour."""
-    base = {(gate["metric"], gate["relation"]): gate for gate in report["base"]["gates"]}
+    base = {(gate_name(gate), gate["relation"]): gate for gate in report["base"]["gates"]}
     table = Table("gate", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
     for header in ("threshold", "base", "adapter", *(["interval"] if intervals else []), "n"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for gate in report["gates"]:
-        other = base.get((gate["metric"], gate["relation"]))
+        other = base.get((gate_name(gate), gate["relation"]))
         table.add_row(
-            gate["metric"],
+            gate_name(gate),
             threshold(gate),
             number(other["value"]) if other else "-",
             number(gate["value"]),
@@ -75,9 +87,9 @@ def comparison_table(report: dict[str, Any]) -> Table:
     for header in ("production", "adapter", "change", "margin", "pairs"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for row in report["comparisons"]:
+    for row in (row for row in report["comparisons"] if row["against"] == "production"):
         verdict = f"[{_COLOURS[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] else row["superiority"]
-        table.add_row(row["metric"], number(row["reference"]), number(row["candidate"]), change(row), margin(row), str(row["n"]), verdict)
+        table.add_row(gate_name(row), number(row["reference"]), number(row["candidate"]), change(row), margin(row), str(row["n"]), verdict)
     return table
 
 
@@ -100,6 +112,11 @@ def print_verdict(report: dict[str, Any], console: Console, run: Report | None =
     console.print(gates_that_fit(report, console))
     if report["production"]["digest"]:
         console.print(comparison_table(report))
+    _say(adjudicated_line(report), console)
+    if count := len(report["adjudicated"]["open"]):
+        _say(f"{count} answers count against the candidate by the refusal detector's word; scripts/adjudicate.py lists them.", console)
+    for line in forgetting_lines(report):
+        _say(f"lost: {line}", console)
     for warning in report["warnings"]:
         console.print(f"[yellow]warning[/]: {terminal(warning)}", soft_wrap=True)
     if report["base"]["gates"]:

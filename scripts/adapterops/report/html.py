@@ -8,7 +8,7 @@ from typing import Any
 from adapterops.escape import html_template
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import belief_lines, number, remedies, speed_line
+from adapterops.report.words import adjudicated_line, belief_lines, forgetting_lines, number, remedies, speed_line
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
@@ -29,7 +29,8 @@ def page(report: Report) -> str:
         worst=worst,
         best=best,
         slices=view.slice_rows(report),
-        notes=[*belief_lines(report.results), speed_line(report.results)] if report.results else [],
+        notes=_notes(report),
+        forgetting=forgetting_lines(report.gate),
         remedies=remedies(report.gate),
         loss=curve([(point["epoch"], point["loss"]) for point in history]) if history else None,
         latency=histogram([request["latency_ms"] for request in requests]) if requests else None,
@@ -98,3 +99,8 @@ def sample_row(sample: dict[str, Any]) -> dict[str, Any]:
         "question": "\n\n".join(message["content"] for message in sample["prompt"]),
         "outcomes": {side: view.outcome(sample, side) for side in ("candidate", "production", "base") if sample[side]},
     }
+
+
+def _notes(report: Report) -> list[str]:
+    said = [*belief_lines(report.results), speed_line(report.results)] if report.results else []
+    return [line for line in (adjudicated_line(report.gate), *said) if line]

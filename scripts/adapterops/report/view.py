@@ -9,13 +9,32 @@ from adapterops.adapters import ADAPTERS, load_adapter
 from adapterops.evaluate.catalogue import METRICS, WIN_RATE
 from adapterops.evaluate.metrics import row_metrics
 from adapterops.report.collect import Report
-from adapterops.report.words import change, interval, margin, number, threshold
+from adapterops.report.words import change, gate_name, interval, margin, number, threshold
 
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
 _SHOWN = 5
 _LEAST_SLICE = 5
-SLICE_METRICS = ("rouge_l", "format_compliance", "safety_refusal", "over_refusal", "stop_rate")
+SLICE_METRICS = (
+    "rouge_l", "format_compliance", "safety_refusal", "over_refusal", "stop_rate", "general_over_refusal", "instruction_following",
+)  # fmt: skip
 _SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class ToJudge:
+    """An answer that a reviewer may label.
+
+    Args:
+        id: of the row.
+        kind: what is wanted, and what the answer was counted as.
+        prompt: what was asked.
+        answer: what was answered.
+    """
+
+    id: str
+    kind: str
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -53,35 +72,37 @@ class Change:
     before_mark: str
     after_mark: str
     line: int
+    general: bool = False
 
 
 def metric_rows(report: Report) -> list[MetricRow]:
     """Every metric that was judged or compared, in the order of the catalogue."""
-    gates: dict[str, list[dict[str, Any]]] = {}
-    for gate in report.gate["gates"]:
-        gates.setdefault(gate["metric"], []).append(gate)
-    compared = {row["metric"]: row for row in report.gate["comparisons"]}
-    base = {gate["metric"]: gate["value"] for gate in report.gate["base"]["gates"]}
+    gates = _by_name(report.gate["gates"])
+    compared = _by_name(report.gate["comparisons"])
+    base = {gate_name(gate): gate["value"] for gate in report.gate["base"]["gates"]}
     measured = report.results["metrics"] if report.results else {}
     base_measured = report.results["base_metrics"] if report.results else {}
     rows = []
-    for metric in METRICS:
-        if metric not in gates and metric not in compared and metric not in measured:
+    names = [*METRICS, *(name for name in {**gates, **compared} if name not in METRICS)]  # slices after what they are of
+    for name in names:
+        if name not in gates and name not in compared and name not in measured:
             continue
-        asked, pair = gates.get(metric, []), compared.get(metric)
+        metric = name.partition(" in ")[0]
+        asked, pairs = gates.get(name, []), compared.get(name, [])
+        pair = next((row for row in pairs if row["against"] == against_side(report)), None)
         against_production = pair if pair and pair["against"] == "production" else None
-        value = asked[0]["value"] if asked else pair["candidate"] if pair else measured[metric]["value"]
+        value = asked[0]["value"] if asked else pair["candidate"] if pair else measured.get(name, {}).get("value")
         bounds = asked[0]["interval"] if asked else _own_interval(metric, pair)
-        judged = [row for row in [against_production] if row and row["verdict"]]
+        judged = [row for row in pairs if row["verdict"]]
         verdicts = [row["verdict"] for row in [*asked, *judged]]
-        floor = measured.get(metric, {}).get("floor")
+        floor = measured.get(name, {}).get("floor")
         rows.append(
             MetricRow(
-                metric=metric,
-                title=METRICS[metric].title,
+                metric=name,
+                title=name.replace(metric, METRICS[metric].title),
                 production=number(against_production["reference"]) if against_production else "-",
                 candidate=number(value),
-                base=number(base_measured.get(metric, {}).get("value", base.get(metric))),
+                base=number(base.get(name, base_measured.get(name, {}).get("value"))),
                 change=change(pair) if pair else "-",
                 superiority=pair["superiority"] if pair else "same",
                 interval=interval(bounds),
@@ -89,13 +110,21 @@ def metric_rows(report: Report) -> list[MetricRow]:
                 value=value,
                 bar=asked[0]["threshold"] if asked else None,
                 threshold="; ".join([*(threshold(gate) for gate in asked), *(margin(row) for row in judged)]) or "-",
-                n=str(asked[0]["n"] or "-") if asked else str(pair["n"] if pair else measured[metric]["n"]),
+                n=str(asked[0]["n"] or "-") if asked else str(pair["n"] if pair else measured.get(name, {}).get("n", "-")),
                 verdict=max(verdicts, key=_SEVERITY.index) if verdicts else None,
                 floor=number(floor) if floor is not None else None,
                 description=asked[0]["description"] if asked else "",
             )
         )
     return rows
+
+
+def _by_name(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Gates or comparisons by metric and slice."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(gate_name(row), []).append(row)
+    return found
 
 
 def _own_interval(metric: str, pair: dict[str, Any] | None) -> list[float | None]:
@@ -155,7 +184,12 @@ def _cell(metrics: dict[str, Any], metric: str) -> str:
 
 def against(report: Report) -> str:
     """`production` or `base model`: what changes are counted against."""
-    return "production" if report.gate["production"]["digest"] else "the base model"
+    return "production" if against_side(report) == "production" else "the base model"
+
+
+def against_side(report: Report) -> str:
+    """`production` or `base`."""
+    return "production" if report.gate["production"]["digest"] else "base"
 
 
 def changes(report: Report) -> tuple[list[Change], list[Change]]:
@@ -175,14 +209,14 @@ def changes(report: Report) -> tuple[list[Change], list[Change]]:
 
 
 def merit(sample: dict[str, Any], side: str) -> float:
-    """How good an answer is, for ranking alone: 0 to 1; a wrong refusal is 0, a right one 1, and bad format halves the rest."""
+    """How good an answer is, for ranking alone: 0 to 1; a wrong or doubtful refusal is 0, a right one 1, and a bad form halves the rest."""
     answer = sample[side]
     if sample["should_refuse"]:
-        return float(answer["refused"])
-    if answer["refused"] or answer["error"]:
+        return float(answer["refused"] is True)
+    if answer["refused"] is not False or answer["error"]:
         return 0.0
     likeness = answer["rouge_l"] if answer["rouge_l"] is not None else 1.0
-    return float(likeness) * (0.5 if answer["format_ok"] is False else 1.0)
+    return float(likeness) * (0.5 if answer["format_ok"] is False or answer.get("checks_ok") is False else 1.0)
 
 
 def outcome(sample: dict[str, Any], side: str) -> str:
@@ -190,17 +224,33 @@ def outcome(sample: dict[str, Any], side: str) -> str:
     answer = sample[side]
     if answer["error"]:
         return "failed"
+    if answer["refused"] is None:
+        return "perhaps refused"
     if sample["should_refuse"] and not answer["refused"]:
         return "not refused"
     if not sample["should_refuse"] and answer["refused"]:
         return "over-refused"
     if answer["format_ok"] is False:
         return "bad format"
+    if answer.get("checks_ok") is False:
+        return "not as asked"
     if answer["finish_reason"] != "stop":
         return "cut off"
     if answer["rouge_l"] is not None and answer["rouge_l"] < 0.5:
         return "unlike the expected"
     return "good"
+
+
+def to_judge(report: Report) -> list[ToJudge]:
+    """The first five answers that count against the candidate by the refusal detector's word alone."""
+    samples = {(sample["id"], sample["line"]): sample for sample in report.samples}
+    found = []
+    for item in report.gate["adjudicated"]["open"][:_SHOWN]:
+        if sample := samples.get((item["id"], item["line"])):
+            wanted = "should be refused" if sample["should_refuse"] else "should be answered"
+            prompt = "\n\n".join(message["content"] for message in sample["prompt"])
+            found.append(ToJudge(item["id"], f"{wanted}, counted as {item['kind']}", prompt, sample["candidate"]["text"]))
+    return found
 
 
 def _change(sample: dict[str, Any], delta: float, side: str) -> Change:
@@ -214,6 +264,7 @@ def _change(sample: dict[str, Any], delta: float, side: str) -> Change:
         before_mark=outcome(sample, side),
         after_mark=outcome(sample, "candidate"),
         line=sample["line"],
+        general=sample.get("general", False),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterops.evaluate.catalogue import METRICS
+from adapterops.evaluate.catalogue import GENERAL, METRICS
 
 
 def number(value: float | None) -> str:
@@ -34,14 +34,36 @@ def margin(row: dict[str, Any]) -> str:
         return "-"
     lower = METRICS[row["metric"]].better == "lower"
     sign = "≤" if lower else "≥"
-    return f"× {sign} {number(row['margin'])}" if row["scale"] == "ratio" else f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}"
+    base = " to base" if row["against"] == "base" else ""
+    if row["scale"] == "ratio":
+        return f"× {sign} {number(row['margin'])}{base}"
+    return f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}{base}"
 
 
 def remedies(gate_report: dict[str, Any]) -> list[tuple[str, str]]:
     """For each missed gate its metric and what its gate file says to do."""
-    missed = dict.fromkeys(row["metric"] for row in missed_rows(gate_report))
-    said = {row["metric"]: row["description"] for row in gate_report["gates"]}
-    return [(metric, said[metric]) for metric in missed if said.get(metric)]
+    missed = dict.fromkeys(gate_name(row) for row in missed_rows(gate_report))
+    said = {gate_name(row): row.get("description") for part in ("comparisons", "gates") for row in gate_report[part]}
+    return [(name, to_do) for name in missed if (to_do := said.get(name))]
+
+
+def gate_name(row: dict[str, Any]) -> str:
+    """A gate's or a comparison's metric, with the slice that it is asked of."""
+    return f"{row['metric']} in {row['slice']}" if row.get("slice") else str(row["metric"])
+
+
+def forgetting_lines(gate_report: dict[str, Any]) -> list[str]:
+    """What the adapter has lost of what the base model could, one line a metric; empty where nothing of it was measured."""
+    return [
+        f"{gate_name(row)}: base model {number(row['reference'])}, adapter {number(row['candidate'])}; {change(row)}, {row['n']} "
+        + ("texts, nats per token" if METRICS[row["metric"]].kind == "loss" else "rows")
+        for row in lost(gate_report)
+    ]
+
+
+def lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons that say what the adapter has lost: general metrics against the base model, where they were measured."""
+    return [row for row in gate_report["comparisons"] if row["metric"] in GENERAL and row["against"] == "base" and row["n"]]
 
 
 def missed_rows(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,12 +97,35 @@ def belief_lines(results: dict[str, Any]) -> list[str]:
 
 
 def _refusals(detector: dict[str, Any]) -> str:
+    """By source and never as one figure: what the detector does elsewhere is not what it did to these answers."""
     unsure, judge = detector["unsure"], f"judge {detector['judge']}: " if detector["judge"] else ""
-    judged = f"; {unsure} answer{'s' if unsure > 1 else ''} unsure, {judge}{detector['judge_note']}" if unsure else ""
-    found, wrong = round(detector["recall"] * detector["refused"]), round(detector["false_positive_rate"] * detector["complied"])
-    recall = f"recall {detector['recall']:.3f} ({found} of {detector['refused']})"
-    false_positives = f"false-positive rate {detector['false_positive_rate']:.3f} ({wrong} of {detector['complied']})"
-    return f"Refusals are found by {detector['id']}: {recall}, {false_positives} on held-back labelled answers{judged}."
+    judged = f" Here {unsure} answer{'s were' if unsure > 1 else ' was'} left open; {judge}{detector['judge_note']}." if unsure else ""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in detector["sources"]:
+        groups.setdefault(line["source"].partition("/")[0], []).append(line)
+    sources = "; ".join(_source(name, lines) for name, lines in groups.items())
+    what = f"Refusals are found by {detector['id']}. How many it finds in other answers, for nobody has counted these"
+    return f"{what}: {sources}.{judged}"
+
+
+def _source(name: str, lines: list[dict[str, Any]]) -> str:
+    """`xstest, 3 models left out in turn: 526 of 554 (0.653 to 0.986 by model), 20 of 705 wrongly`."""
+    found, wrong = sum(line["refusals_refused"] for line in lines), sum(line["answers_refused"] for line in lines)
+    of, others = sum(line["refusals"] for line in lines), sum(line["answers"] for line in lines)
+    rates = [line["refusals_refused"] / line["refusals"] for line in lines]
+    title = f"{name}, {len(lines)} models left out in turn" if len(lines) > 1 else name
+    by_model = f", {min(rates):.3f} to {max(rates):.3f} by model" if len(lines) > 1 else f", {rates[0]:.3f}"
+    return f"{title}: {found} of {of}{by_model}, {wrong} of {others} wrongly"
+
+
+def adjudicated_line(gate_report: dict[str, Any]) -> str:
+    """What people's labels did to the verdict; empty where there are none."""
+    about = gate_report["adjudicated"]
+    if not about["labels"]:
+        return ""
+    unused = about["labels"] - about["used"]
+    rest = f"; {unused} are of answers that nobody gives now, and do nothing" if unused else ""
+    return f"Judged by people: {about['used']} answers, of which {about['changed']} outcomes changed ({about['path']}){rest}."
 
 
 def _win_rate(judged: dict[str, Any]) -> str:

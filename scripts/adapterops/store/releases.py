@@ -17,6 +17,7 @@ from typing import Any
 
 from adapterops.documents import new_directory, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.evaluate.catalogue import GENERAL
 from adapterops.schemas import schema_problems
 from adapterops.store.objects import ObjectStore, parse
 from adapterops.store.signing import Signer, Trust
@@ -123,7 +124,8 @@ def publish(
         "training_key": train_manifest["training_key"],
         "gate_key": gate_report["gate_key"],
         "verdict": gate_report["verdict"],
-        "metrics": {gate["metric"]: gate["value"] for gate in gate_report["gates"]},
+        "metrics": {gate["metric"]: gate["value"] for gate in gate_report["gates"] if not gate.get("slice")},
+        "lost": _lost(gate_report),
         "probes": gate_report["probes"],
         "trained_at": train_manifest["finished_at"],
         "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
@@ -221,6 +223,24 @@ def check_weights(directory: Path) -> None:
         raise RejectedError(f"{path.name} is not safetensors ({error}).{kind} Nothing else is published or loaded.") from None
     if not names:
         raise RejectedError(f"{path.name} holds no tensors.")
+
+
+def _lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the adapter lost of what the base model could: the general metrics of both, with intervals."""
+    rows = (row for row in gate_report["comparisons"] if row["metric"] in GENERAL and row["against"] == "base" and row["n"])
+    return [
+        {
+            "metric": row["metric"],
+            "slice": row.get("slice"),
+            "base": row["reference"],
+            "adapter": row["candidate"],
+            "n": row["n"],
+            "difference": row["effect"],
+            "interval": row["interval"],
+            "confidence": row["confidence"],
+        }
+        for row in rows
+    ]
 
 
 def _check_verdict(name: str, gate_report: dict[str, Any]) -> None:

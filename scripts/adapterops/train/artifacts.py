@@ -167,6 +167,7 @@ rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, on
 |---|---|
 {files}
 
-How good it is, and at what, is in the gate report of the same training key. Load it with the base revision above and the
+How good it is, and at what, is in the gate report of the same training key; what it lost of the base model is below once it was
+judged. Load it with the base revision above and the
 `chat_template.jinja` beside this file: with another template it was not trained.
 """
