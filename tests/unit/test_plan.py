@@ -393,7 +393,7 @@ class TestRules:
             ("min: 0.80", "min: 0.80\n    confidence: 0.8", None),
             ("max: 20000", "max: 20000\n    ratio: 1.5", False),
             ("margin_to_base: 0.30", "margin_to_base: 0.90", True),
-            ("    max: 0.45", "    max: 0.45\n    margin_to_base: 0.1", False),
+            ("    max: 0.6", "    max: 0.6\n    margin_to_base: 0.1", False),
         ],
     )
     def test_a_bar_is_called_lower_only_where_it_is(self, plan, repository, old, new, weaker):
