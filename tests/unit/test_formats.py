@@ -158,7 +158,7 @@ def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
 
     slow = json.dumps([2000] * 60_000)
     sides = {"candidate": side("[1]", slow, slow, slow), "production": side("[1]", "[1]", "[1]", "[2000]")}
-    scores, _ = run._scores([row] * 4, sides, run.Settings(refusal_judge="none"), "", "")
+    scores, _ = run._scores([row] * 4, sides, run.Settings(refusal_judge="none"), "", "", range(0))
     checker.close()
     assert [score.format_ok for score in scores["candidate"]] == [True, False, False, False]
     assert [score.format_ok for score in scores["production"]] == [True, True, True, False]

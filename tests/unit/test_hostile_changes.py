@@ -64,6 +64,11 @@ class TestAPolicyNamesNoCode:
         assert not ran.exists()
 
 
+# The last lines of two overrides of the policy.
+ENGLISH = "does not know Korean.\n    language: en"
+KOREAN = "Korean customer support.\n    language: ko\n"
+
+
 class TestEveryPlaceOfThePolicyIsCompared:
     @pytest.fixture
     def changed(self, repository, planned):
@@ -100,7 +105,7 @@ class TestEveryPlaceOfThePolicyIsCompared:
 
     def test_a_loosening_of_an_override_is_named_with_its_whole_value(self, changed):
         licences = ", ".join(f"Licence-{number}" for number in range(40))
-        rows = changed(("    language: en", f"    language: en\n    duplicate_rate: 0.9\n    licenses: [{licences}]"))
+        rows = changed((ENGLISH, f"{ENGLISH}\n    duplicate_rate: 0.9\n    licenses: [{licences}]"))
         override = "datasets[data/*/support.jsonl]"
         assert (f"{override}.duplicate_rate", None, "0.9", True) in rows
         (shown,) = [new for setting, _, new, weaker in rows if setting == f"{override}.licenses" and weaker]
@@ -108,7 +113,7 @@ class TestEveryPlaceOfThePolicyIsCompared:
 
     def test_an_override_that_shadows_a_stricter_one_is_a_lower_bar_for_the_files_it_takes(self, repository, changed):
         policy = (repository.path / "configs/data_policy.yaml").read_text()
-        repository.commit({"configs/data_policy.yaml": policy.replace("    language: en", "    language: en\n    language_share: 0.99")})
+        repository.commit({"configs/data_policy.yaml": policy.replace(ENGLISH, f"{ENGLISH}\n    language_share: 0.99")})
         rows = changed(("datasets:\n", "datasets:\n  - {files: 'data/*', reason: tidier}\n"))
         files = "data/eval/support.jsonl, data/training/support.jsonl"
         assert (f"language_share in effect for {files}", "0.99", "0.95", True) in rows
@@ -117,12 +122,15 @@ class TestEveryPlaceOfThePolicyIsCompared:
         policy = (repository.path / "configs/data_policy.yaml").read_text()
         first = "  - {files: 'data/*', reason: strict, duplicate_rate: 0.01}\n"
         repository.commit({"configs/data_policy.yaml": policy.replace("datasets:\n", f"datasets:\n{first}")})
-        rows = changed((first, ""), ("    language: ko\n", f"    language: ko\n{first}"))
+        rows = changed((first, ""), (KOREAN, KOREAN + first))
         assert rows[0][0] == "datasets, in this order"
-        assert ("duplicate_rate in effect for data/eval/support.jsonl, data/training/support.jsonl", "0.01", "0.05", True) in rows
+        ((setting, *effect),) = [row for row in rows if row[0].startswith("duplicate_rate in effect for ")]
+        assert effect == ["0.01", "0.05", True]
+        assert "data/eval/support.jsonl" in setting
+        assert "data/training/support.jsonl" in setting
 
     def test_a_null_that_appears_is_no_absence(self, changed):
-        assert ("datasets[data/*/support.jsonl].language", '"en"', "null", None) in changed(("    language: en", "    language: null"))
+        assert ("datasets[data/*/support.jsonl].language", '"en"', "null", None) in changed((ENGLISH, ENGLISH.replace("en", "null")))
 
     def test_bars_inside_recipes_and_rollouts_are_rules_too(self, repository, planned):
         recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()

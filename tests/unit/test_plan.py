@@ -374,7 +374,9 @@ class TestRules:
 
     def test_a_removed_gate_is_a_lower_bar(self, plan, repository):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
-        document = plan({"configs/quality_gate.demo.yaml": gates[: gates.index("  throughput_tokens_per_sec")]})
+        document = plan(
+            {"configs/quality_gate.demo.yaml": gates[: gates.index("  throughput_tokens_per_sec")] + gates[gates.index("  general_loss") :]}
+        )
         assert [(row["setting"], row["new"], row["weaker"]) for row in document["rules"]] == [
             ("gates.throughput_tokens_per_sec.min", None, True)
         ]
@@ -460,7 +462,7 @@ def test_a_broken_recipe_is_refused_with_its_line(plan, repository):
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
     document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "sede: 42")})
     assert document["verdict"] == "REFUSED"
-    assert "configs/qlora/smollm2-135m.yaml:6: unknown key `sede`. Did you mean `seed`?" in document["problems"][0]
+    assert "configs/qlora/smollm2-135m.yaml:7: unknown key `sede`. Did you mean `seed`?" in document["problems"][0]
     assert str(repository.path) not in json.dumps(document)
 
 

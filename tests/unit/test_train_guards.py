@@ -85,7 +85,7 @@ class TestRefusals:
             )
         lines = str(refusal.value).splitlines()
         assert "has 4 problems" in lines[0]
-        for setting, line in {"quantization.type": 10, "lora.r": 17, "training.max_length": 32, "training.attn_implementation": 38}.items():
+        for setting, line in {"quantization.type": 11, "lora.r": 18, "training.max_length": 33, "training.attn_implementation": 39}.items():
             assert any(f"recipe.yaml:{line}: `{setting}`" in shown for shown in lines), lines
         with pytest.raises(UsageError, match=r"has 2 problems(?s:.*)`base_model`: base model `gpt-9` is not on the allow-list"):
             recipe(("base_model: smollm2-135m-instruct", "base_model: gpt-9"), ("type: nf4", "type: fp4"))

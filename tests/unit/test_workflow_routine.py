@@ -4,7 +4,6 @@ import dataclasses
 import html
 import itertools
 import json
-import re
 from pathlib import Path
 
 import httpx
@@ -149,7 +148,9 @@ class TestMainsRules:
 
     def test_a_pin_is_a_rule_and_main_has_its_own(self, judge, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
-        (gate,), _, _, main = judge({"adapters/support.yaml": re.sub("evaluation_sha256: .*", f"evaluation_sha256: {'a' * 64}", spec)})
+        (gate,), _, _, main = judge(
+            {"adapters/support.yaml": spec.replace("\nevaluation:", f"  evaluation_sha256: {'a' * 64}\n\nevaluation:", 1)}
+        )
         assert gate[gate.index("--adapters") + 1] == str(main / "adapters")
 
     def test_equal_rules_are_judged_once(self, judge):
