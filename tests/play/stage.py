@@ -42,6 +42,9 @@ evaluation:
   max_tokens: 40
   latency_requests: 4
   latency_concurrency: 4
+  general: [en]
+  general_rows: 20
+  general_texts: 20
 serving: configs/serving.demo.yaml
 rollout:
   strategy: canary
@@ -115,7 +118,7 @@ class Stage(Repository):
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
         )
         for name in filter(None, listing.stdout.decode().split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("adapters/", "data/training/", "data/eval/")):
+            if (ROOT / name).is_file() and not name.startswith(("adapters/", "data/training/", "data/eval/support")):
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.path / name)
         self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
