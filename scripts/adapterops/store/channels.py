@@ -181,7 +181,7 @@ def change_channel(
     *,
     reason: str,
     actor: str | None = None,
-    above: int = 0,
+    above: int = -1,
 ) -> Channel:
     """Read, change, compare-and-swap; after a lost race read and change again.
 
