@@ -1,6 +1,7 @@
 """A fleet for tests and benchmarks: a real S3 server and real serving hosts, each with stub engines; and adapters that are made up."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -149,8 +150,8 @@ class Fleet:
             self.engine_urls += [f"http://127.0.0.1:{values['engine']['port'] + engine}" for engine in range(engines)]
         values["gateway"] |= {"host": address, "port": free_port()}
         for key, value in self.changes.items():
-            section, _, name = key.partition("__")
-            values[section][name] = value
+            *sections, name = key.split("__")
+            functools.reduce(dict.__getitem__, sections, values)[name] = value
         path = self.directory / f"serving{number}.yaml"
         path.write_text(yaml.safe_dump(values))
         gateway = f"http://{address}:{values['gateway']['port']}"
