@@ -57,7 +57,7 @@ def test_every_stage_says_what_it_did(demo):
 def test_a_rollback_of_a_second_version_takes_less_than_two_seconds(demo, documents):
     result = run("scripts/demo.py", "rollback")
     assert result.returncode == 0
-    assert result.stdout.count("evaluating base model: 200 answers, 200 of them known already") == 1  # asked once for both versions
+    assert result.stdout.count("evaluating base model: 254 answers, 254 of them known already") == 1  # asked once for both versions
     seconds = re.findall(r"serving on 1 host (\d+\.\d+) s after the channel changed", result.stdout)
     assert len(seconds) == 1
     print(f"rollback in {seconds[0]} s")
