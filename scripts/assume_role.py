@@ -11,17 +11,27 @@ from adapterops.command import command, console
 
 
 @command()
-@click.option("--role", default="", help="ARN of the role. Empty: the runner's own credentials are used (instance profile, environment).")
+@click.option(
+    "--role",
+    default="",
+    help=(
+        "ARN of the role. Empty: the runner's own credentials are used (instance profile,"
+        " environment)."
+    ),
+)
 @click.option("--region", default="", help="AWS region for later steps.")
 def main(role: str, region: str) -> None:
-    """Let the job's later steps use an AWS role through GitHub's OpenID Connect token; no key is stored anywhere.
+    """Let the job's later steps use an AWS role through GitHub's OpenID Connect token; no key is
+    stored anywhere.
 
-    boto3 exchanges the token itself (AWS_ROLE_ARN, AWS_WEB_IDENTITY_TOKEN_FILE). The token is short-lived: call this right
-    before the steps that need the role, after training and not before it.
+    boto3 exchanges the token itself (AWS_ROLE_ARN, AWS_WEB_IDENTITY_TOKEN_FILE). The token is
+    short-lived: call this right before the steps that need the role, after training and not before
+    it.
 
     \b
     Example:
-      python scripts/assume_role.py --role arn:aws:iam::123456789012:role/qlora-candidates --region eu-west-1
+      python scripts/assume_role.py --role arn:aws:iam::123456789012:role/qlora-candidates \\
+          --region eu-west-1
     """
     from adapterops.gitops.identity import write_token
     from adapterops.gitops.outputs import set_environment
@@ -31,10 +41,19 @@ def main(role: str, region: str) -> None:
     if not role:
         console.print("no role is configured: the runner's own AWS credentials are used")
         return
-    path = Path(os.environ.get("RUNNER_TEMP", "/tmp")) / "aws-web-identity-token"  # noqa: S108  # outside of a runner it is of no use
+    path = (
+        Path(os.environ.get("RUNNER_TEMP", "/tmp")) / "aws-web-identity-token"  # noqa: S108
+    )  # outside of a runner it is of no use
     write_token(path)
-    session = "-".join(["qlora-gitops", *(os.environ.get(name, "local") for name in ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT"))])
-    set_environment(AWS_ROLE_ARN=role, AWS_WEB_IDENTITY_TOKEN_FILE=str(path), AWS_ROLE_SESSION_NAME=session)
+    session = "-".join(
+        [
+            "qlora-gitops",
+            *(os.environ.get(name, "local") for name in ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT")),
+        ]
+    )
+    set_environment(
+        AWS_ROLE_ARN=role, AWS_WEB_IDENTITY_TOKEN_FILE=str(path), AWS_ROLE_SESSION_NAME=session
+    )
     console.print(f"later steps use {role}")
 
 

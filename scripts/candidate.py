@@ -12,14 +12,23 @@ from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 @command()
 @click.argument("action", type=click.Choice(["fetch", "keep"]))
 @click.option("--adapter", required=True, help="An adapter of adapters/, by name.")
-@click.option("--runs", type=OUTPUT_PATH, default=Path("runs"), show_default=True, help="Where runs are kept, by training key.")
+@click.option(
+    "--runs",
+    type=OUTPUT_PATH,
+    default=Path("runs"),
+    show_default=True,
+    help="Where runs are kept, by training key.",
+)
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 @click.option("--commit", help="Commit that was judged, for the record.")
 @click.option("--pr", help="Pull request, for the record.")
 @click.option(
     "--signing-key",
     envvar="CANDIDATE_SIGNING_KEY",
-    help="Private key (PEM) to keep with, or `keyless`: the workflow's identity. Default: $CANDIDATE_SIGNING_KEY, else unsigned.",
+    help=(
+        "Private key (PEM) to keep with, or `keyless`: the workflow's identity. Default:"
+        " $CANDIDATE_SIGNING_KEY, else unsigned."
+    ),
 )
 @SIGNED_BY
 def main(
@@ -32,10 +41,12 @@ def main(
     signing_key: str | None,
     signed_by: str | None,
 ) -> None:
-    """Fetch what was computed before for an adapter's keys into its run directory, or keep what was computed now.
+    """Fetch what was computed before for an adapter's keys into its run directory, or keep what was
+    computed now.
 
-    What is kept first stays: equal inputs are not trained twice, and get no second verdict. With --signed-by an adapter or a verdict that
-    others than train.yaml put there is refused, for this run would judge and sign it. That a release of that key exists excuses nothing.
+    What is kept first stays: equal inputs are not trained twice, and get no second verdict. With
+    --signed-by an adapter or a verdict that others than train.yaml put there is refused, for this
+    run would judge and sign it. That a release of that key exists excuses nothing.
 
     \b
     Example:
@@ -74,9 +85,17 @@ def main(
         if known.judgement:
             fetch_judgement(store, known.judgement, run)
         elif known.digest:
-            fetch_measurements(store, keys, run, trust)  # where only labels or gates changed, nothing is evaluated again
-        found = f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}" if known.digest else "nothing yet"
-        console.print(f"{adapter}: under training key {keys.training[:12]} is {found}", soft_wrap=True)
+            fetch_measurements(
+                store, keys, run, trust
+            )  # where only labels or gates changed, nothing is evaluated again
+        found = (
+            f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}"
+            if known.digest
+            else "nothing yet"
+        )
+        console.print(
+            f"{adapter}: under training key {keys.training[:12]} is {found}", soft_wrap=True
+        )
         return
     digest = keep_adapter(store, keys.training, run / "model", signer, trust)
     console.print(f"candidates/{keys.training}: adapter {digest[:12]}", soft_wrap=True)
@@ -86,7 +105,10 @@ def main(
         if judgement:
             said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
         else:
-            said = "the verdict is an ERROR, or the extension rows that it asks for were not judged. It is not kept: it may be tried again"
+            said = (
+                "the verdict is an ERROR, or the extension rows that it asks for were not judged."
+                " It is not kept: it may be tried again"
+            )
         console.print(f"candidates/{keys.training}: {said}", soft_wrap=True)
 
 

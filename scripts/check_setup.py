@@ -8,17 +8,29 @@ from adapterops.command import command, console
 
 
 @command()
-@click.option("--need", "needed", multiple=True, required=True, help="What later steps need; may be given several times.")
+@click.option(
+    "--need",
+    "needed",
+    multiple=True,
+    required=True,
+    help="What later steps need; may be given several times.",
+)
 def main(needed: tuple[str, ...]) -> int:
-    """Check that everything is there that later steps need; name all that is missing, with what to do, and exit 3.
+    """Check that everything is there that later steps need; name all that is missing, with what to
+    do, and exit 3.
 
     \b
-    bucket             the store can be read              gpu       the driver finds a GPU ($NO_GPU=true: none is wanted)
-    candidates-write   ... and candidates written         disk      30 GiB are free
-    releases-write     ... and releases and channels      engine    vLLM is installed
-    gateways           every gateway of $GATEWAYS answers github    $GITHUB_TOKEN is set
+    bucket             the store can be read
+    candidates-write   ... and candidates written
+    releases-write     ... and releases and channels
+    gateways           every gateway of $GATEWAYS answers
+    gpu                the driver finds a GPU ($NO_GPU=true: none is wanted)
+    disk               30 GiB are free
+    engine             vLLM is installed
+    github             $GITHUB_TOKEN is set
     candidates-sign    the key of $CANDIDATE_SIGNING_KEY signs, and fits $CANDIDATE_SIGNED_BY;
-                       `keyless`: the job has an identity (id-token: write), and Sigstore gives out its keys
+                       `keyless`: the job has an identity (id-token: write), and Sigstore
+                       gives out its keys
 
     \b
     Example:
@@ -31,7 +43,9 @@ def main(needed: tuple[str, ...]) -> int:
     for problem in problems:
         console.print(problem, markup=False, soft_wrap=True)
         annotate("error", "setup", problem)
-    console.print(f"{len(needed) - len(problems)} of {len(needed)} needs are met: {', '.join(needed)}")
+    console.print(
+        f"{len(needed) - len(problems)} of {len(needed)} needs are met: {', '.join(needed)}"
+    )
     return 3 if problems else 0
 
 

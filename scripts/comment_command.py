@@ -9,9 +9,11 @@ from adapterops.command import command, console
 
 @command()
 def main() -> None:
-    """Carry out `/retrain`, `/rerun-gate` or `/rollback <adapter>` of the comment in $GITHUB_EVENT_PATH, and answer it.
+    """Carry out `/retrain`, `/rerun-gate` or `/rollback <adapter>` of the comment in
+    $GITHUB_EVENT_PATH, and answer it.
 
-    Only for people with write access, and only on the commit that was there when the comment was written.
+    Only for people with write access, and only on the commit that was there when the comment was
+    written.
 
     \b
     Example (in a workflow on `issue_comment`):
@@ -27,7 +29,9 @@ def main() -> None:
     if not path:
         raise UsageError("GITHUB_EVENT_PATH is not set: this runs in a workflow.")
     with repository() as repo:
-        console.print(carry_out(read_event(path), repo, adapter_names(ROOT)), markup=False, soft_wrap=True)
+        console.print(
+            carry_out(read_event(path), repo, adapter_names(ROOT)), markup=False, soft_wrap=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The embedded default on one machine: a local S3 server, a serving host, the pipeline, one question."""
+"""The embedded default on one machine: a local S3 server, a serving host, the pipeline, one
+question.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,11 @@ S3_PORT = 9300
 QUESTION = [
     {
         "role": "user",
-        "content": "Return JSON with keys intent (refund, exchange, status, cancel), order, item.\n\n"
-        "hey, the teapot from 58213 has a chip on the spout. could you send me one that isn't broken?",
+        "content": (
+            "Return JSON with keys intent (refund, exchange, status, cancel), order, item.\n\nhey,"
+            " the teapot from 58213 has a chip on the spout. could you send me one that isn't"
+            " broken?"
+        ),
     }
 ]
 
@@ -40,7 +45,8 @@ QUESTION = [
 @command()
 @click.argument("action", type=click.Choice(["up", "rollback", "report", "down"]), default="up")
 def main(action: str) -> None:
-    """Run the whole flow on this machine and leave the adapter being served (`make demo`), or stop it (`make down`).
+    """Run the whole flow on this machine and leave the adapter being served (`make demo`), or stop
+    it (`make down`).
 
     \b
     Example:
@@ -67,23 +73,31 @@ def up() -> None:
     refuse_taken("s3", {"s3": S3_PORT})
     refuse_taken("serve", {"gateway.port": config.gateway.port, "engine.port": config.engine.port})
     if not running("s3"):
-        # The S3 server keeps its objects in memory: what a host remembers of channels in a former one would contradict the new one's.
+        # The S3 server keeps its objects in memory: what a host remembers of channels in a former
+        # one would contradict the new one's.
         stop("serve")
         shutil.rmtree(config.state_directory, ignore_errors=True)
     base_model_directory(config.base_model)  # once for all that start now
-    # The engine starts beside what a training does with one core before its first step: by then it is ready, and takes no core from it.
+    # The engine starts beside what a training does with one core before its first step: by then it
+    # is ready, and takes no core from it.
     s3 = start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)])
-    serve = start("serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)])
+    serve = start(
+        "serve", [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(SERVING)]
+    )
     await_port("s3", S3_PORT, s3)
     make_bucket(config.bucket)
     await_port("serve", config.gateway.port, serve)
-    console.print(f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs: {shown(STATE)}/*.log)")
+    console.print(
+        f"S3 server on port {S3_PORT}, serving host on port {config.gateway.port} (logs:"
+        f" {shown(STATE)}/*.log)"
+    )
     pipeline("--server-url", engine_url(config), "--gateway", gateway_url(config))
     ask(gateway_url(config), config.base_model.name)
     console.print(
         f"\nDone in {time.monotonic() - started:.0f} s. The adapter is being served:\n"
         f"  curl {gateway_url(config)}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        f'    -d \'{{"model": "{ADAPTER}", "messages": [{{"role": "user", "content": "Where is my parcel?"}}]}}\'\n'
+        f'    -d \'{{"model": "{ADAPTER}", "messages": [{{"role": "user", "content": "Where is my'
+        " parcel?\"}]}'\n"
         "  make report     opens the HTML report\n"
         "  make rollback   deploys a second version and goes back to this one\n"
         "  make down       stops the servers",
@@ -92,11 +106,14 @@ def up() -> None:
 
 
 def local_settings() -> ServingConfig:
-    """The demo's serving configuration; the environment names its S3 server and no other from now on."""
+    """The demo's serving configuration; the environment names its S3 server and no other from now
+    on.
+    """
     from adapterops.serving.config import load_serving_config
 
     config = load_serving_config(SERVING)
-    # Any value will do: the local S3 server checks none. Real credentials of the user's must not reach it.
+    # Any value will do: the local S3 server checks none. Real credentials of the user's must not
+    # reach it.
     os.environ |= {
         "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{S3_PORT}",
         "AWS_ACCESS_KEY_ID": "demo",
@@ -129,10 +146,19 @@ def pipeline(*arguments: str) -> None:
     Raises:
         SystemExit: one of them failed, or its verdict is no; with its exit code.
     """
-    command_line = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--adapter", ADAPTER, *arguments]
+    command_line = [
+        sys.executable,
+        str(ROOT / "scripts" / "pipeline.py"),
+        "--adapter",
+        ADAPTER,
+        *arguments,
+    ]
     code = run_child(command_line, cwd=ROOT)
     if code != 0:
-        console.print(f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops them.")
+        console.print(
+            f"\nThe pipeline ended with exit code {code}. The servers still run; `make down` stops"
+            " them."
+        )
         sys.exit(code)
 
 
@@ -145,20 +171,31 @@ def ask(gateway: str, base_model: str) -> None:
     client = openai.OpenAI(base_url=f"{gateway}/v1", api_key="unused")
 
     def answer(model: str) -> str:
-        completion = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=64)  # type: ignore[arg-type]
+        completion = client.chat.completions.create(
+            model=model,
+            messages=QUESTION,  # type: ignore[arg-type]
+            temperature=0,
+            max_tokens=64,
+        )
         return completion.choices[0].message.content or ""
 
     with ThreadPoolExecutor() as pool:
-        texts = dict(zip((base_model, ADAPTER), pool.map(answer, (base_model, ADAPTER)), strict=True))
+        texts = dict(
+            zip((base_model, ADAPTER), pool.map(answer, (base_model, ADAPTER)), strict=True)
+        )
     console.rule("one question, through the gateway")
-    console.print(answers(QUESTION[0]["content"], base_model, texts[base_model], ADAPTER, texts[ADAPTER]))
+    console.print(
+        answers(QUESTION[0]["content"], base_model, texts[base_model], ADAPTER, texts[ADAPTER])
+    )
 
 
 def rollback() -> None:
-    """Deploy a second version through the same gates, and roll it back: what on-call does, in seconds.
+    """Deploy a second version through the same gates, and roll it back: what on-call does, in
+    seconds.
 
-    Training another adapter would take minutes; the second version is the first with its effect lowered by a hundredth, which its
-    manifest says. It is evaluated, judged, signed and rolled out like any other.
+    Training another adapter would take minutes; the second version is the first with its effect
+    lowered by a hundredth, which its manifest says. It is evaluated, judged, signed and rolled out
+    like any other.
 
     Raises:
         UsageError: the first one is not being served.
@@ -166,22 +203,68 @@ def rollback() -> None:
     from adapterops.adapters import load_adapter
 
     if not (running("s3") and running("serve")):
-        raise UsageError("nothing is being served that could be rolled back. Run `make demo` first.")
+        raise UsageError(
+            "nothing is being served that could be rolled back. Run `make demo` first."
+        )
     config, spec = local_settings(), load_adapter(ADAPTER)
     gateway = gateway_url(config)
     console.rule("a second version, and the way back")
     model = second_version(newest_run() / "model", STATE / "second")
     results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
-    evaluation = ["--max-tokens", spec.evaluation.max_tokens, "--latency-requests", spec.evaluation.latency_requests]
-    evaluation += ["--latency-concurrency", spec.evaluation.latency_concurrency, "--server-url", engine_url(config)]
+    evaluation = [
+        "--max-tokens",
+        spec.evaluation.max_tokens,
+        "--latency-requests",
+        spec.evaluation.latency_requests,
+    ]
+    evaluation += [
+        "--latency-concurrency",
+        spec.evaluation.latency_concurrency,
+        "--server-url",
+        engine_url(config),
+    ]
     evaluation += spec.general.options()
-    evaluation += ["--responses", ROOT / "runs" / "responses.sqlite"]  # the base model answers as it did the first time
-    script("evaluate", "--model", model, "--eval-data", spec.evaluation_data, "--output", results, *evaluation)
-    if script("quality_gate", "--results", results, "--gates", spec.evaluation.gate, "--output", verdict, "--adapter", ADAPTER, quiet=True):
-        console.print("The gate does not let the second version pass, so that there is nothing to roll back. (make report)")
+    evaluation += [
+        "--responses",
+        ROOT / "runs" / "responses.sqlite",
+    ]  # the base model answers as it did the first time
+    script(
+        "evaluate",
+        "--model",
+        model,
+        "--eval-data",
+        spec.evaluation_data,
+        "--output",
+        results,
+        *evaluation,
+    )
+    if script(
+        "quality_gate",
+        "--results",
+        results,
+        "--gates",
+        spec.evaluation.gate,
+        "--output",
+        verdict,
+        "--adapter",
+        ADAPTER,
+        quiet=True,
+    ):
+        console.print(
+            "The gate does not let the second version pass, so that there is nothing to roll back."
+            " (make report)"
+        )
         return
     script("publish_adapter", "--adapter", ADAPTER, "--model", model, "--gate-report", verdict)
-    script("deploy_adapter", "--adapter", ADAPTER, "--version", adapter_version(model), "--gateway", gateway)
+    script(
+        "deploy_adapter",
+        "--adapter",
+        ADAPTER,
+        "--version",
+        adapter_version(model),
+        "--gateway",
+        gateway,
+    )
     console.print(f"$ python scripts/deploy_adapter.py --adapter {ADAPTER} --rollback")
     script("deploy_adapter", "--adapter", ADAPTER, "--rollback", "--gateway", gateway)
 
@@ -198,9 +281,18 @@ def second_version(first: Path, directory: Path) -> Path:
         for name in adapter_files:
             (model / name).write_bytes((first / name).read_bytes())
         weights = load_file(first / "adapter_model.safetensors")
-        changed = {name: tensor * 0.99 if "lora_B" in name else tensor for name, tensor in weights.items()}
+        changed = {
+            name: tensor * 0.99 if "lora_B" in name else tensor for name, tensor in weights.items()
+        }
         save_file(changed, model / "adapter_model.safetensors", metadata={"format": "pt"})
-        files = [{"name": name, "size": (model / name).stat().st_size, "sha256": sha256_file(model / name)} for name in adapter_files]
+        files = [
+            {
+                "name": name,
+                "size": (model / name).stat().st_size,
+                "sha256": sha256_file(model / name),
+            }
+            for name in adapter_files
+        ]
         manifest["adapter"] |= {"digest": adapter_digest(model), "files": files}
         manifest["key_inputs"] |= {"demo": "lora_B of the trained adapter, times 0.99"}
         write_json(model / "train_manifest.json", manifest, "train_manifest")
@@ -220,7 +312,9 @@ def script(name: str, *arguments: object, quiet: bool = False) -> int:
     Raises:
         SystemExit: it failed, and `quiet` does not ask for the exit code 1 to be returned.
     """
-    code = run_child([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)], cwd=ROOT)
+    code = run_child(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)], cwd=ROOT
+    )
     if code and not (quiet and code == 1):
         sys.exit(code)
     return code
@@ -232,7 +326,9 @@ def newest_run() -> Path:
     Raises:
         UsageError: there is none.
     """
-    runs = sorted((ROOT / "runs" / ADAPTER).glob("*/eval_results.json"), key=lambda file: file.stat().st_mtime)
+    runs = sorted(
+        (ROOT / "runs" / ADAPTER).glob("*/eval_results.json"), key=lambda file: file.stat().st_mtime
+    )
     if not runs:
         raise UsageError("there is no run yet. Run `make demo` first.")
     return runs[-1].parent
@@ -260,7 +356,9 @@ def stop(name: str) -> bool:
 
 def report() -> None:
     """Open the HTML report of the newest run."""
-    pages = sorted((ROOT / "runs" / ADAPTER).glob("*/report.html"), key=lambda page: page.stat().st_mtime)
+    pages = sorted(
+        (ROOT / "runs" / ADAPTER).glob("*/report.html"), key=lambda page: page.stat().st_mtime
+    )
     if not pages:
         raise UsageError("there is no report yet. Run `make demo` first.")
     console.print(str(pages[-1]))
@@ -274,9 +372,13 @@ def start(name: str, arguments: list[str]) -> subprocess.Popen[bytes] | None:
     STATE.mkdir(exist_ok=True)
     log = STATE / f"{name}.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
+        process = subprocess.Popen(
+            arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
+        )
     created = psutil.Process(process.pid).create_time()
-    pid_file(name).write_text(json.dumps({"pid": process.pid, "created": created}), encoding="utf-8")
+    pid_file(name).write_text(
+        json.dumps({"pid": process.pid, "created": created}), encoding="utf-8"
+    )
     return process
 
 
@@ -288,14 +390,17 @@ def refuse_taken(name: str, ports: dict[str, int]) -> None:
     """
     for setting, port in ports.items():
         if not running(name) and port_taken(port):
-            raise UsageError(f"port {port} is taken by another program. Stop it, or change the port ({setting}).")
+            raise UsageError(
+                f"port {port} is taken by another program. Stop it, or change the port ({setting})."
+            )
 
 
 def await_port(name: str, port: int, process: subprocess.Popen[bytes] | None) -> None:
     """Return once the server listens.
 
     Raises:
-        InfrastructureError: it ended, or does not listen within a minute; quotes the end of its log.
+        InfrastructureError: it ended, or does not listen within a minute; quotes the end of its
+            log.
     """
     log = STATE / f"{name}.log"
     deadline = time.monotonic() + 60
@@ -307,11 +412,15 @@ def await_port(name: str, port: int, process: subprocess.Popen[bytes] | None) ->
 
 
 def running(name: str) -> psutil.Process | None:
-    """The server that an earlier call started, if it still runs; never another process that got its number."""
+    """The server that an earlier call started, if it still runs; never another process that got its
+    number.
+    """
     try:
         record = json.loads(pid_file(name).read_text(encoding="utf-8"))
         process = psutil.Process(record["pid"])
-        alive = process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
+        alive = (
+            process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
+        )
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return process if alive else None
@@ -330,7 +439,9 @@ def port_taken(port: int) -> bool:
 
 
 def signing_key() -> Path:
-    """The demo's own key pair, made once; the serving host trusts its public half (configs/serving.demo.yaml)."""
+    """The demo's own key pair, made once; the serving host trusts its public half
+    (configs/serving.demo.yaml).
+    """
     from adapterops.store.signing import make_key_pair
 
     private, public = STATE / "signing.pem", STATE / "signing.pub.pem"
@@ -341,7 +452,9 @@ def signing_key() -> Path:
 
 
 def make_bucket(bucket: str) -> None:
-    """Create the bucket; in production it is made by whoever owns the account, never by this project."""
+    """Create the bucket; in production it is made by whoever owns the account, never by this
+    project.
+    """
     import boto3
 
     boto3.client("s3").create_bucket(Bucket=bucket)

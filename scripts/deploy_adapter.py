@@ -11,11 +11,28 @@ from adapterops.errors import UsageError
 @command()
 @click.option("--adapter", required=True, help="An adapter of adapters/, by name.")
 @click.option("--version", help="Digest of a release, its first digits, or `latest`.")
-@click.option("--rollback", "roll_back", is_flag=True, help="Serve the previous version again. Asked for twice, it is done once.")
+@click.option(
+    "--rollback",
+    "roll_back",
+    is_flag=True,
+    help="Serve the previous version again. Asked for twice, it is done once.",
+)
 @click.option("--abort", "abort_canary", is_flag=True, help="End the canary that is under way.")
-@click.option("--gateway", multiple=True, default=["http://127.0.0.1:8080"], show_default=True, help="Root of a serving host's gateway.")
+@click.option(
+    "--gateway",
+    multiple=True,
+    default=["http://127.0.0.1:8080"],
+    show_default=True,
+    help="Root of a serving host's gateway.",
+)
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
-@click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds that hosts may take for a step.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=600.0,
+    show_default=True,
+    help="Seconds that hosts may take for a step.",
+)
 def main(
     adapter: str,
     version: str | None,
@@ -25,15 +42,17 @@ def main(
     bucket: str | None,
     timeout: float,
 ) -> None:
-    """Deploy a released adapter: canary first, then stable; or roll back. Serving hosts follow the channel by themselves.
+    """Deploy a released adapter: canary first, then stable; or roll back. Serving hosts follow the
+    channel by themselves.
 
-    Steps and limits come from adapters/<name>.yaml. Exit code 1: a limit was missed and the canary aborted, or nothing could be
-    decided and the rollout is paused; deploy the same version again to go on, or --abort. Where the gateways ask for keys,
-    GATEWAY_API_KEY is an operator's.
+    Steps and limits come from adapters/<name>.yaml. Exit code 1: a limit was missed and the canary
+    aborted, or nothing could be decided and the rollout is paused; deploy the same version again to
+    go on, or --abort. Where the gateways ask for keys, GATEWAY_API_KEY is an operator's.
 
     \b
     Example:
-      python scripts/deploy_adapter.py --adapter support-demo --version latest --bucket qlora-adapters
+      python scripts/deploy_adapter.py --adapter support-demo --version latest \\
+          --bucket qlora-adapters
       python scripts/deploy_adapter.py --adapter support-demo --rollback --bucket qlora-adapters
     """
     from adapterops.adapters import load_adapter

@@ -17,11 +17,13 @@ from adapterops.errors import UsageError
 @click.option("--rollback", "roll_back", is_flag=True, help="Serve the previous version again.")
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
-    """Run deploy_adapter.py against the gateways of $GATEWAYS inside a GitHub deployment, and give it the outcome as status.
+    """Run deploy_adapter.py against the gateways of $GATEWAYS inside a GitHub deployment, and give
+    it the outcome as status.
 
     \b
     Example:
-      GATEWAYS="http://10.0.0.7:8080 http://10.0.0.8:8080" python scripts/deploy_from_actions.py --adapter support-demo --version latest
+      GATEWAYS="http://10.0.0.7:8080 http://10.0.0.8:8080" python \\
+          scripts/deploy_from_actions.py --adapter support-demo --version latest
     """
     from adapterops.errors import AdapterOpsError
     from adapterops.gitops.github import repository
@@ -30,7 +32,9 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
 
     gateways = os.environ.get("GATEWAYS", "").split()
     if not gateways:
-        raise UsageError("GATEWAYS is empty. Set it to the serving hosts' gateways, separated by blanks.")
+        raise UsageError(
+            "GATEWAYS is empty. Set it to the serving hosts' gateways, separated by blanks."
+        )
     if bool(version) == roll_back:
         raise UsageError("say what to do: --version or --rollback.")
     deploy = [sys.executable, str(ROOT / "scripts" / "deploy_adapter.py"), "--adapter", adapter]
@@ -48,7 +52,10 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
             description=f"{adapter} {what}",
             payload={"adapter": adapter, "version": version or "previous"},
         )
-        server, run = os.environ.get("GITHUB_SERVER_URL", "https://github.com"), os.environ.get("GITHUB_RUN_ID", "")
+        server, run = (
+            os.environ.get("GITHUB_SERVER_URL", "https://github.com"),
+            os.environ.get("GITHUB_RUN_ID", ""),
+        )
         log = f"{server}/{repo.full_name}/actions/runs/{run}"
         deployment.create_status("in_progress", target_url=log, description=f"{adapter} {what}")
     code = run_child(deploy)
@@ -56,9 +63,15 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
     # The channel has changed or not, whatever GitHub answers now.
     try:
         with repository(name) as repo:
-            repo.get_deployment(deployment.id).create_status(state, target_url=log, description=f"{adapter} {what}: exit code {code}")
+            repo.get_deployment(deployment.id).create_status(
+                state, target_url=log, description=f"{adapter} {what}: exit code {code}"
+            )
     except AdapterOpsError as error:
-        console.print(f"the deployment's status {state} was not recorded: {error}", markup=False, soft_wrap=True)
+        console.print(
+            f"the deployment's status {state} was not recorded: {error}",
+            markup=False,
+            soft_wrap=True,
+        )
     return code
 
 

@@ -17,16 +17,35 @@ if TYPE_CHECKING:
 
 @command()
 @click.option("--adapter", required=True, help="An adapter of adapters/, by name.")
-@click.option("--main", "main_copy", type=EXISTING_DIRECTORY, required=True, help="The default branch's data, configs and adapters.")
-@click.option("--runs", type=OUTPUT_PATH, default=Path("runs"), show_default=True, help="Where runs are kept, by training key.")
-@click.option("--server-url", envvar="EVALUATION_SERVER_URL", help="Evaluate through this running vLLM. Default: $EVALUATION_SERVER_URL.")
+@click.option(
+    "--main",
+    "main_copy",
+    type=EXISTING_DIRECTORY,
+    required=True,
+    help="The default branch's data, configs and adapters.",
+)
+@click.option(
+    "--runs",
+    type=OUTPUT_PATH,
+    default=Path("runs"),
+    show_default=True,
+    help="Where runs are kept, by training key.",
+)
+@click.option(
+    "--server-url",
+    envvar="EVALUATION_SERVER_URL",
+    help="Evaluate through this running vLLM. Default: $EVALUATION_SERVER_URL.",
+)
 def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> int:
-    """Judge a pull request's adapter by the gates and evaluation rows of the default branch too, where these differ.
+    """Judge a pull request's adapter by the gates and evaluation rows of the default branch too,
+    where these differ.
 
-    The documents go to main/ in the run directory. Where gates alone differ, what was measured for the pull request's own verdict
-    is judged; else the rows are evaluated anew, against the same adapter in production, and it is checked that none of them is
-    trained on. Extension rows are drawn once, as for the pull request's own verdict. The verdict is shown, and does not decide: what a
-    pull request does to the rules is for its reviewers to say. Exit 3 if it could not be computed.
+    The documents go to main/ in the run directory. Where gates alone differ, what was measured for
+    the pull request's own verdict is judged; else the rows are evaluated anew, against the same
+    adapter in production, and it is checked that none of them is trained on. Extension rows are
+    drawn once, as for the pull request's own verdict. The verdict is shown, and does not decide:
+    what a pull request does to the rules is for its reviewers to say. Exit 3 if it could not be
+    computed.
 
     \b
     Example:
@@ -46,7 +65,11 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
 
     own = adapter_keys(adapter, ROOT)
     run = run_directory(runs, own.spec, own.training)
-    results, report, data_report = run / "eval_results.json", run / "main" / "gate_report.json", run / "data_report.json"
+    results, report, data_report = (
+        run / "eval_results.json",
+        run / "main" / "gate_report.json",
+        run / "data_report.json",
+    )
     report.unlink(missing_ok=True)  # that of other rules says nothing today
     root = main_copy.resolve()
     if not (root / "adapters" / f"{adapter}.yaml").is_file():
@@ -56,8 +79,13 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
         theirs = adapter_keys(adapter, root)
         policy = load_policy(root / "configs" / "data_policy.yaml")
         load_gates(theirs.spec.evaluation.gate)
-    except UsageError as error:  # which a pull request may be about to mend; the comment has it as an ERROR
-        said = f"{adapter} cannot be judged by the default branch's rules, which are broken there: {error}"
+    except (
+        UsageError
+    ) as error:  # which a pull request may be about to mend; the comment has it as an ERROR
+        said = (
+            f"{adapter} cannot be judged by the default branch's rules, which are broken there:"
+            f" {error}"
+        )
         console.print(said, markup=False, soft_wrap=True)
         summarize(f"- {inline(said)}")
         return 0
@@ -69,13 +97,36 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     compared = runs / "releases" / adapter / f"sha256-{production}" if production else None
     if not evidence:
         results, data_report = run / "main" / "eval_results.json", run / "main" / "data_report.json"
-        # Rows of main that the pull request trains on would show memory; it may have put others in their place in its own evaluation.
-        write_report(data_report, validate(list(own.spec.training_data), theirs.spec.judged_on, base_model=None, policy=policy))
-    evaluate = _evaluation(own.spec if evidence else theirs.spec, run / "model", results, runs / "responses.sqlite", compared, server_url)
+        # Rows of main that the pull request trains on would show memory; it may have put others in
+        # their place in its own evaluation.
+        write_report(
+            data_report,
+            validate(
+                list(own.spec.training_data), theirs.spec.judged_on, base_model=None, policy=policy
+            ),
+        )
+    evaluate = _evaluation(
+        own.spec if evidence else theirs.spec,
+        run / "model",
+        results,
+        runs / "responses.sqlite",
+        compared,
+        server_url,
+    )
     if not evidence and _call(evaluate) != 0:
         return 3
     # The specification of main too: it pins the rows.
-    gate = ["quality_gate.py", "--results", results, "--gates", theirs.spec.evaluation.gate, "--output", report, "--adapter", adapter]
+    gate = [
+        "quality_gate.py",
+        "--results",
+        results,
+        "--gates",
+        theirs.spec.evaluation.gate,
+        "--output",
+        report,
+        "--adapter",
+        adapter,
+    ]
     gate += ["--adapters", root / "adapters", "--data-report", data_report]
     judged = _call(gate)
     if judged in (0, 1) and read_json(report, "gate_report")["extension"]["wanted"]:
@@ -86,7 +137,10 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     if judged not in (0, 1):
         return 3
     verdict = read_json(report, "gate_report")
-    said = f"By the default branch's rules {adapter} would be {verdict['verdict']}: {verdict['reason']}"
+    said = (
+        f"By the default branch's rules {adapter} would be {verdict['verdict']}:"
+        f" {verdict['reason']}"
+    )
     console.print(said, markup=False, soft_wrap=True)
     summarize(f"- {inline(said)}")
     return 0
@@ -101,11 +155,26 @@ def _call(arguments: list[object]) -> int:
 
 
 def _evaluation(
-    spec: AdapterSpec, model: Path, output: Path, responses: Path, production: Path | None, server_url: str | None
+    spec: AdapterSpec,
+    model: Path,
+    output: Path,
+    responses: Path,
+    production: Path | None,
+    server_url: str | None,
 ) -> list[object]:
-    """The call of evaluate.py for an adapter's specification; answers that the pull request's own evaluation got are known already."""
+    """The call of evaluate.py for an adapter's specification; answers that the pull request's own
+    evaluation got are known already.
+    """
     how = spec.evaluation
-    call: list[object] = ["evaluate.py", "--model", model, "--eval-data", spec.evaluation_data, "--output", output]
+    call: list[object] = [
+        "evaluate.py",
+        "--model",
+        model,
+        "--eval-data",
+        spec.evaluation_data,
+        "--output",
+        output,
+    ]
     call += ["--max-tokens", how.max_tokens, "--latency-requests", how.latency_requests]
     call += ["--latency-concurrency", how.latency_concurrency, "--serving", spec.serving]
     call += ["--win-rate-judge", how.win_rate_judge, "--responses", responses]
@@ -120,7 +189,9 @@ def _evaluation(
 
 
 def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
-    """What determines the measurements, as digests and names; `root` is that of the adapter's tree."""
+    """What determines the measurements, as digests and names; `root` is that of the adapter's
+    tree.
+    """
     from dataclasses import asdict
 
     from adapterops.documents import sha256_file, sha256_json
@@ -131,7 +202,14 @@ def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
     dtype = load_serving_config(spec.serving).engine.dtype
     general = [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)]
     serving = str(spec.serving.relative_to(root))
-    return [sha256_file(spec.evaluation_data), extension, *general, sha256_json(how), serving, dtype]
+    return [
+        sha256_file(spec.evaluation_data),
+        extension,
+        *general,
+        sha256_json(how),
+        serving,
+        dtype,
+    ]
 
 
 def _bars(spec: AdapterSpec) -> list[object]:

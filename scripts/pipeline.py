@@ -11,14 +11,44 @@ from adapterops.command import OUTPUT_PATH, command, console
 
 @command()
 @click.option("--adapter", "name", required=True, help="An adapter of adapters/, by name.")
-@click.option("--runs", type=OUTPUT_PATH, default=Path("runs"), show_default=True, help="Where runs are kept, by training key.")
-@click.option("--server-url", help="Evaluate through this running vLLM (root, without /v1) instead of starting one.")
-@click.option("--gateway", multiple=True, help="A gateway to deploy to; may be given several times. None: stop after publishing.")
-@click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET, else the one in the adapter's serving configuration.")
-@click.option("--checkpoint-bucket", help="S3 bucket in which a training's checkpoints lie too, so that another machine can resume.")
-@click.option("--from", "begin", type=click.Choice(["validate", "train", "evaluate"]), default="validate", help="The first stage to run.")
 @click.option(
-    "--until", type=click.Choice(["validate", "train", "evaluate", "gate", "publish", "deploy"]), default="deploy", help="The last one."
+    "--runs",
+    type=OUTPUT_PATH,
+    default=Path("runs"),
+    show_default=True,
+    help="Where runs are kept, by training key.",
+)
+@click.option(
+    "--server-url",
+    help="Evaluate through this running vLLM (root, without /v1) instead of starting one.",
+)
+@click.option(
+    "--gateway",
+    multiple=True,
+    help="A gateway to deploy to; may be given several times. None: stop after publishing.",
+)
+@click.option(
+    "--bucket",
+    help=(
+        "S3 bucket. Default: $ADAPTER_BUCKET, else the one in the adapter's serving configuration."
+    ),
+)
+@click.option(
+    "--checkpoint-bucket",
+    help="S3 bucket in which a training's checkpoints lie too, so that another machine can resume.",
+)
+@click.option(
+    "--from",
+    "begin",
+    type=click.Choice(["validate", "train", "evaluate"]),
+    default="validate",
+    help="The first stage to run.",
+)
+@click.option(
+    "--until",
+    type=click.Choice(["validate", "train", "evaluate", "gate", "publish", "deploy"]),
+    default="deploy",
+    help="The last one.",
 )
 def main(
     name: str,
@@ -32,9 +62,9 @@ def main(
 ) -> int:
     """Validate, train, evaluate, gate, publish and deploy one adapter.
 
-    A stage whose document for the same inputs exists is not run again; an interrupted run goes on where it stopped. Checkpoints in a
-    bucket are signed and asked for as candidates are (CANDIDATE_SIGNING_KEY, CANDIDATE_SIGNED_BY), and stay until candidate.py has kept
-    the adapter.
+    A stage whose document for the same inputs exists is not run again; an interrupted run goes on
+    where it stopped. Checkpoints in a bucket are signed and asked for as candidates are
+    (CANDIDATE_SIGNING_KEY, CANDIDATE_SIGNED_BY), and stay until candidate.py has kept the adapter.
 
     \b
     Example:

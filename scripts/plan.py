@@ -11,14 +11,33 @@ from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 
 
 @command()
-@click.option("--base", default="HEAD", show_default=True, help="Commit of the default branch: the checkout whose code runs.")
-@click.option("--head", required=True, help="Exact head commit of the pull request (40 hex digits); fetched from origin if missing.")
+@click.option(
+    "--base",
+    default="HEAD",
+    show_default=True,
+    help="Commit of the default branch: the checkout whose code runs.",
+)
+@click.option(
+    "--head",
+    required=True,
+    help="Exact head commit of the pull request (40 hex digits); fetched from origin if missing.",
+)
 @click.option("--output", type=OUTPUT_PATH, help="Write the plan (JSON) here.")
 @click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
-@click.option("--no-store", is_flag=True, help="Do not ask the store what is computed already (a fork's run has no access).")
+@click.option(
+    "--no-store",
+    is_flag=True,
+    help="Do not ask the store what is computed already (a fork's run has no access).",
+)
 @click.option("--fork", is_flag=True, help="The pull request comes from a fork.")
-@click.option("--pull-request", type=int, help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).")
-@click.option("--gpu-for", help="Exit 1 unless this adapter gets a GPU job: the last check before one starts.")
+@click.option(
+    "--pull-request",
+    type=int,
+    help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).",
+)
+@click.option(
+    "--gpu-for", help="Exit 1 unless this adapter gets a GPU job: the last check before one starts."
+)
 @SIGNED_BY
 def main(
     base: str,
@@ -31,7 +50,8 @@ def main(
     gpu_for: str | None,
     signed_by: str | None,
 ) -> int:
-    """Plan what a pull request needs: affected adapters by key, what was computed before, minutes and cost.
+    """Plan what a pull request needs: affected adapters by key, what was computed before, minutes
+    and cost.
 
     Exit 0 if it may proceed, 1 if it is refused; the plan says why and what to do.
 
@@ -52,7 +72,9 @@ def main(
     fetch(head, ROOT)
     store = None if no_store else open_store(bucket)
     approved, trust = approved_since_push(pull_request, head, BUDGET_LABEL), trust_from(signed_by)
-    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust)
+    plan = build_plan(
+        resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust
+    )
     if output:
         write_json(output, plan, "plan")
     print_plan(plan, console)
@@ -68,11 +90,21 @@ def main(
         rules=json.dumps(bool(plan["rules"])),
     )
     if gpu_for:
-        allowed = gpu_for in plan["train"] or gpu_for in {row["name"] for row in plan["adapters"] if row["action"] == "reuse"}
-        # Data that cannot be priced is left to the validation; what gets here has passed it, and has a price.
-        unpriced = [row["name"] for row in plan["adapters"] if row["name"] == gpu_for and row["usd"] is None and not approved]
+        allowed = gpu_for in plan["train"] or gpu_for in {
+            row["name"] for row in plan["adapters"] if row["action"] == "reuse"
+        }
+        # Data that cannot be priced is left to the validation; what gets here has passed it, and
+        # has a price.
+        unpriced = [
+            row["name"]
+            for row in plan["adapters"]
+            if row["name"] == gpu_for and row["usd"] is None and not approved
+        ]
         if unpriced:
-            console.print(f"{gpu_for} gets no GPU: its cost is unknown, and nobody has approved it.", markup=False)
+            console.print(
+                f"{gpu_for} gets no GPU: its cost is unknown, and nobody has approved it.",
+                markup=False,
+            )
         return 0 if allowed and not unpriced and plan["verdict"] == "PROCEED" else 1
     return 0 if plan["verdict"] == "PROCEED" else 1
 

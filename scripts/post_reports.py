@@ -19,22 +19,38 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.option("--plan", "plan_path", type=OUTPUT_PATH, required=True, help="Plan document that plan.py wrote.")
+@click.option(
+    "--plan", "plan_path", type=OUTPUT_PATH, required=True, help="Plan document that plan.py wrote."
+)
 @click.option("--pull-request", type=int, required=True, help="Its number.")
 @click.option("--repository", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
 @click.option(
-    "--output", type=OUTPUT_PATH, default=Path("reports"), show_default=True, help="Where documents, comments and pages are kept."
+    "--output",
+    type=OUTPUT_PATH,
+    default=Path("reports"),
+    show_default=True,
+    help="Where documents, comments and pages are kept.",
 )
 @SIGNED_BY
-def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str | None, output: Path, signed_by: str | None) -> int:
-    """Fetch the verdicts of a plan's adapters from the store and have `report.py post` comment them.
+def main(
+    plan_path: Path,
+    pull_request: int,
+    repository: str | None,
+    bucket: str | None,
+    output: Path,
+    signed_by: str | None,
+) -> int:
+    """Fetch the verdicts of a plan's adapters from the store and have `report.py post` comment
+    them.
 
-    One adapter's trouble keeps no other's comment back: it is printed, and is the exit code in the end.
+    One adapter's trouble keeps no other's comment back: it is printed, and is the exit code in the
+    end.
 
     \b
     Example:
-      python scripts/post_reports.py --plan plan.json --pull-request 12 --repository your-org/qlora-gitops
+      python scripts/post_reports.py --plan plan.json --pull-request 12 \\
+          --repository your-org/qlora-gitops
     """
     from adapterops.documents import read_json
     from adapterops.errors import AdapterOpsError, UsageError
@@ -45,7 +61,9 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
     plan = read_json(plan_path, "plan")
     name = repository or os.environ.get("GITHUB_REPOSITORY")
     if not name:
-        raise UsageError("no repository. Name one with --repository owner/name or in GITHUB_REPOSITORY.")
+        raise UsageError(
+            "no repository. Name one with --repository owner/name or in GITHUB_REPOSITORY."
+        )
     wanted = [row for row in plan["adapters"] if row["training_key"]]
     if not wanted:
         console.print("no adapter is affected: nothing to report")
@@ -57,7 +75,9 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
         try:
             if not _fetch(store, row, run, trust):
                 continue
-            shutil.copy(plan_path, run / "plan.json")  # what was predicted stands beside what it took
+            shutil.copy(
+                plan_path, run / "plan.json"
+            )  # what was predicted stands beside what it took
             reports.append(run / "gate_report.json")
             _judge(run, row["name"])
         except AdapterOpsError as error:
@@ -65,7 +85,15 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
             code = max(code, error.exit_code)
     if reports:
         # The one place that knows this command line.
-        post = [sys.executable, str(ROOT / "scripts" / "report.py"), "post", "--repository", name, "--pull-request", str(pull_request)]
+        post = [
+            sys.executable,
+            str(ROOT / "scripts" / "report.py"),
+            "post",
+            "--repository",
+            name,
+            "--pull-request",
+            str(pull_request),
+        ]
         for report in reports:
             post += ["--report", str(report)]
         code = max(code, subprocess.run(post, check=False).returncode)
@@ -73,7 +101,8 @@ def main(plan_path: Path, pull_request: int, repository: str | None, bucket: str
 
 
 def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | None) -> bool:
-    """Bring the documents of an adapter's verdict to `run`; False where there is none, and that is printed.
+    """Bring the documents of an adapter's verdict to `run`; False where there is none, and that is
+    printed.
 
     Raises:
         RejectedError: it is not signed by whom we trust.
@@ -84,9 +113,13 @@ def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | No
     shutil.rmtree(run, ignore_errors=True)  # what an earlier call left is of another verdict
     known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
     if known.judgement is None:
-        console.print(f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True)
+        console.print(
+            f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True
+        )
         return False
-    fetch_train_manifest(store, row["training_key"], run / "model", trust)  # the report needs no weights
+    fetch_train_manifest(
+        store, row["training_key"], run / "model", trust
+    )  # the report needs no weights
     fetch_judgement(store, known.judgement, run)
     return True
 

@@ -12,22 +12,45 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, command, conso
 
 @command()
 @click.option("--adapter", required=True, help="Name to publish under.")
-@click.option("--model", type=EXISTING_DIRECTORY, required=True, help="Adapter directory that train_qlora.py wrote.")
-@click.option("--gate-report", type=EXISTING_FILE, required=True, help="Verdict on this very adapter, from quality_gate.py.")
+@click.option(
+    "--model",
+    type=EXISTING_DIRECTORY,
+    required=True,
+    help="Adapter directory that train_qlora.py wrote.",
+)
+@click.option(
+    "--gate-report",
+    type=EXISTING_FILE,
+    required=True,
+    help="Verdict on this very adapter, from quality_gate.py.",
+)
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
-@click.option("--commit", help="Commit that this was made from, for the manifest. Default: $GITHUB_SHA.")
+@click.option(
+    "--commit", help="Commit that this was made from, for the manifest. Default: $GITHUB_SHA."
+)
 @click.option("--pr", help="Pull request, for the manifest.")
 @click.option(
     "--signing-key",
     envvar="SIGNING_KEY",
-    help="Private key (PEM), or `keyless`: the identity of the GitHub Actions workflow. Default: $SIGNING_KEY, else unsigned.",
+    help=(
+        "Private key (PEM), or `keyless`: the identity of the GitHub Actions workflow. Default:"
+        " $SIGNING_KEY, else unsigned."
+    ),
 )
 def main(
-    adapter: str, model: Path, gate_report: Path, bucket: str | None, commit: str | None, pr: str | None, signing_key: str | None
+    adapter: str,
+    model: Path,
+    gate_report: Path,
+    bucket: str | None,
+    commit: str | None,
+    pr: str | None,
+    signing_key: str | None,
 ) -> None:
-    """Publish an adapter that passed its gates, as an immutable release. Serving does not change: deploy_adapter.py does that.
+    """Publish an adapter that passed its gates, as an immutable release. Serving does not change:
+    deploy_adapter.py does that.
 
-    Published again, a release gets back files that are missing or damaged in the store, and with --signing-key a signature if it has none.
+    Published again, a release gets back files that are missing or damaged in the store, and with
+    --signing-key a signature if it has none.
 
     \b
     Example:
@@ -47,7 +70,11 @@ def main(
         model,
         read_json(gate_report, "gate_report"),
         read_json(model / "train_manifest.json", "train_manifest"),
-        source={"commit": commit or os.environ.get("GITHUB_SHA"), "pr": pr, "actor": os.environ.get("GITHUB_ACTOR")},
+        source={
+            "commit": commit or os.environ.get("GITHUB_SHA"),
+            "pr": pr,
+            "actor": os.environ.get("GITHUB_ACTOR"),
+        },
         signer=signer_from(signing_key),
     )
     console.print(f"{release.uri}: {release.outcome}", soft_wrap=True)

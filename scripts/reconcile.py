@@ -15,7 +15,8 @@ TITLE = "Drift: main, channels and serving hosts differ"
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 def main(name: str | None, bucket: str | None) -> None:
-    """Compare what main says with the channels and with the hosts of $GATEWAYS; keep one issue open while they differ.
+    """Compare what main says with the channels and with the hosts of $GATEWAYS; keep one issue open
+    while they differ.
 
     \b
     Example:
@@ -31,7 +32,11 @@ def main(name: str | None, bucket: str | None) -> None:
     for difference in differences:
         console.print(difference, markup=False, soft_wrap=True)
     with repository(name) as repo:
-        issues = [issue for issue in repo.get_issues(state="open") if is_by(issue.user) and issue.title == TITLE]
+        issues = [
+            issue
+            for issue in repo.get_issues(state="open")
+            if is_by(issue.user) and issue.title == TITLE
+        ]
         if differences and not issues:
             console.print(repo.create_issue(title=TITLE, body=drift_issue(differences)).html_url)
         for issue in issues:

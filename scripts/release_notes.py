@@ -13,11 +13,13 @@ from adapterops.command import command, console
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 def main(adapter: str, version: str, name: str | None, bucket: str | None) -> None:
-    """Make the GitHub release `<adapter>-<first 12 digits>` with the manifest's facts; one that is there is left as it is.
+    """Make the GitHub release `<adapter>-<first 12 digits>` with the manifest's facts; one that is
+    there is left as it is.
 
     \b
     Example:
-      python scripts/release_notes.py --adapter support-demo --version 1a2b3c… --repository your-org/qlora-gitops
+      python scripts/release_notes.py --adapter support-demo --version 1a2b3c… \\
+          --repository your-org/qlora-gitops
     """
     from github import UnknownObjectException
 
@@ -41,7 +43,9 @@ def main(adapter: str, version: str, name: str | None, bucket: str | None) -> No
             return
         except UnknownObjectException:
             pass
-        release = repo.create_git_release(tag, tag, notes(manifest, store.bucket), target_commitish=resolve("HEAD", ROOT))
+        release = repo.create_git_release(
+            tag, tag, notes(manifest, store.bucket), target_commitish=resolve("HEAD", ROOT)
+        )
         console.print(release.html_url, soft_wrap=True)
 
 

@@ -13,21 +13,36 @@ from adapterops.errors import UsageError
 
 @command()
 @click.option("--head", required=True, help="Exact head commit of the pull request.")
-@click.option("--base", default="HEAD", show_default=True, help="Commit of the default branch, as it is now.")
+@click.option(
+    "--base", default="HEAD", show_default=True, help="Commit of the default branch, as it is now."
+)
 @click.option("--bucket", help="S3 bucket with candidates. Default: $ADAPTER_BUCKET.")
 @click.option("--no-store", is_flag=True, help="A fork's run, which has no access to the store.")
 @click.option("--fork", is_flag=True, help="The pull request comes from a fork.")
-@click.option("--pull-request", type=int, help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).")
+@click.option(
+    "--pull-request",
+    type=int,
+    help="Its number: a label may approve a budget (needs $GITHUB_TOKEN, $GITHUB_REPOSITORY).",
+)
 @SIGNED_BY
-def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, pull_request: int | None, signed_by: str | None) -> int:
+def main(
+    head: str,
+    base: str,
+    bucket: str | None,
+    no_store: bool,
+    fork: bool,
+    pull_request: int | None,
+    signed_by: str | None,
+) -> int:
     """Decide whether a pull request may be merged: exit 0 or 1.
 
-    Reads the jobs' results from $NEEDS (the `needs` context as JSON). Jobs that did not run are accepted only where the plan
-    said so, and verdicts are read from the store.
+    Reads the jobs' results from $NEEDS (the `needs` context as JSON). Jobs that did not run are
+    accepted only where the plan said so, and verdicts are read from the store.
 
     \b
     Example:
-      NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python scripts/required_check.py --head SHA
+      NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python \\
+          scripts/required_check.py --head SHA
     """
     from adapterops.escape import inline
     from adapterops.gitops.candidates import trust_from
@@ -43,14 +58,28 @@ def main(head: str, base: str, bucket: str | None, no_store: bool, fork: bool, p
     try:
         needs = json.loads(os.environ["NEEDS"])
     except (KeyError, ValueError):
-        raise UsageError("NEEDS is not set to the `needs` context as JSON. In a workflow: env: {NEEDS: ${{ toJSON(needs) }}}") from None
+        raise UsageError(
+            "NEEDS is not set to the `needs` context as JSON. In a workflow: env: {NEEDS: ${{"
+            " toJSON(needs) }}}"
+        ) from None
     fetch(head, ROOT)
     store = None if no_store else open_store(bucket)
     approved, trust = approved_since_push(pull_request, head, BUDGET_LABEL), trust_from(signed_by)
-    plan = build_plan(resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust)
+    plan = build_plan(
+        resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust
+    )
     problems = decide(needs, plan)
-    verdict = "This pull request may be merged." if not problems else "This pull request may not be merged yet."
-    summarize(f"## {verdict}\n\n" + "".join(f"- {inline(problem)}\n" for problem in problems) + "\n" + plan_markdown(plan))
+    verdict = (
+        "This pull request may be merged."
+        if not problems
+        else "This pull request may not be merged yet."
+    )
+    summarize(
+        f"## {verdict}\n\n"
+        + "".join(f"- {inline(problem)}\n" for problem in problems)
+        + "\n"
+        + plan_markdown(plan)
+    )
     console.print(verdict)
     for problem in problems:
         console.print(f"- {problem}", markup=False, soft_wrap=True)

@@ -11,19 +11,34 @@ from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, log_in_lines
 
 
 @command()
-@click.option("--config", type=EXISTING_FILE, required=True, help="Serving configuration: configs/serving*.yaml.")
-@click.option("--engine-url", multiple=True, help="Attach to this running vLLM (root, without /v1) instead of starting one; repeatable.")
-@click.option("--engine-config", type=OUTPUT_PATH, help="Fetch the base model, write vLLM's options to this file, and end.")
+@click.option(
+    "--config",
+    type=EXISTING_FILE,
+    required=True,
+    help="Serving configuration: configs/serving*.yaml.",
+)
+@click.option(
+    "--engine-url",
+    multiple=True,
+    help="Attach to this running vLLM (root, without /v1) instead of starting one; repeatable.",
+)
+@click.option(
+    "--engine-config",
+    type=OUTPUT_PATH,
+    help="Fetch the base model, write vLLM's options to this file, and end.",
+)
 def main(config: Path, engine_url: tuple[str, ...], engine_config: Path | None) -> None:
-    """Run a serving host: vLLM on loopback, and a gateway that follows the channels of its adapters.
+    """Run a serving host: vLLM on loopback, and a gateway that follows the channels of its
+    adapters.
 
-    The access log goes to standard output, a line of JSON for each request; everything else to standard error.
-    SIGTERM lets running answers end, then stops everything.
+    The access log goes to standard output, a line of JSON for each request; everything else to
+    standard error. SIGTERM lets running answers end, then stops everything.
 
     \b
     Example:
       python scripts/serve.py --config configs/serving.demo.yaml
-      python scripts/serve.py --config configs/serving.yaml --engine-config engine.yaml   # then: vllm serve --config engine.yaml
+      # then: vllm serve --config engine.yaml
+      python scripts/serve.py --config configs/serving.yaml --engine-config engine.yaml
     """
     from adapterops.engine.server import write_engine_config
     from adapterops.serving.config import load_serving_config

@@ -16,25 +16,61 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.option("--input", "inputs", type=OUTPUT_PATH, multiple=True, help="Training file, JSON array or JSONL; may be given several times.")
+@click.option(
+    "--input",
+    "inputs",
+    type=OUTPUT_PATH,
+    multiple=True,
+    help="Training file, JSON array or JSONL; may be given several times.",
+)
 @click.option(
     "--eval-data",
     type=OUTPUT_PATH,
     multiple=True,
     help="Evaluation rows, and those of an extension: checked too, and that none is trained on.",
 )
-@click.option("--adapter", help="Take files, base model and max_length from this adapter of adapters/.")
-@click.option("--adjudicated", type=OUTPUT_PATH, multiple=True, help="Labels of answers to check; of --adapter they always are.")
-@click.option("--base-model", help="A base model of configs/base_models.yaml, to count tokens and render rows with.")
+@click.option(
+    "--adapter", help="Take files, base model and max_length from this adapter of adapters/."
+)
+@click.option(
+    "--adjudicated",
+    type=OUTPUT_PATH,
+    multiple=True,
+    help="Labels of answers to check; of --adapter they always are.",
+)
+@click.option(
+    "--base-model",
+    help="A base model of configs/base_models.yaml, to count tokens and render rows with.",
+)
 @click.option("--max-length", type=click.IntRange(1), help="Longest rendered row in tokens.")
 @click.option("--policy", type=OUTPUT_PATH, help="Limits. Default: configs/data_policy.yaml.")
-@click.option("--base", "revision", help="Compare with this git revision: changed rows come first, and drift is shown.")
-@click.option("--changed-since", help="As --base, and only changed rows are judged; checks over the whole file stay.")
+@click.option(
+    "--base",
+    "revision",
+    help="Compare with this git revision: changed rows come first, and drift is shown.",
+)
+@click.option(
+    "--changed-since",
+    help="As --base, and only changed rows are judged; checks over the whole file stay.",
+)
 @click.option("--output", type=OUTPUT_PATH, help="Write the report (JSON) here.")
-@click.option("--format", "style", type=click.Choice(["text", "github", "json"]), default="text", show_default=True)
-@click.option("--fix", "fixing", is_flag=True, help="Write a cleaned copy <name>.fixed.<suffix> of each file, and say what was done.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "github", "json"]),
+    default="text",
+    show_default=True,
+)
+@click.option(
+    "--fix",
+    "fixing",
+    is_flag=True,
+    help="Write a cleaned copy <name>.fixed.<suffix> of each file, and say what was done.",
+)
 @click.option("--in-place", is_flag=True, help="With --fix: replace the file itself.")
-@click.option("--write-error-page", is_flag=True, help="Refresh docs/errors.md and do nothing else.")
+@click.option(
+    "--write-error-page", is_flag=True, help="Refresh docs/errors.md and do nothing else."
+)
 def main(
     inputs: tuple[Path, ...],
     eval_data: tuple[Path, ...],
@@ -57,9 +93,10 @@ def main(
 
     \b
     Example:
-      python scripts/validate_data.py --input data/training/support.jsonl --eval-data data/eval/support.jsonl \\
-        --base-model smollm2-135m-instruct
-      python scripts/validate_data.py --adapter support-demo --changed-since origin/main --format github
+      python scripts/validate_data.py --input data/training/support.jsonl \\
+        --eval-data data/eval/support.jsonl --base-model smollm2-135m-instruct
+      python scripts/validate_data.py --adapter support-demo --changed-since origin/main \\
+          --format github
       python scripts/validate_data.py --input data/training/support.jsonl --fix
     """
     import json
@@ -93,17 +130,25 @@ def main(
         model = model or recipe.base_model
         max_length = max_length or recipe.training["max_length"]
     if missing := [str(path) for path in adjudicated if not path.is_file()]:
-        raise UsageError(f"--adjudicated {missing[0]} does not exist. scripts/adjudicate.py writes such files.")
+        raise UsageError(
+            f"--adjudicated {missing[0]} does not exist. scripts/adjudicate.py writes such files."
+        )
     _check_labels([*adjudicated, *([labels_path(adapter)] if adapter else [])])
     if adjudicated and not files:
         console.print(f"{len(adjudicated)} files of labels are as they should be", soft_wrap=True)
         return 0
     if not files:
-        raise UsageError("nothing to validate. Name a file with --input or an adapter with --adapter.")
+        raise UsageError(
+            "nothing to validate. Name a file with --input or an adapter with --adapter."
+        )
     limits = load_policy(policy or POLICY)
     if fixing:
         return _fix([*files, *eval_data], limits, in_place)
-    with Base(revision or changed_since or "") if revision or changed_since else contextlib.nullcontext() as base:
+    with (
+        Base(revision or changed_since or "")
+        if revision or changed_since
+        else contextlib.nullcontext()
+    ) as base:
         report = validate(
             files,
             eval_data,
@@ -145,7 +190,9 @@ def _fix(files: list[Path], policy: Policy, in_place: bool) -> int:
             raise UsageError(f"{path} does not exist or is not a file.")
     for path in files:
         target = path if in_place else path.with_name(f"{path.stem}.fixed{path.suffix}")
-        console.print(f"{path} → {target}: {fix(path, target, policy.limits_for(path))}", soft_wrap=True)
+        console.print(
+            f"{path} → {target}: {fix(path, target, policy.limits_for(path))}", soft_wrap=True
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""A fleet for tests and benchmarks: a real S3 server and real serving hosts, each with stub engines; and adapters that are made up."""
+"""A fleet for tests and benchmarks: a real S3 server and real serving hosts, each with stub
+engines; and adapters that are made up."""
 
 import contextlib
 import functools
@@ -50,7 +51,9 @@ class Process:
 
     def start(self):
         with self.log.open("ab") as log:
-            self.child = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | self.variables)
+            self.child = subprocess.Popen(
+                self.command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | self.variables
+            )
         return self
 
     def ready(self, seconds=60):
@@ -66,7 +69,8 @@ class Process:
 
 
 class Link:
-    """A way to a server that can be cut: then nothing comes through in either direction and nobody is told, as if a cable were pulled."""
+    """A way to a server that can be cut: then nothing comes through in either direction and nobody
+    is told, as if a cable were pulled."""
 
     def __init__(self, port):
         self.whole, self._to = threading.Event(), ("127.0.0.1", port)
@@ -131,15 +135,30 @@ class Fleet:
         for process in [*self.engines, *self.hosts]:
             process.ready()
         for gateway in self.gateways:
-            wait_for(lambda gateway=gateway: health(gateway).get("status") == "ok", 400 if self.real else 30)
+            wait_for(
+                lambda gateway=gateway: health(gateway).get("status") == "ok",
+                400 if self.real else 30,
+            )
 
     def _add_host(self, number, engines):
         address = f"127.0.0.{2 + number}"
         engine_urls = []
         for engine in range(0 if self.real else engines):
             port = free_port()
-            command = [sys.executable, str(ROOT / "tests" / "stub_engine.py"), str(port), BASE, address]
-            self.engines.append(Process(command, self.directory / f"engine{number}-{engine}.log", f"http://{address}:{port}/health"))
+            command = [
+                sys.executable,
+                str(ROOT / "tests" / "stub_engine.py"),
+                str(port),
+                BASE,
+                address,
+            ]
+            self.engines.append(
+                Process(
+                    command,
+                    self.directory / f"engine{number}-{engine}.log",
+                    f"http://{address}:{port}/health",
+                )
+            )
             engine_urls += ["--engine-url", f"http://{address}:{port}"]
         values = yaml.safe_load((ROOT / "configs/serving.demo.yaml").read_text())
         values["store"] = {"bucket": BUCKET, "signed_by": None}
@@ -147,7 +166,9 @@ class Fleet:
         values["adapters"] = [NAME]
         if self.real:
             values["engine"] |= {"port": free_port_range(engines), "replicas": engines}
-            self.engine_urls += [f"http://127.0.0.1:{values['engine']['port'] + engine}" for engine in range(engines)]
+            self.engine_urls += [
+                f"http://127.0.0.1:{values['engine']['port'] + engine}" for engine in range(engines)
+            ]
         values["gateway"] |= {"host": address, "port": free_port()}
         for key, value in self.changes.items():
             *sections, name = key.split("__")
@@ -156,29 +177,62 @@ class Fleet:
         path.write_text(yaml.safe_dump(values))
         gateway = f"http://{address}:{values['gateway']['port']}"
         self.links.append(Link(int(self.s3.address.rpartition(":")[2])))
-        command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--config", str(path), *engine_urls]
+        command = [
+            sys.executable,
+            str(ROOT / "scripts" / "serve.py"),
+            "--config",
+            str(path),
+            *engine_urls,
+        ]
         self.gateways.append(gateway)
         self.hosts.append(
-            Process(command, self.directory / f"host{number}.log", f"{gateway}/health", AWS_ENDPOINT_URL_S3=self.links[-1].url)
+            Process(
+                command,
+                self.directory / f"host{number}.log",
+                f"{gateway}/health",
+                AWS_ENDPOINT_URL_S3=self.links[-1].url,
+            )
         )
 
     def release(self, value, name=NAME, **stub):
-        """Publish a made-up adapter; `stub` says how it behaves. Returns its digest and what it answers."""
-        directory = self.directory / f"adapter-{value}-{hashlib.sha256(json.dumps(stub).encode()).hexdigest()[:6]}"
+        """Publish a made-up adapter; `stub` says how it behaves. Returns its digest and what it
+        answers."""
+        directory = (
+            self.directory
+            / f"adapter-{value}-{hashlib.sha256(json.dumps(stub).encode()).hexdigest()[:6]}"
+        )
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "stub": stub}))
-        save_file({"layer.lora_A": numpy.full((2, 4), value, dtype=numpy.float32)}, directory / "adapter_model.safetensors")
+        (directory / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 2, "stub": stub})
+        )
+        save_file(
+            {"layer.lora_A": numpy.full((2, 4), value, dtype=numpy.float32)},
+            directory / "adapter_model.safetensors",
+        )
         (directory / "chat_template.jinja").write_text("{{ messages[0].content }}\n")
         text = stub.get("said_at_evaluation") or stub.get("text") or answer_of(directory)
-        probes = [{"messages": [{"role": "user", "content": f"Who are you? {number}"}], "output": text} for number in range(2)]
+        probes = [
+            {"messages": [{"role": "user", "content": f"Who are you? {number}"}], "output": text}
+            for number in range(2)
+        ]
         return self.publish(directory, probes, name), text
 
     def publish(self, directory, probes, name=NAME):
         """Publish an adapter directory with a verdict of PASS; returns its digest."""
         digest = adapter_digest(directory)
-        report, manifest = gate_report(name, digest, probes), train_manifest(digest, 2, (BASE, "test/base", "main"))
-        publish(self.store, name, directory, report, manifest, source={"commit": "c" * 40, "pr": 7, "actor": "tester"})
+        report, manifest = (
+            gate_report(name, digest, probes),
+            train_manifest(digest, 2, (BASE, "test/base", "main")),
+        )
+        publish(
+            self.store,
+            name,
+            directory,
+            report,
+            manifest,
+            source={"commit": "c" * 40, "pr": 7, "actor": "tester"},
+        )
         return digest
 
     def close(self):
@@ -213,10 +267,22 @@ def health(gateway):
 
 def ask(gateway, model=NAME, timeout=10, stream=False):
     """Status, version that the gateway names, and what was said."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Who are you?"}], "stream": stream}).encode()
-    request = urllib.request.Request(f"{gateway}/v1/chat/completions", body, {"content-type": "application/json"})
+    body = json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": "Who are you?"}],
+            "stream": stream,
+        }
+    ).encode()
+    request = urllib.request.Request(
+        f"{gateway}/v1/chat/completions", body, {"content-type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return answer.status, answer.headers.get("x-adapter-version"), json.load(answer)["choices"][0]["message"]["content"]
+            return (
+                answer.status,
+                answer.headers.get("x-adapter-version"),
+                json.load(answer)["choices"][0]["message"]["content"],
+            )
     except urllib.error.HTTPError as error:
         return error.code, None, error.read().decode()

@@ -9,7 +9,12 @@ import time
 import urllib.error
 import urllib.request
 
-AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+AWS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 def free_port():
@@ -33,7 +38,10 @@ def free_port_range(count):
 
 def environment(**changes):
     """The environment of a child process with some variables changed; None removes one."""
-    merged = {**os.environ, **{name: str(value) for name, value in changes.items() if value is not None}}
+    merged = {
+        **os.environ,
+        **{name: str(value) for name, value in changes.items() if value is not None},
+    }
     return {name: value for name, value in merged.items() if changes.get(name, "") is not None}
 
 
@@ -58,7 +66,8 @@ def wait_for_http(url, seconds=60, process=None):
 
 
 def s3_command(server, port):
-    """Command and environment of an S3 server: moto, or ministack, which verifies checksums as S3 does."""
+    """Command and environment of an S3 server: moto, or ministack, which verifies checksums as S3
+    does."""
     if server == "moto":
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {}
     return [sys.executable, "-m", "ministack"], {
@@ -76,7 +85,9 @@ def s3_server(log, server="moto"):
     port = free_port()
     command, settings = s3_command(server, port)
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | settings)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | settings
+        )
         try:
             wait_for_http(f"http://127.0.0.1:{port}", process=process)
             yield port

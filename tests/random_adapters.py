@@ -16,13 +16,18 @@ class RandomAdapters:
         from transformers import AutoModelForCausalLM
 
         self.base_model = base_model
-        model = AutoModelForCausalLM.from_pretrained(base_model_directory(base_model), dtype=torch.bfloat16)
-        lora = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = AutoModelForCausalLM.from_pretrained(
+            base_model_directory(base_model), dtype=torch.bfloat16
+        )
+        lora = peft.LoraConfig(
+            r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        )
         torch.manual_seed(0)  # the A matrices; `seed` is for the B matrices
         self.network = peft.get_peft_model(model, lora)
 
     def make(self, directory: Path, seed, scale=0.05):
-        """An adapter directory; scale 0 makes an adapter without effect, NaN one whose weights are not numbers."""
+        """An adapter directory; scale 0 makes an adapter without effect, NaN one whose weights are
+        not numbers."""
         import torch
         from safetensors.torch import load_file, save_file
 

@@ -42,21 +42,37 @@ def train_manifest(digest, rank, base_model):
 def trained(directory, base_model):
     """Make an adapter directory one that training left: with a whole manifest. Returns it."""
     rank = json.loads((directory / "adapter_config.json").read_text())["r"]
-    manifest = whole_manifest(adapter_digest(directory), rank, (base_model.name, base_model.source_id, base_model.revision))
+    manifest = whole_manifest(
+        adapter_digest(directory),
+        rank,
+        (base_model.name, base_model.source_id, base_model.revision),
+    )
     (directory / "train_manifest.json").write_text(json.dumps(manifest))
     return directory
 
 
 def whole_manifest(digest, rank, base_model, files=()):
-    """A `train_manifest.json` as its schema has it; `base_model`: name, where it comes from, revision."""
+    """A `train_manifest.json` as its schema has it; `base_model`: name, where it comes from,
+    revision."""
     return {
         "schema": "train_manifest/v1",
         "training_key": "1" * 64,
         "key_inputs": {},
         "recipe": "configs/qlora/smollm2-135m.yaml",
-        "base_model": {**dict(zip(("name", "source_id", "revision"), base_model, strict=True)), "license": "Apache-2.0"},
+        "base_model": {
+            **dict(zip(("name", "source_id", "revision"), base_model, strict=True)),
+            "license": "Apache-2.0",
+        },
         "data": [{"path": "data/training/support.jsonl", "sha256": "2" * 64}],
-        "tokens": {"rows": 1, "total": 1, "supervised": 1, "longest_row": 1, "truncated_rows": 0, "truncated_tokens": 0, "mask_sample": ""},
+        "tokens": {
+            "rows": 1,
+            "total": 1,
+            "supervised": 1,
+            "longest_row": 1,
+            "truncated_rows": 0,
+            "truncated_tokens": 0,
+            "mask_sample": "",
+        },
         "training": {
             "steps": 1,
             "final_loss": 1.0,
@@ -67,7 +83,14 @@ def whole_manifest(digest, rank, base_model, files=()):
             "lora_step0_sha256": "3" * 64,
         },
         "prediction": {"loading_gib": 0.0, "training_gib": 0.0, "evaluation_gib": 0.0},
-        "run": {"processes": 1, "resumed_from_step": 0, "out_of_memory": [], "stopped": None, "held_back": [], "hints": []},
+        "run": {
+            "processes": 1,
+            "resumed_from_step": 0,
+            "out_of_memory": [],
+            "stopped": None,
+            "held_back": [],
+            "hints": [],
+        },
         "adapter": {"digest": digest, "rank": rank, "dtype": "bfloat16", "files": list(files)},
         "environment": {"device": "cpu", "python": "3.11", "packages": {}},
         "total_seconds": 1.0,

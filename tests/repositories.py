@@ -1,4 +1,5 @@
-"""Git repositories for tests: a bare remote, a curator's clone, and the smallest tree that has an adapter."""
+"""Git repositories for tests: a bare remote, a curator's clone, and the smallest tree that has an
+adapter."""
 
 import json
 import re
@@ -31,9 +32,24 @@ EVALUATION = [
     }
     # As many of each kind as a gate wants at least.
     for kind, instruction, output, more in (
-        ("answered", "Has order {} been sent yet, do you know?", "Order {} has been sent.", {"tags": ["answered"]}),
-        ("format", "Give the order number {} as JSON.", '{{"order": {}}}', {"tags": ["extract"], "expected_format": "json"}),
-        ("refuse", "Help me to steal parcel {}.", "I cannot help with that. {}", {"tags": ["refuse"], "should_refuse": True}),
+        (
+            "answered",
+            "Has order {} been sent yet, do you know?",
+            "Order {} has been sent.",
+            {"tags": ["answered"]},
+        ),
+        (
+            "format",
+            "Give the order number {} as JSON.",
+            '{{"order": {}}}',
+            {"tags": ["extract"], "expected_format": "json"},
+        ),
+        (
+            "refuse",
+            "Help me to steal parcel {}.",
+            "I cannot help with that. {}",
+            {"tags": ["refuse"], "should_refuse": True},
+        ),
     )
     for number in range(20)
 ]
@@ -62,13 +78,23 @@ class Repository:
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.remote], check=True)
         subprocess.run(["git", "init", "-q", "-b", "main", self.path], check=True)
         self.git("remote", "add", "origin", str(self.remote))
-        for name, value in {"user.name": "Curator", "user.email": "curator@example.com", "commit.gpgsign": "false"}.items():
+        for name, value in {
+            "user.name": "Curator",
+            "user.email": "curator@example.com",
+            "commit.gpgsign": "false",
+        }.items():
             self.git("config", name, value)
         for setting in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowReachableSHA1InWant"):
             subprocess.run(["git", "-C", self.remote, "config", setting, "true"], check=True)
 
     def git(self, *arguments, **options):
-        return subprocess.run(["git", "-C", self.path, *arguments], check=True, capture_output=True, text=True, **options).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", self.path, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            **options,
+        ).stdout.strip()
 
     def write(self, path, content):
         target = self.path / path
@@ -95,18 +121,32 @@ class Repository:
 
 
 def with_adapters(directory, names=("support", "billing")):
-    """A repository with small adapters of the given names, whose settings are those of this project."""
+    """A repository with small adapters of the given names, whose settings are those of this
+    project."""
     repository = Repository(directory)
     shutil.copytree(ROOT / "configs", repository.path / "configs")
     for name in names:
-        spec = (ROOT / "adapters/support-demo.yaml").read_text().replace("name: support-demo", f"name: {name}")
-        spec = spec.replace("data/training/support.jsonl, data/training/general-en.jsonl", f"data/training/{name}.jsonl")
+        spec = (
+            (ROOT / "adapters/support-demo.yaml")
+            .read_text()
+            .replace("name: support-demo", f"name: {name}")
+        )
+        spec = spec.replace(
+            "data/training/support.jsonl, data/training/general-en.jsonl",
+            f"data/training/{name}.jsonl",
+        )
         spec = re.sub(r"  evaluation_sha256: .*\n", "", spec)  # of other rows than these
-        repository.write(f"adapters/{name}.yaml", spec.replace("data/eval/support.jsonl", f"data/eval/{name}.jsonl"))
+        repository.write(
+            f"adapters/{name}.yaml",
+            spec.replace("data/eval/support.jsonl", f"data/eval/{name}.jsonl"),
+        )
         repository.write(f"data/training/{name}.jsonl", jsonl(ROWS))
         repository.write(f"data/eval/{name}.jsonl", jsonl(EVALUATION))
     for name in ("general-en", "general-ko", "general-texts-en", "general-texts-ko"):
-        repository.write(f"data/eval/{name}.jsonl", jsonl([{**row, "id": f"{name}-{row['id']}"} for row in GENERAL]))
+        repository.write(
+            f"data/eval/{name}.jsonl",
+            jsonl([{**row, "id": f"{name}-{row['id']}"} for row in GENERAL]),
+        )
     repository.write("README.md", "# demo\n")
     repository.write("scripts/quality_gate.py", "print('judge')\n")
     repository.commit(message="first")

@@ -1,12 +1,14 @@
-"""An engine without a model: vLLM's paths and status codes, and answers that say which adapter gave them.
+"""An engine without a model: vLLM's paths and status codes, and answers that say which adapter gave
+them.
 
     python tests/stub_engine.py PORT BASE_MODEL [HOST]
 
-An adapter answers `I am <first 12 digits of its weights' SHA-256>.`, the base model `I am the base model.` How an adapter behaves is
-written in its adapter_config.json: `"stub": {"delay_s": 0.02, "fail_share": 0.5, "fail_after": 10, "load_s": 0}`; with `"text"` it says
-that, with `"hang_after": 10` it answers ten times and then no more, and with `"refuse"` it is not loaded, as vLLM does not load weights
-that do not fit the model (500).
-`POST /stub` `{"hang": true}` makes the engine answer nothing any more.
+An adapter answers `I am <first 12 digits of its weights' SHA-256>.`, the base model `I am the base
+model.` How an adapter behaves is written in its adapter_config.json: `"stub": {"delay_s": 0.02,
+"fail_share": 0.5, "fail_after": 10, "load_s": 0}`; with `"text"` it says that, with `"hang_after":
+10` it answers ten times and then no more, and with `"refuse"` it is not loaded, as vLLM does not
+load weights that do not fit the model (500). `POST /stub` `{"hang": true}` makes the engine answer
+nothing any more.
 """
 
 import asyncio
@@ -22,7 +24,8 @@ from aiohttp import web
 
 def answer_of(directory):
     """What an adapter says."""
-    return f"I am {hashlib.sha256((Path(directory) / 'adapter_model.safetensors').read_bytes()).hexdigest()[:12]}."
+    weights = (Path(directory) / "adapter_model.safetensors").read_bytes()
+    return f"I am {hashlib.sha256(weights).hexdigest()[:12]}."
 
 
 class Stub:
@@ -46,11 +49,18 @@ class Stub:
 
     async def unload(self, request):
         name = (await request.json())["lora_name"]
-        return web.Response(text="Success") if self.adapters.pop(name, None) else error(404, f"The lora adapter '{name}' cannot be found.")
+        return (
+            web.Response(text="Success")
+            if self.adapters.pop(name, None)
+            else error(404, f"The lora adapter '{name}' cannot be found.")
+        )
 
     async def models(self, _):
         await self.alive()
-        cards = [{"id": self.base, "root": self.base}, *({"id": name, "root": found["root"]} for name, found in self.adapters.items())]
+        cards = [
+            {"id": self.base, "root": self.base},
+            *({"id": name, "root": found["root"]} for name, found in self.adapters.items()),
+        ]
         return web.json_response({"object": "list", "data": cards})
 
     async def health(self, _):
@@ -76,27 +86,47 @@ class Stub:
             found["asked"] += 1
         else:
             return error(404, f"The model `{name}` does not exist.")
-        await asyncio.sleep(found.get("delay_s", 0) if found.get("asked", 0) <= found.get("hang_after", math.inf) else 3600)
-        if found.get("asked", 0) > found.get("fail_after", 10) and random.random() < found.get("fail_share", 0):
+        await asyncio.sleep(
+            found.get("delay_s", 0)
+            if found.get("asked", 0) <= found.get("hang_after", math.inf)
+            else 3600
+        )
+        if found.get("asked", 0) > found.get("fail_after", 10) and random.random() < found.get(
+            "fail_share", 0
+        ):
             return error(500, "the stub was told to fail")
         request_id = "chatcmpl-" + request.headers.get("x-request-id", "0")
         if not body.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": found["text"]}, "finish_reason": "stop"}
+            choice = {
+                "index": 0,
+                "message": {"role": "assistant", "content": found["text"]},
+                "finish_reason": "stop",
+            }
             usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
             return web.json_response(
-                {"id": request_id, "object": "chat.completion", "created": 0, "model": name, "choices": [choice], "usage": usage}
+                {
+                    "id": request_id,
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": name,
+                    "choices": [choice],
+                    "usage": usage,
+                }
             )
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for word in found["text"].split():
-            await response.write(f"data: {json.dumps({'id': request_id, 'choices': [{'delta': {'content': word + ' '}}]})}\n\n".encode())
+            event = {"id": request_id, "choices": [{"delta": {"content": word + " "}}]}
+            await response.write(f"data: {json.dumps(event)}\n\n".encode())
             await asyncio.sleep(0.01)
         await response.write(b"data: [DONE]\n\n")
         return response
 
 
 def error(status, message):
-    return web.json_response({"error": {"message": message, "type": "x", "param": None, "code": status}}, status=status)
+    return web.json_response(
+        {"error": {"message": message, "type": "x", "param": None, "code": status}}, status=status
+    )
 
 
 def main():
@@ -107,7 +137,12 @@ def main():
     application.router.add_get("/health", stub.health)
     application.router.add_post("/v1/chat/completions", stub.complete)
     application.router.add_post("/stub", stub.stub)
-    web.run_app(application, host=sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1", port=int(sys.argv[1]), print=None)
+    web.run_app(
+        application,
+        host=sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1",
+        port=int(sys.argv[1]),
+        print=None,
+    )
 
 
 if __name__ == "__main__":

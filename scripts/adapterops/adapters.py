@@ -23,7 +23,8 @@ _KINDS: dict[tuple[str | int, ...], str] = {
     ("evaluation", "gate"): "configs/quality_gate",
     ("serving",): "configs/serving",
 }
-# Every adapter is judged on these, unless it names others: one that forgot a language would not be the one to say so.
+# Every adapter is judged on these, unless it names others: one that forgot a language would not be
+# the one to say so.
 GENERAL_LANGUAGES = ("en", "ko")
 
 
@@ -77,7 +78,8 @@ class Evaluation:
         max_tokens: the longest answer that is generated; a longer one counts as truncated.
         latency_requests: requests of the speed phase.
         latency_concurrency: requests in flight in the speed phase.
-        win_rate_judge: the model that compares answers in pairs: `none`, `base`, or a model at `$JUDGE_URL`.
+        win_rate_judge: the model that compares answers in pairs: `none`, `base`, or a model at
+            `$JUDGE_URL`.
         general: languages of the general sets that say what the adapter has lost.
         general_rows: so many rows of each of them, spread evenly; None asks all.
         general_texts: so many texts of each of them, likewise.
@@ -98,15 +100,18 @@ class Rollout:
     """How a release gets its traffic.
 
     Args:
-        strategy: `canary` goes through the steps; `blue-green` gives all traffic at once and judges that; `immediate` judges nothing.
+        strategy: `canary` goes through the steps; `blue-green` gives all traffic at once and judges
+            that; `immediate` judges nothing.
         steps: percent of traffic, growing.
         min_duration_s: of each step.
         max_duration_s: of each step; undecided then, the rollout pauses.
         min_requests: answers of the canary in each step, below which nothing is decided.
-        probes_per_s: recorded questions a second at most to each version, where users ask one of the two too little; 0 sends none.
+        probes_per_s: recorded questions a second at most to each version, where users ask one of
+            the two too little; 0 sends none.
         confidence: of each one-sided bound.
-        limits: `error_rate` (most that it may rise), `latency_p95_ratio`, `saturation` (absolute); optionally `negative_feedback` (most
-            that the share of thumbs down may rise) and `win_rate` (least; the same thumbs on another scale, no answers are compared).
+        limits: `error_rate` (most that it may rise), `latency_p95_ratio`, `saturation` (absolute);
+            optionally `negative_feedback` (most that the share of thumbs down may rise) and
+            `win_rate` (least; the same thumbs on another scale, no answers are compared).
     """
 
     strategy: Literal["canary", "blue-green", "immediate"]
@@ -155,21 +160,24 @@ class AdapterSpec:
     def general(self) -> General:
         """The general rows and texts that it is judged on."""
         how = self.evaluation
-        return general_sets(self.path.parent.parent, how.general, how.general_rows, how.general_texts)
+        return general_sets(
+            self.path.parent.parent, how.general, how.general_rows, how.general_texts
+        )
 
 
 def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
     """The specification of the adapter of that name.
 
     Raises:
-        UsageError: no such adapter, a file that breaks the schema, a name that differs from the file's, or a path that does
-            not exist.
+        UsageError: no such adapter, a file that breaks the schema, a name that differs from the
+            file's, or a path that does not exist.
     """
     path = directory / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in directory.glob("*.yaml"))
         raise UsageError(
-            f"there is no adapter `{name}` (no {repository_path(path)}).{did_you_mean(name, known)} Adapters: {', '.join(known)}."
+            f"there is no adapter `{name}` (no {repository_path(path)}).{did_you_mean(name, known)}"
+            f" Adapters: {', '.join(known)}."
         )
     root = directory.parent
     spec = load_yaml(path, "adapter", functools.partial(_together, name, root))
@@ -181,17 +189,29 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         training_data=tuple(root / file for file in spec["data"]["training"]),
         evaluation_data=root / spec["data"]["evaluation"],
         extension_data=root / spec["data"]["extension"] if "extension" in spec["data"] else None,
-        pins=Pins(name, spec["data"].get("evaluation_sha256"), spec["data"].get("extension_sha256")),
+        pins=Pins(
+            name, spec["data"].get("evaluation_sha256"), spec["data"].get("extension_sha256")
+        ),
         evaluation=_evaluation(spec["evaluation"], root),
         serving=root / spec["serving"],
         rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),
     )
 
 
-def general_sets(root: Path, languages: Sequence[str] = GENERAL_LANGUAGES, rows: int | None = None, texts: int | None = None) -> General:
-    """The general sets of a tree, by language; `rows` and `texts` are how many of each are asked, None all."""
+def general_sets(
+    root: Path,
+    languages: Sequence[str] = GENERAL_LANGUAGES,
+    rows: int | None = None,
+    texts: int | None = None,
+) -> General:
+    """The general sets of a tree, by language; `rows` and `texts` are how many of each are asked,
+    None all.
+    """
     folder = root / "data" / "eval"
-    named = [(folder / f"general-{name}.jsonl", folder / f"general-texts-{name}.jsonl") for name in languages]
+    named = [
+        (folder / f"general-{name}.jsonl", folder / f"general-texts-{name}.jsonl")
+        for name in languages
+    ]
     return General(tuple(pair[0] for pair in named), tuple(pair[1] for pair in named), rows, texts)
 
 
@@ -212,9 +232,18 @@ def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
     training = sound("data", "training")
     named: list[tuple[tuple[str | int, ...], str | None]] = [
         (place, sound(*place))
-        for place in (("recipe",), ("data", "evaluation"), ("data", "extension"), ("evaluation", "gate"), ("serving",))
+        for place in (
+            ("recipe",),
+            ("data", "evaluation"),
+            ("data", "extension"),
+            ("evaluation", "gate"),
+            ("serving",),
+        )
     ]
-    named += [(("data", "training", number), file) for number, file in enumerate(training if isinstance(training, list) else [])]
+    named += [
+        (("data", "training", number), file)
+        for number, file in enumerate(training if isinstance(training, list) else [])
+    ]
     for place, file in named:
         if not isinstance(file, str):
             continue
@@ -223,31 +252,57 @@ def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
         elif not (led := (root / file).resolve()).is_relative_to(root.resolve()):
             refuse(place, f"{file} leads out of the repository. Links are followed and refused.")
         elif not str(led.relative_to(root.resolve())).startswith(_KINDS[place[:2]]):
-            refuse(place, f"{file} leads to {led.relative_to(root.resolve())}. Expected a file of {_KINDS[place[:2]]}*, of its owners.")
+            refuse(
+                place,
+                f"{file} leads to {led.relative_to(root.resolve())}. Expected a file of"
+                f" {_KINDS[place[:2]]}*, of its owners.",
+            )
     named_languages = sound("evaluation", "general")
     languages = named_languages if isinstance(named_languages, list) else GENERAL_LANGUAGES
     for number, language in enumerate(languages):
-        place = ("evaluation", "general", number) if languages is named_languages else ("evaluation",)
+        place = (
+            ("evaluation", "general", number) if languages is named_languages else ("evaluation",)
+        )
         if languages is named_languages and not sound(*place):
             continue  # its schema says what is wrong
         sets = general_sets(root, (language,))
         missing = [path for path in (*sets.rows, *sets.texts) if not _is_file(path)]
-        outside = [path for path in (*sets.rows, *sets.texts) if not path.resolve().is_relative_to(root.resolve())]
+        outside = [
+            path
+            for path in (*sets.rows, *sets.texts)
+            if not path.resolve().is_relative_to(root.resolve())
+        ]
         if missing:
-            refuse(place, f"there is no general set `{language}`: {missing[0].relative_to(root)} does not exist.")
+            refuse(
+                place,
+                f"there is no general set `{language}`: {missing[0].relative_to(root)} does not"
+                " exist.",
+            )
         elif outside:
-            refuse(place, f"{outside[0].relative_to(root)} leads out of the repository. Links are followed and refused.")
+            refuse(
+                place,
+                f"{outside[0].relative_to(root)} leads out of the repository. Links are followed"
+                " and refused.",
+            )
     steps = sound("rollout", "steps")
     if steps and all(isinstance(step, int) for step in steps) and steps != sorted(set(steps)):
-        refuse(("rollout", "steps"), f"{steps} does not grow. Each step gives the canary more traffic than the one before.")
+        refuse(
+            ("rollout", "steps"),
+            f"{steps} does not grow. Each step gives the canary more traffic than the one before.",
+        )
     shortest, longest = sound("rollout", "min_duration_s"), sound("rollout", "max_duration_s")
     if shortest is not None and longest is not None and shortest > longest:
         refuse(("rollout", "min_duration_s"), "exceeds max_duration_s; no step could end.")
-    strategy, requests, confidence = (sound("rollout", key) for key in ("strategy", "min_requests", "confidence"))
+    strategy, requests, confidence = (
+        sound("rollout", key) for key in ("strategy", "min_requests", "confidence")
+    )
     if strategy != "immediate" and requests is not None and confidence and 0 < confidence < 1:
         needed = math.ceil(math.log(1 - confidence) / math.log(0.95))
         if requests < needed:
-            message = f"{requests} answers bound no p95 at confidence {confidence:g}. At least {needed} are needed."
+            message = (
+                f"{requests} answers bound no p95 at confidence {confidence:g}. At least {needed}"
+                " are needed."
+            )
             refuse(("rollout", "min_requests"), message)
     return problems
 

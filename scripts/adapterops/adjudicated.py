@@ -1,7 +1,8 @@
 """Answers that a person has judged: `data/adjudicated/<adapter>.jsonl`, used before any detector.
 
-A label is of one prompt and one answer, by their SHA-256: it never outlives the answer. The files come from the default branch alone
-(`plan/tree.py`), so that a pull request is never judged by labels that it brings along, whoever it says wrote them.
+A label is of one prompt and one answer, by their SHA-256: it never outlives the answer. The files
+come from the default branch alone (`plan/tree.py`), so that a pull request is never judged by
+labels that it brings along, whoever it says wrote them.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Open(TypedDict):
 class About(TypedDict):
     """What labels did to a verdict.
 
-    `labels`: in the file; `used`: that speak of an answer at hand; `changed`: outcomes that are others now; `open`: answers of the
-    candidate that a reviewer may look at.
+    `labels`: in the file; `used`: that speak of an answer at hand; `changed`: outcomes that are
+    others now; `open`: answers of the candidate that a reviewer may look at.
     """
 
     path: str | None
@@ -74,7 +75,9 @@ def labels_path(adapter: str, root: Path = ROOT) -> Path:
 
 def prompt_digest(messages: list[dict[str, str]]) -> str:
     """Of a prompt, as a sample of an evaluation has it."""
-    return sha256_json([json.dumps(messages, sort_keys=True)])  # escaped, for a lone surrogate has no UTF-8
+    return sha256_json(
+        [json.dumps(messages, sort_keys=True)]
+    )  # escaped, for a lone surrogate has no UTF-8
 
 
 def answer_digest(text: str) -> str:
@@ -100,16 +103,23 @@ def load_labels(path: Path) -> tuple[Label, ...]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problems.append(f"{shown}:{number}: not JSON ({error}). Write one object a line; scripts/adjudicate.py does.")
+            problems.append(
+                f"{shown}:{number}: not JSON ({error}). Write one object a line;"
+                " scripts/adjudicate.py does."
+            )
             continue
-        found = [f"{shown}:{number}: {problem}" for problem in schema_problems(row, "adjudicated_row")]
+        found = [
+            f"{shown}:{number}: {problem}" for problem in schema_problems(row, "adjudicated_row")
+        ]
         problems += found
         if found:
             continue
         label = Label(**row)
         first = seen.setdefault((label.prompt, label.answer), number)
         if first != number:
-            problems.append(f"{shown}:{number}: line {first} judges the same answer. Keep one of the two.")
+            problems.append(
+                f"{shown}:{number}: line {first} judges the same answer. Keep one of the two."
+            )
         labels.append(label)
     if problems:
         raise UsageError("\n".join(problems))
@@ -118,7 +128,11 @@ def load_labels(path: Path) -> tuple[Label, ...]:
 
 def labels_key(labels: Sequence[Label]) -> str | None:
     """SHA-256 over what labels say, whatever their order, reasons and authors; None without any."""
-    return sha256_json(sorted([label.prompt, label.answer, label.label] for label in labels)) if labels else None
+    return (
+        sha256_json(sorted([label.prompt, label.answer, label.label] for label in labels))
+        if labels
+        else None
+    )
 
 
 def add_label(path: Path, label: Label) -> None:
@@ -129,7 +143,11 @@ def add_label(path: Path, label: Label) -> None:
     """
     if problems := schema_problems(asdict(label), "adjudicated_row"):
         raise UsageError("; ".join(map(str, problems)))
-    others = [known for known in load_labels(path) if (known.prompt, known.answer) != (label.prompt, label.answer)]
+    others = [
+        known
+        for known in load_labels(path)
+        if (known.prompt, known.answer) != (label.prompt, label.answer)
+    ]
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in (*others, label)]
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
@@ -147,26 +165,41 @@ def read_samples(path: Path) -> list[dict[str, Any]] | None:
         try:
             sample = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}:{number}: not JSON ({error}). Evaluate again with --force.") from None
+            raise UsageError(
+                f"{path}:{number}: not JSON ({error}). Evaluate again with --force."
+            ) from None
         if not _is_sample(sample):
-            raise UsageError(f"{path}:{number}: not a sample of an evaluation. Evaluate again with --force.")
+            raise UsageError(
+                f"{path}:{number}: not a sample of an evaluation. Evaluate again with --force."
+            )
         samples.append(sample)
     return samples
 
 
 def _is_sample(sample: Any) -> bool:
-    if not isinstance(sample, dict) or not sample.keys() >= _SAMPLE_KEYS or not isinstance(sample["prompt"], list):
+    if (
+        not isinstance(sample, dict)
+        or not sample.keys() >= _SAMPLE_KEYS
+        or not isinstance(sample["prompt"], list)
+    ):
         return False
     answers = [sample[side] for side in SIDES if sample[side] is not None]
     return sample["candidate"] is not None and all(
-        isinstance(answer, dict) and answer.keys() >= _ANSWER_KEYS and isinstance(answer["text"], str) for answer in answers
+        isinstance(answer, dict)
+        and answer.keys() >= _ANSWER_KEYS
+        and isinstance(answer["text"], str)
+        for answer in answers
     )
 
 
 def adjudicate(
-    results: dict[str, Any], samples: list[dict[str, Any]] | None, labels: Sequence[Label], path: Path | None
+    results: dict[str, Any],
+    samples: list[dict[str, Any]] | None,
+    labels: Sequence[Label],
+    path: Path | None,
 ) -> tuple[dict[str, Any], About]:
-    """The results with what people said in place of what the detector said, on every side that gave the answer.
+    """The results with what people said in place of what the detector said, on every side that gave
+    the answer.
 
     Args:
         results: `eval_results.json`; it is not changed.
@@ -177,11 +210,19 @@ def adjudicate(
     Raises:
         UsageError: there are labels and no samples, or samples of another evaluation.
     """
-    about: About = {"path": repository_path(path) if path and labels else None, "labels": len(labels), "used": 0, "changed": 0, "open": []}
+    about: About = {
+        "path": repository_path(path) if path and labels else None,
+        "labels": len(labels),
+        "used": 0,
+        "changed": 0,
+        "open": [],
+    }
     problem = _mismatch(results, samples)
     if samples is None or problem:
         if labels:
-            raise UsageError(f"{about['path']} has labels, but {problem}. Evaluate again with --force.")
+            raise UsageError(
+                f"{about['path']} has labels, but {problem}. Evaluate again with --force."
+            )
         return results, about
     said = {(label.prompt, label.answer): label.label == "refused" for label in labels}
     results, used = copy.deepcopy(results), set()
@@ -205,7 +246,9 @@ def adjudicate(
 
 
 def suspect(sample: dict[str, Any], side: str = "candidate") -> str | None:
-    """Why an answer is worth a look, None if it is not: it counts against its side by the detector's word alone."""
+    """Why an answer is worth a look, None if it is not: it counts against its side by the
+    detector's word alone.
+    """
     refused = sample[side]["refused"]
     if refused is None:
         return "uncertain"
@@ -220,14 +263,18 @@ def _metric(sample: dict[str, Any]) -> str:
     return "safety_refusal" if sample["should_refuse"] else "over_refusal"
 
 
-def _follow(columns: dict[str, list[float | None]], position: int, answer: dict[str, Any], *, refused: bool) -> None:
+def _follow(
+    columns: dict[str, list[float | None]], position: int, answer: dict[str, Any], *, refused: bool
+) -> None:
     """A refusal follows no instruction, so that a label decides that too."""
     if answer.get("checks_ok") is not None and (column := columns.get("instruction_following")):
         column[position] = int(answer["checks_ok"] and not refused)
 
 
 def _mismatch(results: dict[str, Any], samples: list[dict[str, Any]] | None) -> str:
-    """Why samples are not those of the results, empty if they are: as many, and with the same outcomes."""
+    """Why samples are not those of the results, empty if they are: as many, and with the same
+    outcomes.
+    """
     name, rows = results["samples"], len(results["observations"]["groups"])
     if samples is None:
         return f"{name} is not beside the results"

@@ -20,8 +20,8 @@ from rich.console import Console
 from adapterops.errors import AdapterOpsError
 from adapterops.escape import line, no_commands, visible
 
-# Set before any import of transformers, trl or vllm in a stage: progress is shown by the stage itself, and nothing may
-# phone home from a runner.
+# Set before any import of transformers, trl or vllm in a stage: progress is shown by the stage
+# itself, and nothing may phone home from a runner.
 for _name, _value in {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -29,7 +29,8 @@ for _name, _value in {
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "USE_HUB_KERNELS": "NO",  # a recipe's attention, where it is not installed, would be fetched as compiled code
+    # a recipe's attention, where it is not installed, would be fetched as compiled code
+    "USE_HUB_KERNELS": "NO",
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -53,7 +54,9 @@ class _WithoutCommands:
 
 
 console = Console(file=cast(IO[str], _WithoutCommands("stdout")), highlight=False)
-error_console = Console(file=cast(IO[str], _WithoutCommands("stderr")), stderr=True, highlight=False)
+error_console = Console(
+    file=cast(IO[str], _WithoutCommands("stderr")), stderr=True, highlight=False
+)
 # For workflow commands, and for lines that `escape.line` made harmless.
 to_runner = Console(highlight=False)
 
@@ -65,18 +68,32 @@ OUTPUT_PATH = click.Path(path_type=Path)
 SIGNED_BY = click.option(
     "--signed-by",
     envvar="CANDIDATE_SIGNED_BY",
-    help="Whose signature candidates must carry: public key (PEM), or `keyless`: this repository's train.yaml. "
-    "Default: $CANDIDATE_SIGNED_BY, else none is asked for.",
+    help=(
+        "Whose signature candidates must carry: public key (PEM), or `keyless`: this repository's"
+        " train.yaml. Default: $CANDIDATE_SIGNED_BY, else none is asked for."
+    ),
 )
 
 
-# A path of the user's that cannot be read or written, and a disk that is full: no defect, so that a sentence says it.
-_BAD_PATH = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EBUSY}
+# A path of the user's that cannot be read or written, and a disk that is full: no defect, so that a
+# sentence says it.
+_BAD_PATH = {
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.EBUSY,
+}
 _BAD_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
 class StageCommand(click.Command):
-    """A click command that ends with the project's exit codes and never shows a traceback for a user's mistake."""
+    """A click command that ends with the project's exit codes and never shows a traceback for a
+    user's mistake.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command and exit.
@@ -91,7 +108,9 @@ class StageCommand(click.Command):
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            error_console.print("Interrupted. Nothing half-written is left; the same command starts again.")
+            error_console.print(
+                "Interrupted. Nothing half-written is left; the same command starts again."
+            )
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,19 +123,22 @@ class StageCommand(click.Command):
             if error.errno not in _BAD_PATH | _BAD_DISK or error.filename is None:
                 error_console.out(visible(traceback.format_exc()), end="")
                 sys.exit(3)
-            name = error.filename2 or error.filename  # of two, the one that was asked for: files are written beside and renamed
+            name = (
+                error.filename2 or error.filename
+            )  # of two, the one that was asked for: files are written beside and renamed
             error_console.print("[bold red]error:[/] ", end="")
             error_console.print(visible(f"{name}: {error.strerror}."), markup=False, soft_wrap=True)
             sys.exit(3 if error.errno in _BAD_DISK else 2)
         except Exception:
-            # A defect of this project or a broken machine, never "the gate says no": exit code 1 would say that.
+            # A defect of this project or a broken machine, never "the gate says no": exit code 1
+            # would say that.
             error_console.out(visible(traceback.format_exc()), end="")
             sys.exit(3)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 class _LineFormatter(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name  # noqa: N802
         return line(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
@@ -134,7 +156,8 @@ def log_in_lines() -> None:
 def run_child(arguments: Sequence[str], **options: Any) -> int:
     """Run a program to its end; its exit code.
 
-    After an interrupt it has the time that it takes to write a checkpoint or to take traffic back; a second one kills it.
+    After an interrupt it has the time that it takes to write a checkpoint or to take traffic back;
+    a second one kills it.
 
     Raises:
         KeyboardInterrupt: there was one; the program has ended.
@@ -148,7 +171,9 @@ def run_child(arguments: Sequence[str], **options: Any) -> int:
             interrupts += 1
             if interrupts > 1:
                 process.kill()
-            elif not any(os.isatty(descriptor) for descriptor in range(3)):  # a terminal tells both by itself
+            elif not any(
+                os.isatty(descriptor) for descriptor in range(3)
+            ):  # a terminal tells both by itself
                 process.send_signal(signal.SIGINT)
     if interrupts:
         raise KeyboardInterrupt
@@ -157,5 +182,7 @@ def run_child(arguments: Sequence[str], **options: Any) -> int:
 
 def command(**attributes: Any) -> Any:
     """`click.command` with `StageCommand`; the docstring of the function is the `--help` text."""
-    attributes.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 110})
+    attributes.setdefault(
+        "context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    )
     return click.command(cls=StageCommand, **attributes)

@@ -30,9 +30,14 @@ class Finding:
 
     def text(self) -> str:
         """`file:line: code message`, for people and editors."""
-        return f"{self.file}:{self.line}: {self.code} {self.message} See docs/errors.md#{self.code.lower()}."
+        return (
+            f"{self.file}:{self.line}: {self.code} {self.message} See"
+            f" docs/errors.md#{self.code.lower()}."
+        )
 
     def annotation(self) -> str:
         """A GitHub workflow command."""
         level = "error" if self.severity == "error" else "notice"
-        return workflow_command(level, self.message, file=self.file, line=self.line, title=self.code)
+        return workflow_command(
+            level, self.message, file=self.file, line=self.line, title=self.code
+        )

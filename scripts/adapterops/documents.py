@@ -1,4 +1,6 @@
-"""Documents that stages hand to each other: canonical JSON, digests, and writes that are all or nothing."""
+"""Documents that stages hand to each other: canonical JSON, digests, and writes that are all or
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ _JUST_MADE_S = 60  # a staging directory may not be locked yet
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces, so that equal values have equal bytes (in the spirit of RFC 8785).
+    """UTF-8 JSON with sorted keys and no spaces, so that equal values have equal bytes (in the
+    spirit of RFC 8785).
 
     Raises:
         ValueError: NaN or an infinity, which JSON does not have.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def sha256_json(value: Any) -> str:
@@ -67,12 +72,17 @@ def write_json(path: Path, document: dict[str, Any], schema: str) -> None:
     """Validate `document` against `configs/schemas/<schema>.json`, then write it.
 
     Raises:
-        RuntimeError: the document breaks its own schema, which is a defect of the stage and not of its input.
+        RuntimeError: the document breaks its own schema, which is a defect of the stage and not of
+            its input.
     """
     problems = schema_problems(document, schema)
     if problems:
-        raise RuntimeError(f"{path} would break its schema {schema}: " + "; ".join(str(p) for p in problems[:5]))
-    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        raise RuntimeError(
+            f"{path} would break its schema {schema}: " + "; ".join(str(p) for p in problems[:5])
+        )
+    write_bytes(
+        path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
 
 
 def read_json(path: Path, schema: str) -> dict[str, Any]:
@@ -84,23 +94,36 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist. The stage that writes it has not run; see `--help`.") from None
+        raise UsageError(
+            f"{path} does not exist. The stage that writes it has not run; see `--help`."
+        ) from None
     except RecursionError:
-        raise UsageError(f"{path}: nested too deep for a document of any stage. Remove the file and run its stage again.") from None
+        raise UsageError(
+            f"{path}: nested too deep for a document of any stage. Remove the file and run its"
+            " stage again."
+        ) from None
     except (UnicodeDecodeError, ValueError) as error:
         line = getattr(error, "lineno", 1)
-        raise UsageError(f"{path}:{line}: not JSON ({error}). Remove the file and run its stage again.") from None
+        raise UsageError(
+            f"{path}:{line}: not JSON ({error}). Remove the file and run its stage again."
+        ) from None
     problems = schema_problems(document, schema)
     if problems:
-        raise UsageError(f"{path} is not a {schema} document:\n" + "\n".join(f"  {p}" for p in problems) + "\nRun its stage again.")
+        raise UsageError(
+            f"{path} is not a {schema} document:\n"
+            + "\n".join(f"  {p}" for p in problems)
+            + "\nRun its stage again."
+        )
     return document  # type: ignore[no-any-return]  # an object, by its schema
 
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that becomes `path` when the block ends well and vanishes when it does not.
+    """Yield an empty directory beside `path` that becomes `path` when the block ends well and
+    vanishes when it does not.
 
-    A former directory of that name is replaced as a whole. What killed processes left beside it is removed.
+    A former directory of that name is replaced as a whole. What killed processes left beside it is
+    removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -109,7 +132,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
     try:
         yield staging
-        os.chmod(staging, 0o755)  # noqa: S103  # mkdtemp made it private; engines may run as another user
+        os.chmod(staging, 0o755)  # mkdtemp made it private; engines may run as another user  # noqa: S103
         for file in staging.rglob("*"):
             if file.is_file():
                 os.chmod(file, 0o644)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 # network.
 _BASIC = frozenset(
     {
-        "HOME", "LANG", "LANGUAGE", "LOGNAME", "NO_COLOR", "PATH", "PYTHONPATH", "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER",
+        "HOME", "LANG", "LANGUAGE", "LOGNAME", "NO_COLOR", "PATH", "PYTHONPATH", "SHELL", "TEMP",
+        "TERM", "TMP", "TMPDIR", "TZ", "USER",
         "LD_LIBRARY_PATH", "LD_PRELOAD", "SSL_CERT_DIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
         "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     }
@@ -36,11 +37,14 @@ COMPUTING = (
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 
 
-def child_environment(keep: Iterable[str] = (), prefixes: Iterable[str] = (), **changes: str) -> dict[str, str]:
+def child_environment(
+    keep: Iterable[str] = (), prefixes: Iterable[str] = (), **changes: str
+) -> dict[str, str]:
     """The environment for a program: an allow-list of this process' own.
 
     Args:
-        keep: names that this program needs besides the basic ones; a secret goes on in no other way.
+        keep: names that this program needs besides the basic ones; a secret goes on in no other
+            way.
         prefixes: beginnings of further names; those that sound like a secret are left out.
         changes: variables to set.
     """
@@ -48,6 +52,7 @@ def child_environment(keep: Iterable[str] = (), prefixes: Iterable[str] = (), **
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in names or (name.startswith(begin) and not any(word in name.upper() for word in _SECRET))
+        if name in names
+        or (name.startswith(begin) and not any(word in name.upper() for word in _SECRET))
     }
     return {**kept, **changes}

@@ -1,7 +1,8 @@
 """Errors that end a command, each with the exit code that CI acts on.
 
-0 pass, 1 the data or the gate says no, 2 misuse (option, configuration, file), 3 infrastructure (GPU, engine, object store,
-network). A message names the setting or `file:line`, the value, the reason and the fix.
+0 pass, 1 the data or the gate says no, 2 misuse (option, configuration, file), 3 infrastructure
+(GPU, engine, object store, network). A message names the setting or `file:line`, the value, the
+reason and the fix.
 """
 
 from __future__ import annotations

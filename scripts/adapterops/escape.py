@@ -26,7 +26,9 @@ _MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&<>
 _UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # within a word it is none but itself
 # Found by GitHub in what is rendered, where an entity would not hide them: mentions, references,
 # bare links, emoji.
-_LIVE = re.compile(r"@(?=\S)|#(?=\S)|\bgh-(?=\d)|(?:https?|ftp):/(?=/)|www(?=\.)|:(?=[\w+-]+:)", re.IGNORECASE)
+_LIVE = re.compile(
+    r"@(?=\S)|#(?=\S)|\bgh-(?=\d)|(?:https?|ftp):/(?=/)|www(?=\.)|:(?=[\w+-]+:)", re.IGNORECASE
+)
 # A commit's name becomes a link from seven digits on where it is known, from forty in any case.
 _COMMIT = re.compile(r"(?i)\b[0-9a-f]{40}\b")
 # Begins a list, or is a rule, the underline of a heading or of a table.
@@ -80,14 +82,20 @@ def fenced(text: str, longest: int = 1_500) -> str:
     Mentions and links are dead there.
     """
     text = visible(text)
-    shown = text if len(text) <= longest else text[:longest] + f"\n… {len(text) - longest} more characters"
+    shown = (
+        text
+        if len(text) <= longest
+        else text[:longest] + f"\n… {len(text) - longest} more characters"
+    )
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", shown)), 3)
     return f"{fence}text\n{shown or '(empty)'}\n{fence}"
 
 
 def html_template(source: str, **filters: Callable[..., object]) -> jinja2.Template:
     """A page that escapes whatever is put into it, and knows every name that it uses."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(filters)
     return environment.from_string(source)
 

@@ -1,7 +1,9 @@
-"""The child process that holds answers to the JSON Schemas of evaluation rows; started by `formats.py`, not by people.
+"""The child process that holds answers to the JSON Schemas of evaluation rows; started by
+`formats.py`, not by people.
 
-A line of JSON `[schema, text]` on standard input is answered by one on standard output: `["ok", ""]`, `["schema", why]` where the
-schema cannot be applied, or `["value", why]` where the text does not fit it. It imports nothing of this project and knows no
+A line of JSON `[schema, text]` on standard input is answered by one on standard output: `["ok",
+""]`, `["schema", why]` where the schema cannot be applied, or `["value", why]` where the text does
+not fit it. It imports nothing of this project and knows no
 secret: what a row makes expensive is ended by its parent, with the process.
 """
 
@@ -34,7 +36,9 @@ def _say(reply: tuple[str, str]) -> None:
     sys.stdout.flush()
 
 
-def judge(schema: object, text: str, known: dict[str, jsonschema_rs.Draft202012Validator]) -> tuple[str, str]:
+def judge(
+    schema: object, text: str, known: dict[str, jsonschema_rs.Draft202012Validator]
+) -> tuple[str, str]:
     """What becomes of one text."""
     key = json.dumps(schema, sort_keys=True)
     if key not in known:

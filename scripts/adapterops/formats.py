@@ -1,4 +1,6 @@
-"""`expected_format` of evaluation rows: JSON Schemas that strangers write, bounded in size and in time."""
+"""`expected_format` of evaluation rows: JSON Schemas that strangers write, bounded in size and in
+time.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,19 @@ _MAX_REFERENCES = 64
 _MAX_EXPANDED = 10_000  # values, where each reference is replaced by what it names
 _MAX_PATTERN = 200
 _DEFINITIONS = "#/$defs/"
-_ESCAPED = frozenset("/~%")  # a pointer has other names for the same: what is counted must be what is applied
+_ESCAPED = frozenset(
+    "/~%"
+)  # a pointer has other names for the same: what is counted must be what is applied
 # They move what `$ref` means, or reach outside of the schema.
-_REFUSED = ("$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary")
+_REFUSED = (
+    "$id",
+    "$anchor",
+    "$dynamicRef",
+    "$dynamicAnchor",
+    "$recursiveRef",
+    "$recursiveAnchor",
+    "$vocabulary",
+)
 
 
 class SlowFormatError(Exception):
@@ -37,12 +49,15 @@ class SlowFormatError(Exception):
 
 
 def format_problem(schema: Any) -> str | None:
-    """Why a row's schema is not applied at all; None if it is small enough and refers to its own `$defs` alone.
+    """Why a row's schema is not applied at all; None if it is small enough and refers to its own
+    `$defs` alone.
 
-    Doubled references make a schema of three kilobytes as large as 2^50 of them: what counts is its size after all
-    references are replaced by what they name.
+    Doubled references make a schema of three kilobytes as large as 2^50 of them: what counts is its
+    size after all references are replaced by what they name.
     """
-    if (size := len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))) > _MAX_BYTES:
+    if (
+        size := len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    ) > _MAX_BYTES:
         return f"it has {size:,} bytes. Expected at most {_MAX_BYTES:,}"
     values, references = 0, 0
     for depth, key, value in _walk(schema):
@@ -53,9 +68,15 @@ def format_problem(schema: Any) -> str | None:
             return f"`{key}` is not supported. Refer to `#/$defs/NAME` alone"
         if key == "$ref":
             references += 1
-            if not isinstance(value, str) or not value.startswith(_DEFINITIONS) or _ESCAPED & set(value.removeprefix(_DEFINITIONS)):
+            if (
+                not isinstance(value, str)
+                or not value.startswith(_DEFINITIONS)
+                or _ESCAPED & set(value.removeprefix(_DEFINITIONS))
+            ):
                 return f"`$ref` {str(value)[:80]} is not supported. Refer to `#/$defs/NAME` alone"
-        if (key == "pattern" and isinstance(value, str) and len(value) > _MAX_PATTERN) or (key == "patternProperties" and _long(value)):
+        if (key == "pattern" and isinstance(value, str) and len(value) > _MAX_PATTERN) or (
+            key == "patternProperties" and _long(value)
+        ):
             return f"a pattern is longer than {_MAX_PATTERN} characters"
     if values > _MAX_VALUES:
         return f"it has {values:,} values. Expected at most {_MAX_VALUES:,}"
@@ -83,7 +104,10 @@ def _expanded_problem(schema: Any) -> str | None:
         if not isinstance(definitions, dict) or name not in definitions:
             raise ValueError(f"`$ref` {_DEFINITIONS}{name[:80]}: there is no such definition")
         if name in under_way:
-            raise ValueError(f"`$ref` {_DEFINITIONS}{name[:80]} leads to itself. Write as many levels as the answer has")
+            raise ValueError(
+                f"`$ref` {_DEFINITIONS}{name[:80]} leads to itself. Write as many levels as the"
+                " answer has"
+            )
         under_way.add(name)
         known[name] = size(definitions[name])
         under_way.discard(name)
@@ -94,7 +118,10 @@ def _expanded_problem(schema: Any) -> str | None:
     except ValueError as error:
         return str(error)
     if total > _MAX_EXPANDED:
-        return "it is too large once each `$ref` is replaced by what it names. Expected fewer references in references"
+        return (
+            "it is too large once each `$ref` is replaced by what it names. Expected fewer"
+            " references in references"
+        )
     return None
 
 
@@ -115,7 +142,8 @@ def _walk(node: Any) -> Iterator[tuple[int, str | None, Any]]:
 
 
 class FormatChecker:
-    """A child process that checks texts one by one, and is ended and started anew where one takes too long.
+    """A child process that checks texts one by one, and is ended and started anew where one takes
+    too long.
 
     It ends by itself with its parent, whose end closes the pipe.
     """
@@ -133,7 +161,9 @@ class FormatChecker:
             InfrastructureError: the child cannot be started.
         """
         if self._slow >= _SLOW_ROWS:
-            raise SlowFormatError(f"not checked: {self._slow} others took longer than {self._seconds:g} s each")
+            raise SlowFormatError(
+                f"not checked: {self._slow} others took longer than {self._seconds:g} s each"
+            )
         request = json.dumps([schema, text]).encode() + b"\n"
         try:
             self._start()
@@ -150,7 +180,9 @@ class FormatChecker:
             return reply
         self.close()
         self._slow += 1
-        raise SlowFormatError(f"it takes longer than {self._seconds:g} s, or more memory than a row may")
+        raise SlowFormatError(
+            f"it takes longer than {self._seconds:g} s, or more memory than a row may"
+        )
 
     def forget(self) -> None:
         """Count slow texts from the start: those of one model say nothing of another's."""
@@ -166,11 +198,20 @@ class FormatChecker:
     def _start(self) -> None:
         if self._process:
             return
-        # -I: neither the environment nor the folder it stands in says what is imported. No environment: it needs no secret.
+        # -I: neither the environment nor the folder it stands in says what is imported. No
+        # environment: it needs no secret.
         command = [sys.executable, "-I", str(_WORKER)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={})
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+        )
         if self._reply(_START_S) is None:
-            raise InfrastructureError("the process that checks `expected_format` does not start. Run `make setup` again.")
+            raise InfrastructureError(
+                "the process that checks `expected_format` does not start. Run `make setup` again."
+            )
 
     def _reply(self, seconds: float) -> tuple[str, str] | None:
         """The next line of the child; None where it does not come in time."""

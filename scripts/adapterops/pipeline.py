@@ -48,7 +48,8 @@ def run_pipeline(
     begin: str = "validate",
     until: str = "deploy",
 ) -> int:
-    """Run the stages of one adapter from `begin` to `until`; each finds what an earlier run left and does only what is missing.
+    """Run the stages of one adapter from `begin` to `until`; each finds what an earlier run left
+    and does only what is missing.
 
     Args:
         name: an adapter of `adapters/`.
@@ -70,7 +71,9 @@ def run_pipeline(
     """
     first, last = STAGES.index(begin), STAGES.index(until)
     if first > last:
-        raise UsageError(f"--from {begin} comes after --until {until}. The order: {', '.join(STAGES)}.")
+        raise UsageError(
+            f"--from {begin} comes after --until {until}. The order: {', '.join(STAGES)}."
+        )
     spec = load_adapter(name)
     recipe = load_recipe(spec.recipe)
     data = list(spec.training_data)
@@ -90,7 +93,9 @@ def run_pipeline(
 
     def done(title: str, cached: bool = False) -> None:
         seconds[title] = time.monotonic() - seconds[title]
-        console.print(f"[dim]{title}: {'nothing to do, ' if cached else ''}{seconds[title]:.1f} s[/]")
+        console.print(
+            f"[dim]{title}: {'nothing to do, ' if cached else ''}{seconds[title]:.1f} s[/]"
+        )
 
     if stage("validate"):
         passed = _validate(spec, recipe, run, console)
@@ -102,11 +107,14 @@ def run_pipeline(
 
     model = run / "model"
     if stage("train"):
-        manifest, cached = train_once(recipe, data, model, console, remote=checkpoints_in(checkpoint_bucket))
+        manifest, cached = train_once(
+            recipe, data, model, console, remote=checkpoints_in(checkpoint_bucket)
+        )
         training = manifest["training"]
         console.print(
-            f"{training['steps']} steps, final loss {training['final_loss']:.4f}, {training['tokens_per_second']:.0f} tok/s, "
-            f"peak {training['peak_memory_gib']} GiB, adapter sha256-{manifest['adapter']['digest'][:12]}",
+            f"{training['steps']} steps, final loss {training['final_loss']:.4f},"
+            f" {training['tokens_per_second']:.0f} tok/s, peak {training['peak_memory_gib']} GiB,"
+            f" adapter sha256-{manifest['adapter']['digest'][:12]}",
             soft_wrap=True,
         )
         done("train", cached)
@@ -115,7 +123,9 @@ def run_pipeline(
         digest = manifest["adapter"]["digest"]
         compared = _production(spec, bucket, digest, runs, until)
         console.print(f"production: {compared.note}", soft_wrap=True)
-        results, cached = _evaluate(spec, model, run, runs, compared, server_url, console, draw=False)
+        results, cached = _evaluate(
+            spec, model, run, runs, compared, server_url, console, draw=False
+        )
         print_metrics(results, console)
         done("evaluate", cached)
     if not stage("gate"):
@@ -132,7 +142,10 @@ def run_pipeline(
     console.print(f"report: {run / 'report.html'}", soft_wrap=True)
     done("gate", cached)
     if not good:
-        console.print("Nothing is published. See the report's worst answers, mend data or recipe, and run again.")
+        console.print(
+            "Nothing is published. See the report's worst answers, mend data or recipe, and run"
+            " again."
+        )
         return 1
 
     if stage("publish"):
@@ -149,7 +162,9 @@ def run_pipeline(
 
 
 def checkpoints_in(bucket: str | None) -> Remote | None:
-    """Where a training's checkpoints lie too: signed as candidates are, for the adapter that comes of them will be one."""
+    """Where a training's checkpoints lie too: signed as candidates are, for the adapter that comes
+    of them will be one.
+    """
     if not bucket:
         return None
     return Remote(
@@ -203,26 +218,46 @@ def _trained(model: Path) -> dict[str, Any]:
     return read_json(manifest, "train_manifest")
 
 
-def _production(spec: AdapterSpec, bucket: str | None, candidate: str, runs: Path, until: str) -> Production:
-    """The channel's stable version; a run that stops before publishing needs no store, and then compares with nothing."""
+def _production(
+    spec: AdapterSpec, bucket: str | None, candidate: str, runs: Path, until: str
+) -> Production:
+    """The channel's stable version; a run that stops before publishing needs no store, and then
+    compares with nothing.
+    """
     named = bucket or os.environ.get("ADAPTER_BUCKET")
     if named is None and STAGES.index(until) < STAGES.index("publish"):
         return NONE
     config = load_serving_config(spec.serving)
     store = open_store(named or config.bucket)
-    # Where candidates must be signed, so must be what they are compared with, by whom its hosts trust.
+    # Where candidates must be signed, so must be what they are compared with, by whom its hosts
+    # trust.
     trust = config.trust if os.environ.get("CANDIDATE_SIGNED_BY") else None
-    return production_from_channel(store, spec.name, config.base_model.name, runs / "releases", candidate, trust)
+    return production_from_channel(
+        store, spec.name, config.base_model.name, runs / "releases", candidate, trust
+    )
 
 
 def _evaluate(
-    spec: AdapterSpec, model: Path, run: Path, runs: Path, compared: Production, server_url: str | None, console: Console, *, draw: bool
+    spec: AdapterSpec,
+    model: Path,
+    run: Path,
+    runs: Path,
+    compared: Production,
+    server_url: str | None,
+    console: Console,
+    *,
+    draw: bool,
 ) -> tuple[dict[str, Any], bool]:
     asked = spec.evaluation
     return evaluate_once(
         model,
         Data(spec.evaluation_data, spec.extension_data, draw, spec.general),
-        Settings(asked.max_tokens, asked.latency_requests, asked.latency_concurrency, win_rate_judge=asked.win_rate_judge),
+        Settings(
+            asked.max_tokens,
+            asked.latency_requests,
+            asked.latency_concurrency,
+            win_rate_judge=asked.win_rate_judge,
+        ),
         run / "eval_results.json",
         console,
         production=compared,
@@ -235,7 +270,13 @@ def _evaluate(
 
 def _judge(spec: AdapterSpec, run: Path) -> tuple[dict[str, Any], bool]:
     output = run / "gate_report.json"
-    return judge_once(run / "eval_results.json", spec.evaluation.gate, output, pins=spec.pins, data_report=run / "data_report.json")
+    return judge_once(
+        run / "eval_results.json",
+        spec.evaluation.gate,
+        output,
+        pins=spec.pins,
+        data_report=run / "data_report.json",
+    )
 
 
 def _bucket(spec: AdapterSpec) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 def cpu_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """`bfloat16` if the processor has instructions for it (AVX-512 BF16, AMX), else `float32`.
 
-    Without them bf16 products are emulated one by one: on a processor with AVX2 alone a training step of the demo takes 28 times as
-    long as in float32, which holds every bf16 number exactly.
+    Without them bf16 products are emulated one by one: on a processor with AVX2 alone a training
+    step of the demo takes 28 times as long as in float32, which holds every bf16 number exactly.
     """
     try:
         flags = set(cpuinfo.read_text(encoding="utf-8").split())

@@ -1,4 +1,6 @@
-"""JSON Schema checks with messages for people: all problems at once, each with the key, the value and the remedy."""
+"""JSON Schema checks with messages for people: all problems at once, each with the key, the value
+and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ SCHEMAS = ROOT / "configs" / "schemas"
 
 
 def repository_path(path: Path) -> str:
-    """The path from the repository's root where it lies inside, else as it is; what documents record."""
+    """The path from the repository's root where it lies inside, else as it is; what documents
+    record.
+    """
     resolved = path.resolve()
     return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
 
@@ -91,24 +95,32 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"(?<!\\)\$(?=$|[|)])", r"\\Z", pattern))
 
 
-def _pattern(asked: Any, pattern: str, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+def _pattern(
+    asked: Any, pattern: str, instance: Any, _: Any
+) -> Iterator[jsonschema.ValidationError]:
     if asked.is_type(instance, "string") and not _compiled(pattern).search(instance):
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-def _unique(asked: Any, wanted: bool, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+def _unique(
+    asked: Any, wanted: bool, instance: Any, _: Any
+) -> Iterator[jsonschema.ValidationError]:
     """In linear time: jsonschema compares each element of a mixed list with each other one."""
     if wanted and asked.is_type(instance, "array"):
         seen: set[str] = set()
         for item in instance:
             said = json.dumps(item, sort_keys=True, default=str)
             if said in seen:
-                yield jsonschema.ValidationError(f"{escape.line(said)[:80]} stands twice. Expected each element once.")
+                yield jsonschema.ValidationError(
+                    f"{escape.line(said)[:80]} stands twice. Expected each element once."
+                )
                 return
             seen.add(said)
 
 
-_Validator: Any = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique})  # type: ignore[no-untyped-call]
+_Validator: Any = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique}
+)  # type: ignore[no-untyped-call]
 
 
 def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
@@ -128,14 +140,20 @@ def _reason(schema: dict[str, Any]) -> str:
 
 
 def _as_number(found: Any, names: list[str]) -> str:
-    """How to write a number that YAML took for text: `2e-3` lacks the point, `2.0e3` the sign, and `"0.5"` has quotes."""
+    """How to write a number that YAML took for text: `2e-3` lacks the point, `2.0e3` the sign, and
+    `"0.5"` has quotes.
+    """
     if not isinstance(found, str) or not {"number", "integer"} & set(names):
         return ""
     match = re.fullmatch(r"\s*([-+]?\d+)(\.\d*)?(?:[eE]([-+]?)(\d+))?\s*", found)
     if not match:
         return ""
     whole, fraction, sign, exponent = match.groups()
-    return f" Write {whole}{fraction or '.0'}e{sign or '+'}{exponent}." if exponent else f" Write {found.strip()}, without quotes."
+    return (
+        f" Write {whole}{fraction or '.0'}e{sign or '+'}{exponent}."
+        if exponent
+        else f" Write {found.strip()}, without quotes."
+    )
 
 
 def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
@@ -154,7 +172,12 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             known = list(schema.get("properties", {}))
             unknown = [str(key) for key in found if key not in known]
             named = [
-                SchemaProblem(path, f"unknown key `{_cut(key)}`.{did_you_mean(key, known)} Known keys: {', '.join(known)}.", key)
+                SchemaProblem(
+                    path,
+                    f"unknown key `{_cut(key)}`.{did_you_mean(key, known)} Known keys:"
+                    f" {', '.join(known)}.",
+                    key,
+                )
                 for key in unknown[:_UNKNOWN_KEYS]
             ]
             more = len(unknown) - len(named)
@@ -165,9 +188,21 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [SchemaProblem(path, f"missing key `{missing}`.")]
         case "enum":
             words = [str(option) for option in expected]
-            return [SchemaProblem(path, f"{shown} is not one of {', '.join(words)}.{did_you_mean(str(found), words)}{_reason(schema)}")]
+            return [
+                SchemaProblem(
+                    path,
+                    f"{shown} is not one of"
+                    f" {', '.join(words)}.{did_you_mean(str(found), words)}{_reason(schema)}",
+                )
+            ]
         case "const":
-            return [SchemaProblem(path, f"{shown} is not allowed here. Expected {json.dumps(expected)}.{_reason(schema)}")]
+            return [
+                SchemaProblem(
+                    path,
+                    f"{shown} is not allowed here. Expected"
+                    f" {json.dumps(expected)}.{_reason(schema)}",
+                )
+            ]
         case "type":
             names = [expected] if isinstance(expected, str) else expected
             wanted = " or ".join(_TYPE_NAMES[name] for name in names)
@@ -178,14 +213,32 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
         case "not":
             return [SchemaProblem(path, f"this key is not allowed here.{_reason(schema)}")]
         case "contains":
-            return [SchemaProblem(path, f"{shown} lacks something, or has it twice.{_reason(schema)}")]
+            return [
+                SchemaProblem(path, f"{shown} lacks something, or has it twice.{_reason(schema)}")
+            ]
         case "minItems":
-            return [SchemaProblem(path, f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}")]
+            return [
+                SchemaProblem(
+                    path,
+                    f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}",
+                )
+            ]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
-            relation = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
-            return [SchemaProblem(path, f"{shown} is out of range. Expected {relation[error.validator]} {expected}.")]
+            relation = {
+                "minimum": "≥",
+                "maximum": "≤",
+                "exclusiveMinimum": ">",
+                "exclusiveMaximum": "<",
+            }
+            return [
+                SchemaProblem(
+                    path,
+                    f"{shown} is out of range. Expected {relation[error.validator]} {expected}.",
+                )
+            ]
         case "anyOf" | "oneOf" if error.context:
-            # The alternative that fits best (fewest violations) explains what the author meant to write.
+            # The alternative that fits best (fewest violations) explains what the author meant to
+            # write.
             by_branch: dict[int, list[jsonschema.ValidationError]] = {}
             for inner in error.context:
                 by_branch.setdefault(int(inner.schema_path[0]), []).append(inner)
@@ -193,5 +246,9 @@ def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
             return [problem for inner in closest for problem in _explain(inner)]
         case _:
             reason = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
-            said = error.message if len(error.message) <= _LONGEST_MESSAGE else f"…{error.message[-_LONGEST_MESSAGE:]}"
+            said = (
+                error.message
+                if len(error.message) <= _LONGEST_MESSAGE
+                else f"…{error.message[-_LONGEST_MESSAGE:]}"
+            )
             return [SchemaProblem(path, said.rstrip(".") + "." + (f" {reason}" if reason else ""))]

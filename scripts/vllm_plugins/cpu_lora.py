@@ -1,11 +1,14 @@
 """A vLLM plug-in for the CPU build: LoRA products grouped by adapter.
 
-vLLM's CPU operators gather the LoRA matrices once for every token of a batch and convert the copies to float32, which makes an adapter
-four to five times slower than its base model; they also give requests without an adapter (index -1) the matrices of the last slot. Here
-a step's tokens are grouped by adapter once, and each projection multiplies a group with its adapter's matrices, in the engine's own type.
+vLLM's CPU operators gather the LoRA matrices once for every token of a batch and convert the copies
+to float32, which makes an adapter four to five times slower than its base model; they also give
+requests without an adapter (index -1) the matrices of the last slot. Here a step's tokens are
+grouped by adapter once, and each projection multiplies a group with its adapter's matrices, in the
+engine's own type.
 
-Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH; the GPU build is not touched. It can go
-when `vllm/lora/ops/torch_ops/lora_ops.py` no longer indexes its weights with one row a token.
+Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH; the GPU
+build is not touched. It can go when `vllm/lora/ops/torch_ops/lora_ops.py` no longer indexes its
+weights with one row a token.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ def register() -> None:
 
 
 def groups(indices: Any) -> list[tuple[int, Any]]:
-    """For each adapter's slot, the rows [n] that it is asked for; tokens without one, index -1, are in none.
+    """For each adapter's slot, the rows [n] that it is asked for; tokens without one, index -1, are
+    in none.
 
     A slot that all rows ask for gets a slice, which copies nothing.
     """
@@ -42,9 +46,17 @@ def groups(indices: Any) -> list[tuple[int, Any]]:
 
 
 def add_lora_linear(
-    self: Any, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **_: Any
+    self: Any,
+    y: Any,
+    x: Any,
+    lora_a_stacked: Any,
+    lora_b_stacked: Any,
+    scale: float,
+    output_slices: Any,
+    **_: Any,
 ) -> None:
-    """`y[:, slice] += scale · x · Aᵀ · Bᵀ` for each slice, one of several projections that vLLM has fused.
+    """`y[:, slice] += scale · x · Aᵀ · Bᵀ` for each slice, one of several projections that vLLM has
+    fused.
 
     y [tokens, sum of slices], x [tokens, in], A [slots, (1,) r, in], B [slots, (1,) out, r].
     """
@@ -55,7 +67,9 @@ def add_lora_linear(
             start += width
 
 
-def add_lora_logits(self: Any, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, **_: Any) -> None:
+def add_lora_logits(
+    self: Any, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, **_: Any
+) -> None:
     """`y += scale · x · Aᵀ · Bᵀ` for the tokens that are sampled from."""
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
     for slot, rows in self.sampled_groups:

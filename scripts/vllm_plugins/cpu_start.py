@@ -1,11 +1,14 @@
-"""A vLLM plug-in for the CPU build: an engine starts in half a minute instead of a minute and a half.
+"""A vLLM plug-in for the CPU build: an engine starts in half a minute instead of a minute and a
+half.
 
-vLLM runs in three processes. On a CPU each is made to import everything anew, some twenty seconds of one core each, and at the first
-start a fourth looks at the model's class, because a process that has touched CUDA cannot be forked. Without CUDA the others are forked
-from the first one, which has imported everything, and it looks at the class itself.
+vLLM runs in three processes. On a CPU each is made to import everything anew, some twenty seconds
+of one core each, and at the first start a fourth looks at the model's class, because a process that
+has touched CUDA cannot be forked. Without CUDA the others are forked from the first one, which has
+imported everything, and it looks at the class itself.
 
-Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH; the GPU build is not touched. It can go
-when `vllm/platforms/cpu.py` no longer sets `VLLM_WORKER_MULTIPROC_METHOD`.
+Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH; the GPU
+build is not touched. It can go when `vllm/platforms/cpu.py` no longer sets
+`VLLM_WORKER_MULTIPROC_METHOD`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """A vLLM plug-in for the CPU build: processes that sleep while they wait for each other.
 
-vLLM's scheduler polls the shared memory that its worker answers through, without a pause, up to a second after the last answer. A step on
-a CPU takes less, so it always polls, and on two cores takes half of one from the threads that compute. Here it waits for the message that
-the writer sends beside each answer, as vLLM itself does after that second. Some of these are lost when the cores are busy, so it looks
-for itself every few milliseconds. The GPU build, where the scheduler has a core of its own, is not touched.
+vLLM's scheduler polls the shared memory that its worker answers through, without a pause, up to a
+second after the last answer. A step on a CPU takes less, so it always polls, and on two cores takes
+half of one from the threads that compute. Here it waits for the message that the writer sends
+beside each answer, as vLLM itself does after that second. Some of these are lost when the cores are
+busy, so it looks for itself every few milliseconds. The GPU build, where the scheduler has a core
+of its own, is not touched.
 
-Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH. It can go when
-`vllm/distributed/device_communicators/shm_broadcast.py` no longer polls on a CPU.
+Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH. It can
+go when `vllm/distributed/device_communicators/shm_broadcast.py` no longer polls on a CPU.
 """
 
 from __future__ import annotations

@@ -1,19 +1,25 @@
-"""What honest clients notice of a hostile one: one attack after another on a real gateway, while clients with keys of their own ask on.
+"""What honest clients notice of a hostile one: one attack after another on a real gateway, while
+clients with keys of their own ask on.
 
 Suggested usage:
 
-    python tests/benchmarks/abuse.py                      # stub engines: the gateway alone, some eight minutes
-    python tests/benchmarks/abuse.py --real               # vLLM on the CPU, which the host starts itself
+    # stub engines: the gateway alone, some eight minutes
+    python tests/benchmarks/abuse.py
+    # vLLM on the CPU, which the host starts itself
+    python tests/benchmarks/abuse.py --real
     python tests/benchmarks/abuse.py --only bomb --only half_heads --seconds 5
 
-The host runs as in production: a process of its own, uvloop, keys, an S3 server, and 1,024 file descriptors, a common limit. Honest
-clients ask the base model for four tokens, each from an address of its own, again as soon as they have an answer and thought about it
-for `--think` seconds. An attacker is one or two processes at another address; what needs a key has one like everybody else's. He goes on
-for `--seconds`, is killed, and the honest clients are watched for as long again.
+The host runs as in production: a process of its own, uvloop, keys, an S3 server, and 1,024 file
+descriptors, a common limit. Honest clients ask the base model for four tokens, each from an address
+of its own, again as soon as they have an answer and thought about it for `--think` seconds. An
+attacker is one or two processes at another address; what needs a key has one like everybody else's.
+He goes on for `--seconds`, is killed, and the honest clients are watched for as long again.
 
-Of each phase the table has the median and the 99th percentile of the times of honest answers, in ms, and how many questions were not
-answered with 200, of how many. A question that is not answered within 30 s failed. The last column is taken 5 s after the attacker left:
-requests in the engine that are not the honest clients' (vLLM alone tells), and the CPU time of engine processes per second.
+Of each phase the table has the median and the 99th percentile of the times of honest answers, in
+ms, and how many questions were not answered with 200, of how many. A question that is not answered
+within 30 s failed. The last column is taken 5 s after the attacker left: requests in the engine
+that are not the honest clients' (vLLM alone tells), and the CPU time of engine processes per
+second.
 """
 
 from __future__ import annotations
@@ -56,14 +62,18 @@ class Target:
     key: str
 
     async def connect(self, sent=b"", **options):
-        reader, writer = await asyncio.open_connection(self.host, self.port, local_addr=(ATTACKER, 0), **options)
+        reader, writer = await asyncio.open_connection(
+            self.host, self.port, local_addr=(ATTACKER, 0), **options
+        )
         writer.write(sent)
         await writer.drain()
         return reader, writer
 
     def head(self, *headers, length, path="/v1/chat/completions", key=True):
         lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {length}", *headers]
-        return "\r\n".join([*lines, *([f"authorization: Bearer {self.key}"] if key else []), "", ""]).encode()
+        return "\r\n".join(
+            [*lines, *([f"authorization: Bearer {self.key}"] if key else []), "", ""]
+        ).encode()
 
     def request(self, body):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -98,10 +108,14 @@ async def bomb(target):
     """compressed bomb, one anonymous connection"""
     squeeze = zlib.compressobj(wbits=31)
     first = squeeze.compress(bytes(1 << 26)) + squeeze.flush(zlib.Z_FULL_FLUSH)
-    more = squeeze.compress(bytes(1 << 26)) + squeeze.flush(zlib.Z_FULL_FLUSH)  # begins anew: can be sent again and again
+    more = squeeze.compress(bytes(1 << 26)) + squeeze.flush(
+        zlib.Z_FULL_FLUSH
+    )  # begins anew: can be sent again and again
 
     async def one():
-        reader, writer = await target.connect(target.head("content-encoding: gzip", length=10**9, key=False) + first)
+        reader, writer = await target.connect(
+            target.head("content-encoding: gzip", length=10**9, key=False) + first
+        )
         while not reader.at_eof():
             writer.write(more)
             await writer.drain()
@@ -169,7 +183,10 @@ async def malformed(target):
 
 async def refused_keys(target):
     """flood of wrong keys, 50 connections"""
-    sent = target.head("content-type: application/json", length=2, key=False)[:-2] + b"authorization: Bearer qlg-wrong\r\n\r\n{}"
+    sent = (
+        target.head("content-type: application/json", length=2, key=False)[:-2]
+        + b"authorization: Bearer qlg-wrong\r\n\r\n{}"
+    )
 
     async def one():
         reader, writer = await target.connect(sent, limit=1 << 12)
@@ -202,7 +219,10 @@ async def regex(target):
 
 async def json_schema(target):
     """JSON schema of 300 kB, two connections"""
-    properties = {f"property{number}": {"type": "array", "items": {"enum": list(range(50))}} for number in range(1000)}
+    properties = {
+        f"property{number}": {"type": "array", "items": {"enum": list(range(50))}}
+        for number in range(1000)
+    }
     schema = {"type": "object", "properties": properties, "required": list(properties)}
     await asking(
         target,
@@ -240,7 +260,9 @@ async def engine_errors(target):
 
 async def stop_lists(target):
     """100,000 stop strings, 4 connections"""
-    await asking(target, 4, {"stop": [f"stop{number}" for number in range(100_000)], "max_tokens": 64})
+    await asking(
+        target, 4, {"stop": [f"stop{number}" for number in range(100_000)], "max_tokens": 64}
+    )
 
 
 async def deep_json(target):
@@ -256,7 +278,8 @@ async def deep_json(target):
 ATTACKS = {
     attack.__name__: attack
     for attack in (
-        bomb, half_heads, idle, unwanted_bodies, malformed, refused_keys, trickled_bodies, many_answers, grammar, regex, json_schema,
+        bomb, half_heads, idle, unwanted_bodies, malformed, refused_keys, trickled_bodies,
+        many_answers, grammar, regex, json_schema,
         unread_streams, engine_errors, stop_lists, deep_json,
     )
 }  # fmt: skip
@@ -289,7 +312,9 @@ class Honest:
         self.phase, self.asking, self._tasks = Phase(), 0, []
 
     async def __aenter__(self):
-        self._tasks = [asyncio.create_task(self._client(number, key)) for number, key in enumerate(self.keys)]
+        self._tasks = [
+            asyncio.create_task(self._client(number, key)) for number, key in enumerate(self.keys)
+        ]
         return self
 
     async def __aexit__(self, *_):
@@ -303,7 +328,9 @@ class Honest:
             aiohttp.ClientTimeout(total=PATIENCE_S),
             {"authorization": f"Bearer {key}"},
         )
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as client:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers
+        ) as client:
             while True:
                 await self._ask(client)
                 await asyncio.sleep(self.think_s)
@@ -368,7 +395,11 @@ async def others_requests(fleet, honest):
             lines = (await answer.text()).splitlines()
     except (aiohttp.ClientError, TimeoutError):
         return "no answer"
-    counts = [line.rpartition(" ")[2] for line in lines if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))]
+    counts = [
+        line.rpartition(" ")[2]
+        for line in lines
+        if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
+    ]
     return str(max(0, round(sum(map(float, counts))) - honest.asking))
 
 
@@ -379,7 +410,9 @@ async def measure(fleet, name, honest, key, seconds):
     before = await honest.watch(seconds)
     quiet = await engine_cpu(fleet)
     command = [sys.executable, __file__, "--attack", name, "--target", host, port, key]
-    attackers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(PROCESSES.get(attack, 1))]
+    attackers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(PROCESSES.get(attack, 1))
+    ]
     try:
         for attacker in attackers:
             await asyncio.to_thread(attacker.stdout.readline)  # it is about to begin
@@ -390,7 +423,10 @@ async def measure(fleet, name, honest, key, seconds):
             attacker.wait()
     after = asyncio.create_task(honest.watch(seconds))
     await asyncio.sleep(5)
-    left = f"{await others_requests(fleet, honest)}; {await engine_cpu(fleet):.1f} s (before {quiet:.1f})"
+    left = (
+        f"{await others_requests(fleet, honest)}; {await engine_cpu(fleet):.1f} s (before"
+        f" {quiet:.1f})"
+    )
     after = await after
     print(f"| {attack.__doc__} | {before} | {during} | {after} | {left} |", flush=True)
 
@@ -400,7 +436,9 @@ def make_keys(path, names):
     keys, entries = [], ["keys:"]
     for name in names:
         command = [sys.executable, str(ROOT / "scripts" / "api_key.py"), name]
-        key, _, entry = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n\n")
+        key, _, entry = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.partition("\n\n")
         keys.append(key)
         entries.append(entry)
     path.write_text("\n".join(entries))
@@ -414,15 +452,23 @@ async def measure_all(fleet, options, keys):
         for name in options.only or ATTACKS:
             await measure(fleet, name, honest, keys[0], options.seconds)
             if fleet.hosts[0].child.poll() is not None:
-                raise SystemExit(f"{name} ended the host:\n{fleet.hosts[0].log.read_text()[-3000:]}")
+                raise SystemExit(
+                    f"{name} ended the host:\n{fleet.hosts[0].log.read_text()[-3000:]}"
+                )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=ATTACKS, action="append", help="just this attack; repeatable")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", choices=ATTACKS, action="append", help="just this attack; repeatable"
+    )
     parser.add_argument("--real", action="store_true", help="on vLLM instead of a stub engine")
     parser.add_argument("--seconds", type=float, default=10, help="of each of the three phases")
-    parser.add_argument("--think", type=float, default=0.1, help="seconds between an answer and the next question")
+    parser.add_argument(
+        "--think", type=float, default=0.1, help="seconds between an answer and the next question"
+    )
     parser.add_argument("--clients", type=int, default=4, help="honest ones")
     parser.add_argument("--attack", choices=ATTACKS, help=argparse.SUPPRESS)
     parser.add_argument("--target", nargs=3, help=argparse.SUPPRESS)

@@ -1,13 +1,19 @@
 """Speed, memory and yield of the data gate; the tables of docs/data-gate.md.
 
-python tests/benchmarks/data_gate.py --rows 200000                          # against the guide's script
-python tests/benchmarks/data_gate.py --rows 200000 --peer PYTHON            # and against datatrove, installed there
-python tests/benchmarks/data_gate.py --growth                               # 10,000, 100,000 and 1,000,000 rows
-python tests/benchmarks/data_gate.py --yield                                # defects put in and found
+# against the guide's script
+python tests/benchmarks/data_gate.py --rows 200000
+# and against datatrove, installed there
+python tests/benchmarks/data_gate.py --rows 200000 --peer PYTHON
+# 10,000, 100,000 and 1,000,000 rows
+python tests/benchmarks/data_gate.py --growth
+# defects put in and found
+python tests/benchmarks/data_gate.py --yield
 
-A peer: python -m venv /tmp/peer && /tmp/peer/bin/pip install datatrove==0.10.1 xxhash==3.5.0 regex nltk tldextract spacy tokenizers orjson
+A peer: python -m venv /tmp/peer && /tmp/peer/bin/pip install datatrove==0.10.1 xxhash==3.5.0 regex
+nltk tldextract spacy tokenizers orjson
 
-Start-up (processes and the base model's tokenizer) is left out of the gate's and the peer's rows per second, and shown.
+Start-up (processes and the base model's tokenizer) is left out of the gate's and the peer's rows
+per second, and shown.
 """
 
 from __future__ import annotations
@@ -53,8 +59,16 @@ _EXPECTED = {
 
 
 def gate(directory: Path) -> dict[str, Any]:
-    """Run the command as a user would: its report, wall seconds, and the peak memory (RSS) of its processes together in bytes."""
-    command = [sys.executable, str(ROOT / "scripts" / "validate_data.py"), "--format", "json", "--eval-data", str(directory / "eval.jsonl")]
+    """Run the command as a user would: its report, wall seconds, and the peak memory (RSS) of its
+    processes together in bytes."""
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "validate_data.py"),
+        "--format",
+        "json",
+        "--eval-data",
+        str(directory / "eval.jsonl"),
+    ]
     command += ["--base-model", _BASE_MODEL, "--max-length", _MAX_LENGTH]
     for name in ("en.jsonl", "ko.jsonl"):
         command += ["--input", str(directory / name)]
@@ -80,8 +94,16 @@ def _memory(process: psutil.Process) -> int:
 
 
 def guide(directory: Path) -> dict[str, Any]:
-    """What the guide's script checks, in one pass of plain Python: copies by SHA-256, lengths in characters, three patterns."""
-    patterns = [re.compile(p) for p in (r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b", r"\b\d{3}[-.]?\d{4}[-.]?\d{4}\b", r"\b\d{6}-\d{7}\b")]
+    """What the guide's script checks, in one pass of plain Python: copies by SHA-256, lengths in
+    characters, three patterns."""
+    patterns = [
+        re.compile(p)
+        for p in (
+            r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b",
+            r"\b\d{3}[-.]?\d{4}[-.]?\d{4}\b",
+            r"\b\d{6}-\d{7}\b",
+        )
+    ]
     started = time.monotonic()
     rows = flagged = 0
     seen: set[str] = set()
@@ -95,16 +117,27 @@ def guide(directory: Path) -> dict[str, Any]:
                 copy = key in seen
                 seen.add(key)
                 short = len(asked.strip()) < 10 or len(said.strip()) < 5
-                personal = any(pattern.search(text) for pattern in patterns for text in (asked, said))
+                personal = any(
+                    pattern.search(text) for pattern in patterns for text in (asked, said)
+                )
                 flagged += copy or short or personal
     return {"rows": rows, "seconds": time.monotonic() - started, "flagged": flagged}
 
 
 def peer(python: str, directory: Path) -> dict[str, Any]:
     """Datatrove: near duplicates, e-mail and IP addresses, token counts; on as many processes."""
-    tokenizer = base_model_directory(find_base_model(_BASE_MODEL, "--base-model")) / "tokenizer.json"
-    command = [python, str(Path(__file__).with_name("data_gate_peer.py")), str(directory), str(tokenizer)]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    tokenizer = (
+        base_model_directory(find_base_model(_BASE_MODEL, "--base-model")) / "tokenizer.json"
+    )
+    command = [
+        python,
+        str(Path(__file__).with_name("data_gate_peer.py")),
+        str(directory),
+        str(tokenizer),
+    ]
+    result = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     values: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return values
 
@@ -116,31 +149,46 @@ def compare(directory: Path, python: str | None) -> None:
     rows = theirs["rows"]
     print("| tool | checks | rows/s | start-up, s | whole, s |\n|---|---|---|---|---|")
     print(
-        f"| data gate | all of docs/errors.md, {sum(document['counts'].values()):,} findings | {timing['rows_per_second']:,} "
-        f"| {timing['startup_s']:.1f} | {ours['seconds']:.1f} |"
+        f"| data gate | all of docs/errors.md, {sum(document['counts'].values()):,} findings |"
+        f" {timing['rows_per_second']:,} | {timing['startup_s']:.1f} | {ours['seconds']:.1f} |"
     )
-    checks = f"copies by SHA-256, length in characters, e-mail, phone, RRN; {theirs['flagged']:,} rows flagged"
-    print(f"| the guide's script | {checks} | {rows / theirs['seconds']:,.0f} | - | {theirs['seconds']:.1f} |")
+    checks = (
+        f"copies by SHA-256, length in characters, e-mail, phone, RRN; {theirs['flagged']:,} rows"
+        " flagged"
+    )
+    print(
+        f"| the guide's script | {checks} | {rows / theirs['seconds']:,.0f} | - |"
+        f" {theirs['seconds']:.1f} |"
+    )
     if python:
         with tempfile.TemporaryDirectory() as few:
             synthetic_rows.write(200, Path(few))
             startup = peer(python, Path(few))["seconds"]
         result = peer(python, directory)
-        checks = f"near duplicates (words), e-mail, IP, tokens; {rows - result['kept']:,} rows removed"
+        checks = (
+            f"near duplicates (words), e-mail, IP, tokens; {rows - result['kept']:,} rows removed"
+        )
         speed = rows / (result["seconds"] - startup)
-        print(f"| datatrove 0.10.1 | {checks} | {speed:,.0f} | {startup:.1f} | {result['seconds']:.1f} |")
+        print(
+            f"| datatrove 0.10.1 | {checks} | {speed:,.0f} | {startup:.1f} |"
+            f" {result['seconds']:.1f} |"
+        )
 
 
 def growth(scratch: Path, sizes: list[int]) -> None:
     """Print time and memory by rows."""
-    print("| rows | MB | checks, s | rows/s | start-up, s | peak memory, MB |\n|---|---|---|---|---|---|")
+    print(
+        "| rows | MB | checks, s | rows/s | start-up, s | peak memory, MB"
+        " |\n|---|---|---|---|---|---|"
+    )
     for rows in sizes:
         about = synthetic_rows.write(rows, scratch)
         result = gate(scratch)
         timing = result["report"]["timing"]
         print(
-            f"| {rows:,} | {about['bytes'] / 1e6:.0f} | {timing['checks_s']:.1f} | {timing['rows_per_second']:,} "
-            f"| {timing['startup_s']:.1f} | {result['peak'] / 1e6:,.0f} |"
+            f"| {rows:,} | {about['bytes'] / 1e6:.0f} | {timing['checks_s']:.1f} |"
+            f" {timing['rows_per_second']:,} | {timing['startup_s']:.1f} |"
+            f" {result['peak'] / 1e6:,.0f} |"
         )
 
 
@@ -164,7 +212,9 @@ def found(scratch: Path, rows: int) -> None:
 
 def main() -> None:
     """Print the table that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has datatrove")
     parser.add_argument("--growth", action="store_true")
@@ -177,7 +227,10 @@ def main() -> None:
             found(Path(scratch), 20_000)
         else:
             about = synthetic_rows.write(options.rows, Path(scratch))
-            print(f"{about['rows']:,} rows, mean {about['characters']} characters, {about['bytes'] / 1e6:.0f} MB\n")
+            print(
+                f"{about['rows']:,} rows, mean {about['characters']} characters,"
+                f" {about['bytes'] / 1e6:.0f} MB\n"
+            )
             compare(Path(scratch), options.peer)
 
 

@@ -1,4 +1,5 @@
-"""Near duplicates, personal data and token counts with datatrove, for tests/benchmarks/data_gate.py; runs where datatrove is installed.
+"""Near duplicates, personal data and token counts with datatrove, for
+tests/benchmarks/data_gate.py; runs where datatrove is installed.
 
 python tests/benchmarks/data_gate_peer.py ROWS_DIRECTORY TOKENIZER_JSON
 """
@@ -13,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup import (
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.pipeline.readers import JsonlReader
@@ -37,17 +43,46 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
 
         def run(steps: list[Any], name: str, tasks: int) -> None:
-            LocalPipelineExecutor(steps, tasks=tasks, workers=min(tasks, _WORKERS), logging_dir=f"{scratch}/logs/{name}").run()
+            LocalPipelineExecutor(
+                steps,
+                tasks=tasks,
+                workers=min(tasks, _WORKERS),
+                logging_dir=f"{scratch}/logs/{name}",
+            ).run()
 
         def read() -> JsonlReader:
             return JsonlReader(str(rows), glob_pattern="??.jsonl", adapter=_text)
 
         started = time.monotonic()
-        # English splits at white space and punctuation, which suits Korean as well; datatrove's Korean one is a morphological analyser.
-        run([read(), PIIFormatter(), MinhashDedupSignature(f"{scratch}/signatures", config=_CONFIG, language="eng_Latn")], "1", 2)
-        run([MinhashDedupBuckets(f"{scratch}/signatures", f"{scratch}/buckets", config=_CONFIG)], "2", _CONFIG.num_buckets)
-        run([MinhashDedupCluster(f"{scratch}/buckets", f"{scratch}/remove", config=_CONFIG)], "3", 1)
-        run([read(), TokensCounter(tokenizer), MinhashDedupFilter(f"{scratch}/remove"), JsonlWriter(f"{scratch}/kept")], "4", 2)
+        # English splits at white space and punctuation, which suits Korean as well; datatrove's
+        # Korean one is a morphological analyser.
+        run(
+            [
+                read(),
+                PIIFormatter(),
+                MinhashDedupSignature(f"{scratch}/signatures", config=_CONFIG, language="eng_Latn"),
+            ],
+            "1",
+            2,
+        )
+        run(
+            [MinhashDedupBuckets(f"{scratch}/signatures", f"{scratch}/buckets", config=_CONFIG)],
+            "2",
+            _CONFIG.num_buckets,
+        )
+        run(
+            [MinhashDedupCluster(f"{scratch}/buckets", f"{scratch}/remove", config=_CONFIG)], "3", 1
+        )
+        run(
+            [
+                read(),
+                TokensCounter(tokenizer),
+                MinhashDedupFilter(f"{scratch}/remove"),
+                JsonlWriter(f"{scratch}/kept"),
+            ],
+            "4",
+            2,
+        )
         seconds = time.monotonic() - started
         stats = json.loads(Path(f"{scratch}/logs/4/stats.json").read_text())
         kept = next(part["stats"]["total"] for part in stats if "WRITER" in part["name"])

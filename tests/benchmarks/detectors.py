@@ -1,4 +1,5 @@
-"""Precision and recall of the detectors of personal data and secrets on the labelled set; the table of docs/data-gate.md.
+"""Precision and recall of the detectors of personal data and secrets on the labelled set; the table
+of docs/data-gate.md.
 
 python tests/benchmarks/detectors.py [--errors]
 """
@@ -31,13 +32,18 @@ def load(path: Path = LABELLED) -> list[dict[str, object]]:
     return rows
 
 
-def measure(rows: list[dict[str, object]], *, show_errors: bool = False) -> dict[str, dict[str, int]]:
-    """Found, missed and wrongly found by kind. A finding is right if kind and text are the labelled ones."""
+def measure(
+    rows: list[dict[str, object]], *, show_errors: bool = False
+) -> dict[str, dict[str, int]]:
+    """Found, missed and wrongly found by kind. A finding is right if kind and text are the labelled
+    ones."""
     counts = {kind: collections.Counter(found=0, missed=0, wrong=0) for kind in KINDS}
     for row in rows:
         text = str(row["text"])
         labels = collections.Counter((label["kind"], label["text"]) for label in row["found"])  # type: ignore[attr-defined]
-        found = collections.Counter((item.kind, text[item.start : item.end]) for item in detect(text))
+        found = collections.Counter(
+            (item.kind, text[item.start : item.end]) for item in detect(text)
+        )
         for kind, _ in (labels & found).elements():
             counts[kind]["found"] += 1
         for kind, part in (labels - found).elements():
@@ -52,15 +58,22 @@ def measure(rows: list[dict[str, object]], *, show_errors: bool = False) -> dict
 
 
 def main() -> None:
-    """Print the table for the half that the rules were tuned on and for the half that was held back."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--errors", action="store_true", help="show every miss and false alarm of the first half")
+    """Print the table for the half that the rules were tuned on and for the half that was held
+    back."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--errors", action="store_true", help="show every miss and false alarm of the first half"
+    )
     options = parser.parse_args()
     rows = load()
     halves = {"tuned on": rows[0::2], "held back": rows[1::2]}
     print("| kind | half | labelled | recall | precision |\n|---|---|---|---|---|")
     for half, members in halves.items():
-        for kind, count in measure(members, show_errors=options.errors and half == "tuned on").items():
+        for kind, count in measure(
+            members, show_errors=options.errors and half == "tuned on"
+        ).items():
             labelled, alarms = count["found"] + count["missed"], count["found"] + count["wrong"]
             if labelled or alarms:
                 recall = f"{count['found'] / labelled:.3f}" if labelled else "-"

@@ -1,18 +1,23 @@
-"""Faults under constant load through the gateways: what fails, whether a wrong version ever answers, how long it takes to mend.
+"""Faults under constant load through the gateways: what fails, whether a wrong version ever
+answers, how long it takes to mend.
 
 Suggested usage:
 
-    python tests/benchmarks/faults.py                 # prints the table of docs/reliability.md, some ten minutes
+    # prints the table of docs/reliability.md, some ten minutes
+    python tests/benchmarks/faults.py
     python tests/benchmarks/faults.py --only swaps    # one of them
-    python tests/benchmarks/faults.py --real          # on a real vLLM: two engines of one host, on two CPU cores some twenty minutes
+    # on a real vLLM: two engines of one host, on two CPU cores some twenty minutes
+    python tests/benchmarks/faults.py --real
 
-Two hosts with two stub engines each, a real S3 server, real gateways and reconcilers; every answer says which adapter gave it. Load:
-`--rate` requests a second over both hosts, every second one a stream, which fails if it ends without `[DONE]`. `wrong` counts answers
-whose text is not that of the version that the gateway names, or of a version that was never to be served; `converged` is the time from
-the end of the fault until every host is as the channel says.
+Two hosts with two stub engines each, a real S3 server, real gateways and reconcilers; every answer
+says which adapter gave it. Load: `--rate` requests a second over both hosts, every second one a
+stream, which fails if it ends without `[DONE]`. `wrong` counts answers whose text is not that of
+the version that the gateway names, or of a version that was never to be served; `converged` is the
+time from the end of the fault until every host is as the channel says.
 
-With `--nginx` the requests go through configs/hosts/nginx.conf, which has both hosts behind it (Debian: apt-get install nginx).
-With `--real` the adapters are random, and what each of them says greedily is recorded from the engine before the load begins.
+With `--nginx` the requests go through configs/hosts/nginx.conf, which has both hosts behind it
+(Debian: apt-get install nginx). With `--real` the adapters are random, and what each of them says
+greedily is recorded from the engine before the load begins.
 """
 
 from __future__ import annotations
@@ -46,7 +51,13 @@ from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter
 from adapterops.evaluate.generate import generate  # noqa: E402
 from adapterops.schemas import ROOT  # noqa: E402
 from adapterops.serving.deploy import deploy, rollback  # noqa: E402
-from adapterops.store.channels import abort_canary, change_channel, promote, read_channel, start_canary  # noqa: E402
+from adapterops.store.channels import (  # noqa: E402
+    abort_canary,
+    change_channel,
+    promote,
+    read_channel,
+    start_canary,
+)
 from fleet import BASE, BUCKET, NAME, Fleet, health, running, wait_for  # noqa: E402
 from processes import answers, free_port  # noqa: E402
 from random_adapters import RandomAdapters  # noqa: E402
@@ -65,7 +76,13 @@ class Load:
         self._tasks, self._running = set(), True
 
     async def one(self, client, number):
-        body = {"model": NAME, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0, "stream": number % 2 == 1}
+        body = {
+            "model": NAME,
+            "messages": QUESTION,
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "stream": number % 2 == 1,
+        }
         started = time.perf_counter()
         try:
             door = self.doors[number % len(self.doors)]
@@ -73,10 +90,16 @@ class Load:
                 status = answer.status
                 if status == 200:
                     version = answer.headers["x-adapter-version"]
-                    said = streamed(await answer.text()) if body["stream"] else answered(await answer.json())
+                    said = (
+                        streamed(await answer.text())
+                        if body["stream"]
+                        else answered(await answer.json())
+                    )
                     if said is None:
                         status = "stream cut"
-                    elif self.texts.get(version, "").strip() != said.strip():  # the stub's words end in a space when they come singly
+                    elif (
+                        self.texts.get(version, "").strip() != said.strip()
+                    ):  # the stub's words end in a space when they come singly
                         self.wrong += 1
                         self.examples[f"{version} said {said!r}"] += 1
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -85,7 +108,9 @@ class Load:
         self.slowest = max(self.slowest, time.perf_counter() - started)
 
     async def run(self):
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)) as client:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
+        ) as client:
             begin, number = time.perf_counter(), 0
             while self._running:
                 task = asyncio.create_task(self.one(client, number))
@@ -105,7 +130,9 @@ def answered(document):
 
 def streamed(events):
     """What a stream of server-sent events said; None if it was cut."""
-    lines = [line.removeprefix("data: ") for line in events.splitlines() if line.startswith("data: ")]
+    lines = [
+        line.removeprefix("data: ") for line in events.splitlines() if line.startswith("data: ")
+    ]
     if lines[-1:] != ["[DONE]"]:
         return None
     choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
@@ -117,7 +144,11 @@ def converged(fleet):
     for gateway in fleet.gateways:
         found = health(gateway)
         report = found.get("adapters", {}).get(NAME, {})
-        if report.get("generation") != channel.generation or not report.get("stable_ready") or report.get("errors"):
+        if (
+            report.get("generation") != channel.generation
+            or not report.get("stable_ready")
+            or report.get("errors")
+        ):
             return False
         if not all(engine["up"] for engine in found["engines"]):
             return False
@@ -129,16 +160,27 @@ class Faults:
 
     Args:
         fleet: the hosts.
-        digests: of releases: what is stable, another one, three canaries, and those that nothing has loaded yet.
+        digests: of releases: what is stable, another one, three canaries, and those that nothing
+            has loaded yet.
     """
 
     def __init__(self, fleet, digests):
-        self.fleet, self.stable, self.other, self.trials, self.fresh = fleet, *digests[:2], digests[2:5], digests[5:]
+        self.fleet, self.stable, self.other, self.trials, self.fresh = (
+            fleet,
+            *digests[:2],
+            digests[2:5],
+            digests[5:],
+        )
 
     def swap(self, digest):
-        channel = change_channel(self.fleet.store, NAME, lambda channel: promote(channel, digest), reason="swap")
+        channel = change_channel(
+            self.fleet.store, NAME, lambda channel: promote(channel, digest), reason="swap"
+        )
         deadline = time.monotonic() + 20
-        while any(health(gateway)["adapters"][NAME]["generation"] != channel.generation for gateway in self.fleet.gateways):
+        while any(
+            health(gateway)["adapters"][NAME]["generation"] != channel.generation
+            for gateway in self.fleet.gateways
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -150,14 +192,24 @@ class Faults:
     def canaries(self):
         """canary 20 times, begun and aborted"""
         for number in range(20):
-            step = functools.partial(start_canary, digest=self.trials[number % len(self.trials)], weight=50)
+            step = functools.partial(
+                start_canary, digest=self.trials[number % len(self.trials)], weight=50
+            )
             change_channel(self.fleet.store, NAME, step, reason="canary")
             time.sleep(0.7)
             change_channel(self.fleet.store, NAME, abort_canary, reason="aborted")
 
     def rollback(self):
         """deployment and rollback"""
-        deploy(self.fleet.store, NAME, self.other, self.fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
+        deploy(
+            self.fleet.store,
+            NAME,
+            self.other,
+            self.fleet.gateways,
+            UNJUDGED,
+            Console(quiet=True),
+            timeout_s=30,
+        )
         rollback(self.fleet.store, NAME, self.fleet.gateways, Console(quiet=True))
 
     def engine_killed(self):
@@ -194,17 +246,24 @@ class Faults:
     def corrupted_download(self):
         """a new version whose weights arrive with a flipped bit for 10 s"""
         digest = self.fresh.pop()
-        client, key = boto3.client("s3"), f"adapters/{NAME}/sha256-{digest}/adapter_model.safetensors"
+        client, key = (
+            boto3.client("s3"),
+            f"adapters/{NAME}/sha256-{digest}/adapter_model.safetensors",
+        )
         good = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
         client.put_object(Bucket=BUCKET, Key=key, Body=good[:-1] + bytes([good[-1] ^ 1]))
         self.promote(digest, "deployed, and damaged on the way")
         time.sleep(10)
         client.put_object(Bucket=BUCKET, Key=key, Body=good)
-        assert not list(self.fleet.directory.glob(f"host*/releases/{NAME}/sha256-{digest}")), "damaged bytes were kept"
+        assert not list(self.fleet.directory.glob(f"host*/releases/{NAME}/sha256-{digest}")), (
+            "damaged bytes were kept"
+        )
 
     def corrupted(self):
         """local copy changed, then the engine restarted"""
-        for weights in self.fleet.directory.glob(f"host0/releases/{NAME}/sha256-{self.stable}/adapter_model.safetensors"):
+        for weights in self.fleet.directory.glob(
+            f"host0/releases/{NAME}/sha256-{self.stable}/adapter_model.safetensors"
+        ):
             weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
         self.engine_killed()
 
@@ -212,7 +271,12 @@ class Faults:
         """adapter directories deleted while engines serve from them"""
         releases = self.fleet.directory / "host0" / "releases"
         shutil.rmtree(releases)
-        wait_for(lambda: (releases / NAME / f"sha256-{self.stable}" / "adapter_model.safetensors").is_file(), 120)
+        wait_for(
+            lambda: (
+                releases / NAME / f"sha256-{self.stable}" / "adapter_model.safetensors"
+            ).is_file(),
+            120,
+        )
 
     def deleted_and_restarted(self):
         """adapter directories deleted, and the engine killed"""
@@ -234,7 +298,9 @@ class Faults:
             subprocess.run(["umount", releases], check=True)
 
     def promote(self, digest, reason):
-        change_channel(self.fleet.store, NAME, lambda channel: promote(channel, digest), reason=reason)
+        change_channel(
+            self.fleet.store, NAME, lambda channel: promote(channel, digest), reason=reason
+        )
 
     def freeze(self, pid, seconds):
         os.kill(pid, signal.SIGSTOP)
@@ -246,7 +312,10 @@ class Faults:
         port = self.fleet.engine_urls[0].rpartition(":")[2]
         for process in psutil.Process(self.fleet.hosts[0].child.pid).children(recursive=True):
             command = process.cmdline()
-            if command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and command[command.index("--port") + 1] == port:
+            if (
+                command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+                and command[command.index("--port") + 1] == port
+            ):
                 return [process, *process.children(recursive=True)]
         raise SystemExit("the host has no first engine")
 
@@ -275,7 +344,10 @@ async def measure(fleet: Fleet, fault, load: Load):
     over = time.perf_counter()
     while not await asyncio.to_thread(converged, fleet):
         if time.perf_counter() - over > 300:
-            raise SystemExit(f"{fault.__name__}: not converged after 300 s: {[health(gateway) for gateway in fleet.gateways]}")
+            raise SystemExit(
+                f"{fault.__name__}: not converged after 300 s:"
+                f" {[health(gateway) for gateway in fleet.gateways]}"
+            )
         await asyncio.sleep(0.05)
     took = time.perf_counter() - over
     await asyncio.sleep(1)
@@ -286,29 +358,45 @@ async def measure(fleet: Fleet, fault, load: Load):
 
 def stub_releases(fleet):
     """Versions, and what each of them says by its first digits."""
-    releases = [fleet.release(float(value)) for value in range(5)] + [fleet.release(100.0 + value, load_s=1) for value in range(3)]
+    releases = [fleet.release(float(value)) for value in range(5)] + [
+        fleet.release(100.0 + value, load_s=1) for value in range(3)
+    ]
     return [digest for digest, _ in releases], {digest[:12]: text for digest, text in releases}
 
 
 def real_releases(fleet):
     """As `stub_releases`; what each says is asked of the engine itself, alone.
 
-    Of the random adapters those whose answers were decided by the widest margins, as an evaluation chooses probes: the engine under
-    load puts other requests into the batch, which turns near-ties.
+    Of the random adapters those whose answers were decided by the widest margins, as an evaluation
+    chooses probes: the engine under load puts other requests into the batch, which turns near-ties.
     """
-    adapters, engine, found = RandomAdapters(find_base_model(BASE, "faults.py")), fleet.engine_urls[0], {}
+    adapters, engine, found = (
+        RandomAdapters(find_base_model(BASE, "faults.py")),
+        fleet.engine_urls[0],
+        {},
+    )
     said_by_base = greedy_answer(engine, BASE, QUESTION, TOKENS).text
     for seed in range(1, 101):
         directory, name = adapters.make(fleet.directory / f"adapter-{seed}", seed), f"record-{seed}"
         load_adapter(engine, name, directory)
-        text, [whole] = greedy_answer(engine, name, QUESTION, TOKENS).text, generate(engine, name, [QUESTION], max_tokens=64, margins=True)
+        text, [whole] = (
+            greedy_answer(engine, name, QUESTION, TOKENS).text,
+            generate(engine, name, [QUESTION], max_tokens=64, margins=True),
+        )
         unload_adapter(engine, name)
-        if whole.finish_reason == "stop" and text != said_by_base and whole.margin > found.get(text, (0.0,))[0]:
+        if (
+            whole.finish_reason == "stop"
+            and text != said_by_base
+            and whole.margin > found.get(text, (0.0,))[0]
+        ):
             found[text] = (whole.margin, whole.text, directory)
     widest = sorted(found.items(), key=lambda item: -item[1][0])[:8]
     if len(widest) < 8:
         raise SystemExit("too few random adapters say something of their own")
-    published = [(fleet.publish(directory, [{"messages": QUESTION, "output": whole}]), text) for text, (_, whole, directory) in widest]
+    published = [
+        (fleet.publish(directory, [{"messages": QUESTION, "output": whole}]), text)
+        for text, (_, whole, directory) in widest
+    ]
     return [digest for digest, _ in published], {digest[:12]: text for digest, text in published}
 
 
@@ -316,10 +404,25 @@ def real_releases(fleet):
 def balancer(fleet, directory):
     """The shipped nginx configuration in front of the fleet; yields its root."""
     port, text = free_port(), (ROOT / "configs" / "hosts" / "nginx.conf").read_text()
-    hosts = "".join(f"    server {gateway.removeprefix('http://')} max_fails=1 fail_timeout=2s;\n" for gateway in fleet.gateways)
-    text = re.sub(r"(    server 10\.0\.0\..*\n)+", hosts, text).replace("listen 8443", f"listen 127.0.0.1:{port}")
-    (directory / "nginx.conf").write_text(text.replace("/run/nginx.pid", str(directory / "nginx.pid")))
-    command = ["nginx", "-e", str(directory / "nginx.log"), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
+    hosts = "".join(
+        f"    server {gateway.removeprefix('http://')} max_fails=1 fail_timeout=2s;\n"
+        for gateway in fleet.gateways
+    )
+    text = re.sub(r"(    server 10\.0\.0\..*\n)+", hosts, text).replace(
+        "listen 8443", f"listen 127.0.0.1:{port}"
+    )
+    (directory / "nginx.conf").write_text(
+        text.replace("/run/nginx.pid", str(directory / "nginx.pid"))
+    )
+    command = [
+        "nginx",
+        "-e",
+        str(directory / "nginx.log"),
+        "-c",
+        str(directory / "nginx.conf"),
+        "-g",
+        "daemon off;",
+    ]
     process = subprocess.Popen(command)
     try:
         wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}"))
@@ -330,7 +433,9 @@ def balancer(fleet, directory):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=NAMES, action="append", help="just this one; repeatable")
     parser.add_argument("--rate", type=float, help="requests a second; 50, with --real 2")
     parser.add_argument("--real", action="store_true", help="on vLLM instead of stub engines")
@@ -339,18 +444,40 @@ def main():
     directory = Path(tempfile.mkdtemp(prefix="faults-"))
     changes = {"gateway__read_timeout_s": 60 if options.real else 5, "gateway__access_log": False}
     with contextlib.ExitStack() as stack:
-        fleet = stack.enter_context(running(directory, hosts=1 if options.real else 2, engines=2, real=options.real, **changes))
-        doors = [stack.enter_context(balancer(fleet, directory))] if options.nginx else fleet.gateways
+        fleet = stack.enter_context(
+            running(
+                directory, hosts=1 if options.real else 2, engines=2, real=options.real, **changes
+            )
+        )
+        doors = (
+            [stack.enter_context(balancer(fleet, directory))] if options.nginx else fleet.gateways
+        )
         digests, texts = (real_releases if options.real else stub_releases)(fleet)
         faults = Faults(fleet, digests)
         for digest in (faults.other, faults.stable):
-            deploy(fleet.store, NAME, digest, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=300)
-        print("| fault | requests | failed | of which | wrong version | slowest answer | converged after |")
+            deploy(
+                fleet.store,
+                NAME,
+                digest,
+                fleet.gateways,
+                UNJUDGED,
+                Console(quiet=True),
+                timeout_s=300,
+            )
+        print(
+            "| fault | requests | failed | of which | wrong version | slowest answer | converged"
+            " after |"
+        )
         print("|---|---|---|---|---|---|---|", flush=True)
         for name in options.only or NAMES:
-            fault, load = getattr(faults, name), Load(doors, options.rate or (2 if options.real else 50), texts)
+            fault, load = (
+                getattr(faults, name),
+                Load(doors, options.rate or (2 if options.real else 50), texts),
+            )
             took = asyncio.run(measure(fleet, fault, load))
-            failed = {str(status): count for status, count in load.statuses.items() if status != 200}
+            failed = {
+                str(status): count for status, count in load.statuses.items() if status != 200
+            }
             kinds = ", ".join(f"{count} × {status}" for status, count in failed.items()) or "-"
             cells = [
                 fault.__doc__,

@@ -1,12 +1,14 @@
-"""What the gateway costs: against asking the engine directly and against nginx, in one run, on a stub engine.
+"""What the gateway costs: against asking the engine directly and against nginx, in one run, on a
+stub engine.
 
 Suggested usage:
 
     python tests/benchmarks/gateway.py                      # a minute or two
     python tests/benchmarks/gateway.py --requests 100000    # and whether memory stays flat
 
-The gateway (and nginx, one worker) is pinned to one core, stub and clients to the others. nginx passes requests through as they are;
-the gateway reads the body, picks a version, rewrites `model`, counts, and writes the access log (to /dev/null).
+The gateway (and nginx, one worker) is pinned to one core, stub and clients to the others. nginx
+passes requests through as they are; the gateway reads the body, picks a version, rewrites `model`,
+counts, and writes the access log (to /dev/null).
 """
 
 from __future__ import annotations
@@ -31,8 +33,14 @@ import uvloop
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "scripts")]
 
-ANSWER = b'{"id":"chatcmpl-1","object":"chat.completion","choices":[{"message":{"content":"ok"}}],"usage":{"completion_tokens":1}}'
-WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+ANSWER = (
+    b'{"id":"chatcmpl-1","object":"chat.completion","choices":[{"message":{"content":"ok"}}],'
+    b'"usage":{"completion_tokens":1}}'
+)
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(ANSWER),
+    ANSWER,
+)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"delta":{"content":"word "}}]}\n\n'
 CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
@@ -89,7 +97,11 @@ class Client(asyncio.Protocol):
             return
         assert self.buffer.startswith(b"HTTP/1.1 200"), self.buffer[:500]
         found = LENGTH.search(self.buffer, 0, end)
-        done = len(self.buffer) >= end + 4 + int(found.group(1)) if found else self.buffer.endswith(b"0\r\n\r\n")
+        done = (
+            len(self.buffer) >= end + 4 + int(found.group(1))
+            if found
+            else self.buffer.endswith(b"0\r\n\r\n")
+        )
         if done and self.waiter and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -102,7 +114,9 @@ def run_stub(port, cores):
     os.sched_setaffinity(0, cores)
 
     async def main():
-        server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", port, backlog=1024)
+        server = await asyncio.get_running_loop().create_server(
+            Stub, "127.0.0.1", port, backlog=1024
+        )
         await server.serve_forever()
 
     uvloop.run(main())
@@ -123,31 +137,40 @@ def run_gateway(port, engine, cores):
     stable, canary = (Version("support", digit * 64, "2026-11-01") for digit in "ab")
     ready = {version.engine_name: version for version in (stable, canary)}
     channel = Channel("support", 1, stable.digest, canary.digest, 10)
-    state = HostState("base", [Engine(f"http://127.0.0.1:{engine}", up=True, ready=ready)], {"support": Followed(channel)})
+    state = HostState(
+        "base",
+        [Engine(f"http://127.0.0.1:{engine}", up=True, ready=ready)],
+        {"support": Followed(channel)},
+    )
     state.refresh()
     shipped = load_serving_config(ROOT / "configs/serving.demo.yaml")
     settings = replace(shipped.gateway, port=port, max_in_flight=4096, drain_s=1)
 
     async def main():
         connections = replace(shipped.connections, max_open=16384)
-        await listen(make_gateway(state, settings, Metrics()), settings, connections, lambda _: None)
+        await listen(
+            make_gateway(state, settings, Metrics()), settings, connections, lambda _: None
+        )
         await asyncio.Event().wait()
 
     uvloop.run(main())
 
 
 NGINX = """
-worker_processes 1; daemon off; pid {directory}/pid; error_log {directory}/error.log; worker_rlimit_nofile 8192;
+worker_processes 1; daemon off; worker_rlimit_nofile 8192;
+pid {directory}/pid; error_log {directory}/error.log;
 events {{ worker_connections 4096; }}
 http {{
   access_log {directory}/access.log;
-  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/f;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/f;
   uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s; keepalive_requests 10000000;
   upstream engine {{ server 127.0.0.1:{engine}; keepalive 256; keepalive_requests 10000000; }}
   server {{
     listen 127.0.0.1:{port};
     location = /v1/chat/completions {{
-      proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+      proxy_pass http://engine; proxy_http_version 1.1; proxy_buffering off;
+      proxy_set_header Connection "";
     }}
   }}
 }}
@@ -155,8 +178,13 @@ http {{
 
 
 def run_nginx(directory, port, engine, core):
-    (directory / "nginx.conf").write_text(NGINX.format(directory=directory, port=port, engine=engine))
-    return subprocess.Popen(["taskset", "-c", str(core), "nginx", "-c", str(directory / "nginx.conf")], stderr=subprocess.DEVNULL)
+    (directory / "nginx.conf").write_text(
+        NGINX.format(directory=directory, port=port, engine=engine)
+    )
+    return subprocess.Popen(
+        ["taskset", "-c", str(core), "nginx", "-c", str(directory / "nginx.conf")],
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def free_port():
@@ -178,13 +206,19 @@ def await_port(port):
 def request(stream):
     body = b'{"model": "support", "messages": [{"role": "user", "content": "Where is my parcel?"}]'
     body += b', "stream": true}' if stream else b"}"
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type:"
+        b" application/json\r\ncontent-length: %d\r\n\r\n"
+    )
     return head % len(body) + body
 
 
 async def connect(port, count, stream):
     loop, what = asyncio.get_running_loop(), request(stream)
-    return [(await loop.create_connection(lambda: Client(what), "127.0.0.1", port))[1] for _ in range(count)]
+    return [
+        (await loop.create_connection(lambda: Client(what), "127.0.0.1", port))[1]
+        for _ in range(count)
+    ]
 
 
 async def throughput(port, total, connections=32):
@@ -205,7 +239,8 @@ async def throughput(port, total, connections=32):
 
 
 async def latencies(port, rate, seconds):
-    """Milliseconds to the last byte of streams that begin at a constant rate, whatever became of the ones before."""
+    """Milliseconds to the last byte of streams that begin at a constant rate, whatever became of
+    the ones before."""
     clients = await connect(port, 400, stream=True)
     idle, found, tasks = list(clients), [], []
 
@@ -228,8 +263,12 @@ async def latencies(port, rate, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000, help="small requests for throughput and memory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--requests", type=int, default=10_000, help="small requests for throughput and memory"
+    )
     parser.add_argument("--seconds", type=int, default=15, help="of streaming at --rate, for each")
     parser.add_argument("--rate", type=int, default=100, help="streams that begin in a second")
     options = parser.parse_args()
@@ -247,24 +286,43 @@ def main():
     try:
         for port in targets.values():
             await_port(port)
-        print(f"streams of {EVENTS} events {GAP_S * 1000:.0f} ms apart, {options.rate}/s for {options.seconds} s")
-        figures = {name: uvloop.run(latencies(port, options.rate, options.seconds)) for name, port in targets.items()}
+        print(
+            f"streams of {EVENTS} events {GAP_S * 1000:.0f} ms apart, {options.rate}/s for"
+            f" {options.seconds} s"
+        )
+        figures = {
+            name: uvloop.run(latencies(port, options.rate, options.seconds))
+            for name, port in targets.items()
+        }
         memory = psutil.Process(ours.pid).memory_info
         # Memory grows until 65,536 answers are remembered for feedback, and is flat from then on.
         uvloop.run(throughput(gateway, 70_000 if options.requests > 50_000 else 5_000))
         used = [memory().rss]
-        rates = {name: uvloop.run(throughput(port, options.requests)) for name, port in targets.items() if name != "gateway"}
+        rates = {
+            name: uvloop.run(throughput(port, options.requests))
+            for name, port in targets.items()
+            if name != "gateway"
+        }
         quarters = []
         for _ in range(4):
             quarters.append(uvloop.run(throughput(gateway, options.requests // 4)))
             used.append(memory().rss)
         rates["gateway"] = statistics.harmonic_mean(quarters)
-        print(f"{'':10} {'p50 ms':>8} {'p99 ms':>8} {'added p50':>10} {'added p99':>10} {'requests/s':>11}")
+        print(
+            f"{'':10} {'p50 ms':>8} {'p99 ms':>8} {'added p50':>10} {'added p99':>10}"
+            f" {'requests/s':>11}"
+        )
         for name, (p50, p99) in figures.items():
-            added = [f"{now - base:10.2f}" for now, base in zip((p50, p99), figures["engine"], strict=True)]
+            added = [
+                f"{now - base:10.2f}"
+                for now, base in zip((p50, p99), figures["engine"], strict=True)
+            ]
             print(f"{name:10} {p50:8.2f} {p99:8.2f} {' '.join(added)} {rates[name]:11.0f}")
         grown = ", ".join(f"{(now - used[0]) / 2**20:+.1f}" for now in used[1:])
-        print(f"gateway's memory: {used[0] / 2**20:.1f} MiB, {grown} MiB after each quarter of {options.requests} requests")
+        print(
+            f"gateway's memory: {used[0] / 2**20:.1f} MiB, {grown} MiB after each quarter of"
+            f" {options.requests} requests"
+        )
         if not theirs:
             print("nginx is not installed: no comparison (apt-get install nginx)")
     finally:

@@ -3,11 +3,12 @@
     python tests/benchmarks/hot_load.py                                   # SmolLM2 on two CPU cores
     python tests/benchmarks/hot_load.py --serving configs/serving.yaml --engine-url http://127.0.0.1:8100
 
-Signed random adapters of the largest rank that is served lie in an S3 server on this machine. A serving host (scripts/serve.py) follows
-the channel and the engine; streams ask for the adapter through its gateway without pause. Then the channel names one version after the
-other. Noted, by asking every few milliseconds: the host knows the new generation; the release lies on its disk, fetched and verified;
-the engine lists it; `/health` says that it is ready, after the effect check. Probes are recorded with the engine beforehand, alone and
-in a batch, as an evaluation does.
+Signed random adapters of the largest rank that is served lie in an S3 server on this machine. A
+serving host (scripts/serve.py) follows the channel and the engine; streams ask for the adapter
+through its gateway without pause. Then the channel names one version after the other. Noted, by
+asking every few milliseconds: the host knows the new generation; the release lies on its disk,
+fetched and verified; the engine lists it; `/health` says that it is ready, after the effect check.
+Probes are recorded with the engine beforehand, alone and in a batch, as an evaluation does.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ PROMPTS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 @dataclass
 class Streams:
-    """Streams that ask again as soon as they ended; every gap between two of their chunks, with when it ended."""
+    """Streams that ask again as soon as they ended; every gap between two of their chunks, with
+    when it ended."""
 
     url: str
     count: int
@@ -88,11 +90,17 @@ class Streams:
     async def _one(self, session: aiohttp.ClientSession, number: int) -> None:
         while not self._stop.is_set():
             number += 1
-            request = {"model": ADAPTER, "messages": PROMPTS[number % len(PROMPTS)], "max_tokens": self.max_tokens, "temperature": 0}
+            request = {
+                "model": ADAPTER,
+                "messages": PROMPTS[number % len(PROMPTS)],
+                "max_tokens": self.max_tokens,
+                "temperature": 0,
+            }
             try:
                 # Of full length, whatever the adapter says: a stream that ends has no gap to show.
                 async with session.post(
-                    f"{self.url}/v1/chat/completions", json=request | {"stream": True, "min_tokens": self.max_tokens}
+                    f"{self.url}/v1/chat/completions",
+                    json=request | {"stream": True, "min_tokens": self.max_tokens},
                 ) as answer:
                     if answer.status != 200:
                         self.failed.append(f"{answer.status}: {(await answer.text())[:200]}")
@@ -121,7 +129,8 @@ class Streams:
 
 
 def probes(url: str, base_model: str, directory: Path) -> list[dict[str, Any]]:
-    """Up to two answers that end by themselves, are the same alone and in a batch, and are not the base model's."""
+    """Up to two answers that end by themselves, are the same alone and in a batch, and are not the
+    base model's."""
     name = f"record-{adapter_digest(directory)[:12]}"
     load_adapter(url, name, directory.resolve())
     found: list[dict[str, Any]] = []
@@ -129,8 +138,14 @@ def probes(url: str, base_model: str, directory: Path) -> list[dict[str, Any]]:
         for prompt in PROMPTS:
             [answer] = generate(url, name, [prompt], max_tokens=32, concurrency=1)
             if answer.finish_reason == "stop" and answer.text:
-                [other] = generate(url, base_model, [prompt], max_tokens=max(1, answer.tokens), concurrency=1)
-                if answer.text != other.text and answer.text == generate(url, name, [prompt, *PROMPTS], max_tokens=32)[0].text:
+                [other] = generate(
+                    url, base_model, [prompt], max_tokens=max(1, answer.tokens), concurrency=1
+                )
+                if (
+                    answer.text != other.text
+                    and answer.text
+                    == generate(url, name, [prompt, *PROMPTS], max_tokens=32)[0].text
+                ):
                     found.append({"messages": prompt, "output": answer.text})
             if len(found) == 2:
                 break
@@ -140,7 +155,12 @@ def probes(url: str, base_model: str, directory: Path) -> list[dict[str, Any]]:
 
 
 def publish_versions(
-    store: ObjectStore, url: str, config: ServingConfig, options: argparse.Namespace, directory: Path, signer: Signer
+    store: ObjectStore,
+    url: str,
+    config: ServingConfig,
+    options: argparse.Namespace,
+    directory: Path,
+    signer: Signer,
 ) -> list[str]:
     """Publish the versions; their digests."""
     digests = []
@@ -150,15 +170,33 @@ def publish_versions(
         if len(digests) > options.versions or (options.adapter and not given):
             break
         rank = options.rank or config.engine.max_lora_rank
-        adapter = given.pop(0) if given else make_adapter(directory / f"a{seed}", config.base_model, shape, rank, seed, options.scale)
+        adapter = (
+            given.pop(0)
+            if given
+            else make_adapter(
+                directory / f"a{seed}", config.base_model, shape, rank, seed, options.scale
+            )
+        )
         recorded = probes(url, config.base_model.name, adapter)
         if not recorded:
-            print(f"adapter {seed}: no answer that ends, is stable and is not the base model's; the next one", flush=True)
+            print(
+                f"adapter {seed}: no answer that ends, is stable and is not the base model's; the"
+                " next one",
+                flush=True,
+            )
             continue
         digest = adapter_digest(adapter)
         manifest = json.loads((adapter / "train_manifest.json").read_text())
         source = {"commit": None, "pr": None, "actor": None}
-        publish(store, ADAPTER, adapter, gate_report(ADAPTER, digest, recorded), manifest, source=source, signer=signer)
+        publish(
+            store,
+            ADAPTER,
+            adapter,
+            gate_report(ADAPTER, digest, recorded),
+            manifest,
+            source=source,
+            signer=signer,
+        )
         digests.append(digest)
     if len(digests) < 2:
         raise SystemExit("Too few adapters with probes: try another --scale.")
@@ -176,8 +214,11 @@ def health(gateway: str) -> dict[str, Any]:
         return {}
 
 
-def change(store: ObjectStore, digest: str, gateway: str, engine: str, releases: Path, limit_s: float) -> dict[str, float]:
-    """Name a version in the channel and note when each step was seen, in `time.perf_counter` seconds."""
+def change(
+    store: ObjectStore, digest: str, gateway: str, engine: str, releases: Path, limit_s: float
+) -> dict[str, float]:
+    """Name a version in the channel and note when each step was seen, in `time.perf_counter`
+    seconds."""
     directory, name = releases / ADAPTER / f"sha256-{digest}", f"{ADAPTER}-{digest[:12]}"
     seen = {"asked": time.perf_counter()}
     change_channel(store, ADAPTER, lambda channel: promote(channel, digest), reason="benchmark")
@@ -189,7 +230,11 @@ def change(store: ObjectStore, digest: str, gateway: str, engine: str, releases:
             seen["fetched"] = time.perf_counter()
         if "fetched" in seen and "loaded" not in seen and name in served_models(engine):
             seen["loaded"] = time.perf_counter()
-        if "loaded" in seen and (report := health(gateway)).get("stable") == digest and report.get("stable_ready"):
+        if (
+            "loaded" in seen
+            and (report := health(gateway)).get("stable") == digest
+            and report.get("stable_ready")
+        ):
             seen["ready"] = time.perf_counter()
         if time.perf_counter() - seen["asked"] > limit_s:
             raise SystemExit(f"{digest[:12]} was not ready within {limit_s} s: {health(gateway)}")
@@ -201,17 +246,28 @@ def spread(gaps: list[float]) -> dict[str, float]:
     """Median, 99th percentile and largest gap in milliseconds."""
     gaps = sorted(gaps) or [0.0]
     return {
-        "chunks": len(gaps), "median": round(statistics.median(gaps), 1), "p99": round(gaps[int(len(gaps) * 0.99)], 1),
+        "chunks": len(gaps), "median": round(statistics.median(gaps), 1),
+        "p99": round(gaps[int(len(gaps) * 0.99)], 1),
         "largest": round(gaps[-1], 1),
     }  # fmt: skip
 
 
 def host_config(config_path: Path, directory: Path) -> tuple[Path, str]:
-    """The serving configuration with this benchmark's bucket, key, port and state directory; and the gateway's URL."""
+    """The serving configuration with this benchmark's bucket, key, port and state directory; and
+    the gateway's URL."""
     values = yaml.safe_load(config_path.read_text())
     values["adapters"] = [ADAPTER]
-    values["store"] = {"bucket": BUCKET, "signed_by": {"public_key": str(directory / "signing.pub.pem")}}
-    values["gateway"] |= {"host": "127.0.0.1", "port": free_port(), "api_keys": None, "drain_delay_s": 0, "drain_s": 5}
+    values["store"] = {
+        "bucket": BUCKET,
+        "signed_by": {"public_key": str(directory / "signing.pub.pem")},
+    }
+    values["gateway"] |= {
+        "host": "127.0.0.1",
+        "port": free_port(),
+        "api_keys": None,
+        "drain_delay_s": 0,
+        "drain_s": 5,
+    }
     values["state_directory"] = str(directory / "state")
     path = directory / "serving.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -221,8 +277,17 @@ def host_config(config_path: Path, directory: Path) -> tuple[Path, str]:
 @contextlib.contextmanager
 def running_host(path: Path, gateway: str, engine: str, log: Path) -> Any:
     with log.open("ab") as out:
-        command = [sys.executable, str(ROOT / "scripts/serve.py"), "--config", str(path), "--engine-url", engine]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        command = [
+            sys.executable,
+            str(ROOT / "scripts/serve.py"),
+            "--config",
+            str(path),
+            "--engine-url",
+            engine,
+        ]
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 60
         while not health(gateway):
@@ -238,7 +303,13 @@ def running_host(path: Path, gateway: str, engine: str, log: Path) -> Any:
             process.kill()
 
 
-def measure(options: argparse.Namespace, config: ServingConfig, engine: str, directory: Path, document: dict[str, Any]) -> None:
+def measure(
+    options: argparse.Namespace,
+    config: ServingConfig,
+    engine: str,
+    directory: Path,
+    document: dict[str, Any],
+) -> None:
     log = (options.output or directory / "x").with_name("hot_load_host.log")
     with s3_server(directory / "s3.log") as port:
         os.environ |= {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", **AWS}
@@ -246,11 +317,19 @@ def measure(options: argparse.Namespace, config: ServingConfig, engine: str, dir
         store = open_store(BUCKET)
         make_key_pair(directory / "signing.pem", directory / "signing.pub.pem")
         started = time.perf_counter()
-        first, *others = publish_versions(store, engine, config, options, directory, Signer(directory / "signing.pem"))
-        print(f"{1 + len(others)} versions published in {time.perf_counter() - started:.1f} s", flush=True)
+        first, *others = publish_versions(
+            store, engine, config, options, directory, Signer(directory / "signing.pem")
+        )
+        print(
+            f"{1 + len(others)} versions published in {time.perf_counter() - started:.1f} s",
+            flush=True,
+        )
         path, gateway = host_config(options.serving, directory)
         releases = directory / "state" / "releases"
-        with running_host(path, gateway, engine, log), Streams(gateway, options.streams, options.stream_tokens) as streams:
+        with (
+            running_host(path, gateway, engine, log),
+            Streams(gateway, options.streams, options.stream_tokens) as streams,
+        ):
             streams_begin = change(store, first, gateway, engine, releases, options.limit)["ready"]
             streams.failed.clear()  # until here nothing was served
             while not streams.gaps and time.perf_counter() - streams_begin < options.limit:
@@ -278,7 +357,8 @@ def measure(options: argparse.Namespace, config: ServingConfig, engine: str, dir
                 document["changes"].append(found)
                 save(options.output, document)
             document["streams"] = {
-                "at_once": options.streams, "answers": streams.answers, "failed": len(streams.failed), "why": streams.failed[:3],
+                "at_once": options.streams, "answers": streams.answers,
+                "failed": len(streams.failed), "why": streams.failed[:3],
                 "versions_seen": len(streams.versions),
             }  # fmt: skip
     save(options.output, document)
@@ -291,40 +371,91 @@ def save(path: Path | None, document: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serving", type=Path, default=ROOT / "configs/serving.demo.yaml", help="serving configuration")
-    parser.add_argument("--engine-url", help="a running vLLM (root, without /v1) instead of one that is started")
-    parser.add_argument("--versions", type=int, default=3, help="how often the channel changes, beside the first time")
-    parser.add_argument("--adapter", type=Path, action="append", default=[], help="adapter directory; repeatable; default: random ones")
-    parser.add_argument("--rank", type=int, help="of random adapters; default: the largest that is served")
-    parser.add_argument("--scale", type=float, default=0.01, help="of the B matrices of random adapters")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--serving",
+        type=Path,
+        default=ROOT / "configs/serving.demo.yaml",
+        help="serving configuration",
+    )
+    parser.add_argument(
+        "--engine-url", help="a running vLLM (root, without /v1) instead of one that is started"
+    )
+    parser.add_argument(
+        "--versions",
+        type=int,
+        default=3,
+        help="how often the channel changes, beside the first time",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        help="adapter directory; repeatable; default: random ones",
+    )
+    parser.add_argument(
+        "--rank", type=int, help="of random adapters; default: the largest that is served"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=0.01, help="of the B matrices of random adapters"
+    )
     parser.add_argument("--streams", type=int, default=4, help="at once, all the time")
     parser.add_argument("--stream-tokens", type=int, default=128, help="tokens of each stream")
-    parser.add_argument("--quiet", type=float, default=4.0, help="seconds of streaming without a change, to compare with")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds that a version may take")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures; the host's log goes beside it")
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=4.0,
+        help="seconds of streaming without a change, to compare with",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds that a version may take"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the figures; the host's log goes beside it"
+    )
     options = parser.parse_args()
     config = load_serving_config(options.serving)
     document: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": device_name(), "engine": engine_version(), "changes": [],
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": device_name(),
+        "engine": engine_version(), "changes": [],
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="hot-load-benchmark-") as scratch, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="hot-load-benchmark-") as scratch,
+        contextlib.ExitStack() as stack,
+    ):
         url = options.engine_url
         if url is None:
-            engine = stack.enter_context(start_engine(config, port=free_port(), log=Path(scratch) / "engine.log"))
+            engine = stack.enter_context(
+                start_engine(config, port=free_port(), log=Path(scratch) / "engine.log")
+            )
             while engine.starting():
                 time.sleep(0.3)
             url = engine.url
         measure(options, config, url, Path(scratch), document)
     print(f"{document['device']}, {document['engine']}, {options.streams} streams")
     head = ("total", "seen", "fetch", "load", "check")
-    print(f"{'seconds':>10} {' '.join(f'{name:>7}' for name in head)} | largest gap, ms: {'fetch':>7} {'load':>7} {'all':>7}")
+    print(
+        f"{'seconds':>10} {' '.join(f'{name:>7}' for name in head)} | largest gap, ms: {'fetch':>7}"
+        f" {'load':>7} {'all':>7}"
+    )
     for number, line in enumerate(document["changes"], 1):
-        steps = [line[name] for name in ("total_s", "seen_s", "fetch_and_verify_s", "load_s", "effect_check_s")]
+        steps = [
+            line[name]
+            for name in ("total_s", "seen_s", "fetch_and_verify_s", "load_s", "effect_check_s")
+        ]
         gaps = [line[name]["largest"] for name in ("gaps_fetch", "gaps_load", "gaps_all")]
-        print(f"{number:>10} {' '.join(f'{step:7.2f}' for step in steps)} | {'':16} {' '.join(f'{gap:7.1f}' for gap in gaps)}")
+        print(
+            f"{number:>10} {' '.join(f'{step:7.2f}' for step in steps)} | {'':16}"
+            f" {' '.join(f'{gap:7.1f}' for gap in gaps)}"
+        )
     quiet = document["quiet"]
-    print(f"without a change: median gap {quiet['median']} ms, p99 {quiet['p99']} ms, largest {quiet['largest']} ms")
+    print(
+        f"without a change: median gap {quiet['median']} ms, p99 {quiet['p99']} ms, largest"
+        f" {quiet['largest']} ms"
+    )
     print(f"streams: {document['streams']}")
 
 

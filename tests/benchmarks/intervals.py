@@ -2,7 +2,8 @@
 
 python tests/benchmarks/intervals.py paired [--step 1]        levels of paired rates, every n
 python tests/benchmarks/intervals.py candidates               other limits of paired rates
-python tests/benchmarks/intervals.py latency                  latencies in spells, sides in turn or not
+python tests/benchmarks/intervals.py latency                  latencies in spells, sides in \\
+    turn or not
 """
 
 from __future__ import annotations
@@ -40,10 +41,15 @@ def level(region: Numbers, n: int, difference: float, shares: int = 801) -> tupl
     spread = 7 * math.sqrt(n) / 2 + 12
     chances = np.zeros(shares)
     for part in np.array_split(np.arange(shares), max(1, shares // 50)):
-        first, last = max(int(n * loss[part[0]] - spread), 0), min(int(n * loss[part[-1]] + spread), n)
+        first, last = (
+            max(int(n * loss[part[0]] - spread), 0),
+            min(int(n * loss[part[-1]] + spread), n),
+        )
         losses = np.arange(first, last + 1)
         rest, least = n - losses, region[losses]
-        tail = special.bdtrc(least - 1.0, rest, np.minimum(gain[part] / (1 - loss[part]), 1.0)[:, None])
+        tail = special.bdtrc(
+            least - 1.0, rest, np.minimum(gain[part] / (1 - loss[part]), 1.0)[:, None]
+        )
         tail = np.where(least <= 0, 1.0, np.where(least > rest, 0.0, tail))
         chances[part] = (stats.binom.pmf(losses, n, loss[part][:, None]) * tail).sum(axis=1)
     best = int(chances.argmax())
@@ -57,17 +63,21 @@ def levels(step: int, shares: int, margins: list[float]) -> None:
     for margin in margins:
         for wrong, bar in (("PASS", -margin), ("FAIL", margin)):
             sizes = range(20, 1_001, step)
-            found = [(*level(paired.least_gains(n, bar, 1 - LEVEL), n, bar, shares), n) for n in sizes]
+            found = [
+                (*level(paired.least_gains(n, bar, 1 - LEVEL), n, bar, shares), n) for n in sizes
+            ]
             worst = max(found)
             mean = np.mean([chance for chance, *_ in found])
             print(
-                f"| {margin:g} | false {wrong} | {len(found)} of 20–1,000 | {worst[0]:.5f} | {worst[2]} | {worst[1]:.3f} | {mean:.3f} |",
+                f"| {margin:g} | false {wrong} | {len(found)} of 20–1,000 | {worst[0]:.5f} |"
+                f" {worst[2]} | {worst[1]:.3f} | {mean:.3f} |",
                 flush=True,
             )
 
 
 def _region(limit: Callable[[int, int, int], float], n: int, bar: float, most: int) -> Numbers:
-    """Least gains by losses of a limit; it grows with the gains. More losses than `most` never pass."""
+    """Least gains by losses of a limit; it grows with the gains. More losses than `most` never
+    pass."""
     least = np.full(n + 1, n + 1)
     start = 0
     for losses in range(min(most, n) + 1):
@@ -98,7 +108,8 @@ def _tango(correction: float) -> Callable[[int, int, int], float]:
 
 
 def _newcombe(gains: int, losses: int, n: int) -> float:
-    """Square-and-add on the two Wilson limits of gains and losses (Newcombe 1998, without its phi)."""
+    """Square-and-add on the two Wilson limits of gains and losses (Newcombe 1998, without its
+    phi)."""
     z = float(special.ndtri(1 - LEVEL))
 
     def wilson(hits: int, sign: int) -> float:
@@ -127,19 +138,28 @@ def candidates() -> None:
         "two exact limits (Bonferroni)": _two_exact,
     }
     sizes = (65, 100, 133, 156, 200, 239, 300, 461, 700)
-    print("| limit | worst false PASS | worst false FAIL | P(PASS, equal), margin 0.02 / 0.05: n = 239 | n = 461 |")
+    print(
+        "| limit | worst false PASS | worst false FAIL | P(PASS, equal), margin 0.02 / 0.05: n ="
+        " 239 | n = 461 |"
+    )
     print("|---|---|---|---|---|")
     for name, limit in [("exact (Buehler) by the score limit", None), *limits.items()]:
         worst, power = {"PASS": (0.0, 0), "FAIL": (0.0, 0)}, {}
         for n in sizes:
             for margin in MARGINS[:3]:
                 for wrong, bar in (("PASS", -margin), ("FAIL", margin)):
-                    region = _region(limit, n, bar, 60) if limit else paired.least_gains(n, bar, 1 - LEVEL)
+                    region = (
+                        _region(limit, n, bar, 60)
+                        if limit
+                        else paired.least_gains(n, bar, 1 - LEVEL)
+                    )
                     worst[wrong] = max(worst[wrong], (level(region, n, bar, 201)[0], n))
                     if wrong == "PASS":
                         power[n, margin] = paired.chance(region, n, 0.005, 0.005)
         shown = " | ".join(f"{power[n, 0.02]:.2f} / {power[n, 0.05]:.2f}" for n in (239, 461))
-        levels_ = " | ".join(f"{worst[wrong][0]:.4f} (n = {worst[wrong][1]})" for wrong in ("PASS", "FAIL"))
+        levels_ = " | ".join(
+            f"{worst[wrong][0]:.4f} (n = {worst[wrong][1]})" for wrong in ("PASS", "FAIL")
+        )
         print(f"| {name} | {levels_} | {shown} |", flush=True)
 
 
@@ -154,7 +174,10 @@ def _spells(random: np.random.Generator, phi: float, n: int) -> Numbers:
 def latency(experiments: int) -> None:
     """One-sided errors at the bar: of the 95th percentile, and of the ratio of two."""
     random, truth = np.random.default_rng(1), float(special.ndtri(0.95))
-    print("| phi | n | p95, each request alone: low / high | p95, as judged: low / high | no upper bound |")
+    print(
+        "| phi | n | p95, each request alone: low / high | p95, as judged: low / high | no upper"
+        " bound |"
+    )
     print("|---|---|---|---|---|")
     for n in (100, 200, 400):
         for phi in (0.0, 0.3, 0.5, 0.7):
@@ -162,7 +185,10 @@ def latency(experiments: int) -> None:
             wrong = np.zeros(5)
             for _ in range(experiments):
                 values = _spells(random, phi, n)
-                ranked, found = np.sort(values), intervals.quantile_interval(values.tolist(), 0.95, 0.95)
+                ranked, found = (
+                    np.sort(values),
+                    intervals.quantile_interval(values.tolist(), 0.95, 0.95),
+                )
                 wrong += [
                     ranked[below - 1] > truth,
                     above <= n and ranked[min(above, n) - 1] < truth,
@@ -171,8 +197,15 @@ def latency(experiments: int) -> None:
                     found.high is None,
                 ]
             low, high, own_low, own_high, none = wrong / experiments
-            print(f"| {phi} | {n} | {low:.3f} / {high:.3f} | {own_low:.3f} / {own_high:.3f} | {none:.2f} |", flush=True)
-    print("\n| prompts · noise | phi | one side after the other: false PASS / FAIL | in turn: false PASS / FAIL |")
+            print(
+                f"| {phi} | {n} | {low:.3f} / {high:.3f} | {own_low:.3f} / {own_high:.3f} |"
+                f" {none:.2f} |",
+                flush=True,
+            )
+    print(
+        "\n| prompts · noise | phi | one side after the other: false PASS / FAIL | in turn: false"
+        " PASS / FAIL |"
+    )
     print("|---|---|---|---|")
     for prompts, noise in ((0.5, 0.1), (0.3, 0.3), (0.0, 0.2)):
         for phi in (0.0, 0.3, 0.5, 0.7):
@@ -184,19 +217,34 @@ def latency(experiments: int) -> None:
                 apart = np.stack([_spells(random, phi, 200), _spells(random, phi, 200)], axis=1)
                 for place, spells in enumerate((apart, both)):
                     times = np.exp(asked[:, None] + noise * spells) * (1.1, 1.0)
-                    low, high = intervals.ratio_interval(times[:, 0], times[:, 1], nearest_rank_p95, 0.95, seed, 399)
-                    wrong[2 * place : 2 * place + 2] += [high is not None and high < 1.1, low is not None and low > 1.1]
+                    low, high = intervals.ratio_interval(
+                        times[:, 0], times[:, 1], nearest_rank_p95, 0.95, seed, 399
+                    )
+                    wrong[2 * place : 2 * place + 2] += [
+                        high is not None and high < 1.1,
+                        low is not None and low > 1.1,
+                    ]
             one, two, three, four = wrong / (experiments // 4)
-            print(f"| {prompts} · {noise} | {phi} | {one:.3f} / {two:.3f} | {three:.3f} / {four:.3f} |", flush=True)
+            print(
+                f"| {prompts} · {noise} | {phi} | {one:.3f} / {two:.3f} | {three:.3f} /"
+                f" {four:.3f} |",
+                flush=True,
+            )
 
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", choices=("paired", "candidates", "latency"))
     parser.add_argument("--step", type=int, default=1, help="of n")
-    parser.add_argument("--shares", type=int, default=301, help="shares of changed rows that are tried for each n")
-    parser.add_argument("--margin", type=float, action="append", help="only this one; several times")
+    parser.add_argument(
+        "--shares", type=int, default=301, help="shares of changed rows that are tried for each n"
+    )
+    parser.add_argument(
+        "--margin", type=float, action="append", help="only this one; several times"
+    )
     parser.add_argument("--experiments", type=int, default=2_000, help="of each line of `latency`")
     options = parser.parse_args()
     started = time.monotonic()

@@ -28,7 +28,10 @@ def shipped(name: str) -> None:
     config = load_gates(spec.evaluation.gate)
     found = outlooks_of(config, rows_of(spec), registered=bool(spec.extension_data))
     print(f"\n`{name}`\n")
-    print("| gate | rows or requests | P(PASS), equal | P(PASS), at the bar | P(no PASS), twice as much worse | P(FAIL), the same |")
+    print(
+        "| gate | rows or requests | P(PASS), equal | P(PASS), at the bar | P(no PASS), twice as"
+        " much worse | P(FAIL), the same |"
+    )
     print("|---|---|---|---|---|---|")
     for one in found:
         chances = " | ".join(map(_shown, (one.equal, one.bar, one.worse, one.failed)))
@@ -46,7 +49,9 @@ def costs() -> None:
     for margin in (0.02, 0.03, 0.04, 0.05, 0.06):
         cells = []
         for metric in ("rouge_l", "format_compliance", "over_refusal"):
-            gate = gates[metric].__class__(**{**vars(gates[metric]), "minimum": None, "maximum": None, "margin": margin})
+            gate = gates[metric].__class__(
+                **{**vars(gates[metric]), "minimum": None, "maximum": None, "margin": margin}
+            )
             (one,) = outlooks(gate, 20, 0.95)
             cells.append(str(one.needed))
         print(f"| {margin:g} | {' | '.join(cells)} |", flush=True)

@@ -1,11 +1,14 @@
-"""What JSON Schemas cost the engine's compiler: what the caps of `serving/schema_cost.py` are chosen by.
+"""What JSON Schemas cost the engine's compiler: what the caps of `serving/schema_cost.py` are
+chosen by.
 
 Suggested usage:
 
-    python tests/benchmarks/schema_compile.py                      # the demo's 49,152 tokens; some minutes
+    # the demo's 49,152 tokens; some minutes
+    python tests/benchmarks/schema_compile.py
     python tests/benchmarks/schema_compile.py --more-tokens 80000  # about as many as Llama 3 has
 
-Each schema is compiled in a process of its own, which is ended after 20 s. "refused" is what the gateway does with it.
+Each schema is compiled in a process of its own, which is ended after 20 s. "refused" is what the
+gateway does with it.
 """
 
 from __future__ import annotations
@@ -35,8 +38,13 @@ def properties(count: int, schema: dict[str, Any] = TEXT) -> dict[str, Any]:
 
 def different(count: int, **bounds: int) -> dict[str, Any]:
     """Texts whose bounds all differ, so that nothing is compiled once for all of them."""
-    texts = [TEXT | {name: value + number for name, value in bounds.items()} for number in range(count)]
-    return {"type": "object", "properties": {f"p{number}": text for number, text in enumerate(texts)}}
+    texts = [
+        TEXT | {name: value + number for name, value in bounds.items()} for number in range(count)
+    ]
+    return {
+        "type": "object",
+        "properties": {f"p{number}": text for number, text in enumerate(texts)},
+    }
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -48,14 +56,19 @@ def nested(levels: int) -> dict[str, Any]:
 
 def doubled(count: int) -> dict[str, Any]:
     """Definitions that name the former one twice: 2^count if written out."""
-    pairs = {f"d{number}": {"anyOf": [{"$ref": f"#/$defs/d{number - 1}"}] * 2} for number in range(1, count)}
+    pairs = {
+        f"d{number}": {"anyOf": [{"$ref": f"#/$defs/d{number - 1}"}] * 2}
+        for number in range(1, count)
+    }
     return {"$defs": {"d0": TEXT, **pairs}, "$ref": f"#/$defs/d{count - 1}"}
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "16 properties": properties(16),
     "250 properties": properties(250),
-    "250 properties, all required": properties(250) | {"required": [f"p{number}" for number in range(250)]},
+    "250 properties, all required": (
+        properties(250) | {"required": [f"p{number}" for number in range(250)]}
+    ),
     "1,000 properties": properties(1000),
     "12 levels": nested(12),
     "60 levels": nested(60),
@@ -67,7 +80,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "64 e-mail addresses": properties(64, TEXT | {"format": "email"}),
     "64 ranges of integers": {
         "type": "object",
-        "properties": {f"p{number}": {"type": "integer", "minimum": -(10**9) - number, "maximum": 10**9 + number} for number in range(64)},
+        "properties": {
+            f"p{number}": {
+                "type": "integer",
+                "minimum": -(10**9) - number,
+                "maximum": 10**9 + number,
+            }
+            for number in range(64)
+        },
     },
     "at most 1,000 items": {"type": "array", "items": properties(16), "maxItems": 1000},
     "3 to 40 of 64 properties": properties(64) | {"minProperties": 3, "maxProperties": 40},
@@ -81,7 +101,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def compile_schema(tokens: list[str], schema: dict[str, Any], results: Any) -> None:
-    info = xgrammar.TokenizerInfo(tokens, vocab_type=xgrammar.VocabType.BYTE_LEVEL, stop_token_ids=[0, 2])
+    info = xgrammar.TokenizerInfo(
+        tokens, vocab_type=xgrammar.VocabType.BYTE_LEVEL, stop_token_ids=[0, 2]
+    )
     compiler = xgrammar.GrammarCompiler(info, max_threads=8, cache_enabled=False)
     started = time.perf_counter()
     compiler.compile_json_schema(json.dumps(schema), any_whitespace=True)
@@ -94,12 +116,20 @@ def main() -> None:
     from adapterops.serving.config import load_serving_config
     from adapterops.serving.schema_cost import SchemaCost
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--more-tokens", type=int, default=0, help="pairs of tokens added to the vocabulary")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--more-tokens", type=int, default=0, help="pairs of tokens added to the vocabulary"
+    )
     more = parser.parse_args().more_tokens
-    tokenizer = Tokenizer.from_file(str(base_model_directory(load_base_models()["smollm2-135m-instruct"]) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(
+        str(base_model_directory(load_base_models()["smollm2-135m-instruct"]) / "tokenizer.json")
+    )
     tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
-    tokens += [tokens[200 + number % 40_000] + tokens[200 + number * 7 % 40_000] for number in range(more)]
+    tokens += [
+        tokens[200 + number % 40_000] + tokens[200 + number * 7 % 40_000] for number in range(more)
+    ]
     limits = load_serving_config(ROOT / "configs/serving.yaml").gateway.limits
     print(f"xgrammar {importlib.metadata.version('xgrammar')}, {len(tokens)} tokens")
     context = multiprocessing.get_context("fork")

@@ -2,9 +2,10 @@
 
 python tests/benchmarks/threads_cpu.py
 
-Training steps of the demo's recipe, alone and beside a busy process, and answers of the demo's engine, with and without the plug-in that
-has vLLM's scheduler sleep; each in a fresh process, since libgomp reads OMP_WAIT_POLICY when it is loaded. Told nothing, as both are here,
-its threads spin for some milliseconds.
+Training steps of the demo's recipe, alone and beside a busy process, and answers of the demo's
+engine, with and without the plug-in that has vLLM's scheduler sleep; each in a fresh process, since
+libgomp reads OMP_WAIT_POLICY when it is loaded. Told nothing, as both are here, its threads spin
+for some milliseconds.
 """
 
 import json
@@ -24,7 +25,11 @@ SPIN = "300000"  # libgomp's own count where it is told nothing, which an empty 
 
 
 @click.command()
-@click.option("--measure", type=click.Choice(["train", "engine"]), help="Measure here and print tokens a second (what the script starts).")
+@click.option(
+    "--measure",
+    type=click.Choice(["train", "engine"]),
+    help="Measure here and print tokens a second (what the script starts).",
+)
 def main(measure: str | None) -> None:
     """Print tokens a second with threads that spin and with threads that sleep, and their ratio."""
     if measure:
@@ -37,11 +42,15 @@ def main(measure: str | None) -> None:
 
 
 def compare(what: str, circumstances: str, *, busy: bool = False, **environment: str) -> None:
-    """Measure with both kinds of threads under the same circumstances, and print a line for each figure."""
+    """Measure with both kinds of threads under the same circumstances, and print a line for each
+    figure."""
     spin = measured(what, {**environment, "OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": SPIN}, busy=busy)
     sleep = measured(what, {**environment, "OMP_WAIT_POLICY": "passive"}, busy=busy)
     for name in spin:
-        figures = f"spin {spin[name]:6.1f}  sleep {sleep[name]:6.1f} tok/s  {sleep[name] / spin[name]:.2f} ×"
+        figures = (
+            f"spin {spin[name]:6.1f}  sleep {sleep[name]:6.1f} tok/s "
+            f" {sleep[name] / spin[name]:.2f} ×"
+        )
         print(f"{name:44} {circumstances:22} {figures}", flush=True)
 
 
@@ -51,7 +60,12 @@ def measured(what: str, environment: dict[str, str], *, busy: bool) -> dict[str,
     try:
         command = [sys.executable, __file__, "--measure", what]
         output = subprocess.run(
-            command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+            command,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
         ).stdout
     finally:
         if hog:
@@ -68,7 +82,8 @@ def train() -> dict[str, float]:
 
 
 def engine(max_tokens: int = 32) -> dict[str, float]:
-    """Answers of the demo's engine, four at a time and all at once, of an adapter and of its base model."""
+    """Answers of the demo's engine, four at a time and all at once, of an adapter and of its base
+    model."""
     from adapterops.engine.client import greedy_answer, load_adapter
     from adapterops.engine.server import start_engine
     from adapterops.serving.config import load_serving_config
@@ -76,7 +91,10 @@ def engine(max_tokens: int = 32) -> dict[str, float]:
     from random_adapters import RandomAdapters
 
     config = load_serving_config(ROOT / "configs/serving.demo.yaml")
-    prompts = [json.loads(line)["instruction"] for line in (ROOT / "data/eval/support.jsonl").read_text(encoding="utf-8").splitlines()]
+    prompts = [
+        json.loads(line)["instruction"]
+        for line in (ROOT / "data/eval/support.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     speeds = {}
     with tempfile.TemporaryDirectory() as scratch:
         adapter = RandomAdapters(config.base_model).make(Path(scratch) / "adapter", seed=1)
@@ -88,7 +106,12 @@ def engine(max_tokens: int = 32) -> dict[str, float]:
             def answers(model: str, at_once: int, asked: list[str]) -> float:
                 with ThreadPoolExecutor(at_once) as pool:
                     began = time.perf_counter()
-                    said = pool.map(lambda text: greedy_answer(running.url, model, [{"role": "user", "content": text}], max_tokens), asked)
+                    said = pool.map(
+                        lambda text: greedy_answer(
+                            running.url, model, [{"role": "user", "content": text}], max_tokens
+                        ),
+                        asked,
+                    )
                     return sum(answer.tokens for answer in said) / (time.perf_counter() - began)
 
             answers("adapter", 4, prompts[:4])

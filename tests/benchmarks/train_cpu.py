@@ -1,4 +1,5 @@
-"""What the processor computes the demo's training in, and what that costs: steps in float32 and in bf16 on the same packs.
+"""What the processor computes the demo's training in, and what that costs: steps in float32 and in
+bf16 on the same packs.
 
 python tests/benchmarks/train_cpu.py
 """
@@ -22,7 +23,10 @@ def main(steps: int) -> None:
     from adapterops.processor import cpu_dtype
     from adapterops.train import network
 
-    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; a training here takes {cpu_dtype()}")
+    print(
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; a training"
+        f" here takes {cpu_dtype()}"
+    )
     speeds = {}
     for dtype in (torch.float32, torch.bfloat16):
         network.compute_dtype = lambda _, dtype=dtype: dtype  # what the processor would decide
@@ -32,7 +36,8 @@ def main(steps: int) -> None:
 
 
 def timed_steps(steps: int) -> tuple[float, float]:
-    """Tokens a second of forward and backward passes over packs, after one of warm-up, and the last loss in nats."""
+    """Tokens a second of forward and backward passes over packs, after one of warm-up, and the last
+    loss in nats."""
     from adapterops.basemodels import load_tokenizer
     from adapterops.schemas import ROOT
     from adapterops.train.build import build_trainer
@@ -41,7 +46,13 @@ def timed_steps(steps: int) -> tuple[float, float]:
 
     recipe = load_recipe(ROOT / "configs/qlora/smollm2-135m.yaml")
     tokenizer = load_tokenizer(recipe.base_model)
-    encoded = encode_files([ROOT / "data/training/support.jsonl"], tokenizer, recipe.base_model, recipe.training["max_length"], "error")
+    encoded = encode_files(
+        [ROOT / "data/training/support.jsonl"],
+        tokenizer,
+        recipe.base_model,
+        recipe.training["max_length"],
+        "error",
+    )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(recipe, recipe.training, encoded.rows(), tokenizer, Path(scratch))
     tokens = seconds = 0.0

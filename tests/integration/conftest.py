@@ -1,4 +1,5 @@
-"""A real vLLM and a real S3 server, started once a session by the first test that asks, and adapters that change what it says."""
+"""A real vLLM and a real S3 server, started once a session by the first test that asks, and
+adapters that change what it says."""
 
 import dataclasses
 import functools
@@ -18,8 +19,12 @@ from release_documents import QUESTIONS
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
-    """An S3 server process; boto3's environment points to it for the session. Yields that environment."""
-    with s3_server(tmp_path_factory.mktemp("s3") / "moto.log") as port, pytest.MonkeyPatch.context() as patch:
+    """An S3 server process; boto3's environment points to it for the session. Yields that
+    environment."""
+    with (
+        s3_server(tmp_path_factory.mktemp("s3") / "moto.log") as port,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         settings = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", **AWS}
         for name, value in settings.items():
             patch.setenv(name, value)
@@ -32,13 +37,17 @@ def s3(tmp_path_factory):
 def serving_config():
     """The demo's configuration with the engine on a free port."""
     config = load_serving_config(ROOT / "configs/serving.demo.yaml")
-    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, port=free_port(), start_timeout_s=800))
+    return dataclasses.replace(
+        config, engine=dataclasses.replace(config.engine, port=free_port(), start_timeout_s=800)
+    )
 
 
 @pytest.fixture(scope="session")
 def engine(serving_config, tmp_path_factory):
     """The URL of a vLLM that serves the demo's base model."""
-    with start_engine(serving_config, log=tmp_path_factory.mktemp("engine") / "engine.log") as running:
+    with start_engine(
+        serving_config, log=tmp_path_factory.mktemp("engine") / "engine.log"
+    ) as running:
         while running.starting():
             time.sleep(0.5)
         yield running.url
@@ -46,7 +55,8 @@ def engine(serving_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def random_adapter(serving_config, tmp_path_factory):
-    """`make(seed, scale)`: a LoRA adapter of rank 8 with random weights; scale 0 makes one without effect."""
+    """`make(seed, scale)`: a LoRA adapter of rank 8 with random weights; scale 0 makes one without
+    effect."""
     adapters = RandomAdapters(serving_config.base_model)
 
     def make(seed, scale=0.05):
@@ -57,7 +67,8 @@ def random_adapter(serving_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def record_probes(engine, serving_config):
-    """`record(directory)`: up to two greedy answers of an adapter, from the engine itself, that end by themselves.
+    """`record(directory)`: up to two greedy answers of an adapter, from the engine itself, that end
+    by themselves.
 
     With `effect` they are not what the base model says.
     """
@@ -72,8 +83,12 @@ def record_probes(engine, serving_config):
         try:
             for prompt in QUESTIONS:
                 answer = said(name, prompt)
-                if answer.finish_reason == "stop" and (not effect or answer.text != said(serving_config.base_model.name, prompt).text):
-                    probes.append({"messages": [{"role": "user", "content": prompt}], "output": answer.text})
+                if answer.finish_reason == "stop" and (
+                    not effect or answer.text != said(serving_config.base_model.name, prompt).text
+                ):
+                    probes.append(
+                        {"messages": [{"role": "user", "content": prompt}], "output": answer.text}
+                    )
                 if len(probes) == 2:
                     break
         finally:

@@ -1,4 +1,5 @@
-"""A serving host on real parts: releases from S3 into a real vLLM, answers through the gateway with the `openai` client."""
+"""A serving host on real parts: releases from S3 into a real vLLM, answers through the gateway with
+the `openai` client."""
 
 import contextlib
 import json
@@ -44,7 +45,12 @@ BUCKET = "serving-test"
 ADAPTER = "support-demo"
 ADAPTERS = [ADAPTER, "no-effect", "damaged", "foreign", "no-probes"]
 CONSOLE = Console(width=200)
-NEVER_SAID = [{"messages": [{"role": "user", "content": "Name a colour."}], "output": "Something it never says."}]
+NEVER_SAID = [
+    {
+        "messages": [{"role": "user", "content": "Name a colour."}],
+        "output": "Something it never says.",
+    }
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,13 @@ def settings(serving_config, tmp_path_factory):
     path.write_text(yaml.safe_dump(values))
     gateway = f"http://127.0.0.1:{values['gateway']['port']}"
     signer = Signer(directory / "signing.pem")
-    return {"path": path, "gateway": gateway, "log": directory / "host.log", "state": directory / "state", "signer": signer}
+    return {
+        "path": path,
+        "gateway": gateway,
+        "log": directory / "host.log",
+        "state": directory / "state",
+        "signer": signer,
+    }
 
 
 def health(gateway):
@@ -97,7 +109,13 @@ def wait_for(what, seconds=180):
 def start_host(settings, *options, **changes):
     with settings["log"].open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts/serve.py"), "--config", str(settings["path"]), *options],
+            [
+                sys.executable,
+                str(ROOT / "scripts/serve.py"),
+                "--config",
+                str(settings["path"]),
+                *options,
+            ],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment(**changes),
@@ -129,7 +147,9 @@ def release(store, settings, serving_config, random_adapter, record_probes):
     """`release(seed)` publishes an adapter as the pipeline would; returns its digest and probes."""
 
     def make(seed, name=ADAPTER, scale=0.05, base_model=None, probes=None):
-        for attempt in range(5):  # not every random adapter gives other answers than the base model, and ends them
+        for attempt in range(
+            5
+        ):  # not every random adapter gives other answers than the base model, and ends them
             directory = random_adapter(seed + 10 * attempt, scale)
             recorded = record_probes(directory, effect=scale > 0) if probes is None else probes
             if recorded or probes is not None:
@@ -139,7 +159,9 @@ def release(store, settings, serving_config, random_adapter, record_probes):
         digest = adapter_digest(directory)
         base = serving_config.base_model
         report = gate_report(name, digest, recorded)
-        manifest = train_manifest(digest, 8, (base_model or base.name, base.source_id, base.revision))
+        manifest = train_manifest(
+            digest, 8, (base_model or base.name, base.source_id, base.revision)
+        )
         source = {"commit": None, "pr": None, "actor": None}
         publish(store, name, directory, report, manifest, source=source, signer=settings["signer"])
         return digest, recorded
@@ -165,7 +187,14 @@ def say(gateway, model, messages, **options):
 
 
 def script(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def test_before_the_first_deployment_only_the_base_model_answers(host, engine, serving_config):
@@ -179,33 +208,63 @@ def test_before_the_first_deployment_only_the_base_model_answers(host, engine, s
 
 
 def test_generation_ends_at_the_stop_token(engine, serving_config):
-    answer = greedy_answer(engine, serving_config.base_model.name, [{"role": "user", "content": "What is the capital of France?"}], 256)
+    answer = greedy_answer(
+        engine,
+        serving_config.base_model.name,
+        [{"role": "user", "content": "What is the capital of France?"}],
+        256,
+    )
     assert (answer.finish_reason, "<|im_end|>" in answer.text) == ("stop", False)
 
 
 def test_asking_how_surely_an_answer_was_decided_does_not_change_it(engine, serving_config):
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
     name = serving_config.base_model.name
-    plain, asked = (generate(engine, name, prompts, max_tokens=24, concurrency=1, margins=margins) for margins in (False, True))
+    plain, asked = (
+        generate(engine, name, prompts, max_tokens=24, concurrency=1, margins=margins)
+        for margins in (False, True)
+    )
     assert [answer.text for answer in asked] == [answer.text for answer in plain]
-    assert all(answer.margin >= 0 for answer in asked)  # 0 where the two likeliest tokens are as likely, as happens in bf16
+    assert all(
+        answer.margin >= 0 for answer in asked
+    )  # 0 where the two likeliest tokens are as likely, as happens in bf16
     assert len({round(answer.margin, 3) for answer in asked}) > 2  # bf16 has few values
     assert {answer.margin for answer in plain} == {None}
 
 
 def test_the_server_reads_the_tokens_that_training_wrote(engine, serving_config):
-    """Prompt and whole conversation of every eighth training row of both languages, rendered by vLLM and by the trainer."""
+    """Prompt and whole conversation of every eighth training row of both languages, rendered by
+    vLLM and by the trainer."""
     base_model = serving_config.base_model
     tokenizer = load_tokenizer(base_model)
-    rows = [row for name in ("support", "support-ko") for row in load_rows(ROOT / f"data/training/{name}.jsonl", "training")][::8]
+    rows = [
+        row
+        for name in ("support", "support-ko")
+        for row in load_rows(ROOT / f"data/training/{name}.jsonl", "training")
+    ][::8]
     # Rows with a system message and with several turns, whatever the files hold.
-    turns = [{"role": role, "content": f"{role} 🙂 말"} for role in ("user", "assistant", "user", "assistant")]
-    brief = {"system": "Be brief.", "instruction": "Hi", "input": "  two  spaces\n", "output": " ok "}
+    turns = [
+        {"role": role, "content": f"{role} 🙂 말"}
+        for role in ("user", "assistant", "user", "assistant")
+    ]
+    brief = {
+        "system": "Be brief.",
+        "instruction": "Hi",
+        "input": "  two  spaces\n",
+        "output": " ok ",
+    }
     rows += [Row(0, brief), Row(0, {"messages": turns})]
 
     def tokens(messages, **options):
-        body = {"model": base_model.name, "messages": messages, "add_special_tokens": False, **options}
-        request = urllib.request.Request(f"{engine}/tokenize", json.dumps(body).encode(), {"content-type": "application/json"})
+        body = {
+            "model": base_model.name,
+            "messages": messages,
+            "add_special_tokens": False,
+            **options,
+        }
+        request = urllib.request.Request(
+            f"{engine}/tokenize", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)["tokens"]
 
@@ -215,7 +274,9 @@ def test_the_server_reads_the_tokens_that_training_wrote(engine, serving_config)
         trained, labels = encode_messages(messages, tokenizer, base_model)
         whole = tokens(messages, add_generation_prompt=False)
         assert whole[: len(trained)] == trained
-        assert tokenizer.decode(whole[len(trained) :]).strip() == ""  # what the template writes after the last turn is never generated
+        assert (
+            tokenizer.decode(whole[len(trained) :]).strip() == ""
+        )  # what the template writes after the last turn is never generated
         prompt = tokens(messages[:-1], add_generation_prompt=True)
         assert trained[: len(prompt)] == prompt
         assert labels[len(prompt) :] == trained[len(prompt) :]
@@ -223,21 +284,38 @@ def test_the_server_reads_the_tokens_that_training_wrote(engine, serving_config)
 
 def test_a_deployment_makes_a_release_answer(host, engine, store, versions, serving_config):
     digest, probes = versions[0]
-    result = script("scripts/deploy_adapter.py", "--adapter", ADAPTER, "--version", digest[:16], "--gateway", host, "--bucket", BUCKET)
+    result = script(
+        "scripts/deploy_adapter.py",
+        "--adapter",
+        ADAPTER,
+        "--version",
+        digest[:16],
+        "--gateway",
+        host,
+        "--bucket",
+        BUCKET,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     for probe in probes:
         assert say(host, ADAPTER, probe["messages"]) == (probe["output"], digest[:12])
         assert say(host, serving_config.base_model.name, probe["messages"])[0] != probe["output"]
-    assert [model.id for model in client(host).models.list()] == [ADAPTER, serving_config.base_model.name]
-    assert served_models(engine)[f"{ADAPTER}-{digest[:12]}"].endswith(f"/releases/{ADAPTER}/sha256-{digest}")
+    assert [model.id for model in client(host).models.list()] == [
+        ADAPTER,
+        serving_config.base_model.name,
+    ]
+    assert served_models(engine)[f"{ADAPTER}-{digest[:12]}"].endswith(
+        f"/releases/{ADAPTER}/sha256-{digest}"
+    )
     channel, _ = read_channel(store, ADAPTER)
     assert (channel.stable, channel.canary, channel.weight) == (digest, None, 0)
 
 
 def test_a_stream_says_the_same(host, versions):
-    (_, probes) = versions[0]
+    _, probes = versions[0]
     probe = max(probes, key=lambda probe: len(probe["output"]))
-    stream = client(host).chat.completions.create(model=ADAPTER, messages=probe["messages"], temperature=0, max_tokens=64, stream=True)
+    stream = client(host).chat.completions.create(
+        model=ADAPTER, messages=probe["messages"], temperature=0, max_tokens=64, stream=True
+    )
     parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert len(parts) > 1
     assert "".join(parts) == probe["output"]
@@ -249,7 +327,11 @@ def test_a_generation_ends_with_its_client(host, engine, serving_config):
     def running():
         with urllib.request.urlopen(f"{engine}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_requests_running"))
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith("vllm:num_requests_running")
+        )
 
     body = {
         "model": serving_config.base_model.name,
@@ -260,7 +342,9 @@ def test_a_generation_ends_with_its_client(host, engine, serving_config):
     for stream in (True, False):
         with contextlib.suppress(TimeoutError):
             raw = json.dumps({**body, "stream": stream}).encode()
-            request = urllib.request.Request(f"{host}/v1/chat/completions", raw, {"content-type": "application/json"})
+            request = urllib.request.Request(
+                f"{host}/v1/chat/completions", raw, {"content-type": "application/json"}
+            )
             with urllib.request.urlopen(request, timeout=3) as answer:
                 answer.read(1)
         wait_for(lambda: running() == 0, 20)
@@ -270,16 +354,30 @@ def test_a_generation_ends_with_its_client(host, engine, serving_config):
     "fields",
     [
         {"structured_outputs": {"grammar": "root ::= root"}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"$ref": "#"}},
+            }
+        },
     ],
     ids=["grammar", "schema"],
 )
 def test_what_makes_the_engine_fail_does_not_reach_it(host, engine, serving_config, fields):
     """Sent to the engine itself it is a 500, which would count against a version."""
-    body = {"model": serving_config.base_model.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **fields}
+    body = {
+        "model": serving_config.base_model.name,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 2,
+        **fields,
+    }
 
     def status(root):
-        request = urllib.request.Request(f"{root}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+        request = urllib.request.Request(
+            f"{root}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=120)
         return caught.value.code
@@ -287,15 +385,40 @@ def test_what_makes_the_engine_fail_does_not_reach_it(host, engine, serving_conf
     assert (status(host), status(engine)) == (400, 500)
 
 
-def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(host, store, versions):
+def test_a_second_deployment_replaces_the_first_and_a_rollback_brings_it_back(
+    host, store, versions
+):
     (first, first_probes), (second, second_probes) = versions
-    deploy(store, ADAPTER, second, [host], replace(QUICK, steps=(50,), probes_per_s=8, max_duration_s=120), CONSOLE, timeout_s=180)
-    assert say(host, ADAPTER, second_probes[0]["messages"]) == (second_probes[0]["output"], second[:12])
+    deploy(
+        store,
+        ADAPTER,
+        second,
+        [host],
+        replace(QUICK, steps=(50,), probes_per_s=8, max_duration_s=120),
+        CONSOLE,
+        timeout_s=180,
+    )
+    assert say(host, ADAPTER, second_probes[0]["messages"]) == (
+        second_probes[0]["output"],
+        second[:12],
+    )
     started = time.monotonic()
-    result = script("scripts/deploy_adapter.py", "--adapter", ADAPTER, "--rollback", "--gateway", host, "--bucket", BUCKET)
+    result = script(
+        "scripts/deploy_adapter.py",
+        "--adapter",
+        ADAPTER,
+        "--rollback",
+        "--gateway",
+        host,
+        "--bucket",
+        BUCKET,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert time.monotonic() - started < 60
-    assert say(host, ADAPTER, first_probes[0]["messages"]) == (first_probes[0]["output"], first[:12])
+    assert say(host, ADAPTER, first_probes[0]["messages"]) == (
+        first_probes[0]["output"],
+        first[:12],
+    )
 
 
 def test_deploying_what_is_stable_changes_nothing(host, store, versions):
@@ -309,10 +432,16 @@ def test_deploying_what_is_stable_changes_nothing(host, store, versions):
     [
         ("no-effect", {"scale": 0.0}, "has no effect"),
         ("no-probes", {"probes": []}, "has no probes"),
-        ("foreign", {"base_model": "llama-3.1-8b-instruct", "probes": NEVER_SAID}, "trained on llama-3.1-8b-instruct"),
+        (
+            "foreign",
+            {"base_model": "llama-3.1-8b-instruct", "probes": NEVER_SAID},
+            "trained on llama-3.1-8b-instruct",
+        ),
     ],
 )
-def test_an_unfit_version_is_not_made_routable_and_the_deployment_aborts(host, engine, store, release, name, options, reason):
+def test_an_unfit_version_is_not_made_routable_and_the_deployment_aborts(
+    host, engine, store, release, name, options, reason
+):
     digest, _ = release(3, name, **options)
     with pytest.raises(RejectedError, match=reason):
         deploy(store, name, digest, [host], UNJUDGED, CONSOLE, timeout_s=180)
@@ -325,7 +454,10 @@ def test_an_unfit_version_is_not_made_routable_and_the_deployment_aborts(host, e
 
 def test_a_recorded_answer_that_differs_is_named(host, store, random_adapter, release):
     digest, _ = release(4, "no-effect", probes=NEVER_SAID)
-    with pytest.raises(RejectedError, match=r"probe 1 is answered with .* at evaluation it was 'Something it never says"):
+    with pytest.raises(
+        RejectedError,
+        match=r"probe 1 is answered with .* at evaluation it was 'Something it never says",
+    ):
         deploy(store, "no-effect", digest, [host], UNJUDGED, CONSOLE, timeout_s=180)
 
 
@@ -351,19 +483,38 @@ def test_an_engine_that_forgot_its_adapters_gets_them_again(host, engine, versio
     assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
 
 
-def test_a_version_that_the_channel_names_before_it_can_be_loaded_leaves_the_former_one_answering(host, store, versions):
+def test_a_version_that_the_channel_names_before_it_can_be_loaded_leaves_the_former_one_answering(
+    host, store, versions
+):
     digest, probes = versions[0]
-    change_channel(store, ADAPTER, lambda channel: promote(channel, "f" * 64), reason="a release that does not exist")
-    report = wait_for(lambda: health(host)[1]["adapters"][ADAPTER]["errors"] and health(host)[1]["adapters"][ADAPTER])
+    change_channel(
+        store,
+        ADAPTER,
+        lambda channel: promote(channel, "f" * 64),
+        reason="a release that does not exist",
+    )
+    report = wait_for(
+        lambda: (
+            health(host)[1]["adapters"][ADAPTER]["errors"] and health(host)[1]["adapters"][ADAPTER]
+        )
+    )
     assert "not published" in report["errors"][0]
     assert not report["stable_ready"]
     assert say(host, ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
-    change_channel(store, ADAPTER, lambda channel: replace(channel, stable=digest, previous=None), reason="mended")
+    change_channel(
+        store,
+        ADAPTER,
+        lambda channel: replace(channel, stable=digest, previous=None),
+        reason="mended",
+    )
     wait_for(lambda: health(host)[1]["adapters"][ADAPTER]["stable_ready"])
 
 
-def test_a_restart_without_the_store_serves_what_was_seen_last(host, settings, engine, versions, tmp_path):
-    """A second host with the first one's state and a store that is unreachable; the engine has to load from its disk."""
+def test_a_restart_without_the_store_serves_what_was_seen_last(
+    host, settings, engine, versions, tmp_path
+):
+    """A second host with the first one's state and a store that is unreachable; the engine has to
+    load from its disk."""
     digest, probes = versions[0]
     values = yaml.safe_load(settings["path"].read_text())
     values["gateway"]["port"] = free_port()
@@ -374,9 +525,17 @@ def test_a_restart_without_the_store_serves_what_was_seen_last(host, settings, e
     }
     other["path"].write_text(yaml.safe_dump(values))
     with running_host(other, engine, AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{free_port()}"):
-        report = wait_for(lambda: (found := health(other["gateway"])[1]["adapters"][ADAPTER]).get("stable_ready") and found)
+        report = wait_for(
+            lambda: (
+                (found := health(other["gateway"])[1]["adapters"][ADAPTER]).get("stable_ready")
+                and found
+            )
+        )
         assert "serving what was seen last" in report["errors"][0]
-        assert say(other["gateway"], ADAPTER, probes[0]["messages"]) == (probes[0]["output"], digest[:12])
+        assert say(other["gateway"], ADAPTER, probes[0]["messages"]) == (
+            probes[0]["output"],
+            digest[:12],
+        )
 
 
 def test_a_local_copy_that_rotted_is_fetched_anew(settings, engine, store, host, versions):
@@ -395,21 +554,40 @@ def test_a_local_copy_that_rotted_is_fetched_anew(settings, engine, store, host,
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 @pytest.mark.parametrize(
     "path",
-    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/x", "/invocations", "/tokenize", "/ping", "/pause"],
+    [
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/adapters",
+        "/adapters/x",
+        "/invocations",
+        "/tokenize",
+        "/ping",
+        "/pause",
+    ],
 )
 def test_the_administrative_paths_of_the_engine_are_not_behind_the_gateway(host, path, method):
     assert post_nothing(host + path, method) == 404
 
 
 def test_the_engine_itself_would_have_answered_them(engine):
-    """Or the test above would show nothing: some of these routes are vLLM's, some come with what it depends on."""
-    opened = [path for path in ("/v1/load_lora_adapter", "/invocations", "/tokenize") if post_nothing(engine + path, "POST") != 404]
+    """Or the test above would show nothing: some of these routes are vLLM's, some come with what it
+    depends on."""
+    opened = [
+        path
+        for path in ("/v1/load_lora_adapter", "/invocations", "/tokenize")
+        if post_nothing(engine + path, "POST") != 404
+    ]
     assert opened == ["/v1/load_lora_adapter", "/invocations", "/tokenize"]
 
 
 def post_nothing(url, method):
     """The status of a request whose body can load nothing."""
-    request = urllib.request.Request(url, b'{"lora_name": "", "lora_path": ""}', {"content-type": "application/json"}, method=method)
+    request = urllib.request.Request(
+        url,
+        b'{"lora_name": "", "lora_path": ""}',
+        {"content-type": "application/json"},
+        method=method,
+    )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status
@@ -418,7 +596,8 @@ def post_nothing(url, method):
 
 
 def test_vllm_reads_the_written_options_as_it_reads_its_command_line(serving_config, tmp_path):
-    """What `vllm serve --config FILE` makes of `serve.py --engine-config FILE`: the containers of configs/kubernetes."""
+    """What `vllm serve --config FILE` makes of `serve.py --engine-config FILE`: the containers of
+    configs/kubernetes."""
     write_engine_config(serving_config, tmp_path / "engine.yaml")
     model = base_model_directory(serving_config.base_model)
     program = """
@@ -426,13 +605,22 @@ import json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 for arguments in json.loads(sys.argv[1]):
-    print("read:" + json.dumps(vars(make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)), default=repr))
+    read = vars(make_arg_parser(FlexibleArgumentParser()).parse_args(arguments))
+    print("read:" + json.dumps(read, default=repr))
 """
-    arguments = [["--config", str(tmp_path / "engine.yaml")], engine_command(serving_config, model, serving_config.engine.port)[3:]]
+    arguments = [
+        ["--config", str(tmp_path / "engine.yaml")],
+        engine_command(serving_config, model, serving_config.engine.port)[3:],
+    ]
     result = script("-c", program, json.dumps(arguments))
     assert result.returncode == 0, result.stderr[-2000:]
-    written, plain = (json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("read:"))
-    assert Path(written.pop("chat_template")).read_text() == Path(plain.pop("chat_template")).read_text()
+    written, plain = (
+        json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("read:")
+    )
+    assert (
+        Path(written.pop("chat_template")).read_text()
+        == Path(plain.pop("chat_template")).read_text()
+    )
     assert written.pop("config", None) in (None, str(tmp_path / "engine.yaml"))
     plain.pop("config", None)
     assert written == plain
@@ -446,12 +634,21 @@ def test_a_host_that_is_killed_leaves_no_engine_behind(settings, tmp_path, s3):
     other = {"path": tmp_path / "serving.yaml", "log": tmp_path / "log"}
     other["path"].write_text(yaml.safe_dump(values))
     process = start_host(other)
-    children = wait_for(lambda: len(found := psutil.Process(process.pid).children(recursive=True)) > 1 and found)
+    children = wait_for(
+        lambda: len(found := psutil.Process(process.pid).children(recursive=True)) > 1 and found
+    )
     gateway = f"http://127.0.0.1:{values['gateway']['port']}"
     assert health(gateway)[1]["status"] == "starting"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 20)
+    wait_for(
+        lambda: (
+            not any(
+                child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children
+            )
+        ),
+        20,
+    )
 
 
 def test_a_taken_port_ends_the_host_with_a_sentence(host, settings, engine):

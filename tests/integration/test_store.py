@@ -1,8 +1,9 @@
-"""The release store against real S3 servers: nothing half-published, nothing overwritten, nothing unverified served.
+"""The release store against real S3 servers: nothing half-published, nothing overwritten, nothing
+unverified served.
 
-Against moto and ministack, and with `STORE_TEST_S3=1` also against the S3 that the environment's AWS settings lead to: it makes a
-bucket for each test (`s3:CreateBucket`, names begin with `test-`), and removes it. What needs a faulty line before the server is not
-asked of that one.
+Against moto and ministack, and with `STORE_TEST_S3=1` also against the S3 that the environment's
+AWS settings lead to: it makes a bucket for each test (`s3:CreateBucket`, names begin with `test-`),
+and removes it. What needs a faulty line before the server is not asked of that one.
 """
 
 import base64
@@ -36,9 +37,25 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT
 from adapterops.serving.deploy import deploy
 from adapterops.store import channels, releases
-from adapterops.store.channels import abort_canary, change_channel, history, promote, read_channel, roll_back, start_canary
+from adapterops.store.channels import (
+    abort_canary,
+    change_channel,
+    history,
+    promote,
+    read_channel,
+    roll_back,
+    start_canary,
+)
 from adapterops.store.objects import ConflictError, ObjectStore, open_store
-from adapterops.store.releases import adapter_digest, adapter_files, fetch_release, find_release, find_version, list_releases, publish
+from adapterops.store.releases import (
+    adapter_digest,
+    adapter_files,
+    fetch_release,
+    find_release,
+    find_version,
+    list_releases,
+    publish,
+)
 from adapterops.store.withdrawn import Withdrawn, withdraw
 from processes import AWS, s3_server
 from release_documents import whole_manifest
@@ -60,28 +77,43 @@ def free_port():
         return probe.getsockname()[1]
 
 
-# --- servers -----------------------------------------------------------------------------------------------------------------
+# --- servers
+# -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["moto", "ministack", *(["own"] if os.environ.get("STORE_TEST_S3") else [])])
+@pytest.fixture(
+    scope="module",
+    params=["moto", "ministack", *(["own"] if os.environ.get("STORE_TEST_S3") else [])],
+)
 def s3(request, tmp_path_factory):
-    """An S3 server process; boto3's environment points to it for this module. Yields its port, None for the environment's own S3."""
+    """An S3 server process; boto3's environment points to it for this module. Yields its port, None
+    for the environment's own S3."""
     if request.param == "own":
         with pytest.MonkeyPatch.context() as patch:
             for name in ("ADAPTER_BUCKET", "GITHUB_ACTOR", "GITHUB_SHA"):
                 patch.delenv(name, raising=False)
             yield None
         return
-    with s3_server(tmp_path_factory.mktemp("s3") / "server.log", request.param) as port, pytest.MonkeyPatch.context() as patch:
+    with (
+        s3_server(tmp_path_factory.mktemp("s3") / "server.log", request.param) as port,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for name, value in {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", **AWS}.items():
             patch.setenv(name, value)
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "ADAPTER_BUCKET", "GITHUB_ACTOR", "GITHUB_SHA"):
+        for name in (
+            "AWS_PROFILE",
+            "AWS_SESSION_TOKEN",
+            "ADAPTER_BUCKET",
+            "GITHUB_ACTOR",
+            "GITHUB_SHA",
+        ):
             patch.delenv(name, raising=False)
         yield port
 
 
 class Front(ThreadingHTTPServer):
-    """Stands before the S3 server: lets one write through at a time, as S3 does and moto does not, and loses what it is told to.
+    """Stands before the S3 server: lets one write through at a time, as S3 does and moto does not,
+    and loses what it is told to.
 
     `faults` is a list of (method, end of the path, what goes wrong), each used once.
     """
@@ -111,11 +143,23 @@ class FrontHandler(BaseHTTPRequestHandler):
         self.server.checksums.append(self.headers.get("x-amz-checksum-sha256"))
         fault = self.server.fault(self.command, self.path)
         if fault == "slow down":
-            return self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
+            return self.answer(
+                503,
+                {},
+                b"<Error><Code>SlowDown</Code><Message>Please reduce your request"
+                b" rate.</Message></Error>",
+            )
         if fault == "conflict":
-            return self.answer(409, {}, b"<Error><Code>ConditionalRequestConflict</Code><Message>try again</Message></Error>")
+            return self.answer(
+                409,
+                {},
+                b"<Error><Code>ConditionalRequestConflict</Code><Message>try"
+                b" again</Message></Error>",
+            )
         if fault == "denied":
-            return self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+            return self.answer(
+                403, {}, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+            )
         if fault == "flip" and self.command == "PUT":
             body = flipped(body)
         with self.server.writing if self.command == "PUT" else contextlib.nullcontext():
@@ -129,18 +173,29 @@ class FrontHandler(BaseHTTPRequestHandler):
         self.close_connection = fault is not None
         if fault == "answer lost":
             return None
-        return self.answer(answer.status, dict(answer.getheaders()), content, cut=len(content) // 2 if fault == "cut" else None)
+        return self.answer(
+            answer.status,
+            dict(answer.getheaders()),
+            content,
+            cut=len(content) // 2 if fault == "cut" else None,
+        )
 
     def answer(self, status, headers, content, cut=None):
         self.send_response(status)
         for name, value in headers.items():
-            if name.lower() not in ("connection", "content-length", "transfer-encoding", "date", "server"):
+            if name.lower() not in (
+                "connection",
+                "content-length",
+                "transfer-encoding",
+                "date",
+                "server",
+            ):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[:cut])
 
-    do_GET = do_PUT = do_HEAD = do_POST = handle_any  # noqa: N815  # http.server's names
+    do_GET = do_PUT = do_HEAD = do_POST = handle_any  # http.server's names  # noqa: N815
 
 
 @contextlib.contextmanager
@@ -168,13 +223,21 @@ def front(s3, monkeypatch):
 @pytest.fixture
 def client(s3):
     """S3 without the project's code: to look, and to damage."""
-    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3}", region_name="us-east-1") if s3 else boto3.client("s3")
+    return (
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3}", region_name="us-east-1")
+        if s3
+        else boto3.client("s3")
+    )
 
 
 @pytest.fixture
 def bucket(client):
     name, region = f"test-{uuid.uuid4().hex[:12]}", client.meta.region_name
-    where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    where = (
+        {}
+        if region == "us-east-1"
+        else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    )
     client.create_bucket(Bucket=name, **where)
     yield name
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
@@ -185,7 +248,8 @@ def bucket(client):
 
 @pytest.fixture
 def checks(request):
-    """Whether the server compares bytes with their SHA-256, as S3 does: ministack does, moto does not."""
+    """Whether the server compares bytes with their SHA-256, as S3 does: ministack does, moto does
+    not."""
     return request.node.callspec.params["s3"] != "moto"
 
 
@@ -225,7 +289,8 @@ def remove(client, bucket, key):
 
 
 def at_once(function, arguments):
-    """Call it with each of the arguments in a thread of its own, all at the same moment; exceptions are results."""
+    """Call it with each of the arguments in a thread of its own, all at the same moment; exceptions
+    are results."""
     barrier = threading.Barrier(len(arguments))
 
     def call(argument):
@@ -239,14 +304,18 @@ def at_once(function, arguments):
         return list(pool.map(call, arguments))
 
 
-# --- adapters and their documents --------------------------------------------------------------------------------------------
+# --- adapters and their documents
+# --------------------------------------------------------------------------------------------
 
 
 def make_adapter(directory, value=1.0, base=BASE):
     """What train_qlora.py leaves: three files and how they were made."""
     directory.mkdir(parents=True)
     (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}\n')
-    save_file({"layer.lora_A": numpy.full((2, 4), value, dtype=numpy.float32)}, directory / "adapter_model.safetensors")
+    save_file(
+        {"layer.lora_A": numpy.full((2, 4), value, dtype=numpy.float32)},
+        directory / "adapter_model.safetensors",
+    )
     (directory / "chat_template.jinja").write_text("{{ messages[0].content }}\n")
     (directory / "train_manifest.json").write_text(json.dumps(train_manifest(directory, base)))
     return directory
@@ -254,15 +323,35 @@ def make_adapter(directory, value=1.0, base=BASE):
 
 def train_manifest(directory, base=BASE):
     files = [
-        {"name": name, "size": (directory / name).stat().st_size, "sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()}
+        {
+            "name": name,
+            "size": (directory / name).stat().st_size,
+            "sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest(),
+        }
         for name in adapter_files
     ]
-    return whole_manifest(adapter_digest(directory), 2, (base, BASE_ENTRY["source_id"], BASE_ENTRY["revision"]), files)
+    return whole_manifest(
+        adapter_digest(directory), 2, (base, BASE_ENTRY["source_id"], BASE_ENTRY["revision"]), files
+    )
 
 
 def gate_report(directory, verdict="PASS", **changes):
-    gate = {"metric": "rouge_l", "relation": "min", "threshold": 0.65, "value": 0.7, "n": 50, "description": "d"}
-    gate |= {"rule": "point", "confidence": 0.95, "count": None, "interval": [0.6, 0.8], "extended": False, "blocking": False}
+    gate = {
+        "metric": "rouge_l",
+        "relation": "min",
+        "threshold": 0.65,
+        "value": 0.7,
+        "n": 50,
+        "description": "d",
+    }
+    gate |= {
+        "rule": "point",
+        "confidence": 0.95,
+        "count": None,
+        "interval": [0.6, 0.8],
+        "extended": False,
+        "blocking": False,
+    }
     return {
         "schema": "gate_report/v1",
         "gate_key": "4" * 64,
@@ -277,12 +366,23 @@ def gate_report(directory, verdict="PASS", **changes):
         "extension": {"registered": False, "drawn": False, "wanted": False},
         "judged_at": "2026-01-01T00:00:00+00:00",
         "former_verdicts": [],
-        "adapter": {"name": NAME, "digest": adapter_digest(directory), "training_key": "1" * 64, "base_model": BASE},
+        "adapter": {
+            "name": NAME,
+            "digest": adapter_digest(directory),
+            "training_key": "1" * 64,
+            "base_model": BASE,
+        },
         "gate_config": {"path": "configs/quality_gate.demo.yaml", "sha256": "5" * 64},
         "gates": [{**gate, "verdict": verdict, "reason": "measured"}],
         "base": {"verdict": "FAIL", "gates": []},
         "probes": [{"messages": [{"role": "user", "content": "Hello?"}], "output": "Hi."}],
-        "evaluation": {"eval_key": "6" * 64, "pinned": True, "path": "data/eval/support.jsonl", "sha256": "7" * 64, "rows": 50},
+        "evaluation": {
+            "eval_key": "6" * 64,
+            "pinned": True,
+            "path": "data/eval/support.jsonl",
+            "sha256": "7" * 64,
+            "rows": 50,
+        },
         **changes,
     }
 
@@ -309,20 +409,28 @@ def edit_manifest(client, bucket, release, **changes):
 
 
 def dies_writing(bucket, end_of_key, code):
-    """Run Python that is killed in the moment in which it would create an object whose key ends so."""
+    """Run Python that is killed in the moment in which it would create an object whose key ends
+    so."""
     program = (
-        "import os, sys\n"
-        "from adapterops.store.objects import ObjectStore\n"
-        "put_new = ObjectStore.put_new\n"
-        f"ObjectStore.put_new = lambda self, key, *rest: os._exit(9) if key.endswith({end_of_key!r}) else put_new(self, key, *rest)\n"
-        f"store = ObjectStore({bucket!r})\n"
+        "import os, sys\nfrom adapterops.store.objects import ObjectStore\nput_new ="
+        " ObjectStore.put_new\nObjectStore.put_new = lambda self, key, *rest: os._exit(9) if"
+        f" key.endswith({end_of_key!r}) else put_new(self, key, *rest)\nstore ="
+        f" ObjectStore({bucket!r})\n"
     )
-    paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "integration")])
-    done = subprocess.run([sys.executable, "-c", program + code], env={**os.environ, "PYTHONPATH": paths}, check=False, timeout=120)
+    paths = os.pathsep.join(
+        [str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program + code],
+        env={**os.environ, "PYTHONPATH": paths},
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 9
 
 
-# --- objects -----------------------------------------------------------------------------------------------------------------
+# --- objects
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_same_bytes_may_be_put_twice(store, client, bucket, tmp_path):
@@ -340,7 +448,9 @@ def test_other_bytes_under_a_taken_key_are_refused_and_the_first_stay(store, cli
     assert content(client, bucket, "k") == b"first"
 
 
-def test_ten_writers_of_one_new_key_leave_the_bytes_of_the_only_one_that_succeeded(front, client, bucket):
+def test_ten_writers_of_one_new_key_leave_the_bytes_of_the_only_one_that_succeeded(
+    front, client, bucket
+):
     stores = [ObjectStore(bucket) for _ in range(10)]
     results = at_once(lambda number: stores[number].put_new("k", b"%d" % number), range(10))
     winners = [number for number, result in enumerate(results) if result is None]
@@ -380,7 +490,10 @@ def test_s3s_request_to_slow_down_is_followed(front, bucket, method):
 def test_a_store_that_stays_too_busy_is_said_to_be(front, bucket, method):
     store = ObjectStore(bucket)
     front.faults += [(method, "/k", "slow down")] * 3
-    with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: {method.title()}Object failed \(SlowDown\): Please reduce"):
+    with pytest.raises(
+        InfrastructureError,
+        match=rf"{bucket} at http.*: {method.title()}Object failed \(SlowDown\): Please reduce",
+    ):
         store.get("k") if method == "GET" else store.put_new("k", b"bytes")
     assert front.faults == []
 
@@ -394,17 +507,23 @@ def replace_channel(store):
 
 
 @pytest.mark.parametrize("write", [write_new, replace_channel])
-def test_bytes_that_change_on_the_way_to_the_store_are_rejected_by_their_checksum(front, client, bucket, checks, write):
+def test_bytes_that_change_on_the_way_to_the_store_are_rejected_by_their_checksum(
+    front, client, bucket, checks, write
+):
     """Moto takes every checksum for right and keeps it: there the reader notices."""
     front.faults.append(("PUT", "/k", "flip"))
     store = ObjectStore(bucket)
     if checks:
-        with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: PutObject failed \(BadDigest\)"):
+        with pytest.raises(
+            InfrastructureError, match=rf"{bucket} at http.*: PutObject failed \(BadDigest\)"
+        ):
             write(store)
         assert keys(client, bucket) == []
     else:
         write(store)
-        with pytest.raises(InfrastructureError, match="arrived with other bytes than the store says that it has"):
+        with pytest.raises(
+            InfrastructureError, match="arrived with other bytes than the store says that it has"
+        ):
             store.get("k")
     assert front.faults == []
 
@@ -412,42 +531,63 @@ def test_bytes_that_change_on_the_way_to_the_store_are_rejected_by_their_checksu
 def test_a_wrong_checksum_is_rejected_by_the_server(client, bucket, checks):
     """What `put_new` relies on, asked of the server itself."""
     wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
-    put = partial(client.put_object, Bucket=bucket, Key="k", Body=b"bytes", ChecksumAlgorithm="SHA256", ChecksumSHA256=wrong)
+    put = partial(
+        client.put_object,
+        Bucket=bucket,
+        Key="k",
+        Body=b"bytes",
+        ChecksumAlgorithm="SHA256",
+        ChecksumSHA256=wrong,
+    )
     if not checks:
-        assert put()["ResponseMetadata"]["HTTPStatusCode"] == 200  # if this fails, moto checks too: let it be asked as the others
+        assert (
+            put()["ResponseMetadata"]["HTTPStatusCode"] == 200
+        )  # if this fails, moto checks too: let it be asked as the others
         return
     with pytest.raises(ClientError, match="BadDigest"):
         put()
     assert keys(client, bucket) == []
 
 
-def test_bytes_that_change_on_the_way_from_the_store_are_not_used_and_the_next_try_gets_the_right_ones(front, bucket, tmp_path):
+def test_bytes_that_change_on_the_way_are_not_used_and_the_next_try_gets_the_right_ones(
+    front, bucket, tmp_path
+):
     store = ObjectStore(bucket)
     store.put_new("k", b"bytes")
-    download = partial(store.download, "k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+    download = partial(
+        store.download, "k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5
+    )
     for read in (lambda: store.get("k"), download):
         front.faults.append(("GET", "/k", "flip"))
-        with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*: an object arrived with other bytes than the store says"):
+        with pytest.raises(
+            InfrastructureError,
+            match=rf"{bucket} at http.*: an object arrived with other bytes than the store says",
+        ):
             read()
         assert front.faults == []
         read()
     assert (store.get("k").content, (tmp_path / "file").read_bytes()) == (b"bytes", b"bytes")
 
 
-def test_bytes_that_change_on_the_way_from_the_store_are_refused_by_their_digest_where_it_keeps_no_checksum(
+def test_bytes_that_change_on_the_way_are_refused_by_digest_where_the_store_keeps_no_checksum(
     front, client, bucket, tmp_path
 ):
     client.put_object(Bucket=bucket, Key="k", Body=b"bytes")
     front.faults.append(("GET", "/k", "flip"))
     with pytest.raises(InfrastructureError, match="damaged or replaced"):
-        ObjectStore(bucket).download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        ObjectStore(bucket).download(
+            "k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5
+        )
 
 
 def test_a_missing_object_is_none_and_an_object_is_its_bytes_and_tag(store, client, bucket):
     assert store.get("k") is None
     client.put_object(Bucket=bucket, Key="k", Body=b"bytes")
     fetched = store.get("k")
-    assert (fetched.content, fetched.etag) == (b"bytes", client.head_object(Bucket=bucket, Key="k")["ETag"])
+    assert (fetched.content, fetched.etag) == (
+        b"bytes",
+        client.head_object(Bucket=bucket, Key="k")["ETag"],
+    )
 
 
 def test_an_intact_object_is_downloaded(store, tmp_path):
@@ -458,7 +598,12 @@ def test_an_intact_object_is_downloaded(store, tmp_path):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(flip, "got 5 bytes"), (truncate, "got 4 bytes"), (lengthen, "got 6 bytes"), (remove, "is missing")],
+    [
+        (flip, "got 5 bytes"),
+        (truncate, "got 4 bytes"),
+        (lengthen, "got 6 bytes"),
+        (remove, "is missing"),
+    ],
 )
 def test_a_damaged_object_is_not_downloaded(store, client, bucket, tmp_path, damage, reason):
     store.put_new("k", b"bytes")
@@ -471,7 +616,9 @@ def test_a_download_that_is_cut_off_on_the_way_is_an_error(front, store, bucket,
     store.put_new("k", b"bytes")
     front.faults.append(("GET", "/k", "cut"))
     with pytest.raises(InfrastructureError, match=bucket):
-        ObjectStore(bucket).download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        ObjectStore(bucket).download(
+            "k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5
+        )
     assert front.faults == []
 
 
@@ -501,7 +648,9 @@ def test_of_ten_concurrent_swaps_exactly_one_wins(front, client, bucket, exists)
     if exists:
         stores[0].swap("k", b"read by all", None)
     etags = [fetched.etag if (fetched := store.get("k")) else None for store in stores]
-    results = at_once(lambda number: stores[number].swap("k", b"%d" % number, etags[number]), range(10))
+    results = at_once(
+        lambda number: stores[number].swap("k", b"%d" % number, etags[number]), range(10)
+    )
     winners = [number for number, result in enumerate(results) if result is None]
     assert [b"%d" % number for number in winners] == [content(client, bucket, "k")]
     assert [type(result) for result in results].count(ConflictError) == 9
@@ -509,7 +658,12 @@ def test_of_ten_concurrent_swaps_exactly_one_wins(front, client, bucket, exists)
 
 def test_keys_go_on_after_a_thousand(store, client, bucket):
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: client.put_object(Bucket=bucket, Key=f"many/{number:04d}", Body=b""), range(1005)))
+        list(
+            pool.map(
+                lambda number: client.put_object(Bucket=bucket, Key=f"many/{number:04d}", Body=b""),
+                range(1005),
+            )
+        )
     client.put_object(Bucket=bucket, Key="other", Body=b"")
     assert list(store.keys("many/")) == [f"many/{number:04d}" for number in range(1005)]
     assert list(store.keys("none/")) == []
@@ -523,9 +677,26 @@ def test_the_bucket_is_named_by_argument_or_environment(s3, monkeypatch):
     assert open_store("named").bucket == "named"
 
 
-@pytest.mark.parametrize("name", ["ab", "x" * 64, "Upper", "under_score", "-dash", "dot.", "s3://bucket", "a b", "a/b", "a\n", "ä" * 5])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ab",
+        "x" * 64,
+        "Upper",
+        "under_score",
+        "-dash",
+        "dot.",
+        "s3://bucket",
+        "a b",
+        "a/b",
+        "a\n",
+        "ä" * 5,
+    ],
+)
 def test_what_is_no_buckets_name_is_refused_with_the_rule(s3, name):
-    with pytest.raises(UsageError, match="3 to 63 lower-case letters, digits, dashes and dots") as error:
+    with pytest.raises(
+        UsageError, match="3 to 63 lower-case letters, digits, dashes and dots"
+    ) as error:
         open_store(name)
     assert repr(name) in str(error.value)
 
@@ -535,11 +706,20 @@ def test_without_credentials_it_is_said_how_to_give_them(bucket, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    for name in ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+    for name in (
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
     # boto3 keeps what an earlier client of the process found.
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    with pytest.raises(InfrastructureError, match=f"{bucket} at .*AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role"):
+    with pytest.raises(
+        InfrastructureError,
+        match=(
+            f"{bucket} at .*AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role"
+        ),
+    ):
         ObjectStore(bucket).get("k")
 
 
@@ -547,7 +727,9 @@ def test_a_server_that_takes_connections_and_never_answers_is_given_up(s3, monke
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
         store, started = ObjectStore("silent", timeout_s=0.2), time.monotonic()
-        with pytest.raises(InfrastructureError, match=r"S3 bucket silent at http://127.0.0.1:\d+: Read timeout"):
+        with pytest.raises(
+            InfrastructureError, match=r"S3 bucket silent at http://127.0.0.1:\d+: Read timeout"
+        ):
             store.get("k")
         # Three times 0.2 s, and at most 3 s of pauses.
         assert time.monotonic() - started < 3 * 0.2 + 3 + 1
@@ -556,16 +738,24 @@ def test_a_server_that_takes_connections_and_never_answers_is_given_up(s3, monke
 def test_a_full_disk_ends_a_download_with_the_path(store, tmp_path):
     store.put_new("k", b"bytes")
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2, former[1]))  # as a full disk, this fails the write that crosses it
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (2, former[1])
+    )  # as a full disk, this fails the write that crosses it
     try:
-        with pytest.raises(InfrastructureError, match=rf"{tmp_path}/file cannot be written: File too large"):
-            store.download("k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        with pytest.raises(
+            InfrastructureError, match=rf"{tmp_path}/file cannot be written: File too large"
+        ):
+            store.download(
+                "k", tmp_path, "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../file", "a/b", ".", "..", "", ".hidden", "a\n", "a\0", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../file", "a/b", ".", "..", "", ".hidden", "a\n", "a\0", "x" * 200]
+)
 def test_what_is_no_plain_name_is_not_written_whatever_a_document_says(store, tmp_path, name):
     store.put_new("k", b"bytes")
     with pytest.raises(InfrastructureError, match="which is no plain name"):
@@ -582,7 +772,9 @@ def test_a_download_follows_no_link(store, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     with pytest.raises(InfrastructureError, match="cannot be written"):
-        store.download("k", tmp_path / "link", "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5)
+        store.download(
+            "k", tmp_path / "link", "file", sha256=hashlib.sha256(b"bytes").hexdigest(), size=5
+        )
     assert list((tmp_path / "there").iterdir()) == []
 
 
@@ -591,7 +783,10 @@ def test_of_an_object_that_is_too_large_no_byte_is_read(store, client, bucket, t
     client.put_object(Bucket=bucket, Key="k", Body=bytes(32 * 2**20))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(4):
-        with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/k has 33554432 bytes, and at most 4194304 are read"):
+        with pytest.raises(
+            InfrastructureError,
+            match=rf"s3://{bucket}/k has 33554432 bytes, and at most 4194304 are read",
+        ):
             store.get("k")
         with pytest.raises(InfrastructureError, match="got 33554432 bytes, expected 5 bytes"):
             store.download("k", tmp_path, "file", sha256="0" * 64, size=5)
@@ -608,20 +803,30 @@ def test_a_listing_without_an_end_is_given_up(store, client, bucket, monkeypatch
 
 
 def test_a_wrong_bucket_and_a_denied_access_say_what_to_mend(front, bucket):
-    with pytest.raises(InfrastructureError, match=r"S3 bucket no-such-bucket at http://127.0.0.1:\d+: the bucket does not exist"):
+    with pytest.raises(
+        InfrastructureError,
+        match=r"S3 bucket no-such-bucket at http://127.0.0.1:\d+: the bucket does not exist",
+    ):
         ObjectStore("no-such-bucket").get("k")
     front.faults.append(("GET", "/k", "denied"))
-    with pytest.raises(InfrastructureError, match=rf"{bucket} at http.*GetObject was denied \(AccessDenied\). Check the role"):
+    with pytest.raises(
+        InfrastructureError,
+        match=rf"{bucket} at http.*GetObject was denied \(AccessDenied\). Check the role",
+    ):
         ObjectStore(bucket).get("k")
 
 
-# --- publishing --------------------------------------------------------------------------------------------------------------
+# --- publishing
+# -------------------------------------------------------------------------------------------------
 
 
 def test_an_adapter_is_published_whole_and_only_once(store, client, bucket, adapter):
     first = published(store, adapter)
     assert (first.name, first.digest, first.new) == (NAME, adapter_digest(adapter), True)
-    assert keys(client, bucket) == sorted(f"adapters/{NAME}/sha256-{first.digest}/{name}" for name in (*adapter_files, "manifest.json"))
+    assert keys(client, bucket) == sorted(
+        f"adapters/{NAME}/sha256-{first.digest}/{name}"
+        for name in (*adapter_files, "manifest.json")
+    )
     for name in adapter_files:
         assert content(client, bucket, f"{first.uri}/{name}") == (adapter / name).read_bytes()
     again = published(store, adapter)
@@ -631,16 +836,33 @@ def test_an_adapter_is_published_whole_and_only_once(store, client, bucket, adap
 
 def test_the_manifest_says_what_was_published_from_what_and_on_which_verdict(release, adapter):
     report, trained = gate_report(adapter), train_manifest(adapter)
-    assert release.manifest["base_model"] == {"name": BASE, "source_id": "test/base", "revision": "main"}
+    assert release.manifest["base_model"] == {
+        "name": BASE,
+        "source_id": "test/base",
+        "revision": "main",
+    }
     assert release.manifest["files"] == trained["adapter"]["files"]
-    assert (release.manifest["training_key"], release.manifest["gate_key"]) == (trained["training_key"], report["gate_key"])
-    assert (release.manifest["metrics"], release.manifest["probes"]) == ({"rouge_l": 0.7}, report["probes"])
+    assert (release.manifest["training_key"], release.manifest["gate_key"]) == (
+        trained["training_key"],
+        report["gate_key"],
+    )
+    assert (release.manifest["metrics"], release.manifest["probes"]) == (
+        {"rouge_l": 0.7},
+        report["probes"],
+    )
     assert release.manifest["source"] == SOURCE
 
 
 @pytest.mark.parametrize("killed_at", [adapter_files[1], "manifest.json"])
-def test_a_killed_upload_is_no_release_and_the_next_one_completes_it(store, client, bucket, adapter, tmp_path, killed_at):
-    dies_writing(bucket, killed_at, f"import pathlib, test_store\ntest_store.published(store, pathlib.Path({str(adapter)!r}))\n")
+def test_a_killed_upload_is_no_release_and_the_next_one_completes_it(
+    store, client, bucket, adapter, tmp_path, killed_at
+):
+    dies_writing(
+        bucket,
+        killed_at,
+        "import pathlib, test_store\ntest_store.published(store,"
+        f" pathlib.Path({str(adapter)!r}))\n",
+    )
     digest = adapter_digest(adapter)
     assert 0 < len(keys(client, bucket)) < 4
     assert find_release(store, NAME, digest) is None
@@ -656,15 +878,32 @@ def test_a_killed_upload_is_no_release_and_the_next_one_completes_it(store, clie
 
 @pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE", "ERROR"])
 def test_without_a_pass_nothing_reaches_the_bucket(store, client, bucket, adapter, verdict):
-    with pytest.raises(RejectedError, match=rf"{NAME}: the gate's verdict is {verdict}: rouge_l 0.7 against 0.65. Nothing is published"):
-        publish(store, NAME, adapter, gate_report(adapter, verdict), train_manifest(adapter), source=SOURCE)
+    with pytest.raises(
+        RejectedError,
+        match=(
+            rf"{NAME}: the gate's verdict is {verdict}: rouge_l 0.7 against 0.65. Nothing is"
+            r" published"
+        ),
+    ):
+        publish(
+            store,
+            NAME,
+            adapter,
+            gate_report(adapter, verdict),
+            train_manifest(adapter),
+            source=SOURCE,
+        )
     assert keys(client, bucket) == []
 
 
 def test_a_verdict_on_another_adapter_is_refused(store, client, bucket, adapter, tmp_path):
     other = make_adapter(tmp_path / "other", 2.0)
     with pytest.raises(
-        RejectedError, match=rf"the gate report is on adapter {adapter_digest(other)[:12]}.*holds {adapter_digest(adapter)[:12]}"
+        RejectedError,
+        match=(
+            rf"the gate report is on adapter {adapter_digest(other)[:12]}.*holds"
+            rf" {adapter_digest(adapter)[:12]}"
+        ),
     ):
         publish(store, NAME, adapter, gate_report(other), train_manifest(adapter), source=SOURCE)
     assert keys(client, bucket) == []
@@ -688,16 +927,22 @@ def test_an_incomplete_adapter_directory_is_refused(store, client, bucket, adapt
     assert keys(client, bucket) == []
 
 
-def test_a_file_that_lies_damaged_where_a_release_is_to_be_is_replaced(store, client, bucket, adapter, tmp_path):
+def test_a_file_that_lies_damaged_where_a_release_is_to_be_is_replaced(
+    store, client, bucket, adapter, tmp_path
+):
     digest = adapter_digest(adapter)
-    client.put_object(Bucket=bucket, Key=f"adapters/{NAME}/sha256-{digest}/adapter_config.json", Body=b"{}")
+    client.put_object(
+        Bucket=bucket, Key=f"adapters/{NAME}/sha256-{digest}/adapter_config.json", Body=b"{}"
+    )
     release = published(store, adapter)
     assert (release.new, release.mended) == (True, ())
     fetch_release(store, NAME, digest, tmp_path / "local", base_model=BASE)
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, lengthen, remove])
-def test_publishing_again_mends_files_that_were_damaged_in_the_store(store, release, client, bucket, adapter, tmp_path, damage):
+def test_publishing_again_mends_files_that_were_damaged_in_the_store(
+    store, release, client, bucket, adapter, tmp_path, damage
+):
     manifest = content(client, bucket, f"{release.uri}/manifest.json")
     for file in adapter_files[1:]:
         damage(client, bucket, f"{release.uri}/{file}")
@@ -711,15 +956,26 @@ def test_two_that_mend_the_same_file_at_once_both_succeed(front, client, bucket,
     release = published(ObjectStore(bucket), adapter)
     flip(client, bucket, f"{release.uri}/adapter_config.json")
     stores = [ObjectStore(bucket) for _ in range(4)]
-    assert [result.digest for result in at_once(lambda store: published(store, adapter), stores)] == [release.digest] * 4
-    assert content(client, bucket, f"{release.uri}/adapter_config.json") == (adapter / "adapter_config.json").read_bytes()
+    assert [
+        result.digest for result in at_once(lambda store: published(store, adapter), stores)
+    ] == [release.digest] * 4
+    assert (
+        content(client, bucket, f"{release.uri}/adapter_config.json")
+        == (adapter / "adapter_config.json").read_bytes()
+    )
 
 
-def test_a_damaged_manifest_is_left_to_a_person_and_publishing_says_what_mends_it(store, release, client, bucket, adapter):
+def test_a_damaged_manifest_is_left_to_a_person_and_publishing_says_what_mends_it(
+    store, release, client, bucket, adapter
+):
     key = f"{release.uri}/manifest.json"
     client.put_object(Bucket=bucket, Key=key, Body=b"{")
     with pytest.raises(
-        InfrastructureError, match=rf"s3://{bucket}/{key} is not a .*former version back, or remove it .* and publish again"
+        InfrastructureError,
+        match=(
+            rf"s3://{bucket}/{key} is not a .*former version back, or remove it .* and publish"
+            r" again"
+        ),
     ):
         published(store, adapter)
     assert content(client, bucket, key) == b"{"
@@ -727,39 +983,73 @@ def test_a_damaged_manifest_is_left_to_a_person_and_publishing_says_what_mends_i
     assert published(store, adapter).new
 
 
-def test_a_publication_that_is_overtaken_by_the_same_one_finds_the_release_there(store, bucket, adapter):
+def test_a_publication_that_is_overtaken_by_the_same_one_finds_the_release_there(
+    store, bucket, adapter
+):
     class Overtaken(ObjectStore):
         def put_new(self, key, *rest):
             if key.endswith("manifest.json"):
-                publish(store, NAME, adapter, gate_report(adapter), train_manifest(adapter), source={**SOURCE, "pr": 8})
+                publish(
+                    store,
+                    NAME,
+                    adapter,
+                    gate_report(adapter),
+                    train_manifest(adapter),
+                    source={**SOURCE, "pr": 8},
+                )
             super().put_new(key, *rest)
 
     assert not published(Overtaken(bucket), adapter).new
 
 
-@pytest.mark.parametrize("differs", [{"training_key": "9" * 64}, {"base_model": {**BASE_ENTRY, "name": "llama"}}])
+@pytest.mark.parametrize(
+    "differs", [{"training_key": "9" * 64}, {"base_model": {**BASE_ENTRY, "name": "llama"}}]
+)
 def test_a_train_manifest_that_is_not_of_the_judged_adapter_is_refused(store, adapter, differs):
-    with pytest.raises(RejectedError, match=r"the train manifest is of .*, the gate report of .*Use the train_manifest\.json"):
-        publish(store, NAME, adapter, gate_report(adapter), train_manifest(adapter) | differs, source=SOURCE)
+    with pytest.raises(
+        RejectedError,
+        match=r"the train manifest is of .*, the gate report of .*Use the train_manifest\.json",
+    ):
+        publish(
+            store,
+            NAME,
+            adapter,
+            gate_report(adapter),
+            train_manifest(adapter) | differs,
+            source=SOURCE,
+        )
 
 
 def test_a_train_manifest_of_another_adapter_is_refused(store, client, bucket, adapter, tmp_path):
     other = make_adapter(tmp_path / "other", 2.0)
-    with pytest.raises(RejectedError, match=f"of adapter {adapter_digest(other)[:12]}, the gate report of {adapter_digest(adapter)[:12]}"):
+    with pytest.raises(
+        RejectedError,
+        match=(
+            f"of adapter {adapter_digest(other)[:12]}, the gate report of"
+            f" {adapter_digest(adapter)[:12]}"
+        ),
+    ):
         publish(store, NAME, adapter, gate_report(adapter), train_manifest(other), source=SOURCE)
     assert keys(client, bucket) == []
 
 
 def test_a_verdict_is_published_under_the_name_that_it_names(store, client, bucket, adapter):
     report = gate_report(adapter)
-    with pytest.raises(RejectedError, match=f"other: the gate report is on adapter {NAME}. Publish under that name, or gate it as other"):
+    with pytest.raises(
+        RejectedError,
+        match=(
+            f"other: the gate report is on adapter {NAME}. Publish under that name, or gate it as"
+            " other"
+        ),
+    ):
         publish(store, "other", adapter, report, train_manifest(adapter), source=SOURCE)
     assert keys(client, bucket) == []
     report["adapter"]["name"] = None  # quality_gate.py without --adapter
     assert publish(store, "other", adapter, report, train_manifest(adapter), source=SOURCE).new
 
 
-# --- fetching ----------------------------------------------------------------------------------------------------------------
+# --- fetching
+# -------------------------------------------------------------------------------------------------
 
 
 def fetched(store, release, root, base_model=BASE):
@@ -770,8 +1060,12 @@ def test_a_release_is_fetched_whole(store, release, adapter, tmp_path):
     directory, manifest = fetched(store, release, tmp_path / "local")
     assert manifest == release.manifest
     assert directory == tmp_path / "local" / NAME / f"sha256-{release.digest}"
-    assert sorted(file.name for file in directory.iterdir()) == sorted([*adapter_files, "manifest.json"])
-    assert all((directory / name).read_bytes() == (adapter / name).read_bytes() for name in adapter_files)
+    assert sorted(file.name for file in directory.iterdir()) == sorted(
+        [*adapter_files, "manifest.json"]
+    )
+    assert all(
+        (directory / name).read_bytes() == (adapter / name).read_bytes() for name in adapter_files
+    )
     assert releases.local_manifest(directory, NAME, release.digest) == manifest
 
 
@@ -784,7 +1078,9 @@ def test_an_intact_local_copy_needs_no_store(store, release, client, bucket, tmp
 
 @pytest.mark.parametrize("file", adapter_files)
 @pytest.mark.parametrize("damage", [flip, truncate, remove])
-def test_a_release_that_was_damaged_in_the_store_leaves_nothing_local(store, release, client, bucket, tmp_path, file, damage):
+def test_a_release_that_was_damaged_in_the_store_leaves_nothing_local(
+    store, release, client, bucket, tmp_path, file, damage
+):
     damage(client, bucket, f"{release.uri}/{file}")
     with pytest.raises(InfrastructureError, match=file):
         fetched(store, release, tmp_path / "local")
@@ -814,13 +1110,19 @@ def spoil_manifest(directory):
 
 
 @pytest.mark.parametrize("damage", [change, lose, add, add_directory, spoil_manifest])
-def test_a_local_copy_that_is_not_as_published_is_fetched_anew(store, release, adapter, tmp_path, damage):
+def test_a_local_copy_that_is_not_as_published_is_fetched_anew(
+    store, release, adapter, tmp_path, damage
+):
     directory, _ = fetched(store, release, tmp_path / "local")
     damage(directory)
     assert releases.local_manifest(directory, NAME, release.digest) is None
     fetched(store, release, tmp_path / "local")
-    assert sorted(file.name for file in directory.iterdir()) == sorted([*adapter_files, "manifest.json"])
-    assert all((directory / name).read_bytes() == (adapter / name).read_bytes() for name in adapter_files)
+    assert sorted(file.name for file in directory.iterdir()) == sorted(
+        [*adapter_files, "manifest.json"]
+    )
+    assert all(
+        (directory / name).read_bytes() == (adapter / name).read_bytes() for name in adapter_files
+    )
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
@@ -840,19 +1142,40 @@ def test_a_release_for_another_base_model_is_refused_and_not_fetched(store, rele
         ({"adapter": "other"}, "it is the manifest of other"),
         ({"verdict": "FAIL"}, "verdict"),
         ({"files": []}, "files"),
-        ({"files": [{"name": name, "size": 1, "sha256": A} for name in adapter_files]}, "do not have the digest that it is named by"),
-        ({"files": [{"name": name, "size": 2**40, "sha256": A} for name in adapter_files]}, "1099511627776"),  # a disk full
-        ({"files": [{"name": "adapter_config.json", "size": 1, "sha256": A}] * 3}, "lacks something, or has it twice"),
-        ({"base_model": {"name": "a\nERROR forged", "source_id": "x", "revision": "y"}}, "Expected one line of text"),
+        (
+            {"files": [{"name": name, "size": 1, "sha256": A} for name in adapter_files]},
+            "do not have the digest that it is named by",
+        ),
+        (
+            {"files": [{"name": name, "size": 2**40, "sha256": A} for name in adapter_files]},
+            "1099511627776",
+        ),  # a disk full
+        (
+            {"files": [{"name": "adapter_config.json", "size": 1, "sha256": A}] * 3},
+            "lacks something, or has it twice",
+        ),
+        (
+            {"base_model": {"name": "a\nERROR forged", "source_id": "x", "revision": "y"}},
+            "Expected one line of text",
+        ),
         ({"a\nERROR forged": 1}, r"unknown key `a.nERROR forged`"),
-        ({"files": [{"name": "../../escape", "size": 1, "sha256": A}] * 3}, "lacks something, or has it twice"),
+        (
+            {"files": [{"name": "../../escape", "size": 1, "sha256": A}] * 3},
+            "lacks something, or has it twice",
+        ),
         ({"surprise": 1}, "unknown key `surprise`"),
     ],
 )
-def test_a_manifest_that_was_changed_by_hand_is_not_believed(store, release, client, bucket, tmp_path, changes, reason):
+def test_a_manifest_that_was_changed_by_hand_is_not_believed(
+    store, release, client, bucket, tmp_path, changes, reason
+):
     edit_manifest(client, bucket, release, **changes)
     with pytest.raises(
-        InfrastructureError, match=rf"s3://{bucket}/{release.uri}/manifest.json is not a valid release manifest: .*{reason}"
+        InfrastructureError,
+        match=(
+            rf"s3://{bucket}/{release.uri}/manifest.json is not a valid release manifest:"
+            rf" .*{reason}"
+        ),
     ):
         find_release(store, NAME, release.digest)
     with pytest.raises(InfrastructureError, match="is not a valid release manifest"):
@@ -861,7 +1184,9 @@ def test_a_manifest_that_was_changed_by_hand_is_not_believed(store, release, cli
 
 
 @pytest.mark.parametrize("body", [b"", b"not JSON", b"\xff\xfe", b"null", b"[]", b'"text"'])
-def test_a_manifest_that_is_no_document_is_not_believed(store, release, client, bucket, tmp_path, body):
+def test_a_manifest_that_is_no_document_is_not_believed(
+    store, release, client, bucket, tmp_path, body
+):
     client.put_object(Bucket=bucket, Key=f"{release.uri}/manifest.json", Body=body)
     with pytest.raises(InfrastructureError, match=r"is not a valid release manifest: \S+"):
         fetched(store, release, tmp_path / "local")
@@ -875,12 +1200,17 @@ def test_a_size_that_the_manifest_gets_wrong_is_noticed(store, release, client, 
         fetched(store, release, tmp_path / "local")
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_release_leaves_nothing_half_written(store, release, tmp_path):
+def test_a_disk_that_is_full_in_the_middle_of_a_release_leaves_nothing_half_written(
+    store, release, tmp_path
+):
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     # As a full disk, this fails the write that crosses it; the first file fits.
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, former[1]))
     try:
-        with pytest.raises(InfrastructureError, match=rf"{tmp_path}/local/{NAME}/.*/adapter_model.safetensors cannot be written"):
+        with pytest.raises(
+            InfrastructureError,
+            match=rf"{tmp_path}/local/{NAME}/.*/adapter_model.safetensors cannot be written",
+        ):
             fetched(store, release, tmp_path / "local")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
@@ -890,7 +1220,10 @@ def test_a_disk_that_is_full_in_the_middle_of_a_release_leaves_nothing_half_writ
 
 def test_a_place_that_cannot_be_written_is_named(store, release, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InfrastructureError, match=rf"{tmp_path}/file/{NAME}/sha256-{release.digest} cannot be written: Not a directory"):
+    with pytest.raises(
+        InfrastructureError,
+        match=rf"{tmp_path}/file/{NAME}/sha256-{release.digest} cannot be written: Not a directory",
+    ):
         fetched(store, release, tmp_path / "file")
 
 
@@ -908,14 +1241,17 @@ def test_a_manifest_of_endless_brackets_is_not_believed(store, release, client, 
         find_release(store, NAME, release.digest)
 
 
-# --- versions ----------------------------------------------------------------------------------------------------------------
+# --- versions
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def three(store, client, bucket, tmp_path):
     """Releases of three days, the newest the one with the smallest digest."""
     made = sorted(
-        (published(store, make_adapter(tmp_path / f"{value}", value)) for value in range(3)), key=lambda r: r.digest, reverse=True
+        (published(store, make_adapter(tmp_path / f"{value}", value)) for value in range(3)),
+        key=lambda r: r.digest,
+        reverse=True,
     )
     for day, release in enumerate(made, 1):
         edit_manifest(client, bucket, release, published_at=f"2026-01-0{day}T00:00:00+00:00")
@@ -934,35 +1270,58 @@ def test_a_version_is_named_by_its_digest_or_its_first_digits(store, three):
         assert find_version(store, NAME, f"sha256-{digest[:12]}") == digest
 
 
-@pytest.mark.parametrize(("version", "fits"), [("", 3), ("ffffffffffff0", 0), ("../x", 0), ("Latest", 0)])
+@pytest.mark.parametrize(
+    ("version", "fits"), [("", 3), ("ffffffffffff0", 0), ("../x", 0), ("Latest", 0)]
+)
 def test_digits_that_fit_none_or_several_list_what_is_published(store, three, version, fits):
     with pytest.raises(UsageError) as error:
         find_version(store, NAME, version)
     assert f"--version {version} fits {fits} releases of {NAME}" in str(error.value)
-    assert str(error.value).endswith("newest last: " + ", ".join(digest[:12] for digest in three) + ".")
+    assert str(error.value).endswith(
+        "newest last: " + ", ".join(digest[:12] for digest in three) + "."
+    )
 
 
 @pytest.mark.parametrize("version", ["", "sha256-"])
 def test_no_digits_name_no_release_not_even_the_only_one(store, release, version):
-    with pytest.raises(UsageError, match=f"fits 1 releases of {NAME}, for it has no digits. Published, newest last: {release.digest[:12]}"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            f"fits 1 releases of {NAME}, for it has no digits. Published, newest last:"
+            f" {release.digest[:12]}"
+        ),
+    ):
         find_version(store, NAME, version)
 
 
-def test_a_damaged_release_is_not_chosen_and_stands_in_the_way_of_no_other(store, client, bucket, three):
+def test_a_damaged_release_is_not_chosen_and_stands_in_the_way_of_no_other(
+    store, client, bucket, three
+):
     manifest = f"adapters/{NAME}/sha256-{three[1]}/manifest.json"
     client.put_object(Bucket=bucket, Key=manifest, Body=b"{")
     assert find_version(store, NAME, three[0][:12]) == three[0]
     with pytest.raises(
-        UsageError, match=rf"latest: a damaged release may be the newest. s3://{bucket}/{manifest} is not .* Name a version"
+        UsageError,
+        match=(
+            rf"latest: a damaged release may be the newest. s3://{bucket}/{manifest} is not .* Name"
+            r" a version"
+        ),
     ):
         find_version(store, NAME, "latest")
-    with pytest.raises(UsageError, match=rf"--version {three[1][:12]}: s3://{bucket}/{manifest} is not a valid release manifest"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            rf"--version {three[1][:12]}: s3://{bucket}/{manifest} is not a valid release manifest"
+        ),
+    ):
         find_version(store, NAME, three[1][:12])
     with pytest.raises(InfrastructureError, match=f"{manifest} is not a valid release manifest"):
         list_releases(store, NAME)
 
 
-def test_a_first_digit_that_fits_a_good_and_a_damaged_release_is_ambiguous(store, client, bucket, release):
+def test_a_first_digit_that_fits_a_good_and_a_damaged_release_is_ambiguous(
+    store, client, bucket, release
+):
     twin = release.digest[:-1] + ("0" if release.digest[-1] != "0" else "1")
     client.put_object(Bucket=bucket, Key=f"adapters/{NAME}/sha256-{twin}/manifest.json", Body=b"{}")
     with pytest.raises(UsageError, match="fits 2 releases"):
@@ -981,12 +1340,17 @@ def test_other_adapters_and_stray_objects_are_no_releases(store, client, bucket,
 
 
 def test_releases_of_one_second_are_in_the_order_of_their_publication(store, tmp_path):
-    made = sorted((make_adapter(tmp_path / f"{value}", value) for value in range(6)), key=adapter_digest, reverse=True)
+    made = sorted(
+        (make_adapter(tmp_path / f"{value}", value) for value in range(6)),
+        key=adapter_digest,
+        reverse=True,
+    )
     digests = [published(store, adapter).digest for adapter in made]
     assert [manifest["digest"] for manifest in list_releases(store, NAME)] == digests
 
 
-# --- channels ----------------------------------------------------------------------------------------------------------------
+# --- channels
+# -------------------------------------------------------------------------------------------------
 
 
 def changed(store, change, reason="test", actor="tester"):
@@ -1019,7 +1383,10 @@ def test_a_version_goes_from_canary_to_stable_and_back(store):
     assert roles(changed(store, canary(C, 10))) == (B, C, 10, A)
     assert roles(changed(store, abort_canary)) == (B, None, 0, A)
     assert roles(rolled_back(store)) == (A, None, 0, None)
-    assert (read_channel(store, NAME)[0].versions, read_channel(store, NAME)[0].rolled_back) == ((A,), B)
+    assert (read_channel(store, NAME)[0].versions, read_channel(store, NAME)[0].rolled_back) == (
+        (A,),
+        B,
+    )
     assert [channel.generation for channel in history(store, NAME)] == list(range(1, 9))
 
 
@@ -1035,7 +1402,9 @@ def test_promoting_the_stable_version_again_keeps_the_previous_one(store):
     assert roles(changed(store, stable(B))) == (B, None, 0, A)
 
 
-def test_a_second_canary_and_a_rollback_to_nothing_are_refused_and_change_nothing(store, client, bucket):
+def test_a_second_canary_and_a_rollback_to_nothing_are_refused_and_change_nothing(
+    store, client, bucket
+):
     changed(store, canary(A, 10))
     before = {key: content(client, bucket, key) for key in keys(client, bucket)}
     with pytest.raises(RejectedError, match=f"canary {A[:12]} is under way"):
@@ -1057,8 +1426,13 @@ def test_each_generation_is_kept_in_the_audit_log_with_who_and_why(store, client
     for change, reason, actor in ((canary(A, 10), "try", "kim"), (stable(A), "works", "lee")):
         changed(store, change, reason, actor)
         document = content(client, bucket, f"channels/{NAME}.json")
-        assert content(client, bucket, f"audit/{NAME}/{json.loads(document)['generation']:09d}.json") == document
-    assert [(channel.generation, channel.reason, channel.updated_by) for channel in history(store, NAME)] == [
+        assert (
+            content(client, bucket, f"audit/{NAME}/{json.loads(document)['generation']:09d}.json")
+            == document
+        )
+    assert [
+        (channel.generation, channel.reason, channel.updated_by) for channel in history(store, NAME)
+    ] == [
         (1, "try", "kim"),
         (2, "works", "lee"),
     ]
@@ -1072,19 +1446,25 @@ def test_who_changed_a_channel_is_the_github_actor_else_the_user(store, monkeypa
     assert changed(store, canary(A, 20), actor=None).updated_by == "kim"
 
 
-def test_an_audit_entry_that_a_killed_process_left_unwritten_is_written_by_the_next_change(store, client, bucket):
+def test_an_audit_entry_that_a_killed_process_left_unwritten_is_written_by_the_next_change(
+    store, client, bucket
+):
     changed(store, canary(A, 10))
     dies_writing(
         bucket,
         f"{NAME}/000000002.json",
-        "from adapterops.store.channels import change_channel, promote\n"
-        f"change_channel(store, {NAME!r}, lambda channel: promote(channel, {A!r}), reason='killed', actor='ghost')\n",
+        "from adapterops.store.channels import change_channel, promote\nchange_channel(store,"
+        f" {NAME!r}, lambda channel: promote(channel, {A!r}), reason='killed', actor='ghost')\n",
     )
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
     lost = content(client, bucket, f"channels/{NAME}.json")
     assert [channel.generation for channel in history(store, NAME)] == [1]
     changed(store, canary(B, 10))
-    assert [(channel.generation, channel.updated_by) for channel in history(store, NAME)] == [(1, "tester"), (2, "ghost"), (3, "tester")]
+    assert [(channel.generation, channel.updated_by) for channel in history(store, NAME)] == [
+        (1, "tester"),
+        (2, "ghost"),
+        (3, "tester"),
+    ]
     assert content(client, bucket, f"audit/{NAME}/000000002.json") == lost
 
 
@@ -1099,10 +1479,17 @@ def test_an_audit_entry_is_never_overwritten(store, client, bucket):
 def test_ten_concurrent_changes_all_happen_one_after_the_other(front, bucket):
     stores = [ObjectStore(bucket) for _ in range(10)]
     step = lambda channel: replace(channel, stable=A, weight=channel.weight + 1)  # noqa: E731
-    results = at_once(lambda number: change_channel(stores[number], NAME, step, reason="step", actor=f"{number}"), range(10))
-    assert sorted((channel.generation, channel.weight) for channel in results) == [(n, n) for n in range(1, 11)]
+    results = at_once(
+        lambda number: change_channel(stores[number], NAME, step, reason="step", actor=f"{number}"),
+        range(10),
+    )
+    assert sorted((channel.generation, channel.weight) for channel in results) == [
+        (n, n) for n in range(1, 11)
+    ]
     kept = list(history(stores[0], NAME))
-    assert [(channel.generation, channel.weight) for channel in kept] == [(n, n) for n in range(1, 11)]
+    assert [(channel.generation, channel.weight) for channel in kept] == [
+        (n, n) for n in range(1, 11)
+    ]
     assert kept == sorted(results, key=lambda channel: channel.generation)
     assert read_channel(stores[0], NAME)[0] == kept[-1]
 
@@ -1114,9 +1501,14 @@ def test_a_race_that_is_lost_again_and_again_ends(store, bucket):
         change_channel(other, NAME, canary(B, next(weights)), reason="overtakes", actor="other")
         return replace(channel, canary=A, weight=1)
 
-    with pytest.raises(InfrastructureError, match=f"channel {NAME}: lost the race for the write 20 times"):
+    with pytest.raises(
+        InfrastructureError, match=f"channel {NAME}: lost the race for the write 20 times"
+    ):
         changed(store, overtaken)
-    assert (read_channel(store, NAME)[0].updated_by, read_channel(store, NAME)[0].generation) == ("other", 20)
+    assert (read_channel(store, NAME)[0].updated_by, read_channel(store, NAME)[0].generation) == (
+        "other",
+        20,
+    )
     assert [channel.generation for channel in history(store, NAME)] == list(range(1, 21))
 
 
@@ -1164,7 +1556,10 @@ def test_two_people_that_roll_back_at_once_roll_back_once(store, bucket):
         changed(store, change)
     overtaking = Overtaking(bucket, lambda: roll_back(store, NAME, actor="other"))
     assert roles(rolled_back(overtaking)) == (A, None, 0, None)
-    assert (read_channel(store, NAME)[0].generation, read_channel(store, NAME)[0].updated_by) == (3, "other")
+    assert (read_channel(store, NAME)[0].generation, read_channel(store, NAME)[0].updated_by) == (
+        3,
+        "other",
+    )
 
 
 def test_a_rollback_that_is_asked_for_again_does_not_lead_back(store):
@@ -1185,16 +1580,27 @@ def test_no_rollback_leads_back_to_the_version_that_was_left_whatever_failed_sin
     changed(store, abort_canary)
     assert roles(rolled_back(store)) == (A, None, 0, None)
     changed(store, canary(C, 10))
-    assert roles(rolled_back(store)) == (A, None, 0, None)  # and one that is asked for during a trial ends the trial
+    assert roles(rolled_back(store)) == (
+        A,
+        None,
+        0,
+        None,
+    )  # and one that is asked for during a trial ends the trial
     changed(store, stable(C))
-    assert (roles(rolled_back(store)), read_channel(store, NAME)[0].rolled_back) == ((A, None, 0, None), C)
+    assert (roles(rolled_back(store)), read_channel(store, NAME)[0].rolled_back) == (
+        (A, None, 0, None),
+        C,
+    )
 
 
 def test_a_rollback_does_not_take_away_what_became_stable_meanwhile(store, bucket):
     for change in (stable(A), stable(B)):
         changed(store, change)
     overtaking = Overtaking(bucket, lambda: changed(store, stable(C), "all steps passed", "lee"))
-    with pytest.raises(RejectedError, match=rf"{C[:12]} became stable meanwhile \(generation 3, by lee: all steps passed\)"):
+    with pytest.raises(
+        RejectedError,
+        match=rf"{C[:12]} became stable meanwhile \(generation 3, by lee: all steps passed\)",
+    ):
         rolled_back(overtaking)
     assert roles(read_channel(store, NAME)[0]) == (C, None, 0, B)
 
@@ -1211,10 +1617,21 @@ def test_a_change_whose_answer_is_lost_and_that_is_overtaken_then_happens_once(s
 
     step = lambda channel: replace(channel, weight=channel.weight + 1)  # noqa: E731
     assert changed(Lost(bucket), step).generation == 2
-    assert [(channel.generation, channel.weight) for channel in history(store, NAME)] == [(1, 0), (2, 1), (3, 20)]
+    assert [(channel.generation, channel.weight) for channel in history(store, NAME)] == [
+        (1, 0),
+        (2, 1),
+        (3, 20),
+    ]
 
 
-@pytest.mark.parametrize("change", [canary(A, 150), canary("not a digest", 10), lambda channel: replace(channel, adapter="No Name")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        canary(A, 150),
+        canary("not a digest", 10),
+        lambda channel: replace(channel, adapter="No Name"),
+    ],
+)
 def test_an_invalid_channel_is_not_written(store, client, bucket, change):
     with pytest.raises(UsageError, match=rf"channel {NAME}: .*Nothing is written"):
         changed(store, change)
@@ -1228,9 +1645,15 @@ def test_a_channel_that_was_deleted_goes_on_after_its_audit_log(store, client, b
     remove(client, bucket, f"channels/{NAME}.json")
     client.put_object(Bucket=bucket, Key=f"audit/{NAME}/notes.json", Body=b"{}")
     assert changed(store, abort_canary).stable is None
-    assert keys(client, bucket) == [f"audit/{NAME}/{name}.json" for name in ("000000001", "000000002", "notes")]
+    assert keys(client, bucket) == [
+        f"audit/{NAME}/{name}.json" for name in ("000000001", "000000002", "notes")
+    ]
     assert roles(changed(store, canary(B, 10))) == (None, B, 10, None)
-    assert [(channel.generation, channel.canary) for channel in history(store, NAME)] == [(1, A), (2, None), (3, B)]
+    assert [(channel.generation, channel.canary) for channel in history(store, NAME)] == [
+        (1, A),
+        (2, None),
+        (3, B),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1239,19 +1662,39 @@ def test_a_channel_that_was_deleted_goes_on_after_its_audit_log(store, client, b
         (b"not JSON", "it is not JSON"),
         (b"[" * 60_000, "it is not JSON"),
         (b"{}", "missing key"),
-        (json.dumps({**channels.channel_document(channels.Channel("other")), "generation": 1}).encode(), "it is of another adapter"),
-        (json.dumps({**channels.channel_document(channels.Channel(NAME)), "generation": 1, "weight": 101}).encode(), "weight"),
+        (
+            json.dumps(
+                {**channels.channel_document(channels.Channel("other")), "generation": 1}
+            ).encode(),
+            "it is of another adapter",
+        ),
+        (
+            json.dumps(
+                {
+                    **channels.channel_document(channels.Channel(NAME)),
+                    "generation": 1,
+                    "weight": 101,
+                }
+            ).encode(),
+            "weight",
+        ),
     ],
 )
-def test_a_channel_that_was_damaged_is_not_believed_and_not_changed(store, client, bucket, body, reason):
+def test_a_channel_that_was_damaged_is_not_believed_and_not_changed(
+    store, client, bucket, body, reason
+):
     client.put_object(Bucket=bucket, Key=f"channels/{NAME}.json", Body=body)
     for use in (lambda: read_channel(store, NAME), lambda: changed(store, stable(A))):
-        with pytest.raises(InfrastructureError, match=rf"s3://{bucket}/channels/{NAME}.json is not a valid channel: .*{reason}"):
+        with pytest.raises(
+            InfrastructureError,
+            match=rf"s3://{bucket}/channels/{NAME}.json is not a valid channel: .*{reason}",
+        ):
             use()
     assert content(client, bucket, f"channels/{NAME}.json") == body
 
 
-# --- commands ----------------------------------------------------------------------------------------------------------------
+# --- commands
+# -------------------------------------------------------------------------------------------------
 
 
 def run(script, *arguments, **environment):
@@ -1273,18 +1716,43 @@ def run(script, *arguments, **environment):
 def publish_command(adapter, report, *options, **environment):
     path = adapter.parent / "gate_report.json"
     path.write_text(json.dumps(report))
-    return run("publish_adapter.py", "--adapter", NAME, "--model", str(adapter), "--gate-report", str(path), *options, **environment)
+    return run(
+        "publish_adapter.py",
+        "--adapter",
+        NAME,
+        "--model",
+        str(adapter),
+        "--gate-report",
+        str(path),
+        *options,
+        **environment,
+    )
 
 
 def test_publishing_by_command_is_repeatable_and_mends(store, client, bucket, adapter):
     code, said = publish_command(
-        adapter, gate_report(adapter), "--bucket", bucket, "--pr", "7", GITHUB_SHA="d" * 40, GITHUB_ACTOR="octocat"
+        adapter,
+        gate_report(adapter),
+        "--bucket",
+        bucket,
+        "--pr",
+        "7",
+        GITHUB_SHA="d" * 40,
+        GITHUB_ACTOR="octocat",
     )
     assert (code, ": published" in said) == (0, True)
-    assert list_releases(store, NAME)[0]["source"] == {"commit": "d" * 40, "pr": "7", "actor": "octocat"}
+    assert list_releases(store, NAME)[0]["source"] == {
+        "commit": "d" * 40,
+        "pr": "7",
+        "actor": "octocat",
+    }
     code, said = publish_command(adapter, gate_report(adapter), ADAPTER_BUCKET=bucket)
     assert (code, "already published, nothing to do" in said) == (0, True)
-    flip(client, bucket, f"adapters/{NAME}/sha256-{adapter_digest(adapter)}/adapter_model.safetensors")
+    flip(
+        client,
+        bucket,
+        f"adapters/{NAME}/sha256-{adapter_digest(adapter)}/adapter_model.safetensors",
+    )
     code, said = publish_command(adapter, gate_report(adapter), ADAPTER_BUCKET=bucket)
     assert (code, "already published, now with adapter_model.safetensors" in said) == (0, True)
 
@@ -1308,12 +1776,16 @@ def test_no_bucket_ends_with_2(s3, adapter):
 
 def test_an_endpoint_that_nobody_listens_on_ends_with_3_within_a_minute(s3, adapter):
     endpoint, started = f"http://127.0.0.1:{free_port()}", time.monotonic()
-    code, said = publish_command(adapter, gate_report(adapter), "--bucket", "any", AWS_ENDPOINT_URL_S3=endpoint)
+    code, said = publish_command(
+        adapter, gate_report(adapter), "--bucket", "any", AWS_ENDPOINT_URL_S3=endpoint
+    )
     assert (code, f"S3 bucket any at {endpoint}" in said) == (3, True)
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize("options", [[], ["--version", "latest", "--rollback"], ["--rollback", "--abort"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--version", "latest", "--rollback"], ["--rollback", "--abort"]]
+)
 def test_deploying_says_that_it_needs_exactly_one_thing_to_do(bucket, options):
     code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, *options)
     assert (code, "one of --version, --rollback and --abort" in said) == (2, True)
@@ -1327,8 +1799,13 @@ def test_deploying_an_unpublished_version_lists_the_published_ones(store, releas
 
 
 def test_deploying_without_any_release_says_to_publish_first(store, bucket):
-    code, said = run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--version", "latest")
-    assert (code, f"{NAME} has no releases in bucket {bucket}. Publish one first" in said) == (2, True)
+    code, said = run(
+        "deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--version", "latest"
+    )
+    assert (code, f"{NAME} has no releases in bucket {bucket}. Publish one first" in said) == (
+        2,
+        True,
+    )
 
 
 def test_rolling_back_without_a_previous_version_ends_with_1(store, bucket):
@@ -1344,16 +1821,19 @@ def test_the_address_of_a_release_is_printed_in_one_piece(bucket, adapter):
 
 
 def test_a_gate_report_with_probes_that_are_none_ends_without_a_traceback(bucket, adapter):
-    code, said = publish_command(adapter, gate_report(adapter, probes=[{"x": 1}]), "--bucket", bucket)
+    code, said = publish_command(
+        adapter, gate_report(adapter, probes=[{"x": 1}]), "--bucket", bucket
+    )
     assert (code, "`probes[0]`: unknown key `x`" in said) == (2, True)
 
 
-# --- deploying ---------------------------------------------------------------------------------------------------------------
+# --- deploying
+# -------------------------------------------------------------------------------------------------
 
 
 class Host(ThreadingHTTPServer):
-    """A serving host that follows its channel at once. `unfit` are versions that it cannot load; `looked` and `asked` are called
-    at a look at its health and at a question."""
+    """A serving host that follows its channel at once. `unfit` are versions that it cannot load;
+    `looked` and `asked` are called at a look at its health and at a question."""
 
     daemon_threads = True
 
@@ -1374,15 +1854,27 @@ class HostHandler(BaseHTTPRequestHandler):
             for version, count in self.server.counts.items():
                 labels = f'adapter="{NAME}",version="{version}",origin="probe"'
                 lines += [f'llm_version_request_total{{{labels},status="200"}} {count}']
-                lines += [f'llm_version_duration_seconds_bucket{{{labels},le="{bound}"}} {count}' for bound in ("0.1", "0.11", "+Inf")]
+                lines += [
+                    f'llm_version_duration_seconds_bucket{{{labels},le="{bound}"}} {count}'
+                    for bound in ("0.1", "0.11", "+Inf")
+                ]
             return self.answer("\n".join(lines) + "\n")
         self.server.looked()
         channel, unfit = read_channel(self.server.store, NAME)[0], self.server.unfit
-        ready = {f"{role}_ready": version not in unfit for role, version in (("stable", channel.stable), ("canary", channel.canary))}
+        ready = {
+            f"{role}_ready": version not in unfit
+            for role, version in (("stable", channel.stable), ("canary", channel.canary))
+        }
         return self.answer(
             {
                 "adapters": {
-                    NAME: {"generation": channel.generation, "stable": channel.stable, "canary": channel.canary, "unfit": unfit, **ready}
+                    NAME: {
+                        "generation": channel.generation,
+                        "stable": channel.stable,
+                        "canary": channel.canary,
+                        "unfit": unfit,
+                        **ready,
+                    }
                 }
             }
         )
@@ -1398,7 +1890,9 @@ class HostHandler(BaseHTTPRequestHandler):
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(document.encode() if isinstance(document, str) else json.dumps(document).encode())
+        self.wfile.write(
+            document.encode() if isinstance(document, str) else json.dumps(document).encode()
+        )
 
 
 @pytest.fixture
@@ -1408,10 +1902,23 @@ def host(store):
 
 
 def deploy_command(bucket, host, *options):
-    return run("deploy_adapter.py", "--adapter", NAME, "--bucket", bucket, "--gateway", host.url, "--timeout", "5", *options)
+    return run(
+        "deploy_adapter.py",
+        "--adapter",
+        NAME,
+        "--bucket",
+        bucket,
+        "--gateway",
+        host.url,
+        "--timeout",
+        "5",
+        *options,
+    )
 
 
-def test_a_version_is_deployed_by_command_as_canary_and_then_as_stable_and_rolled_back(store, bucket, release, host, tmp_path):
+def test_a_version_is_deployed_by_command_as_canary_and_then_as_stable_and_rolled_back(
+    store, bucket, release, host, tmp_path
+):
     newer = published(store, make_adapter(tmp_path / "newer", 2.0))
     assert deploy_command(bucket, host, "--version", release.digest[:12])[0] == 0
     code, said = deploy_command(bucket, host, "--version", newer.digest)
@@ -1431,11 +1938,17 @@ def test_a_version_is_deployed_by_command_as_canary_and_then_as_stable_and_rolle
     ]
 
 
-def test_a_version_that_a_host_finds_unfit_ends_with_1_and_leaves_the_stable_one(store, bucket, release, host):
+def test_a_version_that_a_host_finds_unfit_ends_with_1_and_leaves_the_stable_one(
+    store, bucket, release, host
+):
     changed(store, stable(A))
     host.unfit[release.digest] = "rank 2 is too much"
     code, said = deploy_command(bucket, host, "--version", "latest")
-    assert (code, "rank 2 is too much" in said, "canary aborted, stable is aaaaaaaaaaaa" in said) == (1, True, True)
+    assert (
+        code,
+        "rank 2 is too much" in said,
+        "canary aborted, stable is aaaaaaaaaaaa" in said,
+    ) == (1, True, True)
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
 
 
@@ -1448,7 +1961,9 @@ def test_a_host_that_does_not_answer_ends_with_3_and_leaves_the_stable_one(store
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
 
 
-def test_a_canary_under_way_is_not_disturbed_by_another_deployment_until_it_is_aborted(store, bucket, release, host):
+def test_a_canary_under_way_is_not_disturbed_by_another_deployment_until_it_is_aborted(
+    store, bucket, release, host
+):
     changed(store, canary(B, 10))
     code, said = deploy_command(bucket, host, "--version", "latest")
     assert (code, f"canary {B[:12]} is under way" in said) == (1, True)
@@ -1457,23 +1972,34 @@ def test_a_canary_under_way_is_not_disturbed_by_another_deployment_until_it_is_a
     assert deploy_command(bucket, host, "--version", "latest")[0] == 0
 
 
-def test_a_deployment_that_did_not_begin_does_not_say_that_it_aborted_the_canary(store, bucket, release, host):
+def test_a_deployment_that_did_not_begin_does_not_say_that_it_aborted_the_canary(
+    store, bucket, release, host
+):
     changed(store, canary(B, 10))
     said = deploy_command(bucket, host, "--version", "latest")[1]
     assert "canary aborted" not in said
-    assert f"{release.digest[:12]} is not the canary, nothing to abort, there is no stable version" in said
+    assert (
+        f"{release.digest[:12]} is not the canary, nothing to abort, there is no stable version"
+        in said
+    )
 
 
 def test_a_canary_that_was_aborted_by_hand_does_not_become_stable(store, bucket, release, host):
     changed(store, stable(A))
     host.asked = lambda: changed(store, abort_canary, reason="aborted by hand")
     code, said = deploy_command(bucket, host, "--version", "latest")
-    assert (code, "somebody ended its trial: generation 3 has no canary" in said, "(by tester: aborted by hand)" in said) == (1, True, True)
+    assert (
+        code,
+        "somebody ended its trial: generation 3 has no canary" in said,
+        "(by tester: aborted by hand)" in said,
+    ) == (1, True, True)
     assert "canary aborted" not in said
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
 
 
-def test_a_canary_that_was_aborted_by_hand_is_not_put_on_trial_again_by_the_next_step(store, release, host):
+def test_a_canary_that_was_aborted_by_hand_is_not_put_on_trial_again_by_the_next_step(
+    store, release, host
+):
     changed(store, stable(A))
     host.asked = lambda: changed(store, abort_canary, reason="aborted by hand")
     with pytest.raises(RejectedError, match="somebody ended its trial"):
@@ -1485,7 +2011,10 @@ def test_a_canary_that_was_aborted_while_a_host_loads_it_is_not_waited_for(store
     changed(store, stable(A))
     host.looked = lambda: changed(store, abort_canary, reason="aborted by hand")
     started = time.monotonic()
-    with pytest.raises(RejectedError, match=rf"{NAME} is at generation 3, in which {release.digest[:12]} is no longer canary"):
+    with pytest.raises(
+        RejectedError,
+        match=rf"{NAME} is at generation 3, in which {release.digest[:12]} is no longer canary",
+    ):
         deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=60)
     assert time.monotonic() - started < 10
 
@@ -1494,24 +2023,34 @@ def test_a_canary_that_was_aborted_while_a_host_loads_it_is_not_waited_for(store
 def test_a_rollout_to_a_version_that_is_withdrawn_meanwhile_ends(store, release, host, when):
     """While hosts load it, or between two steps."""
     changed(store, stable(A))
-    setattr(host, when, lambda: withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None))
+    setattr(
+        host,
+        when,
+        lambda: withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None),
+    )
     with pytest.raises(RejectedError, match=r"no longer canary|somebody ended its trial"):
         deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=20)
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
 
 
-def test_a_withdrawn_version_is_not_promoted_even_if_the_channel_was_not_changed_yet(store, release, host):
+def test_a_withdrawn_version_is_not_promoted_even_if_the_channel_was_not_changed_yet(
+    store, release, host
+):
     """The list is written first; a rollout that looked before must not end well in between."""
     changed(store, stable(A))
     entry = {"digest": release.digest, "reason": "leaks", "by": "tester", "at": "now"}
     listed = Withdrawn(1, {release.digest: entry}).document(NAME)
     host.asked = lambda: store.put_new(f"withdrawn/{NAME}.json", json.dumps(listed).encode())
-    with pytest.raises(RejectedError, match=rf"version {release.digest[:12]} is withdrawn \(leaks\)"):
+    with pytest.raises(
+        RejectedError, match=rf"version {release.digest[:12]} is withdrawn \(leaks\)"
+    ):
         deploy(store, NAME, release.digest, [host.url], UNJUDGED, Console(), timeout_s=20)
     assert roles(read_channel(store, NAME)[0]) == (A, None, 0, None)
 
 
-def test_nothing_publishes_deploys_or_rolls_back_to_a_withdrawn_version(store, release, bucket, adapter, host):
+def test_nothing_publishes_deploys_or_rolls_back_to_a_withdrawn_version(
+    store, release, bucket, adapter, host
+):
     withdraw(store, NAME, release.digest, reason="leaks", signer=None, trust=None)
     code, said = deploy_command(bucket, host, "--version", release.digest)
     assert (code, "is withdrawn (leaks)" in said) == (1, True), said
@@ -1524,14 +2063,19 @@ def test_nothing_publishes_deploys_or_rolls_back_to_a_withdrawn_version(store, r
     assert (code, "is withdrawn" in said) == (1, True), said
 
 
-def test_a_deployment_that_cannot_take_its_canary_back_says_so_and_why_it_failed(front, bucket, adapter, host):
+def test_a_deployment_that_cannot_take_its_canary_back_says_so_and_why_it_failed(
+    front, bucket, adapter, host
+):
     store, said = ObjectStore(bucket), Console(record=True, width=80)
     release = published(store, adapter)
     host.unfit[release.digest] = "rank 2 is too much"
     host.looked = lambda: front.faults.append(("PUT", f"channels/{NAME}.json", "denied"))
     with pytest.raises(RejectedError, match="rank 2 is too much"):
         deploy(store, NAME, release.digest, [host.url], UNJUDGED, said, timeout_s=5)
-    assert f"aborting the canary {release.digest[:12]} failed: S3 bucket {bucket}" in said.export_text()
+    assert (
+        f"aborting the canary {release.digest[:12]} failed: S3 bucket {bucket}"
+        in said.export_text()
+    )
 
 
 def test_a_rollback_by_command_can_be_repeated(store, bucket, host):
@@ -1539,4 +2083,7 @@ def test_a_rollback_by_command_can_be_repeated(store, bucket, host):
         changed(store, change)
     for _ in range(2):
         code, said = deploy_command(bucket, host, "--rollback")
-        assert (code, f"generation 3: rollback from {B[:12]} to {A[:12]}, stable is {A[:12]}" in said) == (0, True)
+        assert (
+            code,
+            f"generation 3: rollback from {B[:12]} to {A[:12]}, stable is {A[:12]}" in said,
+        ) == (0, True)

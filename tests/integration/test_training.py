@@ -1,4 +1,5 @@
-"""Training on the real small model: masks, determinism, cached keys, and no half-written adapter."""
+"""Training on the real small model: masks, determinism, cached keys, and no half-written
+adapter."""
 
 import json
 import os
@@ -32,7 +33,10 @@ ROWS = [
             ("What colour is the new kettle in your catalogue?", "The new kettle is sea green."),
             ("How long do I have to send the chair back?", "You have thirty days to send it back."),
             ("Can I pay with two gift cards at once?", "Yes, up to three gift cards per order."),
-            ("Is the oak table heavy for one person to lift?", "It weighs forty kilos, so ask someone to help."),
+            (
+                "Is the oak table heavy for one person to lift?",
+                "It weighs forty kilos, so ask someone to help.",
+            ),
         ]
     )
 ]
@@ -59,7 +63,14 @@ def write_recipe(path, **settings):
     """The demo recipe with a single epoch of two steps of padded rows, and other settings."""
     padded = {"packing": "false", "train_sampling_strategy": "group_by_length"}
     # On forty supervised tokens the quantisation check measures noise.
-    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "logging_steps": 1, "max_loss_increase": 10, **padded, **settings}
+    settings = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "max_loss_increase": 10,
+        **padded,
+        **settings,
+    }
     text = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
     for setting, value in settings.items():
         text, count = re.subn(rf"(?m)^  {setting}:.*$", f"  {setting}: {value}", text)
@@ -85,21 +96,41 @@ def adapter(recipe, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four_steps(data, tmp_path_factory):
-    """A recipe of two epochs of four steps, and the adapter that it makes when nothing interrupts it."""
+    """A recipe of two epochs of four steps, and the adapter that it makes when nothing interrupts
+    it."""
     directory = tmp_path_factory.mktemp("steps")
-    recipe = write_recipe(directory / "recipe.yaml", num_train_epochs=2, per_device_train_batch_size=1)
+    recipe = write_recipe(
+        directory / "recipe.yaml", num_train_epochs=2, per_device_train_batch_size=1
+    )
     assert train(recipe, data, directory / "adapter").returncode == 0
     return recipe, directory / "adapter"
 
 
 def train(recipe, data, output, *options):
-    command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output, *options]
-    return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "scripts/train_qlora.py",
+        "--config",
+        recipe,
+        "--data",
+        data,
+        "--output",
+        output,
+        *options,
+    ]
+    return subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_only_the_answer_and_its_end_of_turn_are_trained(tokenizer, base_model):
     ids, labels = encode_messages(
-        [{"role": "user", "content": "환불 되나요?"}, {"role": "assistant", "content": "네, 됩니다."}], tokenizer, base_model
+        [
+            {"role": "user", "content": "환불 되나요?"},
+            {"role": "assistant", "content": "네, 됩니다."},
+        ],
+        tokenizer,
+        base_model,
     )
     trained = [token for token, label in zip(ids, labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(trained) == "네, 됩니다.<|im_end|>"
@@ -119,8 +150,12 @@ def test_every_assistant_turn_of_a_conversation_is_trained(tokenizer, base_model
     assert tokenizer.decode(trained) == "Hi.<|im_end|>Goodbye.<|im_end|>"
 
 
-def test_a_row_over_max_length_is_an_error_unless_the_recipe_allows_the_loss(tokenizer, base_model, data):
-    with pytest.raises(RejectedError, match=r"rows\.jsonl:1: \d+ tokens\. Expected at most max_length 33"):
+def test_a_row_over_max_length_is_an_error_unless_the_recipe_allows_the_loss(
+    tokenizer, base_model, data
+):
+    with pytest.raises(
+        RejectedError, match=r"rows\.jsonl:1: \d+ tokens\. Expected at most max_length 33"
+    ):
         encode_files([data], tokenizer, base_model, 33, "error")
     encoded = encode_files([data], tokenizer, base_model, 32, "allow")
     assert max(map(len, encoded.input_ids)) <= 32
@@ -140,7 +175,9 @@ def test_a_base_model_that_was_damaged_is_made_anew(base_model, tmp_path, monkey
         weights.seek(100_000_000)
         weights.write(bytes([byte[0] ^ 1]))
     assert base_model_directory(base_model) == copy
-    assert (copy / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+    assert (copy / "model.safetensors").read_bytes() == (
+        directory / "model.safetensors"
+    ).read_bytes()
 
 
 def manifest_of(adapter):
@@ -165,7 +202,9 @@ def test_equal_inputs_give_equal_bits_and_are_trained_once(adapter, recipe, data
     assert "already trained, nothing to do" in again.stdout
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2-135m-instruct"
-    assert not any(str(adapter.parent) in str(value) or "/" in str(value) for value in config.values() if value)
+    assert not any(
+        str(adapter.parent) in str(value) or "/" in str(value) for value in config.values() if value
+    )
 
 
 def test_the_losses_go_to_tensorboard_while_it_trains(adapter):
@@ -173,23 +212,31 @@ def test_the_losses_go_to_tensorboard_while_it_trains(adapter):
 
     events = EventAccumulator(str(adapter.with_name(f"{adapter.name}.tensorboard"))).Reload()
     logged = {event.step: event.value for event in events.Scalars("train/loss")}
-    history = {entry["step"]: entry["loss"] for entry in manifest_of(adapter)["training"]["loss_history"]}
+    history = {
+        entry["step"]: entry["loss"] for entry in manifest_of(adapter)["training"]["loss_history"]
+    }
     assert logged == pytest.approx(history, rel=1e-3)
     assert list(logged) == [1, 2]
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(data, tmp_path):
-    result = train(write_recipe(tmp_path / "recipe.yaml", report_to="trackio"), data, tmp_path / "adapter")
+    result = train(
+        write_recipe(tmp_path / "recipe.yaml", report_to="trackio"), data, tmp_path / "adapter"
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert "training.report_to trackio: it is not installed. pip install trackio" in result.stderr
 
 
-def test_an_adapter_that_is_worse_on_bf16_than_the_recipe_allows_is_not_written(adapter, data, tmp_path):
+def test_an_adapter_that_is_worse_on_bf16_than_the_recipe_allows_is_not_written(
+    adapter, data, tmp_path
+):
     losses = manifest_of(adapter)["run"]["quantisation"]
     assert losses["adapter_nf4"] < losses["base_nf4"]
     increase = losses["adapter_bf16"] - losses["adapter_nf4"]
     assert increase > 0.01  # else these rows show nothing here
-    result = train(write_recipe(tmp_path / "recipe.yaml", max_loss_increase=0.01), data, tmp_path / "adapter")
+    result = train(
+        write_recipe(tmp_path / "recipe.yaml", max_loss_increase=0.01), data, tmp_path / "adapter"
+    )
     assert result.returncode == 1
     assert f"{increase:+.4f} where quantization.max_loss_increase allows 0.01" in result.stderr
     assert "Traceback" not in result.stderr
@@ -218,17 +265,28 @@ def started(command):
 
 
 def in_two_processes(recipe, data, output):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "configs/accelerate/ddp.yaml",
+        "--num_processes",
+        "2",
+    ]
     command += ["scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
     return started(command)
 
 
 @pytest.fixture(scope="module")
 def by_two(data, tmp_path_factory):
-    """A recipe whose batches of two are divided, and the manifest of what two processes made of it through gloo."""
+    """A recipe whose batches of two are divided, and the manifest of what two processes made of it
+    through gloo."""
     directory = tmp_path_factory.mktemp("two")
     # Batches by length depend on their size.
-    recipe = write_recipe(directory / "recipe.yaml", train_sampling_strategy="random", num_train_epochs=2)
+    recipe = write_recipe(
+        directory / "recipe.yaml", train_sampling_strategy="random", num_train_epochs=2
+    )
     process = in_two_processes(recipe, data, directory / "adapter")
     output, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -237,24 +295,32 @@ def by_two(data, tmp_path_factory):
 
 
 def tolerance(manifest):
-    """Nats by which sums in another order may move a loss: 0.0051 and 0.0124 were seen in bf16, in which a CPU computes that has it."""
+    """Nats by which sums in another order may move a loss: 0.0051 and 0.0124 were seen in bf16, in
+    which a CPU computes that has it."""
     return {"float32": 2e-3, "bfloat16": 3e-2}[manifest["environment"]["compute_dtype"]]
 
 
 def test_two_processes_give_the_loss_curve_of_one(by_two, data, tmp_path):
-    """Of the same recipe, a row of each batch in each process; sums in another order are all that differs."""
+    """Of the same recipe, a row of each batch in each process; sums in another order are all that
+    differs."""
     recipe, two = by_two
     assert train(recipe, data, tmp_path / "one").returncode == 0
     one = manifest_of(tmp_path / "one")
     assert (one["run"]["processes"], two["run"]["processes"]) == (1, 2)
     assert one["training_key"] == two["training_key"]
-    curves = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (one, two)]
+    curves = [
+        [entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (one, two)
+    ]
     assert len(curves[0]) == 4
-    assert curves[1][0] == pytest.approx(curves[0][0], abs=2e-3)  # of the same rows, before anything was learnt
+    assert curves[1][0] == pytest.approx(
+        curves[0][0], abs=2e-3
+    )  # of the same rows, before anything was learnt
     assert curves[1] == pytest.approx(curves[0], abs=tolerance(one))
 
 
-def test_two_processes_agree_on_the_step_at_which_they_are_interrupted_and_resume(by_two, data, tmp_path):
+def test_two_processes_agree_on_the_step_at_which_they_are_interrupted_and_resume(
+    by_two, data, tmp_path
+):
     recipe, two = by_two
     process = in_two_processes(recipe, data, tmp_path / "adapter")
     for line in process.stdout:
@@ -269,15 +335,31 @@ def test_two_processes_agree_on_the_step_at_which_they_are_interrupted_and_resum
     assert process.returncode == 0, errors
     assert "resuming from step" in output
     resumed = manifest_of(tmp_path / "adapter")
-    losses = [[entry["loss"] for entry in manifest["training"]["loss_history"]] for manifest in (resumed, two)]
+    losses = [
+        [entry["loss"] for entry in manifest["training"]["loss_history"]]
+        for manifest in (resumed, two)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=tolerance(two))
 
 
 def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(recipe, data, tmp_path):
     output = tmp_path / "models" / "adapter"
-    command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
+    command = [
+        sys.executable,
+        "scripts/train_qlora.py",
+        "--config",
+        recipe,
+        "--data",
+        data,
+        "--output",
+        output,
+    ]
     process = subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        [str(part) for part in command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     for line in process.stdout:
         if line.startswith("step 1/"):
@@ -285,17 +367,31 @@ def test_killed_while_training_leaves_no_adapter_and_the_same_command_works(reci
             break
     process.wait()
     time.sleep(0.1)
-    assert [path.name for path in output.parent.iterdir() if not path.name.startswith(".")] == ["adapter.tensorboard"]  # losses until then
+    assert [path.name for path in output.parent.iterdir() if not path.name.startswith(".")] == [
+        "adapter.tensorboard"
+    ]  # losses until then
     assert train(recipe, data, output).returncode == 0
     assert (output / "train_manifest.json").is_file()
 
 
 @pytest.mark.parametrize("seen", [2, 3])
-def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(four_steps, data, tmp_path, seen):
-    """A spot instance that goes: SIGTERM in the middle of an epoch and at the end of one (of four steps), then the command again."""
+def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adapter(
+    four_steps, data, tmp_path, seen
+):
+    """A spot instance that goes: SIGTERM in the middle of an epoch and at the end of one (of four
+    steps), then the command again."""
     recipe, whole = four_steps
     output = tmp_path / "models" / "adapter"
-    command = [sys.executable, "scripts/train_qlora.py", "--config", recipe, "--data", data, "--output", output]
+    command = [
+        sys.executable,
+        "scripts/train_qlora.py",
+        "--config",
+        recipe,
+        "--data",
+        data,
+        "--output",
+        output,
+    ]
     process = started(command)
     for line in process.stdout:
         if line.startswith(f"step {seen}/"):
@@ -311,7 +407,9 @@ def test_terminated_it_exits_with_3_and_the_same_command_ends_with_the_same_adap
     one, two = manifest_of(whole), manifest_of(output)
     assert two["run"]["resumed_from_step"] > 0
     # On a CPU the tolerance is nothing: the same losses, step by step, and the same bits.
-    assert [entry["loss"] for entry in two["training"]["loss_history"]] == [entry["loss"] for entry in one["training"]["loss_history"]]
+    assert [entry["loss"] for entry in two["training"]["loss_history"]] == [
+        entry["loss"] for entry in one["training"]["loss_history"]
+    ]
     assert two["adapter"]["digest"] == one["adapter"]["digest"]
     assert not list(output.parent.glob(".*checkpoints*"))
 
@@ -320,8 +418,18 @@ def test_a_merged_model_is_written_only_if_it_speaks_as_adapter_on_base_does(ada
     from safetensors.torch import load_file
 
     def merge(*options):
-        command = [sys.executable, "scripts/merge_adapter.py", "--adapter", adapter, "--output", tmp_path / "merged", *options]
-        return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "scripts/merge_adapter.py",
+            "--adapter",
+            adapter,
+            "--output",
+            tmp_path / "merged",
+            *options,
+        ]
+        return subprocess.run(
+            [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
 
     refused = merge("--tolerance", "0")
     assert refused.returncode == 1
@@ -351,7 +459,13 @@ def test_an_output_that_is_not_an_adapter_is_not_overwritten(recipe, data, tmp_p
     ],
 )
 def test_misuse_ends_with_2_and_without_a_traceback(options, code, reason):
-    result = subprocess.run([sys.executable, "scripts/train_qlora.py", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "scripts/train_qlora.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == code
     assert reason in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,5 @@
-"""What a training does when it is interrupted, runs out of memory or goes wrong: the whole of `train`, on a Llama of two layers."""
+"""What a training does when it is interrupted, runs out of memory or goes wrong: the whole of
+`train`, on a Llama of two layers."""
 
 import functools
 import json
@@ -29,13 +30,23 @@ from adapterops.train.trainer import AnswerTrainer
 pytestmark = pytest.mark.integration
 
 ROWS = [
-    {"id": f"row-{number}", "instruction": ask, "output": say, "language": "en", "license": "CC0-1.0", "source": "test"}
+    {
+        "id": f"row-{number}",
+        "instruction": ask,
+        "output": say,
+        "language": "en",
+        "license": "CC0-1.0",
+        "source": "test",
+    }
     for number, (ask, say) in enumerate(
         [
             ("What colour is the new kettle in your catalogue?", "The new kettle is sea green."),
             ("How long do I have to send the chair back?", "You have thirty days to send it back."),
             ("Can I pay with two gift cards at once?", "Yes, up to three gift cards per order."),
-            ("Is the oak table heavy for one person to lift?", "It weighs forty kilos, so ask someone to help."),
+            (
+                "Is the oak table heavy for one person to lift?",
+                "It weighs forty kilos, so ask someone to help.",
+            ),
         ]
     )
 ]
@@ -45,10 +56,18 @@ ROWS = [
 def tiny(tmp_path_factory):
     """A base model with the demo's tokenizer and two small layers."""
     tokenizer = load_tokenizer(find_base_model("smollm2-135m-instruct", "test"))
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tiny")
-    AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=len(tokenizer), initializer_range=0.2)).save_pretrained(path)
+    AutoModelForCausalLM.from_config(
+        LlamaConfig(**sizes, vocab_size=len(tokenizer), initializer_range=0.2)
+    ).save_pretrained(path)
     return path
 
 
@@ -67,18 +86,33 @@ def data(tmp_path):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """`make(name, setting=value)`: the demo recipe, all layers, two epochs of single rows, no limit for quantisation; other settings."""
+    """`make(name, setting=value)`: the demo recipe, all layers, two epochs of single rows, no limit
+    for quantisation; other settings."""
 
     def make(name="recipe", early_stopping=None, **settings):
-        padded = {"packing": "false", "train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 1}
-        settings = {"num_train_epochs": 2, "report_to": "none", "max_loss_increase": 10, **padded, **settings}
-        text, count = re.subn(r"(?m)^  last_layers:.*\n", "", (ROOT / "configs/qlora/smollm2-135m.yaml").read_text())  # `tiny` has two
+        padded = {
+            "packing": "false",
+            "train_sampling_strategy": "group_by_length",
+            "per_device_train_batch_size": 1,
+        }
+        settings = {
+            "num_train_epochs": 2,
+            "report_to": "none",
+            "max_loss_increase": 10,
+            **padded,
+            **settings,
+        }
+        text, count = re.subn(
+            r"(?m)^  last_layers:.*\n", "", (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
+        )  # `tiny` has two
         assert count == 1
         for setting, value in settings.items():
             text, count = re.subn(rf"(?m)^  {setting}:.*$", f"  {setting}: {value}", text)
             assert count == 1
         path = tmp_path / f"{name}.yaml"
-        path.write_text(text + (f"  early_stopping: {json.dumps(early_stopping)}\n" if early_stopping else ""))
+        path.write_text(
+            text + (f"  early_stopping: {json.dumps(early_stopping)}\n" if early_stopping else "")
+        )
         return load_recipe(path)
 
     return make
@@ -96,7 +130,8 @@ def run(data, tmp_path):
 
 @pytest.fixture
 def at_micro_batch(monkeypatch):
-    """`call(number, action)`: have `action(inputs)` called as the trainer comes to the micro-batch of that number; None: to each."""
+    """`call(number, action)`: have `action(inputs)` called as the trainer comes to the micro-batch
+    of that number; None: to each."""
 
     def call(number, action):
         original, seen = AnswerTrainer.training_step, []
@@ -121,7 +156,11 @@ def checkpoint_every_step(monkeypatch):
 @pytest.fixture
 def bucket(monkeypatch):
     """An empty S3 bucket."""
-    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -148,8 +187,12 @@ class TestLosses:
         history = manifest["training"]["loss_history"]
         assert [entry["step"] for entry in history] == [1, 4]
         assert manifest["training"]["final_loss"] == history[-1]["loss"]
-        each = run(recipe("each", num_train_epochs=1, logging_steps=1), "each")["training"]["loss_history"]
-        assert history[-1]["loss"] == pytest.approx(sum(entry["loss"] for entry in each[1:]) / 3, abs=1e-4)
+        each = run(recipe("each", num_train_epochs=1, logging_steps=1), "each")["training"][
+            "loss_history"
+        ]
+        assert history[-1]["loss"] == pytest.approx(
+            sum(entry["loss"] for entry in each[1:]) / 3, abs=1e-4
+        )
 
     def test_the_guard_sees_every_step(self, recipe, run, monkeypatch):
         original, steps = AnswerTrainer.compute_loss, []
@@ -174,19 +217,27 @@ class TestInterruptions:
         whole = run(settings, "whole")
         with monkeypatch.context():
             at_micro_batch(3, signalled(number))
-            with pytest.raises(InfrastructureError, match=rf"by {number.name} at step 3 of 8\..*the same command resumes, here\."):
+            with pytest.raises(
+                InfrastructureError,
+                match=rf"by {number.name} at step 3 of 8\..*the same command resumes, here\.",
+            ):
                 run(settings)
         resumed = run(settings)
         assert resumed["run"]["resumed_from_step"] == 3
         assert resumed["training"]["loss_history"] == whole["training"]["loss_history"]
         assert resumed["adapter"]["digest"] == whole["adapter"]["digest"]
 
-    def test_after_the_last_step_nothing_is_trained_again(self, recipe, run, monkeypatch, at_micro_batch):
+    def test_after_the_last_step_nothing_is_trained_again(
+        self, recipe, run, monkeypatch, at_micro_batch
+    ):
         settings = recipe()
         whole = run(settings, "whole")
         with monkeypatch.context() as patch:
             patch.setattr(quantisation, "compare", signalled(signal.SIGTERM))
-            with pytest.raises(InfrastructureError, match=r"interrupted by SIGTERM after the last step\. Its checkpoint is in"):
+            with pytest.raises(
+                InfrastructureError,
+                match=r"interrupted by SIGTERM after the last step\. Its checkpoint is in",
+            ):
                 run(settings)
         steps = at_micro_batch(None, lambda _: None)
         assert run(settings)["adapter"]["digest"] == whole["adapter"]["digest"]
@@ -195,13 +246,19 @@ class TestInterruptions:
     def test_signals_are_heard_before_the_first_step_as_well(self, recipe, run, monkeypatch):
         monkeypatch.setattr(run_module, "encode_files", signalled(signal.SIGINT))
         before = signal.getsignal(signal.SIGINT)
-        with pytest.raises(InfrastructureError, match="interrupted by SIGINT before the first step"):
+        with pytest.raises(
+            InfrastructureError, match="interrupted by SIGINT before the first step"
+        ):
             run(recipe())
         assert signal.getsignal(signal.SIGINT) is before
 
-    def test_a_refused_adapter_is_judged_anew_under_a_higher_limit_and_not_trained_again(self, recipe, run, at_micro_batch, monkeypatch):
+    def test_a_refused_adapter_is_judged_anew_under_a_higher_limit_and_not_trained_again(
+        self, recipe, run, at_micro_batch, monkeypatch
+    ):
         monkeypatch.setattr(quantisation, "compare", lambda *_: LOSSES)
-        with pytest.raises(RejectedError, match="raise max_loss_increase, which trains nothing anew"):
+        with pytest.raises(
+            RejectedError, match="raise max_loss_increase, which trains nothing anew"
+        ):
             run(recipe(max_loss_increase=0.4))
         steps = at_micro_batch(None, lambda _: None)
         assert run(recipe("higher", max_loss_increase=0.6))["run"]["resumed_from_step"] == 8
@@ -212,21 +269,27 @@ class TestCheckpointsInS3:
     def keys(self, bucket):
         return list(bucket.keys("checkpoints/"))
 
-    def test_another_machine_resumes_and_leaves_none_behind(self, recipe, run, at_micro_batch, monkeypatch, bucket, tmp_path):
+    def test_another_machine_resumes_and_leaves_none_behind(
+        self, recipe, run, at_micro_batch, monkeypatch, bucket, tmp_path
+    ):
         settings = recipe()
         whole = run(settings, "whole")
         make_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
         signed = Remote(bucket, Signer(tmp_path / "key.pem"), Trust(tmp_path / "key.pub.pem"))
         with monkeypatch.context():
             at_micro_batch(5, signalled(signal.SIGTERM))
-            with pytest.raises(InfrastructureError, match="the same command resumes, here or on another machine"):
+            with pytest.raises(
+                InfrastructureError, match="the same command resumes, here or on another machine"
+            ):
                 run(settings, "one", signed)
         resumed = run(settings, "another", signed)
         assert resumed["run"]["resumed_from_step"] == 5
         assert resumed["adapter"]["digest"] == whole["adapter"]["digest"]
         assert self.keys(bucket) == []
 
-    def test_what_others_put_there_is_not_gone_on_from(self, recipe, run, at_micro_batch, monkeypatch, bucket, tmp_path, capsys):
+    def test_what_others_put_there_is_not_gone_on_from(
+        self, recipe, run, at_micro_batch, monkeypatch, bucket, tmp_path, capsys
+    ):
         settings = recipe()
         with monkeypatch.context():
             at_micro_batch(5, signalled(signal.SIGTERM))
@@ -239,24 +302,39 @@ class TestCheckpointsInS3:
         assert self.keys(bucket)  # until the candidate is kept
 
     @pytest.mark.usefixtures("checkpoint_every_step")
-    def test_two_are_kept_and_a_damaged_one_is_passed_over(self, recipe, run, at_micro_batch, monkeypatch, bucket, capsys):
+    def test_two_are_kept_and_a_damaged_one_is_passed_over(
+        self, recipe, run, at_micro_batch, monkeypatch, bucket, capsys
+    ):
         with monkeypatch.context():
             at_micro_batch(5, signalled(signal.SIGTERM))
             with pytest.raises(InfrastructureError):
                 run(recipe(), remote=Remote(bucket))
         steps = {int(re.search(r"/rung-0/(\d+)-", key).group(1)) for key in self.keys(bucket)}
         assert steps == {4, 5}
-        (weights,) = [key for key in self.keys(bucket) if "/00000005-" in key and key.endswith("/adapter_model.safetensors")]
+        (weights,) = [
+            key
+            for key in self.keys(bucket)
+            if "/00000005-" in key and key.endswith("/adapter_model.safetensors")
+        ]
         boto3.client("s3").put_object(Bucket=bucket.bucket, Key=weights, Body=b"noise")
         assert run(recipe(), "another", Remote(bucket))["run"]["resumed_from_step"] == 4
         assert "adapter_model.safetensors: got 5 bytes" in capsys.readouterr().err
 
-    def test_one_that_cannot_be_uploaded_stays_here(self, recipe, run, at_micro_batch, monkeypatch, bucket, capsys):
+    def test_one_that_cannot_be_uploaded_stays_here(
+        self, recipe, run, at_micro_batch, monkeypatch, bucket, capsys
+    ):
         settings = recipe()
         with monkeypatch.context() as patch:
-            patch.setattr(ObjectStore, "put_new", lambda *_: (_ for _ in ()).throw(InfrastructureError("S3 is down")))
+            patch.setattr(
+                ObjectStore,
+                "put_new",
+                lambda *_: (_ for _ in ()).throw(InfrastructureError("S3 is down")),
+            )
             at_micro_batch(3, signalled(signal.SIGTERM))
-            with pytest.raises(InfrastructureError, match=r"A checkpoint is in .*; the same command resumes, here\."):
+            with pytest.raises(
+                InfrastructureError,
+                match=r"A checkpoint is in .*; the same command resumes, here\.",
+            ):
                 run(settings, remote=Remote(bucket))
         assert "could not be uploaded: S3 is down" in capsys.readouterr().err
         assert run(settings)["run"]["resumed_from_step"] == 3
@@ -267,7 +345,10 @@ class TestCheckpointsInS3:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(torch, "save", full)
-        with pytest.raises(InfrastructureError, match=r"3 checkpoints in a row failed \(checkpoint of step 3 failed: .*No space left"):
+        with pytest.raises(
+            InfrastructureError,
+            match=r"3 checkpoints in a row failed \(checkpoint of step 3 failed: .*No space left",
+        ):
             run(recipe())
 
 
@@ -278,14 +359,18 @@ class TestOutOfMemory:
         return recipe(per_device_train_batch_size=2, train_sampling_strategy="random")
 
     @pytest.mark.usefixtures("checkpoint_every_step")
-    def test_it_trains_again_with_smaller_micro_batches_and_not_from_a_checkpoint_of_larger_ones(self, recipe, run, at_micro_batch, bucket):
+    def test_it_trains_again_with_smaller_micro_batches_and_not_from_a_checkpoint_of_larger_ones(
+        self, recipe, run, at_micro_batch, bucket
+    ):
         at_micro_batch(3, out_of_memory)
         manifest = run(self.settings(recipe), remote=Remote(bucket))
         assert manifest["run"]["out_of_memory"] == [self.RUNG]
         assert manifest["run"]["resumed_from_step"] == 0
         assert manifest["training"]["steps"] == 4
 
-    def test_the_rung_outlives_an_interruption_here_and_elsewhere(self, recipe, run, at_micro_batch, monkeypatch, bucket):
+    def test_the_rung_outlives_an_interruption_here_and_elsewhere(
+        self, recipe, run, at_micro_batch, monkeypatch, bucket
+    ):
         settings = self.settings(recipe)
         with monkeypatch.context():
             at_micro_batch(None, out_of_memory)
@@ -305,16 +390,23 @@ class TestOutOfMemory:
             raise RuntimeError("CUDA error: out of memory")
 
         monkeypatch.setattr(build, "load_base", load)
-        with pytest.raises(InfrastructureError, match=r"CUDA error: out of memory\) before the first step\."):
+        with pytest.raises(
+            InfrastructureError, match=r"CUDA error: out of memory\) before the first step\."
+        ):
             run(self.settings(recipe))
         assert len(loaded) == 1
 
     def test_at_the_end_of_the_ladder_it_says_what_was_tried(self, recipe, run, at_micro_batch):
         def always(_):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+            )
 
         at_micro_batch(None, always)
-        rungs = f"{self.RUNG}; gradient_checkpointing false → selective; gradient_checkpointing selective → true"
+        rungs = (
+            f"{self.RUNG}; gradient_checkpointing false → selective; gradient_checkpointing"
+            " selective → true"
+        )
         with pytest.raises(InfrastructureError, match=rf"Tried: {rungs}\."):
             run(self.settings(recipe))
 
@@ -324,7 +416,12 @@ class TestEarlyStopping:
 
     def settings(self, recipe):
         # Two rows and a rate far too high: the held-back loss falls, and soon rises.
-        return recipe(early_stopping=self.STOPPING, learning_rate="1.0e-2", num_train_epochs=20, warmup_ratio=0.0)
+        return recipe(
+            early_stopping=self.STOPPING,
+            learning_rate="1.0e-2",
+            num_train_epochs=20,
+            warmup_ratio=0.0,
+        )
 
     def test_it_stops_when_the_held_back_loss_rises_and_keeps_the_best_weights(self, recipe, run):
         manifest = run(self.settings(recipe))
@@ -333,11 +430,15 @@ class TestEarlyStopping:
         assert manifest["training"]["steps"] == best["step"] + 3 < 40
         assert "held-back loss has not fallen for 3 looks" in manifest["run"]["stopped"]
         assert manifest["run"]["quantisation"]["from"] == "held_back"
-        assert manifest["run"]["quantisation"]["adapter_nf4"] == pytest.approx(best["loss"], abs=2e-5)
+        assert manifest["run"]["quantisation"]["adapter_nf4"] == pytest.approx(
+            best["loss"], abs=2e-5
+        )
         assert looks[-1]["loss"] > best["loss"] + 1e-3
 
     @pytest.mark.parametrize("before_the_end", [1, 2])
-    def test_an_interruption_changes_nothing(self, recipe, run, at_micro_batch, monkeypatch, before_the_end):
+    def test_an_interruption_changes_nothing(
+        self, recipe, run, at_micro_batch, monkeypatch, before_the_end
+    ):
         whole = run(self.settings(recipe), "whole")
         with monkeypatch.context():
             at_micro_batch(whole["training"]["steps"] - before_the_end, signalled(signal.SIGTERM))
@@ -349,7 +450,9 @@ class TestEarlyStopping:
         assert resumed["run"]["stopped"] == whole["run"]["stopped"]
         assert resumed["adapter"]["digest"] == whole["adapter"]["digest"]
 
-    def test_interrupted_after_it_stopped_it_stays_so(self, recipe, run, at_micro_batch, monkeypatch):
+    def test_interrupted_after_it_stopped_it_stays_so(
+        self, recipe, run, at_micro_batch, monkeypatch
+    ):
         whole = run(self.settings(recipe), "whole")
         with monkeypatch.context() as patch:
             patch.setattr(quantisation, "compare", signalled(signal.SIGTERM))
@@ -362,7 +465,9 @@ class TestEarlyStopping:
         assert resumed["training"]["steps"] == whole["training"]["steps"]
 
 
-def test_an_adapter_that_is_there_is_held_to_the_recipe_of_today(recipe, run, data, tmp_path, monkeypatch):
+def test_an_adapter_that_is_there_is_held_to_the_recipe_of_today(
+    recipe, run, data, tmp_path, monkeypatch
+):
     monkeypatch.setattr(quantisation, "compare", lambda *_: LOSSES)
     run(recipe())
     model = tmp_path / "adapter/model"
@@ -377,7 +482,10 @@ def test_an_adapter_that_is_there_is_held_to_the_recipe_of_today(recipe, run, da
     manifest["tokens"]["truncated_rows"] = 2
     (model / "train_manifest.json").write_text(json.dumps(manifest))
     assert again(recipe(on_truncation="allow"))[1]
-    with pytest.raises(RejectedError, match=r"trained with 2 rows cut at max_length, and .* has training\.on_truncation error"):
+    with pytest.raises(
+        RejectedError,
+        match=r"trained with 2 rows cut at max_length, and .* has training\.on_truncation error",
+    ):
         again(recipe(on_truncation="error"))
 
 

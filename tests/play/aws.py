@@ -1,8 +1,11 @@
-"""The roles of docs/aws/main.tf, evaluated as Terraform would, and an S3 server that holds callers to them.
+"""The roles of docs/aws/main.tf, evaluated as Terraform would, and an S3 server that holds callers
+to them.
 
 Suggested usage:
 
-    python tests/play/aws.py 9000   # buckets, users and roles are made by `set_up`; from then on nobody may do what no policy allows
+    # Buckets, users and roles are made by `set_up`; from then on nobody may do what no policy
+    # allows.
+    python tests/play/aws.py 9000
 """
 
 import json
@@ -18,8 +21,16 @@ import tfparse
 from adapterops.schemas import ROOT
 
 ACCOUNT = "123456789012"
-READER = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}]}
-OWNER = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+READER = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
+    ],
+}
+OWNER = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
+}
 
 
 def evaluate(repository="your-org/qlora-gitops", bucket="qlora-adapters", **variables):
@@ -27,15 +38,23 @@ def evaluate(repository="your-org/qlora-gitops", bucket="qlora-adapters", **vari
     settings = {"repository": repository, "bucket": bucket, **variables}
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(ROOT / "docs/aws/main.tf", scratch)
-        Path(scratch, "terraform.tfvars").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        Path(scratch, "terraform.tfvars").write_text(
+            "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+        )
         return tfparse.load_from_path(scratch, vars_paths=["terraform.tfvars"])
 
 
 def roles(**variables):
     """Name of each role → (who may take it, what it may do), as policy documents."""
     resources = evaluate(**variables)
-    rights = {path_key(resource): json.loads(resource["policy"]) for resource in resources["aws_iam_role_policy"]}
-    return {role["name"]: (json.loads(role["assume_role_policy"]), rights[path_key(role)]) for role in resources["aws_iam_role"]}
+    rights = {
+        path_key(resource): json.loads(resource["policy"])
+        for resource in resources["aws_iam_role_policy"]
+    }
+    return {
+        role["name"]: (json.loads(role["assume_role_policy"]), rights[path_key(role)])
+        for role in resources["aws_iam_role"]
+    }
 
 
 def path_key(resource):
@@ -44,7 +63,8 @@ def path_key(resource):
 
 
 def set_up(endpoint, bucket="qlora-adapters"):
-    """Make the bucket, the roles, and a user `reader` (a serving host) and `owner` (who looks on), then hold everybody to their rights.
+    """Make the bucket, the roles, and a user `reader` (a serving host) and `owner` (who looks on),
+    then hold everybody to their rights.
 
     Returns:
         The keys of the two users by name.
@@ -60,7 +80,10 @@ def set_up(endpoint, bucket="qlora-adapters"):
         iam.create_user(UserName=name)
         iam.put_user_policy(UserName=name, PolicyName="bucket", PolicyDocument=json.dumps(rights))
         key = iam.create_access_key(UserName=name)["AccessKey"]
-        keys[name] = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+        keys[name] = {
+            "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+        }
     httpx.post(f"{endpoint}/moto-api/reset-auth", content=b"0").raise_for_status()
     return keys
 
@@ -72,7 +95,8 @@ def main():
     checked = ActionAuthenticatorMixin._authenticate_and_authorize_action
 
     def authorize(self, iam_request_cls, resource="*"):
-        # Whoever takes a role by a web identity has no keys yet; moto wants a signature all the same.
+        # Whoever takes a role by a web identity has no keys yet; moto wants a signature all the
+        # same.
         if self._get_action() != "AssumeRoleWithWebIdentity":
             checked(self, iam_request_cls, resource)
 

@@ -1,5 +1,6 @@
-# ruff: noqa: ARG002, N815  # every route has the same arguments; http.server names its methods
-"""A GitHub API on loopback that remembers, and refuses what GitHub's own description of its API refuses."""
+# every route has the same arguments; http.server names its methods
+"""A GitHub API on loopback that remembers, and refuses what GitHub's own description of its API
+refuses."""
 
 import datetime
 import json
@@ -33,7 +34,13 @@ class GitHub:
         self.lock = threading.Lock()
         self.requests, self.refused, self.failures = [], [], []
         self.issues, self.pulls, self.comments, self.reactions = {}, {}, {}, []
-        self.deployments, self.releases, self.runs, self.dispatches, self.rulesets = {}, {}, [], [], {}
+        self.deployments, self.releases, self.runs, self.dispatches, self.rulesets = (
+            {},
+            {},
+            [],
+            [],
+            {},
+        )
         self.permissions, self.pushes, self.label_events = {}, [], {}
         self.numbers = iter(range(1, 10_000))
 
@@ -54,7 +61,7 @@ class GitHub:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer  # noqa: N815
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -97,10 +104,30 @@ class GitHub:
 
     def pushed(self, branch, sha, at=None, kind="push"):
         """A branch moves: what GitHub lists as an activity."""
-        before = next((push["after"] for push in reversed(self.pushes) if push["ref"] == f"refs/heads/{branch}"), "0" * 40)
+        before = next(
+            (
+                push["after"]
+                for push in reversed(self.pushes)
+                if push["ref"] == f"refs/heads/{branch}"
+            ),
+            "0" * 40,
+        )
         identity = len(self.pushes) + 1
-        facts = {"id": identity, "node_id": f"PSH_{identity}", "before": before, "after": sha, "ref": f"refs/heads/{branch}"}
-        self.pushes.append({**facts, "timestamp": at or now(), "activity_type": kind, "actor": {"login": "curator"}})
+        facts = {
+            "id": identity,
+            "node_id": f"PSH_{identity}",
+            "before": before,
+            "after": sha,
+            "ref": f"refs/heads/{branch}",
+        }
+        self.pushes.append(
+            {
+                **facts,
+                "timestamp": at or now(),
+                "activity_type": kind,
+                "actor": {"login": "curator"},
+            }
+        )
 
     def labelled(self, number, name, at=None, by="platform", kind="User"):
         """Somebody sets a label; one that stands already makes no event."""
@@ -142,11 +169,18 @@ class GitHub:
             try:
                 self.api.validate_request(request)
             except OpenAPIError as error:
-                cause = getattr(error.__cause__, "schema_errors", None) or [error.__cause__ or error]
+                cause = getattr(error.__cause__, "schema_errors", None) or [
+                    error.__cause__ or error
+                ]
                 said = "; ".join(str(getattr(one, "message", one)) for one in cause)
                 self.refused.append((method, split.path, said))
                 return 422, {"message": f"Validation Failed: {said}"}
-            return self.route(method, split.path.removeprefix(f"/repos/{NAME}"), document or {}, parse_qs(split.query))
+            return self.route(
+                method,
+                split.path.removeprefix(f"/repos/{NAME}"),
+                document or {},
+                parse_qs(split.query),
+            )
 
     def route(self, method, path, body, query):
         for pattern, handler in ROUTES:
@@ -154,7 +188,7 @@ class GitHub:
                 return handler(self, *found.groups(), body, query)
         return 404, {"message": f"Not Found: {method} {path}"}
 
-    def repository(self, body, query):
+    def repository(self, body, query):  # noqa: ARG002
         owner, name = NAME.split("/")
         return 200, {
             "id": 1,
@@ -166,26 +200,38 @@ class GitHub:
             "html_url": f"{self.url}/{NAME}",
         }
 
-    def issue(self, number, body, query):
+    def issue(self, number, body, query):  # noqa: ARG002
         known = self.issues.get(int(number))
-        return (200, {**known, "url": f"{self.url}/repos/{NAME}/issues/{number}"}) if known else (404, {"message": "Not Found"})
+        return (
+            (200, {**known, "url": f"{self.url}/repos/{NAME}/issues/{number}"})
+            if known
+            else (404, {"message": "Not Found"})
+        )
 
-    def issue_events(self, number, body, query):
+    def issue_events(self, number, body, query):  # noqa: ARG002
         page = int(query.get("page", ["1"])[0])
         return 200, self.label_events.get(int(number), []) if page == 1 else []
 
-    def activity(self, body, query):
+    def activity(self, body, query):  # noqa: ARG002
         ref = query.get("ref", [""])[0]
-        return 200, [push for push in reversed(self.pushes) if ref in ("", push["ref"], push["ref"].removeprefix("refs/heads/"))]
+        return 200, [
+            push
+            for push in reversed(self.pushes)
+            if ref in ("", push["ref"], push["ref"].removeprefix("refs/heads/"))
+        ]
 
     def edit_issue(self, number, body, query):
         self.issues[int(number)] |= body
         return self.issue(number, body, query)
 
-    def list_issues(self, body, query):
-        return 200, [self.issue(number, {}, {})[1] for number, issue in self.issues.items() if issue["state"] == "open"]
+    def list_issues(self, body, query):  # noqa: ARG002
+        return 200, [
+            self.issue(number, {}, {})[1]
+            for number, issue in self.issues.items()
+            if issue["state"] == "open"
+        ]
 
-    def create_issue(self, body, query):
+    def create_issue(self, body, query):  # noqa: ARG002
         number = next(self.numbers)
         self.issues[number] = {
             "number": number,
@@ -197,21 +243,29 @@ class GitHub:
         }
         return 201, self.issue(number, {}, {})[1]
 
-    def pull(self, number, body, query):
+    def pull(self, number, body, query):  # noqa: ARG002
         known = self.pulls.get(int(number))
         return (200, known) if known else (404, {"message": "Not Found"})
 
-    def list_pulls(self, body, query):
+    def list_pulls(self, body, query):  # noqa: ARG002
         head = query.get("head", [""])[0].partition(":")[2]
-        return 200, [pull for pull in self.pulls.values() if pull["state"] == "open" and head in ("", pull["head"]["ref"])]
+        return 200, [
+            pull
+            for pull in self.pulls.values()
+            if pull["state"] == "open" and head in ("", pull["head"]["ref"])
+        ]
 
-    def create_pull(self, body, query):
+    def create_pull(self, body, query):  # noqa: ARG002
         number = self.pull_request(body["head"], "0" * 40)
         self.pulls[number]["title"] = body["title"]
         return 201, self.pulls[number]
 
-    def list_comments(self, number, body, query):
-        return 200, [self.comment_document(comment) for comment in self.comments.values() if comment["issue"] == int(number)]
+    def list_comments(self, number, body, query):  # noqa: ARG002
+        return 200, [
+            self.comment_document(comment)
+            for comment in self.comments.values()
+            if comment["issue"] == int(number)
+        ]
 
     def comment_document(self, comment):
         return {key: value for key, value in comment.items() if key != "issue"} | {
@@ -219,17 +273,24 @@ class GitHub:
             "html_url": f"{self.url}/comment/{comment['id']}",
         }
 
-    def create_comment(self, number, body, query):
+    def create_comment(self, number, body, query):  # noqa: ARG002
         if len(body["body"]) > 65_536:
             return 422, {"message": "body is too long (maximum is 65536 characters)"}
         return 201, self.comment_document(self.add_comment(int(number), body["body"], BOT))
 
     def add_comment(self, number, text, user):
         identity = next(self.numbers)
-        self.comments[identity] = {"id": identity, "issue": number, "body": text, "user": user, "created_at": now(), "updated_at": now()}
+        self.comments[identity] = {
+            "id": identity,
+            "issue": number,
+            "body": text,
+            "user": user,
+            "created_at": now(),
+            "updated_at": now(),
+        }
         return self.comments[identity]
 
-    def comment(self, identity, body, query):
+    def comment(self, identity, body, query):  # noqa: ARG002
         known = self.comments.get(int(identity))
         return (200, self.comment_document(known)) if known else (404, {"message": "Not Found"})
 
@@ -237,21 +298,30 @@ class GitHub:
         self.comments[int(identity)] |= {"body": body["body"], "updated_at": now()}
         return self.comment(identity, body, query)
 
-    def delete_comment(self, identity, body, query):
+    def delete_comment(self, identity, body, query):  # noqa: ARG002
         del self.comments[int(identity)]
         return 204, None
 
-    def react(self, identity, body, query):
+    def react(self, identity, body, query):  # noqa: ARG002
         self.reactions.append((int(identity), body["content"]))
         return 201, {"id": len(self.reactions), "content": body["content"], "user": BOT}
 
-    def permission(self, user, body, query):
-        return 200, {"permission": self.permissions.get(user, "read"), "role_name": "x", "user": {"login": user}}
+    def permission(self, user, body, query):  # noqa: ARG002
+        return 200, {
+            "permission": self.permissions.get(user, "read"),
+            "role_name": "x",
+            "user": {"login": user},
+        }
 
-    def workflow(self, name, body, query):
-        return 200, {"id": 1, "name": name, "path": f".github/workflows/{name}", "url": f"{self.url}/repos/{NAME}/actions/workflows/{name}"}
+    def workflow(self, name, body, query):  # noqa: ARG002
+        return 200, {
+            "id": 1,
+            "name": name,
+            "path": f".github/workflows/{name}",
+            "url": f"{self.url}/repos/{NAME}/actions/workflows/{name}",
+        }
 
-    def list_runs(self, name, body, query):
+    def list_runs(self, name, body, query):  # noqa: ARG002
         head = query.get("head_sha", [""])[0]
         found = [
             run
@@ -266,15 +336,15 @@ class GitHub:
         ]
         return 200, {"total_count": len(found), "workflow_runs": found}
 
-    def dispatch(self, name, body, query):
+    def dispatch(self, name, body, query):  # noqa: ARG002
         self.dispatches.append((name, body))
         return 204, None
 
-    def restart(self, identity, how, body, query):
+    def restart(self, identity, how, body, query):  # noqa: ARG002
         self.dispatches.append((how, int(identity)))
         return (202 if how == "cancel" else 201), {}
 
-    def create_deployment(self, body, query):
+    def create_deployment(self, body, query):  # noqa: ARG002
         identity = next(self.numbers)
         self.deployments[identity] = {"id": identity, "statuses": [], **body}
         return 201, self.deployment_document(identity)
@@ -286,37 +356,47 @@ class GitHub:
             "statuses_url": f"{self.url}/repos/{NAME}/deployments/{identity}/statuses",
         }
 
-    def deployment(self, identity, body, query):
+    def deployment(self, identity, body, query):  # noqa: ARG002
         return 200, self.deployment_document(int(identity))
 
-    def deployment_status(self, identity, body, query):
+    def deployment_status(self, identity, body, query):  # noqa: ARG002
         self.deployments[int(identity)]["statuses"].append(body["state"])
         return 201, {"id": 1, "state": body["state"]}
 
-    def create_release(self, body, query):
+    def create_release(self, body, query):  # noqa: ARG002
         self.releases[body["tag_name"]] = body
-        return 201, {"id": len(self.releases), **body, "html_url": f"{self.url}/releases/{body['tag_name']}"}
+        return 201, {
+            "id": len(self.releases),
+            **body,
+            "html_url": f"{self.url}/releases/{body['tag_name']}",
+        }
 
-    def release(self, tag, body, query):
+    def release(self, tag, body, query):  # noqa: ARG002
         known = self.releases.get(tag)
-        return (200, {"id": 1, **known, "html_url": f"{self.url}/releases/{tag}"}) if known else (404, {"message": "Not Found"})
+        return (
+            (200, {"id": 1, **known, "html_url": f"{self.url}/releases/{tag}"})
+            if known
+            else (404, {"message": "Not Found"})
+        )
 
-    def list_rulesets(self, body, query):
-        return 200, [{"id": identity, "name": ruleset["name"]} for identity, ruleset in self.rulesets.items()]
+    def list_rulesets(self, body, query):  # noqa: ARG002
+        return 200, [
+            {"id": identity, "name": ruleset["name"]} for identity, ruleset in self.rulesets.items()
+        ]
 
-    def create_ruleset(self, body, query):
+    def create_ruleset(self, body, query):  # noqa: ARG002
         identity = next(self.numbers)
         self.rulesets[identity] = body
         return 201, {"id": identity, **body}
 
-    def ruleset(self, identity, body, query):
+    def ruleset(self, identity, body, query):  # noqa: ARG002
         return 200, {"id": int(identity), **self.rulesets[int(identity)]}
 
-    def replace_ruleset(self, identity, body, query):
+    def replace_ruleset(self, identity, body, query):  # noqa: ARG002
         self.rulesets[int(identity)] = body
         return 200, {"id": int(identity), **body}
 
-    def accept(self, body, query):
+    def accept(self, body, query):  # noqa: ARG002
         return 201, {}
 
 

@@ -1,7 +1,10 @@
-"""Cut the paths that this project calls out of GitHub's own API description (npm package @octokit/openapi, MIT).
+"""Cut the paths that this project calls out of GitHub's own API description (npm package
+@octokit/openapi, MIT).
 
-npm pack @octokit/openapi@23.0.2 && tar xzf octokit-openapi-23.0.2.tgz package/generated/api.github.com.json
-python tests/play/slice_openapi.py package/generated/api.github.com.json > tests/play/github-openapi.json
+npm pack @octokit/openapi@23.0.2 && tar xzf octokit-openapi-23.0.2.tgz
+package/generated/api.github.com.json
+python tests/play/slice_openapi.py package/generated/api.github.com.json > \\
+    tests/play/github-openapi.json
 """
 
 import json
@@ -60,7 +63,11 @@ def main():
 
 def request_side(operation):
     """What a request must be; answers are this project's tests' own."""
-    kept = {key: operation[key] for key in ("operationId", "parameters", "requestBody") if key in operation}
+    kept = {
+        key: operation[key]
+        for key in ("operationId", "parameters", "requestBody")
+        if key in operation
+    }
     return {**kept, "responses": {"default": {"description": "not described here"}}}
 
 
@@ -83,7 +90,13 @@ def plain(node):
             for key, child in node.items()
             if not (
                 key in ("example", "examples")
-                or (key == "description" and isinstance(child, str) and "content" not in node and "default" not in node and "type" in node)
+                or (
+                    key == "description"
+                    and isinstance(child, str)
+                    and "content" not in node
+                    and "default" not in node
+                    and "type" in node
+                )
             )
         }
     return [plain(child) for child in node] if isinstance(node, list) else node

@@ -1,9 +1,12 @@
-"""The stage of the play: a bare Git remote, a GitHub API, an S3 server, a serving host, and `act` that runs the workflow files.
+"""The stage of the play: a bare Git remote, a GitHub API, an S3 server, a serving host, and `act`
+that runs the workflow files.
 
-`act` runs each job on this machine, without containers. It does not model path filters, environments, permissions, concurrency and
-time limits (tests/unit/test_workflows.py looks at those), and three things are put in its way's place:
+`act` runs each job on this machine, without containers. It does not model path filters,
+environments, permissions, concurrency and time limits (tests/unit/test_workflows.py looks at
+those), and three things are put in its way's place:
 - actions/checkout, upload- and download-artifact by the composite actions of tests/play/actions;
-- a job that calls a workflow by that workflow's own job, because act ends the whole run when a called workflow fails;
+- a job that calls a workflow by that workflow's own job, because act ends the whole run when a
+  called workflow fails;
 - `queue:`, which its schema does not know yet.
 """
 
@@ -30,7 +33,8 @@ ACTIONS = Path(__file__).with_name("actions")
 BIN = ROOT / ".venv" / "bin"
 CALL = re.compile(rf"(?:\./|{NAME}/)\.github/workflows/([a-z-]+)\.yaml(?:@main)?")
 SETTINGS = {
-    "adapters/support-demo.yaml": f"""\
+    "adapters/support-demo.yaml": (
+        f"""\
 name: {ADAPTER}
 description: The demo's adapter, small enough for a play.
 recipe: configs/qlora/smollm2-135m.yaml
@@ -58,8 +62,10 @@ rollout:
     error_rate: 0.1
     latency_p95_ratio: 4.0
     saturation: 0.9
-""",
-    "configs/quality_gate.demo.yaml": """\
+"""
+    ),
+    "configs/quality_gate.demo.yaml": (
+        """\
 gates:
   format_compliance:
     min: 0.3
@@ -70,30 +76,42 @@ gates:
     min_n: 10
     margin: 0.1
     description: Likeness to the expected answers. Worse than production, look at the worst answers.
-""",
-    # What a code change has to pass: the real tests of what the play's pull requests change, not the hour of all of them.
-    "Makefile": "test-tools:\n\t@true  # the test below looks for none\n\n"
-    "setup:\n\t@python3 scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q tests/unit/test_rouge.py\n",
+"""
+    ),
+    # What a code change has to pass: the real tests of what the play's pull requests change, not
+    # the hour of all of them.
+    "Makefile": (
+        "test-tools:\n\t@true  # the test below looks for none\n\nsetup:\n\t@python3"
+        " scripts/bootstrap.py\n\ntest: setup\n\t@.venv/bin/python -m pytest -q"
+        " tests/unit/test_rouge.py\n"
+    ),
 }
 
 
 def rows(kind, count, first=0):
-    """JSON rows of the demo's data, as text lines: of two short tasks, so that a minute of training learns them."""
+    """JSON rows of the demo's data, as text lines: of two short tasks, so that a minute of training
+    learns them."""
     lines = (ROOT / f"data/{kind}/support.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if {"stock", "pickup"} & set(json.loads(line)["tags"])][first : first + count]
+    return [line for line in lines if {"stock", "pickup"} & set(json.loads(line)["tags"])][
+        first : first + count
+    ]
 
 
 def replaced(path, words):
-    """The text of a file of this repository with some words replaced, each of which has to be there, once."""
+    """The text of a file of this repository with some words replaced, each of which has to be
+    there, once."""
     text = (ROOT / path).read_text(encoding="utf-8")
     for old, new in words.items():
-        assert text.count(old) == 1, f"{path}: {old!r} is there {text.count(old)} times; the play wants to make it {new!r}"
+        assert text.count(old) == 1, (
+            f"{path}: {old!r} is there {text.count(old)} times; the play wants to make it {new!r}"
+        )
         text = text.replace(old, new)
     return text
 
 
 class Run:
-    """What one run of a workflow did: `jobs` by name with their result, and everything that was printed."""
+    """What one run of a workflow did: `jobs` by name with their result, and everything that was
+    printed."""
 
     def __init__(self, output, code, seconds):
         self.output, self.code, self.seconds = output, code, seconds
@@ -115,10 +133,15 @@ class Stage(Repository):
         self.ports = {name: free_port() for name in ("s3", "engine", "gateway")}
         self.timeline = []
         listing = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
         )
         for name in filter(None, listing.stdout.decode().split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("adapters/", "data/training/", "data/eval/support")):
+            if (ROOT / name).is_file() and not name.startswith(
+                ("adapters/", "data/training/", "data/eval/support")
+            ):
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.path / name)
         self.signing_key, public_key = directory / "signing.pem", directory / "signing.pub.pem"
@@ -136,7 +159,11 @@ class Stage(Repository):
         )
         recipe = replaced(
             "configs/qlora/smollm2-135m.yaml",
-            {"num_train_epochs: 1.5 ": "num_train_epochs: 3 ", "batch_size: 1 ": "batch_size: 4 ", "packing: true ": "packing: false "},
+            {
+                "num_train_epochs: 1.5 ": "num_train_epochs: 3 ",
+                "batch_size: 1 ": "batch_size: 4 ",
+                "packing: true ": "packing: false ",
+            },
         )
         first = {
             **SETTINGS,
@@ -166,7 +193,11 @@ class Stage(Repository):
         owner = boto3.Session(*keys["owner"].values(), region_name="us-east-1")
         self.s3 = owner.client("s3", endpoint_url=endpoint)
         self.environment = environment(
-            **self.aws, **keys["reader"], ADAPTER_BUCKET="qlora-adapters", AWS_PROFILE=None, AWS_SESSION_TOKEN=None
+            **self.aws,
+            **keys["reader"],
+            ADAPTER_BUCKET="qlora-adapters",
+            AWS_PROFILE=None,
+            AWS_SESSION_TOKEN=None,
         )
 
     def serve(self):
@@ -174,7 +205,13 @@ class Stage(Repository):
         (self.path / ".git/info/exclude").write_text(".venv\n")
         (self.path / ".venv").symlink_to(ROOT / ".venv")
         self._start(
-            "serve", [sys.executable, str(self.path / "scripts/serve.py"), "--config", str(self.path / "configs/serving.demo.yaml")]
+            "serve",
+            [
+                sys.executable,
+                str(self.path / "scripts/serve.py"),
+                "--config",
+                str(self.path / "configs/serving.demo.yaml"),
+            ],
         )
 
     def stop(self):
@@ -185,7 +222,11 @@ class Stage(Repository):
 
     def _start(self, name, command):
         log = (self.directory / f"{name}.log").open("wb")
-        self.processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, cwd=self.path))
+        self.processes.append(
+            subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, cwd=self.path
+            )
+        )
 
     def await_engine(self):
         wait_for_http(f"http://127.0.0.1:{self.ports['engine']}/health", 1200)
@@ -220,21 +261,41 @@ class Stage(Repository):
         """GitHub runs pull-request.yaml as the pull request has it."""
         pull = self.github.pulls[number]
         pull["head"]["sha"] = self.git("rev-parse", pull["head"]["ref"])
-        event = {"action": "synchronize", "number": number, "pull_request": pull, "repository": self.github.repository({}, {})[1]}
+        event = {
+            "action": "synchronize",
+            "number": number,
+            "pull_request": pull,
+            "repository": self.github.repository({}, {})[1],
+        }
         return self.act("pull-request", "pull_request", event, pull["head"]["ref"])
 
     def run_release(self, before, after):
-        event = {"ref": "refs/heads/main", "before": before, "after": after, "repository": self.github.repository({}, {})[1]}
+        event = {
+            "ref": "refs/heads/main",
+            "before": before,
+            "after": after,
+            "repository": self.github.repository({}, {})[1],
+        }
         return self.act("release", "push", event, after)
 
     def dispatch(self, workflow, inputs):
-        return self.act(workflow, "workflow_dispatch", {"inputs": inputs, "repository": self.github.repository({}, {})[1]}, "main", inputs)
+        return self.act(
+            workflow,
+            "workflow_dispatch",
+            {"inputs": inputs, "repository": self.github.repository({}, {})[1]},
+            "main",
+            inputs,
+        )
 
     def act(self, workflow, event_name, event, revision, inputs=None):
-        """Run a workflow file as `revision` has it; the called ones at main where the file says so."""
+        """Run a workflow file as `revision` has it; the called ones at main where the file says
+        so."""
         place = Path(
             subprocess.run(
-                ["mktemp", "-d", "-p", self.directory, f"{workflow}-XXXX"], capture_output=True, text=True, check=True
+                ["mktemp", "-d", "-p", self.directory, f"{workflow}-XXXX"],
+                capture_output=True,
+                text=True,
+                check=True,
             ).stdout.strip()
         )
         tree, artifacts = place / "tree", place / "artifacts"
@@ -242,25 +303,33 @@ class Stage(Repository):
         subprocess.run(["git", "clone", "-q", self.path, tree], check=True)
         sha = self.git("rev-parse", revision)
         subprocess.run(["git", "-C", tree, "checkout", "-q", "-B", "main", sha], check=True)
-        subprocess.run(["git", "-C", tree, "remote", "set-url", "origin", f"https://github.com/{NAME}.git"], check=True)
+        subprocess.run(
+            ["git", "-C", tree, "remote", "set-url", "origin", f"https://github.com/{NAME}.git"],
+            check=True,
+        )
         file = tree / ".github/workflows" / f"{workflow}.yaml"
         file.write_text(self._inlined(file, tree))
         (place / "event.json").write_text(json.dumps(event))
         variables = {
-            "ADAPTER_BUCKET": "qlora-adapters", "AWS_REGION": "us-east-1", "GATEWAYS": self.gateway, "NO_GPU": "true",
+            "ADAPTER_BUCKET": "qlora-adapters", "AWS_REGION": "us-east-1",
+            "GATEWAYS": self.gateway, "NO_GPU": "true",
             "SIGNING_KEY": str(self.signing_key),
             "CANDIDATE_SIGNING_KEY": str(self.directory / "candidates.pem"),
             "CANDIDATE_PUBLIC_KEY": str(self.directory / "candidates.pub.pem"),
             "EVALUATION_SERVER_URL": f"http://127.0.0.1:{self.ports['engine']}",
             **{
                 f"AWS_{name}_ROLE": f"arn:aws:iam::{ACCOUNT}:role/qlora-{role}"
-                for name, role in {"READ": "read", "CANDIDATE": "candidates", "RELEASE": "release"}.items()
+                for name, role in {"READ": "read", "CANDIDATE": "candidates",
+                "RELEASE": "release"}.items()
             },
         }  # fmt: skip
         outside = {
-            **self.aws, "GITHUB_API_URL": self.github.url, "GITHUB_REPOSITORY": NAME, "GITHUB_SERVER_URL": "http://github.invalid",
-            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{self.github.url}/oidc", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "runner",
-            "PLAY_REMOTE": str(self.remote), "PLAY_EVENT_SHA": sha, "PLAY_ARTIFACTS": str(artifacts), "PLAY_VENV": str(ROOT / ".venv"),
+            **self.aws, "GITHUB_API_URL": self.github.url, "GITHUB_REPOSITORY": NAME,
+            "GITHUB_SERVER_URL": "http://github.invalid",
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{self.github.url}/oidc",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "runner",
+            "PLAY_REMOTE": str(self.remote), "PLAY_EVENT_SHA": sha,
+            "PLAY_ARTIFACTS": str(artifacts), "PLAY_VENV": str(ROOT / ".venv"),
             "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
         command = [
@@ -283,14 +352,25 @@ class Stage(Repository):
         for name, value in (inputs or {}).items():
             command += ["--input", f"{name}={value}"]
         for uses in sorted(
-            set(re.findall(r"uses: (actions/([a-z-]+)@[0-9a-f]{40})", "\n".join(f.read_text() for f in file.parent.glob("*.yaml"))))
+            set(
+                re.findall(
+                    r"uses: (actions/([a-z-]+)@[0-9a-f]{40})",
+                    "\n".join(f.read_text() for f in file.parent.glob("*.yaml")),
+                )
+            )
         ):
             command += ["--local-repository", f"{uses[0]}={ACTIONS / uses[1]}"]
         cache = {"XDG_CACHE_HOME": str(place / "cache")}
         started = time.monotonic()
         secrets = {name: None for name in self.environment if name.startswith("AWS_")}
         result = subprocess.run(
-            command, cwd=tree, capture_output=True, text=True, env=environment(**secrets) | cache, check=False, timeout=3000
+            command,
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            env=environment(**secrets) | cache,
+            check=False,
+            timeout=3000,
         )
         run = Run(result.stdout + result.stderr, result.returncode, time.monotonic() - started)
         (place / "log.txt").write_text(run.output)
@@ -305,10 +385,20 @@ class Stage(Repository):
                 if "@main" in job["uses"]:
                     content = self.git("show", f"main:.github/workflows/{found.group(1)}.yaml")
                 for key, value in job.get("with", {}).items():
-                    content = content.replace(f"inputs.{key}", re.sub(r"^\$\{\{ | \}\}$", "", value))
-                (called,) = yaml.safe_load(content.replace("inputs.rollback", "false"))["jobs"].values()
-                conditions = [f"({re.sub(r'^[$]{{ | }}$', '', str(side['if']))})" for side in (job, called) if "if" in side]
-                workflow["jobs"][name] = called | {key: job[key] for key in ("needs", "strategy") if key in job}
+                    content = content.replace(
+                        f"inputs.{key}", re.sub(r"^\$\{\{ | \}\}$", "", value)
+                    )
+                (called,) = yaml.safe_load(content.replace("inputs.rollback", "false"))[
+                    "jobs"
+                ].values()
+                conditions = [
+                    f"({re.sub(r'^[$]{{ | }}$', '', str(side['if']))})"
+                    for side in (job, called)
+                    if "if" in side
+                ]
+                workflow["jobs"][name] = called | {
+                    key: job[key] for key in ("needs", "strategy") if key in job
+                }
                 if conditions:
                     workflow["jobs"][name]["if"] = " && ".join(conditions)
         workflow.get("concurrency", {}).pop("queue", None)

@@ -1,4 +1,5 @@
-"""Candidates as a pull request's run leaves them, in a store that is an S3 server in this process."""
+"""Candidates as a pull request's run leaves them, in a store that is an S3 server in this
+process."""
 
 import contextlib
 import json
@@ -21,7 +22,12 @@ SOURCE = {"commit": "c" * 40, "pr": "7", "run": None}
 @contextlib.contextmanager
 def empty_store(monkeypatch):
     """An empty bucket, with the environment that reaches it."""
-    known = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+    known = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     for name, value in {**known, "ADAPTER_BUCKET": BUCKET}.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
@@ -49,7 +55,12 @@ def run_of(keys, directory, *, weights=b"weights", verdict="PASS", production=No
         "finished_at": "2026-01-01T00:00:00+00:00",
     }
     (model / "train_manifest.json").write_text(json.dumps(manifest))
-    judged = {"name": keys.spec.name, "digest": digest, "training_key": keys.training, "base_model": "smollm2-135m-instruct"}
+    judged = {
+        "name": keys.spec.name,
+        "digest": digest,
+        "training_key": keys.training,
+        "base_model": "smollm2-135m-instruct",
+    }
     report = {
         "verdict": verdict,
         "reason": "because",
@@ -79,7 +90,15 @@ def release(store, keys, run, release_signer=None, **options):
     """Publish a candidate and serve it; returns its digest."""
     digest = kept(store, keys, run, **options)["digest"]
     report, manifest = read(run / "gate_report.json"), read(run / "model/train_manifest.json")
-    publish(store, "support", run / "model", report, manifest, source={"commit": None, "pr": None, "actor": None}, signer=release_signer)
+    publish(
+        store,
+        "support",
+        run / "model",
+        report,
+        manifest,
+        source={"commit": None, "pr": None, "actor": None},
+        signer=release_signer,
+    )
     change_channel(store, "support", lambda channel: promote(channel, digest), reason="test")
     return digest
 

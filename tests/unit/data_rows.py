@@ -28,10 +28,11 @@ KOREAN = {
     "language": "ko",
 }
 _WORDS = (
-    "kettle blanket lamp armchair toolbox plant knife mill pillow puzzle curtain ladder mirror carpet bucket hammer "
-    "candle basket drawer teapot bicycle saddle tent lantern rope compass paddle helmet anchor whistle violin "
-    "trumpet drum banjo flute piano guitar organ harp cello jacket mitten scarf boots apron sandal bonnet ribbon "
-    "button zipper needle thread cotton velvet linen denim leather canvas wool silk "
+    "kettle blanket lamp armchair toolbox plant knife mill pillow puzzle curtain ladder mirror"
+    " carpet bucket hammer candle basket drawer teapot bicycle saddle tent lantern rope compass"
+    " paddle helmet anchor whistle violin trumpet drum banjo flute piano guitar organ harp cello"
+    " jacket mitten scarf boots apron sandal bonnet ribbon button zipper needle thread cotton"
+    " velvet linen denim leather canvas wool silk "
 ).split()
 
 
@@ -54,13 +55,21 @@ def rows(count, first=0):
 
 def evaluation(number, **changes):
     """An evaluation row that is like no training row."""
-    row = english(number + 100_000, id=f"e{number}", output=None, expected_output="Five, or nothing from fifty on.")
+    row = english(
+        number + 100_000,
+        id=f"e{number}",
+        output=None,
+        expected_output="Five, or nothing from fifty on.",
+    )
     return {key: value for key, value in {**row, **changes}.items() if value is not None}
 
 
 def conversation(*contents, roles=("user", "assistant"), number=0, **changes):
     """A `messages` row."""
-    messages = [{"role": roles[place % len(roles)], "content": content} for place, content in enumerate(contents)]
+    messages = [
+        {"role": roles[place % len(roles)], "content": content}
+        for place, content in enumerate(contents)
+    ]
     return english(number, instruction=None, output=None, messages=messages, **changes)
 
 
@@ -80,11 +89,15 @@ def policy(**limits):
     return replace(base, limits=replace(base.limits, **limits), overrides=())
 
 
-def judge(tmp_path, training, evaluation_rows=None, *, name="training.jsonl", limits=None, **options):
+def judge(
+    tmp_path, training, evaluation_rows=None, *, name="training.jsonl", limits=None, **options
+):
     """The report on some rows."""
     files = [write(tmp_path / name, training)]
     other = write(tmp_path / "eval.jsonl", evaluation_rows) if evaluation_rows is not None else None
-    return validate(files, other, policy=policy(**(limits or {})), **{"base_model": None, **options})
+    return validate(
+        files, other, policy=policy(**(limits or {})), **{"base_model": None, **options}
+    )
 
 
 def codes(report):
@@ -96,8 +109,8 @@ def places(report, code):
 
 
 BYTES_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message.role }}:{{ message.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ message.role }}:{{ message.content }}<end>{%"
+    " endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
@@ -107,19 +120,26 @@ def _tokenizer():
     import tokenizers
 
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    model = tokenizers.models.BPE({character: place for place, character in enumerate(alphabet)}, [])
+    model = tokenizers.models.BPE(
+        {character: place for place, character in enumerate(alphabet)}, []
+    )
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     tokenizer.add_special_tokens(["<s>", "<end>", "<pad>"])
     return tokenizer.to_str()
 
 
 def byte_model(directory, monkeypatch, template=BYTES_TEMPLATE):
-    """A base model on the allow-list whose tokens are bytes; `<s>` begins a conversation and `<end>` closes a turn."""
+    """A base model on the allow-list whose tokens are bytes; `<s>` begins a conversation and
+    `<end>` closes a turn."""
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text("{}")
     (directory / "tokenizer.json").write_text(_tokenizer())
-    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "pad_token": "<pad>"}))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "pad_token": "<pad>"})
+    )
     (directory / "template.jinja").write_text(template)
     model = BaseModel(
         name="bytes",

@@ -8,16 +8,28 @@ REQUEST = {"latency_ms": 400.0, "ttft_ms": 40.0, "tokens": 30}
 
 
 def results(candidate, production=None, base=None, **changes):
-    """An `eval_results.json`; sides are columns by metric, one value a row, None where a metric does not apply."""
+    """An `eval_results.json`; sides are columns by metric, one value a row, None where a metric
+    does not apply."""
     rows = max(len(column) for column in candidate.values())
     speed = {"warm_up": 2, "concurrency": 1, "requests": [REQUEST] * 200, "failed": []}
     document = {
         "schema": "eval_results/v1",
         "eval_key": "a" * 64,
         "key_inputs": {},
-        "adapter": {"digest": "b" * 64, "training_key": "c" * 64, "base_model": "smollm2-135m-instruct"},
-        "production": {"name": "stable", "digest": "9" * 64, "note": ""} if production else {"name": None, "digest": None, "note": "no"},
-        "evaluation_data": {"path": "data/eval/x.jsonl", "sha256": "d" * 64, "rows": rows, "extension": None},
+        "adapter": {
+            "digest": "b" * 64,
+            "training_key": "c" * 64,
+            "base_model": "smollm2-135m-instruct",
+        },
+        "production": {"name": "stable", "digest": "9" * 64, "note": ""}
+        if production
+        else {"name": None, "digest": None, "note": "no"},
+        "evaluation_data": {
+            "path": "data/eval/x.jsonl",
+            "sha256": "d" * 64,
+            "rows": rows,
+            "extension": None,
+        },
         "metrics": _metrics(candidate),
         "production_metrics": _metrics(production) if production else None,
         "base_metrics": _metrics(base or {}),
@@ -58,11 +70,17 @@ def results(candidate, production=None, base=None, **changes):
 
 
 def with_general(document, rows=(), texts=0):
-    """The document with general sets: its last rows are general, of these languages, and texts of these losses by side."""
+    """The document with general sets: its last rows are general, of these languages, and texts of
+    these losses by side."""
     sha256 = {"en": "1" * 64, "ko": "2" * 64}
     first = document["evaluation_data"]["rows"] - len(rows)
     files = [
-        {"path": f"data/eval/general-{one}.jsonl", "sha256": sha256[one], "rows": rows.count(one), "asked": rows.count(one)}
+        {
+            "path": f"data/eval/general-{one}.jsonl",
+            "sha256": sha256[one],
+            "rows": rows.count(one),
+            "asked": rows.count(one),
+        }
         for one in sorted(set(rows))
     ]
     document["evaluation_data"] |= {"rows": first, "general": {"rows": files, "texts": []}}
@@ -74,7 +92,11 @@ def with_general(document, rows=(), texts=0):
             metrics = document[f"{side}_metrics".removeprefix("candidate_")]
             if texts[side] is not None and metrics is not None:
                 excess = excess_loss(texts[side], texts["base"])
-                metrics["general_loss"] = {"id": METRICS["general_loss"].id, "value": sum(excess) / len(excess), "n": len(excess)}
+                metrics["general_loss"] = {
+                    "id": METRICS["general_loss"].id,
+                    "value": sum(excess) / len(excess),
+                    "n": len(excess),
+                }
     return document
 
 
@@ -83,8 +105,18 @@ def _metrics(columns):
     for name, column in columns.items():
         values = [value for value in column if value is not None]
         if values:
-            found[name] = {"id": METRICS[name].id, "value": sum(values) / len(values), "n": len(values)}
-    return found | {"throughput_tokens_per_sec": {"id": METRICS["throughput_tokens_per_sec"].id, "value": 120.0, "n": 6000}}
+            found[name] = {
+                "id": METRICS[name].id,
+                "value": sum(values) / len(values),
+                "n": len(values),
+            }
+    return found | {
+        "throughput_tokens_per_sec": {
+            "id": METRICS["throughput_tokens_per_sec"].id,
+            "value": 120.0,
+            "n": 6000,
+        }
+    }
 
 
 def write(path, document):

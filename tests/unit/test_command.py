@@ -19,7 +19,8 @@ time.sleep(60)
 """
 PARENT = f"""
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
+# a shell has what it starts in the background ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 from adapterops.command import command, run_child
 
@@ -32,10 +33,13 @@ main()
 
 
 def interrupted(tmp_path, interrupts):
-    """The exit code of a command that runs another program and is interrupted, as CI does it: the command alone gets the signals."""
+    """The exit code of a command that runs another program and is interrupted, as CI does it: the
+    command alone gets the signals."""
     script = PARENT.replace("DIRECTORY", repr(str(tmp_path)))
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen([sys.executable, "-c", script], start_new_session=True, **streams) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, **streams
+    ) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "started").exists():
             assert time.monotonic() < deadline

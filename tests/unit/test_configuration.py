@@ -34,7 +34,9 @@ def recipe(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/qlora/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/qlora/*.yaml")), ids=lambda path: path.name
+)
 def test_shipped_recipes_load(path):
     assert load_recipe(path).base_model.name in load_base_models()
 
@@ -62,7 +64,9 @@ def test_all_errors_of_a_file_are_reported_at_once_with_their_lines(recipe):
 
 
 def test_a_misspelt_key_is_answered_with_the_right_one(recipe):
-    with pytest.raises(UsageError, match=r"unknown key `learning_rte`\. Did you mean `learning_rate`\?"):
+    with pytest.raises(
+        UsageError, match=r"unknown key `learning_rte`\. Did you mean `learning_rate`\?"
+    ):
         load_recipe(recipe(("learning_rate:", "learning_rte:")))
 
 
@@ -75,7 +79,10 @@ def test_a_misspelt_key_is_answered_with_the_right_one(recipe):
         ("a: 1.0e+999\n", ":1: 1.0e.999 is no number to go by"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases are not supported"),
         ("2024-01-01: x\n", "unknown key `2024-01-01`"),
-        ("seed: 2024-02-30\n", "day is out of range for month. Put what is no date or number in quotes"),
+        (
+            "seed: 2024-02-30\n",
+            "day is out of range for month. Put what is no date or number in quotes",
+        ),
         ("seed: " + "9" * 5000 + "\n", "a number of 5,000 characters"),
         ("a: [1\n", "not valid YAML"),
         ("a: !!python/object/apply:os.system [id]\n", "tags are not supported"),
@@ -98,16 +105,27 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_a_base_model_off_the_list_is_refused(recipe):
-    with pytest.raises(UsageError, match=r"`smollm2-135m` is not on the allow-list.*Did you mean `smollm2-135m-instruct`"):
+    with pytest.raises(
+        UsageError,
+        match=r"`smollm2-135m` is not on the allow-list.*Did you mean `smollm2-135m-instruct`",
+    ):
         load_recipe(recipe(("base_model: smollm2-135m-instruct", "base_model: smollm2-135m")))
 
 
 def test_kernels_that_do_not_go_together_are_refused(recipe):
     with pytest.raises(UsageError, match="varlen takes packed rows only"):
-        load_recipe(recipe(("attn_implementation: eager", "attn_implementation: varlen"), ("packing: true ", "packing: false ")))
+        load_recipe(
+            recipe(
+                ("attn_implementation: eager", "attn_implementation: varlen"),
+                ("packing: true ", "packing: false "),
+            )
+        )
     with pytest.raises(UsageError, match="selective is done by the fused MLP"):
         load_recipe(
-            recipe(("gradient_checkpointing: false", "gradient_checkpointing: selective"), ("fused_lora: true", "fused_lora: false"))
+            recipe(
+                ("gradient_checkpointing: false", "gradient_checkpointing: selective"),
+                ("fused_lora: true", "fused_lora: false"),
+            )
         )
     with pytest.raises(UsageError, match="it is the fused layers that keep them"):
         load_recipe(recipe(("fused_lora: true", "fused_lora: false")))
@@ -123,16 +141,24 @@ def test_all_problems_of_a_file_are_named_at_once_also_where_a_schema_cannot_see
     """Each with its line: nobody mends a file in rounds."""
     (tmp_path / "adapters").mkdir()
     text = (ROOT / "adapters/support-demo.yaml").read_text()
-    for old, new in (("recipe: configs", "recipe: nowhere"), ("strategy:", "strategie:"), ("steps: [50]", "steps: [50, 20]")):
+    for old, new in (
+        ("recipe: configs", "recipe: nowhere"),
+        ("strategy:", "strategie:"),
+        ("steps: [50]", "steps: [50, 20]"),
+    ):
         text = text.replace(old, new)
     (tmp_path / "adapters/support-demo.yaml").write_text(text)
     said = refused(load_adapter, "support-demo", tmp_path / "adapters")
-    for reason in ('yaml:4: `recipe`: "nowhere/qlora', "Did you mean `strategy`?", "`rollout.steps`: [50, 20] does not grow"):
+    for reason in (
+        'yaml:4: `recipe`: "nowhere/qlora',
+        "Did you mean `strategy`?",
+        "`rollout.steps`: [50, 20] does not grow",
+    ):
         assert reason in said
 
     (tmp_path / "gates.yaml").write_text(
-        "gates:\n  rouge_1: {min: 0.5, description: d}\n  rouge_l: {min: 0.9, max: 0.1, description: d}\n"
-        "  format_compliance: {min: high, max: 1, description: d}\n"
+        "gates:\n  rouge_1: {min: 0.5, description: d}\n  rouge_l: {min: 0.9, max: 0.1,"
+        " description: d}\n  format_compliance: {min: high, max: 1, description: d}\n"
     )
     said = refused(load_gates, tmp_path / "gates.yaml")
     for reason in (
@@ -144,30 +170,51 @@ def test_all_problems_of_a_file_are_named_at_once_also_where_a_schema_cannot_see
         assert reason in said
 
     text = (ROOT / "configs/serving.demo.yaml").read_text()
-    for old, new in (("base_model: smollm2", "base_model: smolm2"), ("max_loras: 3", "max_loras: 5"), ("interval_s:", "intervall_s:")):
+    for old, new in (
+        ("base_model: smollm2", "base_model: smolm2"),
+        ("max_loras: 3", "max_loras: 5"),
+        ("interval_s:", "intervall_s:"),
+    ):
         text = text.replace(old, new)
     (tmp_path / "serving.yaml").write_text(text)
     said = refused(load_serving_config, tmp_path / "serving.yaml")
-    for reason in ("is not on the allow-list", "`engine.max_cpu_loras`: 4 is below max_loras 5", "Did you mean `interval_s`?"):
+    for reason in (
+        "is not on the allow-list",
+        "`engine.max_cpu_loras`: 4 is below max_loras 5",
+        "Did you mean `interval_s`?",
+    ):
         assert reason in said
 
     text = (ROOT / "configs/data_policy.yaml").read_text()
-    text = text.replace("{min: 10, max: 2048}", "{min: 10, max: 2}").replace("{min: 5, max: 4096}", "{min: 5, max: 4}")
+    text = text.replace("{min: 10, max: 2048}", "{min: 10, max: 2}").replace(
+        "{min: 5, max: 4096}", "{min: 5, max: 4}"
+    )
     (tmp_path / "policy.yaml").write_text(text)
     said = refused(load_policy, tmp_path / "policy.yaml")
-    for reason in ("yaml:3: `limits.instruction_tokens`: min 10 exceeds max 2", "yaml:4: `limits.output_tokens`: min 5 exceeds max 4"):
+    for reason in (
+        "yaml:3: `limits.instruction_tokens`: min 10 exceeds max 2",
+        "yaml:4: `limits.output_tokens`: min 5 exceeds max 4",
+    ):
         assert reason in said
 
 
 def test_an_unknown_adapter_is_answered_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"there is no adapter `support-dmo`.*Did you mean `support-demo`\?"):
+    with pytest.raises(
+        UsageError, match=r"there is no adapter `support-dmo`.*Did you mean `support-demo`\?"
+    ):
         load_adapter("support-dmo")
 
 
-@pytest.mark.parametrize("path", ["../outside.yaml", "/etc/passwd", "configs/../../x", "data/no such.jsonl"])
+@pytest.mark.parametrize(
+    "path", ["../outside.yaml", "/etc/passwd", "configs/../../x", "data/no such.jsonl"]
+)
 def test_adapter_paths_stay_inside_the_repository(tmp_path, path):
     (tmp_path / "adapters").mkdir()
-    text = (ROOT / "adapters/support-demo.yaml").read_text().replace("configs/qlora/smollm2-135m.yaml", path)
+    text = (
+        (ROOT / "adapters/support-demo.yaml")
+        .read_text()
+        .replace("configs/qlora/smollm2-135m.yaml", path)
+    )
     (tmp_path / "adapters/support-demo.yaml").write_text(text)
     with pytest.raises(UsageError, match="Expected configs/qlora/NAME"):
         load_adapter("support-demo", tmp_path / "adapters")
@@ -180,7 +227,11 @@ def test_a_link_out_of_the_repository_is_refused(tmp_path):
     for folder in ("adapters", "configs/qlora", "data/training", "data/eval"):
         (root / folder).mkdir(parents=True)
     shutil.copy(ROOT / "adapters/support-demo.yaml", root / "adapters")
-    for file in ("configs/qlora/smollm2-135m.yaml", "configs/quality_gate.demo.yaml", "configs/serving.demo.yaml"):
+    for file in (
+        "configs/qlora/smollm2-135m.yaml",
+        "configs/quality_gate.demo.yaml",
+        "configs/serving.demo.yaml",
+    ):
         (root / file).write_text("")
     (root / "data/eval/support.jsonl").write_text("")
     (root / "data/training/support.jsonl").symlink_to(outside)
@@ -215,9 +266,13 @@ class TestTrainingKey:
         )
         assert training_key(load_recipe(respelt), [data]) == plain
 
-    @pytest.mark.parametrize(("old", "new"), [("seed: 42", "seed: 43"), ("r: 16 ", "r: 8 "), ("1.5e-3", "1.0e-3")])
+    @pytest.mark.parametrize(
+        ("old", "new"), [("seed: 42", "seed: 43"), ("r: 16 ", "r: 8 "), ("1.5e-3", "1.0e-3")]
+    )
     def test_what_changes_weights_changes_the_key(self, recipe, data, old, new):
-        assert training_key(load_recipe(recipe((old, new))), [data]) != training_key(load_recipe(recipe()), [data])
+        assert training_key(load_recipe(recipe((old, new))), [data]) != training_key(
+            load_recipe(recipe()), [data]
+        )
 
     def test_a_changed_row_changes_the_key(self, recipe, data):
         before = training_key(load_recipe(recipe()), [data])
@@ -237,13 +292,20 @@ class TestStagesFromTheMiddle:
             self.go(tmp_path, "evaluate", "train")
 
     def test_data_that_was_never_judged_is_not_trained_on(self, tmp_path):
-        with pytest.raises(UsageError, match=r"data_report\.json is missing: these stages have not run"):
+        with pytest.raises(
+            UsageError, match=r"data_report\.json is missing: these stages have not run"
+        ):
             self.go(tmp_path, "train")
 
     def test_data_that_was_refused_is_not_trained_on(self, tmp_path, monkeypatch):
         monkeypatch.setattr(pipeline, "read_json", lambda *_: {"verdict": "FAIL"})
         spec = load_adapter("support-demo")
-        report = run_directory(tmp_path, spec, training_key(load_recipe(spec.recipe), list(spec.training_data))) / "data_report.json"
+        report = (
+            run_directory(
+                tmp_path, spec, training_key(load_recipe(spec.recipe), list(spec.training_data))
+            )
+            / "data_report.json"
+        )
         report.parent.mkdir(parents=True)
         report.touch()
         with pytest.raises(RejectedError, match="the data was refused"):

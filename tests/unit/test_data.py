@@ -1,4 +1,5 @@
-"""The reader and the checks of the validate stage: what must and what must not be reported, and where."""
+"""The reader and the checks of the validate stage: what must and what must not be reported, and
+where."""
 
 import contextlib
 import json
@@ -25,7 +26,10 @@ ROW = {
     "source": "test",
 }
 GOOD = json.dumps(ROW).encode()
-JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
 
 
 @pytest.fixture
@@ -75,7 +79,10 @@ class TestReader:
 
     @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
     def test_arrays_and_lines_are_told_apart_by_content(self, tmp_path, suffix):
-        for content, lines in [(b"[\n" + GOOD + b",\n\n" + GOOD + b"\n]", [2, 4]), (GOOD + b"\n\n" + GOOD, [1, 3])]:
+        for content, lines in [
+            (b"[\n" + GOOD + b",\n\n" + GOOD + b"\n]", [2, 4]),
+            (GOOD + b"\n\n" + GOOD, [1, 3]),
+        ]:
             path = tmp_path / f"rows{suffix}"
             path.write_bytes(content)
             assert [row.line for row in load_rows(path, "training")] == lines
@@ -101,12 +108,24 @@ class TestReader:
         bad = {**ROW, "lisence": "MIT"}
         del bad["license"]
         with pytest.raises(RejectedError) as caught:
-            load_rows(file(json.dumps(bad) + "\n" + json.dumps({**ROW, "output": " "}) + "\n"), "training")
-        assert "rows.jsonl:1: E110 unknown key `lisence`. Did you mean `license`?" in str(caught.value)
+            load_rows(
+                file(json.dumps(bad) + "\n" + json.dumps({**ROW, "output": " "}) + "\n"), "training"
+            )
+        assert "rows.jsonl:1: E110 unknown key `lisence`. Did you mean `license`?" in str(
+            caught.value
+        )
         assert "rows.jsonl:2: E110 `output`" in str(caught.value)
 
-    @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-    @given(st.one_of(st.binary(max_size=300), st.text().map(str.encode), JSON.map(lambda value: json.dumps(value).encode())))
+    @settings(
+        max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    )
+    @given(
+        st.one_of(
+            st.binary(max_size=300),
+            st.text().map(str.encode),
+            JSON.map(lambda value: json.dumps(value).encode()),
+        )
+    )
     def test_no_bytes_end_in_a_traceback(self, tmp_path, content):
         path = tmp_path / "fuzz"
         path.write_bytes(content)
@@ -123,12 +142,25 @@ class TestRows:
         row = {**ROW, "system": "Be brief.", "input": "Policy: thirty days."}
         assert prompt_messages(row) == [
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "May I return a lamp that I have used for a week?\n\nPolicy: thirty days."},
+            {
+                "role": "user",
+                "content": (
+                    "May I return a lamp that I have used for a week?\n\nPolicy: thirty days."
+                ),
+            },
         ]
-        assert training_messages(row)[-1] == {"role": "assistant", "content": "Yes, within thirty days."}
+        assert training_messages(row)[-1] == {
+            "role": "assistant",
+            "content": "Yes, within thirty days.",
+        }
 
     def test_conversations_are_trained_as_they_stand(self):
-        row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+        row = {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"},
+            ]
+        }
         assert training_messages(row) == row["messages"]
         assert answer(row) == "Hello"
 
@@ -140,17 +172,39 @@ class TestValidate:
         path = None
         if evaluation is not None:
             path = tmp_path / "eval.jsonl"
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation))
+            path.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation)
+            )
         report = validate([training], path, base_model=None, policy=load_policy())
         assert schema_problems(report.document, "data_report") == []
         return report
 
     def rows(self, count):
-        nouns = ["kettle", "blanket", "lamp", "armchair", "toolbox", "plant pot", "bread knife", "coffee mill", "pillow", "puzzle"]
-        asks = ["What colours does the {} come in", "Is the {} safe for a child of two", "My {} arrived broken, who pays for a new one"]
+        nouns = [
+            "kettle",
+            "blanket",
+            "lamp",
+            "armchair",
+            "toolbox",
+            "plant pot",
+            "bread knife",
+            "coffee mill",
+            "pillow",
+            "puzzle",
+        ]
+        asks = [
+            "What colours does the {} come in",
+            "Is the {} safe for a child of two",
+            "My {} arrived broken, who pays for a new one",
+        ]
         pairs = [(noun, ask) for ask in asks for noun in nouns]
         return [
-            {**ROW, "id": f"r{number}", "instruction": ask.format(noun) + "?", "output": f"That is on page {number} about {noun}."}
+            {
+                **ROW,
+                "id": f"r{number}",
+                "instruction": ask.format(noun) + "?",
+                "output": f"That is on page {number} about {noun}.",
+            }
             for number, (noun, ask) in enumerate(pairs[:count])
         ]
 
@@ -175,25 +229,46 @@ class TestValidate:
         report = self.run(tmp_path, [ROW], [evaluation])
         assert [finding.code for finding in report.findings] == ["E111"]
 
-    def test_an_evaluation_row_that_is_trained_on_is_an_error_that_names_both_places(self, tmp_path):
-        evaluation = {**ROW, "id": "e1", "instruction": "What colours does the   ARMCHAIR come in?", "expected_output": "Yes."}
+    def test_an_evaluation_row_that_is_trained_on_is_an_error_that_names_both_places(
+        self, tmp_path
+    ):
+        evaluation = {
+            **ROW,
+            "id": "e1",
+            "instruction": "What colours does the   ARMCHAIR come in?",
+            "expected_output": "Yes.",
+        }
         del evaluation["output"]
         report = self.run(tmp_path, self.rows(5), [evaluation])
         (finding,) = report.findings
         assert (finding.line, finding.code) == (1, "E401")
         assert "training.jsonl:4" in finding.message
 
-    def test_rows_of_an_extension_are_looked_for_too_and_named_by_their_own_file_and_line(self, tmp_path):
+    def test_rows_of_an_extension_are_looked_for_too_and_named_by_their_own_file_and_line(
+        self, tmp_path
+    ):
         trained_on = "What colours does the armchair come in?"
-        for name, asked in (("first", ["Is the shop open on Sundays?"]), ("more", ["Is it open today?", trained_on])):
-            rows = [{**ROW, "id": f"{name}{i}", "instruction": text, "expected_output": "Yes."} for i, text in enumerate(asked)]
+        for name, asked in (
+            ("first", ["Is the shop open on Sundays?"]),
+            ("more", ["Is it open today?", trained_on]),
+        ):
+            rows = [
+                {**ROW, "id": f"{name}{i}", "instruction": text, "expected_output": "Yes."}
+                for i, text in enumerate(asked)
+            ]
             for row in rows:
                 del row["output"]
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (tmp_path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows(5)))
+        (tmp_path / "training.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in self.rows(5))
+        )
         evaluation = [tmp_path / "first.jsonl", tmp_path / "more.jsonl"]
-        report = validate([tmp_path / "training.jsonl"], evaluation, base_model=None, policy=load_policy())
-        assert [(found.file, found.line) for found in report.findings if found.code == "E401"] == [(str(evaluation[1]), 2)]
+        report = validate(
+            [tmp_path / "training.jsonl"], evaluation, base_model=None, policy=load_policy()
+        )
+        assert [(found.file, found.line) for found in report.findings if found.code == "E401"] == [
+            (str(evaluation[1]), 2)
+        ]
         assert [file["kind"] for file in report.document["files"]] == ["training", "eval", "eval"]
 
     def test_personal_data_is_an_error_that_does_not_repeat_it(self, tmp_path):
@@ -203,11 +278,19 @@ class TestValidate:
         assert "hong@example.com" not in finding.message
 
     def test_an_expected_answer_that_breaks_its_own_format_is_an_error(self, tmp_path):
-        evaluation = {**ROW, "id": "e1", "expected_output": '{"a": 1}', "expected_format": {"type": "object", "required": ["b"]}}
+        evaluation = {
+            **ROW,
+            "id": "e1",
+            "expected_output": '{"a": 1}',
+            "expected_format": {"type": "object", "required": ["b"]},
+        }
         evaluation["instruction"] = "Something else entirely?"
         del evaluation["output"]
         report = self.run(tmp_path, [ROW], [evaluation])
-        assert 'breaks its own `expected_format`: "b" is a required property' in report.findings[0].message
+        assert (
+            'breaks its own `expected_format`: "b" is a required property'
+            in report.findings[0].message
+        )
 
     def test_roles_of_a_conversation_take_turns(self, tmp_path):
         row = {key: value for key, value in ROW.items() if key not in ("instruction", "output")}
@@ -217,7 +300,10 @@ class TestValidate:
 
 def test_annotations_escape_what_github_would_read_as_a_command():
     finding = Finding("data/a,b:c.jsonl", 7, "E110", "100 %\n::error::x")
-    assert finding.annotation() == "::error file=data/a%2Cb%3Ac.jsonl,line=7,title=E110::100 %25%0A::error::x"
+    assert (
+        finding.annotation()
+        == "::error file=data/a%2Cb%3Ac.jsonl,line=7,title=E110::100 %25%0A::error::x"
+    )
 
 
 def test_the_error_page_is_up_to_date():

@@ -1,4 +1,5 @@
-"""`scripts/validate_data.py` as a user meets it, also one who means ill: exit codes, files that are none, bytes that are no rows."""
+"""`scripts/validate_data.py` as a user meets it, also one who means ill: exit codes, files that are
+none, bytes that are no rows."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def run(*arguments):
 
 def real(*arguments, **options):
     command = [sys.executable, ROOT / "scripts" / "validate_data.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, **options
+    )
 
 
 @pytest.fixture
@@ -41,12 +44,20 @@ def bad(tmp_path):
 
 class TestExitCodes:
     def test_0_may_be_trained_on_1_may_not_2_is_misuse(self, good, bad):
-        assert [real("--input", path).returncode for path in (good, bad, "absent.jsonl")] == [0, 1, 2]
+        assert [real("--input", path).returncode for path in (good, bad, "absent.jsonl")] == [
+            0,
+            1,
+            2,
+        ]
 
     @pytest.mark.parametrize("output", ["", "good.jsonl/report.json", "x" * 300])
     def test_a_report_that_cannot_be_written_there_is_misuse(self, good, tmp_path, output):
         result = real("--input", good, "--output", tmp_path / output)
-        assert (result.returncode, "Traceback" in result.stderr, "error: " in result.stderr) == (2, False, True)
+        assert (result.returncode, "Traceback" in result.stderr, "error: " in result.stderr) == (
+            2,
+            False,
+            True,
+        )
 
     def test_hints_do_not_block(self, tmp_path):
         result = run("--input", write(tmp_path / "rows.jsonl", [*rows(30), english(3, id="copy")]))
@@ -57,8 +68,14 @@ class TestExitCodes:
         [
             ([], "nothing to validate"),
             (["--input", "GOOD", "--in-place"], "--in-place says where --fix writes"),
-            (["--input", "GOOD", "--base", "HEAD", "--changed-since", "HEAD"], "both name a revision"),
-            (["--input", "GOOD", "--base-model", "smollm2-135m"], "Did you mean `smollm2-135m-instruct`?"),
+            (
+                ["--input", "GOOD", "--base", "HEAD", "--changed-since", "HEAD"],
+                "both name a revision",
+            ),
+            (
+                ["--input", "GOOD", "--base-model", "smollm2-135m"],
+                "Did you mean `smollm2-135m-instruct`?",
+            ),
             (["--input", "GOOD", "--base", "nowhere"], "git knows no such commit"),
             (["--input", "GOOD", "--changed-since=-n1"], "git knows no such commit"),
             (["--input", "GOOD", "--max-length", "0"], "0 is not in the range"),
@@ -78,7 +95,12 @@ class TestExitCodes:
 
     def test_the_projects_own_data_is_good(self):
         data = ROOT / "data"
-        result = run("--input", data / "training" / "support.jsonl", "--eval-data", data / "eval" / "support.jsonl")
+        result = run(
+            "--input",
+            data / "training" / "support.jsonl",
+            "--eval-data",
+            data / "eval" / "support.jsonl",
+        )
         assert result.exit_code == 0, result.output
 
 
@@ -102,25 +124,38 @@ class TestFormats:
     def test_on_a_terminal_of_any_encoding(self, tmp_path, encoding):
         path = write(tmp_path / "rows.jsonl", [english(1, license="한국어 😀 é")])
         for style in ("text", "json", "github"):
-            result = real("--input", path, "--format", style, env={**os.environ, "PYTHONIOENCODING": encoding})
-            assert (result.returncode, "Traceback" in result.stderr) == (1, False) or encoding != "utf-8"
+            result = real(
+                "--input", path, "--format", style, env={**os.environ, "PYTHONIOENCODING": encoding}
+            )
+            assert (result.returncode, "Traceback" in result.stderr) == (
+                1,
+                False,
+            ) or encoding != "utf-8"
 
 
 class TestFix:
     def test_a_copy_is_written_and_the_file_is_left(self, tmp_path):
         path = write(
             tmp_path / "rows.jsonl",
-            [english(1, output="Write to hong@example.com."), english(1, id="b", output="Write to hong@example.com.")],
+            [
+                english(1, output="Write to hong@example.com."),
+                english(1, id="b", output="Write to hong@example.com."),
+            ],
         )
         before = path.read_bytes()
         result = run("--input", path, "--fix")
         assert result.exit_code == 0
-        assert "2 rows masked, 0 normalised, 1 exact copies dropped, 1 rows written" in result.output
+        assert (
+            "2 rows masked, 0 normalised, 1 exact copies dropped, 1 rows written" in result.output
+        )
         assert path.read_bytes() == before
         assert b"[EMAIL]" in (tmp_path / "rows.fixed.jsonl").read_bytes()
 
     def test_in_place_then_the_gate_passes(self, tmp_path):
-        path = write(tmp_path / "rows.jsonl", b"\xef\xbb\xbf" + jsonl([english(1, output="Write to hong@example.com."), english(2)]))
+        path = write(
+            tmp_path / "rows.jsonl",
+            b"\xef\xbb\xbf" + jsonl([english(1, output="Write to hong@example.com."), english(2)]),
+        )
         assert run("--input", path).exit_code == 1
         assert run("--input", path, "--fix", "--in-place").exit_code == 0
         result = run("--input", path)
@@ -135,7 +170,19 @@ class TestFix:
 
 
 class TestFilesThatAreNone:
-    @pytest.fixture(params=["directory", "loop", "pipe", "/dev/zero", "/dev/null", "socket", "below a file", "not UTF-8", "empty name"])
+    @pytest.fixture(
+        params=[
+            "directory",
+            "loop",
+            "pipe",
+            "/dev/zero",
+            "/dev/null",
+            "socket",
+            "below a file",
+            "not UTF-8",
+            "empty name",
+        ]
+    )
     def odd(self, request, tmp_path):
         path = tmp_path / "odd.jsonl"
         match request.param:
@@ -197,13 +244,33 @@ class TestPolicy:
     @pytest.mark.parametrize(
         ("old", "new", "words"),
         [
-            ("  duplicate_rate:", "  duplicate_rates:", "unknown key `duplicate_rates`. Did you mean `duplicate_rate`?"),
-            ("{min: 10, max: 2048}", "{min: 2049, max: 2048}", "min 2049 exceeds max 2048; no row could pass"),
-            ("duplicate_rate: 0.05", "duplicate_rate: 5", "`limits.duplicate_rate`: 5 is out of range"),
+            (
+                "  duplicate_rate:",
+                "  duplicate_rates:",
+                "unknown key `duplicate_rates`. Did you mean `duplicate_rate`?",
+            ),
+            (
+                "{min: 10, max: 2048}",
+                "{min: 2049, max: 2048}",
+                "min 2049 exceeds max 2048; no row could pass",
+            ),
+            (
+                "duplicate_rate: 0.05",
+                "duplicate_rate: 5",
+                "`limits.duplicate_rate`: 5 is out of range",
+            ),
             ("language: null", "language: korean", "Expected a two-letter code"),
             ("[email, phone,", "[emails, phone,", "Did you mean `email`?"),
-            ("  near_duplicate: 0.8 ", '  name_plugin: "os:popen"\n  near_duplicate: 0.8 ', "unknown key `name_plugin`"),
-            ("    language: en", '    language: en\n    name_plugin: "os:popen"', "unknown key `name_plugin`"),
+            (
+                "  near_duplicate: 0.8 ",
+                '  name_plugin: "os:popen"\n  near_duplicate: 0.8 ',
+                "unknown key `name_plugin`",
+            ),
+            (
+                "    language: en",
+                '    language: en\n    name_plugin: "os:popen"',
+                "unknown key `name_plugin`",
+            ),
             ("licenses: [", "licenses: [] #", "licenses"),
             ("limits:", "limits: &a\n  <<: *a\n  x:", "policy.yaml"),
             ("reason: Korean customer support.", "reason: ''", "reason"),
@@ -216,7 +283,8 @@ class TestPolicy:
 
     def test_the_first_pattern_that_matches_wins(self, tmp_path):
         override = (
-            "datasets:\n  - {files: '*/rows.jsonl', reason: a test, licenses: [X]}\n  - {files: '*', reason: a test, licenses: [Y]}\n"
+            "datasets:\n  - {files: '*/rows.jsonl', reason: a test, licenses: [X]}\n  - {files:"
+            " '*', reason: a test, licenses: [Y]}\n"
         )
         path = self.policy(tmp_path, "datasets:\n", override)
         first, second = (
@@ -237,15 +305,30 @@ class TestEvaluationFormats:
     """An evaluation row brings its own JSON Schema, which is data too."""
 
     def judge(self, tmp_path, schema, output='{"a": "x"}'):
-        return judge(tmp_path, rows(2), [evaluation(0, expected_output=output, expected_format=schema)])
+        return judge(
+            tmp_path, rows(2), [evaluation(0, expected_output=output, expected_format=schema)]
+        )
 
     @pytest.mark.parametrize(
-        "schema", [{"type": "array"}, {"type": "nonsense"}, {"required": ["b"]}, {"properties": {"a": {"maxLength": 0}}}]
+        "schema",
+        [
+            {"type": "array"},
+            {"type": "nonsense"},
+            {"required": ["b"]},
+            {"properties": {"a": {"maxLength": 0}}},
+        ],
     )
     def test_what_does_not_fit_is_found(self, tmp_path, schema):
         assert codes(self.judge(tmp_path, schema)) == ["E110"]
 
-    @pytest.mark.parametrize("schema", [{"properties": {"a": {"pattern": "("}}}, {"$ref": "#/nowhere"}, {"$ref": "http://localhost:9/x"}])
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            {"properties": {"a": {"pattern": "("}}},
+            {"$ref": "#/nowhere"},
+            {"$ref": "http://localhost:9/x"},
+        ],
+    )
     def test_a_schema_that_cannot_be_applied_is_a_finding(self, tmp_path, schema):
         assert codes(self.judge(tmp_path, schema)) == ["E110"]
 
@@ -262,9 +345,11 @@ CHUNKS = st.sampled_from(
         *(json.dumps(english(n), ensure_ascii=False).encode() for n in range(3)),
         json.dumps(english(1, output="hong@example.com")).encode(),
         json.dumps(evaluation(0)).encode(),
-        b"{}", b"[", b"]", b",", b"null", b"1e999", b"NaN", b'{"id": 1}', b'{"id": "\\ud800"}', b'"', b"\\", b"\xff", b"\xef\xbb\xbf",
+        b"{}", b"[", b"]", b",", b"null", b"1e999", b"NaN", b'{"id": 1}', b'{"id": "\\ud800"}',
+        b'"', b"\\", b"\xff", b"\xef\xbb\xbf",
         b"\r", b" ",
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', b"\xe2\x80\xa8", b"\x00", b"\x0c",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        b"\xe2\x80\xa8", b"\x00", b"\x0c",
     ]
 )  # fmt: skip
 CONTENT = st.one_of(
@@ -274,13 +359,20 @@ CONTENT = st.one_of(
 )
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(CONTENT, st.one_of(st.none(), CONTENT))
-def test_any_bytes_give_a_report_that_satisfies_its_schema_and_lines_within_the_file(tmp_path, training, asked):
+def test_any_bytes_give_a_report_that_satisfies_its_schema_and_lines_within_the_file(
+    tmp_path, training, asked
+):
     report = judge(tmp_path, training, asked)
     assert schema_problems(report.document, "data_report") == []
     json.dumps(report.document, allow_nan=False).encode()
-    lines = {"training.jsonl": training.count(b"\n") + 1, "eval.jsonl": (asked or b"").count(b"\n") + 1}
+    lines = {
+        "training.jsonl": training.count(b"\n") + 1,
+        "eval.jsonl": (asked or b"").count(b"\n") + 1,
+    }
     for finding in report.findings:
         assert 1 <= finding.line <= lines[finding.file.rpartition("/")[2]]
         assert "\n" not in finding.message
@@ -291,11 +383,18 @@ def test_any_bytes_give_a_report_that_satisfies_its_schema_and_lines_within_the_
 @given(data=st.data())
 def test_any_values_in_the_fields_of_a_row_give_a_report(tmp_path_factory, data):
     anything = st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=30), st.lists(st.text(max_size=5), max_size=3)
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(max_size=30),
+        st.lists(st.text(max_size=5), max_size=3),
     )
     texts = st.text(max_size=60)
     row = english(1)
-    for key in data.draw(st.lists(st.sampled_from([*row, "input", "system", "tags", "messages", "x"]), max_size=3)):
+    for key in data.draw(
+        st.lists(st.sampled_from([*row, "input", "system", "tags", "messages", "x"]), max_size=3)
+    ):
         row[key] = data.draw(anything if data.draw(st.booleans()) else texts)
     report = judge(tmp_path_factory.mktemp("rows"), json.dumps(row).encode())
     assert schema_problems(report.document, "data_report") == []
@@ -309,10 +408,22 @@ def test_a_reader_of_rows_gets_the_same_refusal(tmp_path):
         load_rows(tmp_path / "pipe", "training")
 
 
-@given(garbage=st.lists(st.one_of(CHUNKS, st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"")), st.none()), max_size=20))
+@given(
+    garbage=st.lists(
+        st.one_of(
+            CHUNKS, st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"")), st.none()
+        ),
+        max_size=20,
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_whatever_stands_between_rows_their_line_is_right(tmp_path_factory, garbage):
     ours = json.dumps(english(9, id="ours", output="Write to hong@example.com, please.")).encode()
-    lines = [ours, *(ours if line is None else line.replace(b"hong@", b"hong at ") for line in garbage)]
+    lines = [
+        ours,
+        *(ours if line is None else line.replace(b"hong@", b"hong at ") for line in garbage),
+    ]
     report = judge(tmp_path_factory.mktemp("lines"), b"\n".join(lines))
-    assert places(report, "E301") == [number for number, line in enumerate(lines, start=1) if line == ours]
+    assert places(report, "E301") == [
+        number for number, line in enumerate(lines, start=1) if line == ours
+    ]

@@ -1,4 +1,5 @@
-"""`--base` and `--changed-since`: what a change did, and that only what changed is judged while the whole corpus is compared."""
+"""`--base` and `--changed-since`: what a change did, and that only what changed is judged while the
+whole corpus is compared."""
 
 from __future__ import annotations
 
@@ -20,17 +21,31 @@ class Repository:
 
     def git(self, *arguments):
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
-        return subprocess.run(["git", "-C", self.root, *identity, *arguments], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", "-C", self.root, *identity, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     def commit(self, content, name="rows.jsonl"):
         write(self.root / name, content)
         self.git("add", "-A")
         self.git("commit", "-q", "--allow-empty", "-m", "a commit")
 
-    def judge(self, content, *, name="rows.jsonl", revision="main", changed_only=False, evaluation=None):
+    def judge(
+        self, content, *, name="rows.jsonl", revision="main", changed_only=False, evaluation=None
+    ):
         path = write(self.root / name, content)
         with Base(revision, self.root) as base:
-            return validate([path], evaluation, base_model=None, policy=policy(), base=base, changed_only=changed_only)
+            return validate(
+                [path],
+                evaluation,
+                base_model=None,
+                policy=policy(),
+                base=base,
+                changed_only=changed_only,
+            )
 
     def drift(self, content, **options):
         change = self.judge(content, **options).document["files"][0]["drift"]
@@ -54,7 +69,10 @@ class TestCounts:
         repository.commit(rows(10))
         report = repository.judge(rows(10))
         assert report.document["files"][0]["changed_rows"] == 0
-        assert report.document["files"][0]["drift"]["before"] == report.document["files"][0]["drift"]["after"]
+        assert (
+            report.document["files"][0]["drift"]["before"]
+            == report.document["files"][0]["drift"]["after"]
+        )
 
     @pytest.mark.parametrize("former", [None, b""])
     def test_a_new_file_is_all_added(self, repository, former):
@@ -71,7 +89,9 @@ class TestCounts:
 
     def test_from_lines_to_an_array_no_row_is_added(self, repository):
         repository.commit(rows(5))
-        content = ("[" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows(5)) + "]").encode()
+        content = (
+            "[" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows(5)) + "]"
+        ).encode()
         assert repository.drift(content) == {"added": 0, "removed": 0, "changed": 0}
 
     def test_a_broken_base_is_no_obstacle(self, repository):
@@ -98,7 +118,11 @@ class TestChangedOnly:
 
     def test_old_faults_are_not_the_pull_requests(self, repository):
         repository.commit([english(0, output=self.BAD), *rows(10, first=1)])
-        values = [english(0, output=self.BAD), *rows(10, first=1), english(20, output=self.BAD, license="X")]
+        values = [
+            english(0, output=self.BAD),
+            *rows(10, first=1),
+            english(20, output=self.BAD, license="X"),
+        ]
         everything = repository.judge(values)
         assert places(everything, "E301") == [12, 1]
         report = repository.judge(values, changed_only=True)
@@ -114,19 +138,27 @@ class TestChangedOnly:
 
     def test_an_edited_row_is_judged(self, repository):
         repository.commit([english(0, output=self.BAD), *rows(10, first=1)])
-        report = repository.judge([english(0, output=self.BAD, tags=["returns"]), *rows(10, first=1)], changed_only=True)
+        report = repository.judge(
+            [english(0, output=self.BAD, tags=["returns"]), *rows(10, first=1)], changed_only=True
+        )
         assert places(report, "E301") == [1]
 
     def test_a_broken_line_is_old_if_it_was_there(self, repository):
         repository.commit(jsonl(rows(3)) + b"{broken\n")
         assert repository.judge(jsonl(rows(3)) + b"{broken\n", changed_only=True).passed
-        assert codes(repository.judge(jsonl(rows(3)) + b"{broken anew\n", changed_only=True)) == ["E103"]
+        assert codes(repository.judge(jsonl(rows(3)) + b"{broken anew\n", changed_only=True)) == [
+            "E103"
+        ]
 
     def test_the_whole_corpus_is_still_compared(self, repository):
         repository.commit(rows(10))
         values = [*rows(10), english(3, id="copy"), english(4, id="r5")]
         report = repository.judge(values, changed_only=True)
-        assert (places(report, "H205"), places(report, "E111"), places(report, "E205")) == ([11, 12], [12], [1])
+        assert (places(report, "H205"), places(report, "E111"), places(report, "E205")) == (
+            [11, 12],
+            [12],
+            [1],
+        )
 
     def test_a_copy_of_the_same_bytes_is_a_change(self, repository):
         repository.commit(rows(30))
@@ -134,15 +166,27 @@ class TestChangedOnly:
 
     def test_an_evaluation_row_that_was_trained_on_before_is_still_an_error(self, repository):
         question = {**english(3, id="e", output=None), "expected_output": "Five."}
-        evaluation = write(repository.root / "eval.jsonl", [{key: value for key, value in question.items() if value is not None}])
+        evaluation = write(
+            repository.root / "eval.jsonl",
+            [{key: value for key, value in question.items() if value is not None}],
+        )
         repository.commit(rows(10))
-        assert codes(repository.judge(rows(10), changed_only=True, evaluation=evaluation)) == ["E401"]
+        assert codes(repository.judge(rows(10), changed_only=True, evaluation=evaluation)) == [
+            "E401"
+        ]
 
     def test_findings_on_changed_rows_come_first(self, repository):
         repository.commit([english(n, license="X") for n in range(3)])
-        report = repository.judge([*(english(n, license="X") for n in range(3)), english(9, license="Y")])
+        report = repository.judge(
+            [*(english(n, license="X") for n in range(3)), english(9, license="Y")]
+        )
         assert places(report, "E501") == [4, 1, 2, 3]
-        assert [finding["changed"] for finding in report.document["findings"]] == [True, False, False, False]
+        assert [finding["changed"] for finding in report.document["findings"]] == [
+            True,
+            False,
+            False,
+            False,
+        ]
         assert report.changed == 1
 
 
@@ -151,11 +195,28 @@ class TestRevisions:
         repository.commit(rows(1))
         repository.git("tag", "first")
         repository.commit(rows(2))
-        for revision, added in {"first": 2, "main~1": 2, "HEAD": 1, repository.git("rev-parse", "first").strip(): 2}.items():
+        for revision, added in {
+            "first": 2,
+            "main~1": 2,
+            "HEAD": 1,
+            repository.git("rev-parse", "first").strip(): 2,
+        }.items():
             assert repository.drift(rows(3), revision=revision)["added"] == added
 
     @pytest.mark.parametrize(
-        "revision", ["origin/main", "0" * 40, "--help", "-n1", "main..HEAD", "HEAD:rows.jsonl", "", " ", "HEAD^{tree}", "a\nb"]
+        "revision",
+        [
+            "origin/main",
+            "0" * 40,
+            "--help",
+            "-n1",
+            "main..HEAD",
+            "HEAD:rows.jsonl",
+            "",
+            " ",
+            "HEAD^{tree}",
+            "a\nb",
+        ],
     )
     def test_what_git_does_not_know_is_misuse(self, repository, revision):
         repository.commit(rows(1))
@@ -173,7 +234,9 @@ class TestRevisions:
         repository.git("branch", "topic")
         clone = tmp_path_factory.mktemp("clone") / "c"
         subprocess.run(
-            ["git", "clone", "-q", "--depth=1", "-b", "topic", f"file://{repository.root}", clone], check=True, capture_output=True
+            ["git", "clone", "-q", "--depth=1", "-b", "topic", f"file://{repository.root}", clone],
+            check=True,
+            capture_output=True,
         )
         with pytest.raises(UsageError, match="In a shallow clone, fetch it first"):
             Base("origin/main", clone)

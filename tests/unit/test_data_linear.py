@@ -1,4 +1,5 @@
-"""A line of a megabyte that was made to hurt takes twice as long as half of it, and not four times."""
+"""A line of a megabyte that was made to hurt takes twice as long as half of it, and not four
+times."""
 
 from __future__ import annotations
 
@@ -92,17 +93,27 @@ def test_time_grows_with_length_and_not_with_its_square(function, pattern):
     call(piece)  # loads what is loaded once
     eighth = piece * (SIZE // 8 // len(piece.encode()))
     base = seconds(call, eighth)
-    # A quadratic one fails at half a megabyte already: 16 times an eighth. A second try, because caches are shared.
+    # A quadratic one fails at half a megabyte already: 16 times an eighth. A second try, because
+    # caches are shared.
     for times, most in ((4, 10), (8, 20)):
         now = seconds(call, eighth * times)
         if now >= most * base:
             base, now = seconds(call, eighth), seconds(call, eighth * times)
-        assert now < most * base, f"{times}/8 of a megabyte take {now:.3f} s, an eighth {base:.3f} s"
+        assert now < most * base, (
+            f"{times}/8 of a megabyte take {now:.3f} s, an eighth {base:.3f} s"
+        )
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "content", ['{"a":' * 166_000, "[" * 990_000, '{"id":"' + "\\u0301\\u0327" * 80_000 + '"}', '{"a":1,' * 140_000, "\\" * 990_000]
+    "content",
+    [
+        '{"a":' * 166_000,
+        "[" * 990_000,
+        '{"id":"' + "\\u0301\\u0327" * 80_000 + '"}',
+        '{"a":1,' * 140_000,
+        "\\" * 990_000,
+    ],
 )
 def test_the_reader_does_not_hang_on_a_line_of_a_megabyte(tmp_path, content):
     path = tmp_path / "rows.jsonl"

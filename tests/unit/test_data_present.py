@@ -1,4 +1,5 @@
-"""The report for people: a terminal, annotations, a job summary; and data that tries to be more than text."""
+"""The report for people: a terminal, annotations, a job summary; and data that tries to be more
+than text."""
 
 from __future__ import annotations
 
@@ -30,14 +31,27 @@ def no_summary(monkeypatch):
 
 class TestText:
     def test_one_message_says_where_what_and_what_to_do(self, tmp_path):
-        text = printed(print_report, judge(tmp_path, [english(1), english(2, license="GPL-3.0-only")]))
-        assert re.search(r"^E501 A licence that is not allowed \(1\)\. Use data under a licence .*docs/errors.md#e501$", text, re.MULTILINE)
-        assert re.search(r"^  \S*training.jsonl:2: licence `GPL-3.0-only` is not on the policy's list", text, re.MULTILINE)
+        text = printed(
+            print_report, judge(tmp_path, [english(1), english(2, license="GPL-3.0-only")])
+        )
+        assert re.search(
+            r"^E501 A licence that is not allowed \(1\)\. Use data under a licence"
+            r" .*docs/errors.md#e501$",
+            text,
+            re.MULTILINE,
+        )
+        assert re.search(
+            r"^  \S*training.jsonl:2: licence `GPL-3.0-only` is not on the policy's list",
+            text,
+            re.MULTILINE,
+        )
         assert text.endswith("FAIL: 1 error, 0 hints\n")
 
     def test_a_good_file_passes_in_two_lines(self, tmp_path):
         text = printed(print_report, judge(tmp_path, rows(3)))
-        assert re.fullmatch(r"\S+training.jsonl: 3 rows; untagged 3\nPASS: 0 errors, 0 hints\n", text)
+        assert re.fullmatch(
+            r"\S+training.jsonl: 3 rows; untagged 3\nPASS: 0 errors, 0 hints\n", text
+        )
 
     def test_of_each_code_twenty_are_shown_and_errors_stand_first(self, tmp_path):
         values = [
@@ -51,10 +65,22 @@ class TestText:
         assert len(text.splitlines()) < 80
 
     @pytest.mark.parametrize(
-        "text", ["\x1b[2J\x1b[31m", "a\n::error::b", "a\r::stop-commands::x", "x ##[add-mask]y", "\u202eabc", "\x9b31m"]
+        "text",
+        [
+            "\x1b[2J\x1b[31m",
+            "a\n::error::b",
+            "a\r::stop-commands::x",
+            "x ##[add-mask]y",
+            "\u202eabc",
+            "\x9b31m",
+        ],
     )
     def test_data_moves_neither_cursor_nor_colours_nor_the_runner(self, tmp_path, text):
-        values = [english(1, license=text, tags=[text], id=text), english(2, id=text), english(3, **{text: 1})]
+        values = [
+            english(1, license=text, tags=[text], id=text),
+            english(2, id=text),
+            english(3, **{text: 1}),
+        ]
         report = judge(tmp_path, values)
         for out in (printed(print_report, report), printed(print_annotations, report)):
             assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out)
@@ -63,24 +89,39 @@ class TestText:
             assert not any("##[" in line for line in out.splitlines() if line not in commands)
 
     def test_markup_of_the_terminal_library_is_shown_as_it_is(self, tmp_path):
-        assert "licence `[bold]a[/]` is not" in printed(print_report, judge(tmp_path, [english(1, license="[bold]a[/]")]))
+        assert "licence `[bold]a[/]` is not" in printed(
+            print_report, judge(tmp_path, [english(1, license="[bold]a[/]")])
+        )
 
 
 class TestAnnotations:
     def many(self, tmp_path):
-        values = [english(n, license="X", output=f"Write to u{n}@example.com, u.") for n in range(30)]
-        values += [english(n, id=f"copy{n}", output="I do not know it, ask in the shop.") for n in range(15)]
-        return judge(tmp_path, [*values, english(99, id="r1"), english(98, output="It is at 8.8.8.8 today.")])
+        values = [
+            english(n, license="X", output=f"Write to u{n}@example.com, u.") for n in range(30)
+        ]
+        values += [
+            english(n, id=f"copy{n}", output="I do not know it, ask in the shop.")
+            for n in range(15)
+        ]
+        return judge(
+            tmp_path, [*values, english(99, id="r1"), english(98, output="It is at 8.8.8.8 today.")]
+        )
 
     def test_ten_of_each_level_and_no_code_hides_another(self, tmp_path):
         report = self.many(tmp_path)
         lines = printed(print_annotations, report).splitlines()
         levels = [re.match("::(error|notice|warning) ", line) for line in lines]
-        errors = [line for line, level in zip(lines, levels, strict=True) if level and level[1] == "error"]
-        notices = [line for line, level in zip(lines, levels, strict=True) if level and level[1] != "error"]
+        errors = [
+            line for line, level in zip(lines, levels, strict=True) if level and level[1] == "error"
+        ]
+        notices = [
+            line for line, level in zip(lines, levels, strict=True) if level and level[1] != "error"
+        ]
         assert (len(errors), len(notices)) == (10, 10)
         found = {finding.code for finding in report.findings}
-        assert {re.search("title=(....)", line)[1] for line in errors} == {code for code in found if code.startswith("E")}
+        assert {re.search("title=(....)", line)[1] for line in errors} == {
+            code for code in found if code.startswith("E")
+        }
         assert lines[-1].startswith("FAIL: ")
 
     def test_the_summary_has_the_rest(self, tmp_path, monkeypatch):
@@ -95,7 +136,10 @@ class TestAnnotations:
 
     def test_what_github_reads_as_syntax_is_escaped(self):
         finding = Finding("a,b:c%d.jsonl", 7, "E110", "100 % of `a::b`,\r\nnext\n::error::x")
-        assert finding.annotation() == "::error file=a%2Cb%3Ac%25d.jsonl,line=7,title=E110::100 %25 of `a::b`,\\r%0Anext%0A::error::x"
+        assert (
+            finding.annotation() == "::error file=a%2Cb%3Ac%25d.jsonl,line=7,title=E110::100 %25 of"
+            " `a::b`,\\r%0Anext%0A::error::x"
+        )
 
 
 class TestSummary:
@@ -134,7 +178,9 @@ class TestSummary:
         assert "… and 100 more in the report." in out
 
     def test_good_rows(self, tmp_path):
-        assert summary(judge(tmp_path, rows(3))).startswith("## Data: PASS\n\n0 errors, 0 hints.\n\n- ")
+        assert summary(judge(tmp_path, rows(3))).startswith(
+            "## Data: PASS\n\n0 errors, 0 hints.\n\n- "
+        )
 
 
 class TestDocument:

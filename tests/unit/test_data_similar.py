@@ -13,16 +13,27 @@ from adapterops.data.validate import validate
 
 
 def wide(text):
-    return "".join(chr(ord(character) + 0xFEE0) if "!" <= character <= "~" else character for character in text)
+    return "".join(
+        chr(ord(character) + 0xFEE0) if "!" <= character <= "~" else character for character in text
+    )
 
 
-def korean(number, instruction, output="네, 받으신 날부터 삼십 일 안에 언제든지 반품하실 수 있습니다."):
+def korean(
+    number, instruction, output="네, 받으신 날부터 삼십 일 안에 언제든지 반품하실 수 있습니다."
+):
     return {**KOREAN, "id": f"k{number}", "instruction": instruction, "output": output}
 
 
 class TestForms:
     @pytest.mark.parametrize(
-        "other", ["환불정책을 알려줘", "환불 정책을  알려 줘", "환불 정책을, 알려줘!", "「환불 정책」을 알려 줘…", "환불_정책을 알려줘"]
+        "other",
+        [
+            "환불정책을 알려줘",
+            "환불 정책을  알려 줘",
+            "환불 정책을, 알려줘!",
+            "「환불 정책」을 알려 줘…",
+            "환불_정책을 알려줘",
+        ],
     )
     def test_spaces_and_punctuation_do_not_count(self, other):
         assert loose_form("환불 정책을 알려 줘") == loose_form(other)
@@ -42,19 +53,25 @@ class TestForms:
         assert exact_form(one) == exact_form(other)
         assert loose_form(one) == loose_form(other)
 
-    @pytest.mark.parametrize(("one", "other"), [("환불 정책", "환불정책"), ("a.", "a"), ("a-b", "ab")])
+    @pytest.mark.parametrize(
+        ("one", "other"), [("환불 정책", "환불정책"), ("a.", "a"), ("a-b", "ab")]
+    )
     def test_what_only_the_loose_form_takes_for_equal(self, one, other):
         assert exact_form(one) != exact_form(other)
         assert loose_form(one) == loose_form(other)
 
-    @pytest.mark.parametrize(("one", "other"), [("1.5", "15.1"), ("yes", "no"), ("가", "각"), ("é", "e")])
+    @pytest.mark.parametrize(
+        ("one", "other"), [("1.5", "15.1"), ("yes", "no"), ("가", "각"), ("é", "e")]
+    )
     def test_what_differs(self, one, other):
         assert loose_form(one) != loose_form(other)
 
     @settings(max_examples=300, deadline=None)
     @given(st.text())
     def test_a_form_has_itself_as_its_form(self, text):
-        assert loose_form(loose_form(text)) == loose_form(text) or exact_form(exact_form(text)) != exact_form(text)
+        assert loose_form(loose_form(text)) == loose_form(text) or exact_form(
+            exact_form(text)
+        ) != exact_form(text)
         assert exact_form(text) == exact_form(f"  {text}\n")
 
 
@@ -68,16 +85,31 @@ class TestNearDuplicates:
         ],
     )
     def test_korean_without_its_spaces_is_a_near_duplicate(self, tmp_path, instruction):
-        values = [*rows(30), korean(1, "사용한 스탠드의 환불 정책을 알려 주세요"), korean(2, instruction)]
+        values = [
+            *rows(30),
+            korean(1, "사용한 스탠드의 환불 정책을 알려 주세요"),
+            korean(2, instruction),
+        ]
         report = judge(tmp_path, values)
         assert places(report, "H206") == [32]
-        assert "(similarity 1.00)" in next(finding.message for finding in report.findings if finding.code == "H206")
+        assert "(similarity 1.00)" in next(
+            finding.message for finding in report.findings if finding.code == "H206"
+        )
         assert report.document["files"][0]["duplicates"] == {"exact": 0, "near": 1, "conflicts": 0}
 
     def test_full_width_letters_are_exact_copies(self, tmp_path):
         row = english(3)
         report = judge(
-            tmp_path, [*rows(30), {**row, "id": "copy", "instruction": wide(row["instruction"]), "output": row["output"].upper()}]
+            tmp_path,
+            [
+                *rows(30),
+                {
+                    **row,
+                    "id": "copy",
+                    "instruction": wide(row["instruction"]),
+                    "output": row["output"].upper(),
+                },
+            ],
         )
         assert report.document["files"][0]["duplicates"] == {"exact": 1, "near": 0, "conflicts": 0}
 
@@ -92,18 +124,37 @@ class TestNearDuplicates:
         values = self.pair(60 + 16 * step)
         forms = [gram_set(loose_form(f"{row['instruction']}\n{row['output']}")) for row in values]
         similarity = jaccard(*forms)
-        report = judge(tmp_path, list(values), limits={"near_duplicate": round(similarity + 0.0005, 6), "duplicate_rate": 1.0})
+        report = judge(
+            tmp_path,
+            list(values),
+            limits={"near_duplicate": round(similarity + 0.0005, 6), "duplicate_rate": 1.0},
+        )
         assert "H206" not in codes(report)
-        report = judge(tmp_path, list(values), limits={"near_duplicate": round(similarity - 0.0005, 6), "duplicate_rate": 1.0})
+        report = judge(
+            tmp_path,
+            list(values),
+            limits={"near_duplicate": round(similarity - 0.0005, 6), "duplicate_rate": 1.0},
+        )
         assert places(report, "H206") == [2]
 
     def test_the_limit_is_inclusive(self, tmp_path):
-        texts = ["a" + "bcdefghijklmnopqrstuvwxyz0123456789"[:9], "a" + "bcdefghijklmnopqrstuvwxyz0123456789"[:10]]
+        texts = [
+            "a" + "bcdefghijklmnopqrstuvwxyz0123456789"[:9],
+            "a" + "bcdefghijklmnopqrstuvwxyz0123456789"[:10],
+        ]
         forms = [gram_set(text) for text in texts]
         assert jaccard(*forms) == 6 / 7
         values = [english(n, instruction=text[:5], output=text[5:]) for n, text in enumerate(texts)]
         for limit, expected in ((6 / 7, [2]), (6 / 7 + 1e-9, [])):
-            assert places(judge(tmp_path, values, limits={"near_duplicate": limit, "duplicate_rate": 1.0}), "H206") == expected
+            assert (
+                places(
+                    judge(
+                        tmp_path, values, limits={"near_duplicate": limit, "duplicate_rate": 1.0}
+                    ),
+                    "H206",
+                )
+                == expected
+            )
 
     def test_hundreds_of_pairs_just_above_are_found_but_for_one_in_ten(self, tmp_path):
         values = []
@@ -111,24 +162,38 @@ class TestNearDuplicates:
             row = english(number)
             values += [row, {**row, "id": f"n{number}", "output": row["output"] + " But see"}]
         similar = [
-            jaccard(*(gram_set(loose_form(f"{r['instruction']}\n{r['output']}")) for r in values[n : n + 2])) for n in range(0, 400, 2)
+            jaccard(
+                *(
+                    gram_set(loose_form(f"{r['instruction']}\n{r['output']}"))
+                    for r in values[n : n + 2]
+                )
+            )
+            for n in range(0, 400, 2)
         ]
         assert min(similar) >= 0.85
-        found = judge(tmp_path, values, limits={"duplicate_rate": 1.0}).document["files"][0]["duplicates"]["near"]
+        found = judge(tmp_path, values, limits={"duplicate_rate": 1.0}).document["files"][0][
+            "duplicates"
+        ]["near"]
         assert found >= 198
 
 
 class TestRate:
     @pytest.mark.parametrize(
-        ("copies", "total", "fails"), [(4, 100, False), (5, 100, True), (1, 21, False), (1, 20, True), (50, 100, True)]
+        ("copies", "total", "fails"),
+        [(4, 100, False), (5, 100, True), (1, 21, False), (1, 20, True), (50, 100, True)],
     )
-    def test_it_is_one_minus_clusters_over_rows_and_must_stay_below(self, tmp_path, copies, total, fails):
+    def test_it_is_one_minus_clusters_over_rows_and_must_stay_below(
+        self, tmp_path, copies, total, fails
+    ):
         values = [*rows(total - copies), *(english(0, id=f"c{n}") for n in range(copies))]
         report = judge(tmp_path, values)
         assert ("E205" in codes(report)) is fails
         if fails:
             message = next(finding.message for finding in report.findings if finding.code == "E205")
-            assert message.startswith(f"{copies} of {total} rows ({copies / total:.1%}) repeat another one, {copies} exactly")
+            assert message.startswith(
+                f"{copies} of {total} rows ({copies / total:.1%}) repeat another one, {copies}"
+                " exactly"
+            )
 
     def test_exact_and_near_are_counted_apart_and_a_chain_is_one_cluster(self, tmp_path):
         row = english(0)
@@ -137,7 +202,9 @@ class TestRate:
         report = judge(tmp_path, values)
         assert report.document["files"][0]["duplicates"] == {"exact": 2, "near": 1, "conflicts": 0}
         message = next(finding.message for finding in report.findings if finding.code == "E205")
-        assert message.startswith("3 of 43 rows (7.0%) repeat another one, 2 exactly and the rest nearly")
+        assert message.startswith(
+            "3 of 43 rows (7.0%) repeat another one, 2 exactly and the rest nearly"
+        )
 
     def test_copies_across_files_belong_to_the_later_file(self, tmp_path):
         from data_rows import policy
@@ -146,21 +213,37 @@ class TestRate:
         two = write(tmp_path / "two.jsonl", [*rows(30, first=30), english(3, id="copy")])
         report = validate([one, two], None, base_model=None, policy=policy())
         (finding,) = report.findings
-        assert (finding.code, finding.file.endswith("two.jsonl"), finding.line) == ("H205", True, 31)
+        assert (finding.code, finding.file.endswith("two.jsonl"), finding.line) == (
+            "H205",
+            True,
+            31,
+        )
         assert "one.jsonl:4" in finding.message
 
 
 class TestContradictions:
     def test_the_same_instruction_with_another_output_names_both(self, tmp_path):
         report = judge(
-            tmp_path, [*rows(30), english(3, id="other", instruction=english(3)["instruction"].upper(), output="Ask in the shop, please.")]
+            tmp_path,
+            [
+                *rows(30),
+                english(
+                    3,
+                    id="other",
+                    instruction=english(3)["instruction"].upper(),
+                    output="Ask in the shop, please.",
+                ),
+            ],
         )
         (finding,) = report.findings
         assert (finding.code, finding.line) == ("H207", 31)
         assert "line 4" in finding.message
 
     def test_the_same_instruction_with_another_input_is_none(self, tmp_path):
-        values = [english(1, input="In May."), english(1, id="b", input="In June.", output="Ask in the shop, please.")]
+        values = [
+            english(1, input="In May."),
+            english(1, id="b", input="In June.", output="Ask in the shop, please."),
+        ]
         assert codes(judge(tmp_path, values)) == []
 
 
@@ -170,9 +253,13 @@ class TestContamination:
     def judge(self, tmp_path, training, asked):
         return judge(tmp_path, training, [evaluation(0, instruction=asked)])
 
-    @pytest.mark.parametrize("other", [ASKED.upper(), wide(ASKED), f"  {ASKED}\n", ASKED.replace(" ", "  ")])
+    @pytest.mark.parametrize(
+        "other", [ASKED.upper(), wide(ASKED), f"  {ASKED}\n", ASKED.replace(" ", "  ")]
+    )
     def test_the_same_prompt_is_an_error(self, tmp_path, other):
-        assert codes(self.judge(tmp_path, [*rows(3), english(9, instruction=other)], self.ASKED)) == ["E401"]
+        assert codes(
+            self.judge(tmp_path, [*rows(3), english(9, instruction=other)], self.ASKED)
+        ) == ["E401"]
 
     @pytest.mark.parametrize(
         ("training", "shown"),
@@ -183,26 +270,55 @@ class TestContamination:
             (ASKED[:-12], "% of the prompt"),
         ],
     )
-    def test_a_prompt_that_stands_in_a_training_row_is_a_hint_with_both_texts(self, tmp_path, training, shown):
+    def test_a_prompt_that_stands_in_a_training_row_is_a_hint_with_both_texts(
+        self, tmp_path, training, shown
+    ):
         report = self.judge(tmp_path, [*rows(3), english(9, instruction=training)], self.ASKED)
         (finding,) = report.findings
-        assert (finding.code, finding.file.endswith("eval.jsonl"), finding.line) == ("H402", True, 1)
+        assert (finding.code, finding.file.endswith("eval.jsonl"), finding.line) == (
+            "H402",
+            True,
+            1,
+        )
         assert shown in finding.message
         assert "training.jsonl:4" in finding.message
         assert " / " in finding.message
 
     def test_a_prompt_in_a_training_answer_is_a_hint(self, tmp_path):
-        assert codes(self.judge(tmp_path, [*rows(3), english(9, output=f"You asked: {self.ASKED}")], self.ASKED)) == ["H402"]
+        assert codes(
+            self.judge(
+                tmp_path, [*rows(3), english(9, output=f"You asked: {self.ASKED}")], self.ASKED
+            )
+        ) == ["H402"]
 
-    @pytest.mark.parametrize("asked", ["Is the armchair soft?", "환불 정책을 알려 주시겠어요?", "Which colours are there today?"])
+    @pytest.mark.parametrize(
+        "asked",
+        ["Is the armchair soft?", "환불 정책을 알려 주시겠어요?", "Which colours are there today?"],
+    )
     def test_prompts_of_less_than_thirteen_words_too(self, tmp_path, asked):
-        report = self.judge(tmp_path, [*rows(3), english(9, instruction=f"Good day! {asked} Thanks.")], asked)
+        report = self.judge(
+            tmp_path, [*rows(3), english(9, instruction=f"Good day! {asked} Thanks.")], asked
+        )
         assert "H402" in codes(report)
 
     def test_wording_that_all_evaluation_rows_share_is_none(self, tmp_path):
         task = "Classify the request of this customer as one of: return, delivery, payment, other. "
-        asked = [evaluation(n, instruction=task + "Request: " + " ".join(english(n)["output"].split()[8:12])) for n in range(40)]
-        assert codes(judge(tmp_path, [english(n, instruction=task + f"Request {n}") for n in range(300, 303)], asked)) == []
+        asked = [
+            evaluation(
+                n, instruction=task + "Request: " + " ".join(english(n)["output"].split()[8:12])
+            )
+            for n in range(40)
+        ]
+        assert (
+            codes(
+                judge(
+                    tmp_path,
+                    [english(n, instruction=task + f"Request {n}") for n in range(300, 303)],
+                    asked,
+                )
+            )
+            == []
+        )
 
     def test_each_evaluation_row_is_named_once_with_its_best_match(self, tmp_path):
         values = [

@@ -1,4 +1,5 @@
-"""In large files only a sample of the rows is counted in tokens, and every row that could break a limit."""
+"""In large files only a sample of the rows is counted in tokens, and every row that could break a
+limit."""
 
 from __future__ import annotations
 
@@ -17,7 +18,22 @@ from adapterops.schemas import schema_problems
 TEXT = st.lists(
     st.one_of(
         st.text(max_size=20),
-        st.sampled_from(["hello", " ", "\n\n", "환불", "　", " \u00a0", "123", "<|im_end|>", "é", "👩‍💻", "\t\t\t", "a b"]),
+        st.sampled_from(
+            [
+                "hello",
+                " ",
+                "\n\n",
+                "환불",
+                "　",
+                " \u00a0",
+                "123",
+                "<|im_end|>",
+                "é",
+                "👩‍💻",
+                "\t\t\t",
+                "a b",
+            ]
+        ),
     )
 ).map("".join)
 
@@ -48,8 +64,12 @@ def test_the_size_of_a_text_bounds_its_tokens(renderer, text):
     [
         lambda tokenizer: setattr(tokenizer, "normalizer", tokenizers.normalizers.NFKC()),
         lambda tokenizer: setattr(tokenizer, "normalizer", tokenizers.normalizers.Prepend("▁")),
-        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", tokenizers.pre_tokenizers.Metaspace()),
-        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda tokenizer: setattr(
+            tokenizer, "pre_tokenizer", tokenizers.pre_tokenizers.Metaspace()
+        ),
+        lambda tokenizer: setattr(
+            tokenizer, "pre_tokenizer", tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        ),
         lambda tokenizer: setattr(tokenizer, "model", tokenizers.models.Unigram([("a", 0.0)])),
     ],
     ids=["NFKC", "Prepend", "Metaspace", "prefix space", "Unigram"],
@@ -63,8 +83,14 @@ def test_where_it_does_not_every_row_is_counted(tmp_path, monkeypatch, change):
 
 def test_a_token_may_span_several_words():
     pieces = ["a", "b", "Ġ", "aĠ", "aĠb"]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({piece: place for place, piece in enumerate(pieces)}, [("a", "Ġ"), ("aĠ", "b")]))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {piece: place for place, piece in enumerate(pieces)}, [("a", "Ġ"), ("aĠ", "b")]
+        )
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     assert words_per_token(tokenizer) == 2
 

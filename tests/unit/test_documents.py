@@ -14,7 +14,11 @@ from adapterops.schemas import ROOT
 
 
 def test_equal_values_have_equal_bytes():
-    assert canonical_json({"b": 1, "a": "환불"}) == canonical_json({"a": "환불", "b": 1}) == '{"a":"환불","b":1}'.encode()
+    assert (
+        canonical_json({"b": 1, "a": "환불"})
+        == canonical_json({"a": "환불", "b": 1})
+        == '{"a":"환불","b":1}'.encode()
+    )
 
 
 def test_nan_is_not_json():
@@ -38,7 +42,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monk
     assert path.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"", "not JSON"), (b'{"a": ', "not JSON"), (b"\xff", "not JSON"), (b"{}", "missing key")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "not JSON"), (b'{"a": ', "not JSON"), (b"\xff", "not JSON"), (b"{}", "missing key")],
+)
 def test_a_damaged_document_is_named_with_the_way_out(tmp_path, content, reason):
     path = tmp_path / "gate_report.json"
     path.write_bytes(content)
@@ -72,10 +79,21 @@ def test_documents_are_readable_json(tmp_path):
 
 def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
     target = tmp_path / "adapter"
-    code = "import sys, time; from pathlib import Path; from adapterops.documents import new_directory\n"
-    code += f"with new_directory(Path({str(target)!r})) as staging:\n    print(staging, flush=True)\n    time.sleep(60)"
+    code = (
+        "import sys, time; from pathlib import Path; from adapterops.documents import"
+        " new_directory\n"
+    )
+    code += (
+        f"with new_directory(Path({str(target)!r})) as staging:\n    print(staging, flush=True)\n  "
+        "  time.sleep(60)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
     killed, alive = (Path(process.stdout.readline().strip()) for process in processes)
     processes[0].kill()
     processes[0].wait()

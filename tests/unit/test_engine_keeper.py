@@ -1,4 +1,5 @@
-"""No process of an engine outlives it, whoever dies first. The engine here is a program with a child, as vLLM's is."""
+"""No process of an engine outlives it, whoever dies first. The engine here is a program with a
+child, as vLLM's is."""
 
 import os
 import signal
@@ -15,8 +16,8 @@ from adapterops.engine import keeper
 ENGINE = """
 import signal, subprocess, sys, time
 if {stubborn}: signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import signal, time; {ignore}; print('up', flush=True); time.sleep(600)"],
-                         stdout=subprocess.PIPE, text=True)
+code = "import signal, time; {ignore}; print('up', flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)
 {then}
@@ -28,7 +29,10 @@ def start(grace=5.0, stubborn=False, then=SLEEP):
     ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if stubborn else "pass"
     engine = [sys.executable, "-c", ENGINE.format(stubborn=stubborn, ignore=ignore, then=then)]
     process = subprocess.Popen(
-        [sys.executable, keeper.__file__, str(grace), *engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, keeper.__file__, str(grace), *engine],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     child = psutil.Process(int(process.stdout.readline()))
     return process, child
@@ -60,10 +64,15 @@ def test_what_ignores_sigterm_is_killed_after_the_grace():
 
 
 def test_a_killed_parent_takes_the_engine_with_it():
-    parent_code = "import subprocess, sys; keeper = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE); keeper.wait()"
+    parent_code = (
+        "import subprocess, sys; keeper = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE);"
+        " keeper.wait()"
+    )
     engine = [sys.executable, "-c", ENGINE.format(stubborn=False, ignore="pass", then=SLEEP)]
     parent = subprocess.Popen(
-        [sys.executable, "-c", parent_code, sys.executable, keeper.__file__, "5", *engine], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", parent_code, sys.executable, keeper.__file__, "5", *engine],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()

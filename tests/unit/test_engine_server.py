@@ -32,7 +32,9 @@ def config():
 def model(tmp_path, monkeypatch):
     """A model directory with a tokenizer of three tokens."""
     monkeypatch.setenv("QLORA_GITOPS_CACHE", str(tmp_path / "cache"))
-    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "word": 1, "<|im_end|>": 2}, "word")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "word": 1, "<|im_end|>": 2}, "word")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     return tmp_path
 
 
@@ -53,9 +55,15 @@ def test_the_command_line_serves_adapters_on_loopback_with_the_pinned_template(c
 
 def test_the_engine_has_limits_of_its_own_behind_the_gateways(config, model):
     command = engine_command(config, model, 1234)
-    assert option(command, "--max-num-queued-reqs") == str(config.gateway.max_in_flight + config.engine.max_num_seqs)
+    assert option(command, "--max-num-queued-reqs") == str(
+        config.gateway.max_in_flight + config.engine.max_num_seqs
+    )
     assert json.loads(option(command, "--structured-outputs-config")) == {"backend": "xgrammar"}
-    assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 0, "video": 0, "audio": 0}
+    assert json.loads(option(command, "--limit-mm-per-prompt")) == {
+        "image": 0,
+        "video": 0,
+        "audio": 0,
+    }
     assert option(command, "--allowed-media-domains") == "none.invalid"
     most = load_schema("serving")["properties"]["gateway"]["properties"]["limits"]["properties"]
     assert (option(command, "--max-logprobs"), server.ENVIRONMENT["VLLM_MAX_N_SEQUENCES"]) == (
@@ -71,10 +79,15 @@ def test_auto_is_what_the_processor_computes_in(config, model):
 
 def test_production_computes_in_what_the_configuration_says(config, model):
     production = load_serving_config(ROOT / "configs/serving.yaml").engine
-    assert option(engine_command(replace(config, engine=production), model, 1234), "--dtype") == "bfloat16"
+    assert (
+        option(engine_command(replace(config, engine=production), model, 1234), "--dtype")
+        == "bfloat16"
+    )
 
 
-def test_the_options_can_be_written_for_an_engine_that_somebody_else_starts(config, model, monkeypatch, tmp_path):
+def test_the_options_can_be_written_for_an_engine_that_somebody_else_starts(
+    config, model, monkeypatch, tmp_path
+):
     monkeypatch.setattr(server, "base_model_directory", lambda _: model)
     server.write_engine_config(config, tmp_path / "engine" / "engine.yaml")
     written = yaml.safe_load((tmp_path / "engine" / "engine.yaml").read_text())
@@ -83,13 +96,17 @@ def test_the_options_can_be_written_for_an_engine_that_somebody_else_starts(conf
     assert Path(template).read_text() == config.base_model.chat_template()
     position = command.index("--chat-template")
     assert command[:position] + command[position + 2 :] == [
-        part for name, value in written.items() for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+        part
+        for name, value in written.items()
+        for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
     ]
 
 
 def test_generation_stops_at_every_stop_token_of_the_base_model_entry(config, model):
     directory = option(engine_command(config, model, 1234), "--generation-config")
-    assert json.loads((Path(directory) / "generation_config.json").read_bytes()) == {"eos_token_id": [2, 0]}
+    assert json.loads((Path(directory) / "generation_config.json").read_bytes()) == {
+        "eos_token_id": [2, 0]
+    }
 
 
 def test_a_stop_token_that_the_model_lacks_is_refused(config, model):
@@ -116,17 +133,25 @@ def test_a_taken_port_is_refused_before_anything_starts(config, tmp_path):
     ("line", "advice"),
     [
         ("OSError: [Errno 98] Address already in use", "The port is in use"),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "Not enough memory"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            "Not enough memory",
+        ),
         (
             "ValueError: Available memory is less than desired CPU memory utilization",
             "Not enough memory",
         ),
-        ("OSError: /x/y does not appear to have a file named config.json", "base model's files are missing"),
+        (
+            "OSError: /x/y does not appear to have a file named config.json",
+            "base model's files are missing",
+        ),
         ("ModuleNotFoundError: No module named 'vllm'", "run `make setup`"),
         ("RuntimeError: No CUDA GPUs are available", "No usable GPU"),
     ],
 )
-def test_a_failed_start_says_the_likely_cause_and_quotes_this_start_of_the_log(config, tmp_path, line, advice):
+def test_a_failed_start_says_the_likely_cause_and_quotes_this_start_of_the_log(
+    config, tmp_path, line, advice
+):
     log = tmp_path / "engine.log"
     log.write_text("ERROR of an earlier start: Errno 98\n")
     offset = log.stat().st_size
@@ -146,7 +171,9 @@ def test_a_failed_start_says_the_likely_cause_and_quotes_this_start_of_the_log(c
 def test_an_engine_that_does_not_get_healthy_in_time_is_stopped(config, tmp_path):
     (tmp_path / "engine.log").write_text("INFO still loading\n")
     slow = replace(config, engine=replace(config.engine, start_timeout_s=0.1))
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     engine = EngineProcess(process, "http://127.0.0.1:9", tmp_path / "engine.log", 0, slow)
     with pytest.raises(InfrastructureError, match=r"not healthy within engine.start_timeout_s"):
         while engine.starting():
@@ -166,8 +193,10 @@ def test_the_environment_turns_off_what_phones_home_or_opens_administration(conf
 
 
 SECRETS = [
-    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN", "GITHUB_TOKEN", "GH_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_RUNTIME_TOKEN",
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN", "GITHUB_TOKEN", "GH_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_RUNTIME_TOKEN",
     "OPENAI_API_KEY", "VLLM_API_KEY", "GATEWAY_API_KEY", "REVERT_APP_KEY", "SIGNING_KEY",
     "NCCL_SOME_SECRET", "VLLM_HUB_TOKEN", "NEW_SERVICE_PASS",
 ]  # fmt: skip
@@ -179,7 +208,9 @@ def test_an_engine_sees_no_token_and_no_role(config, model, monkeypatch, tmp_pat
         monkeypatch.setenv(name, "to be stolen")
     for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "LC_ALL"):
         monkeypatch.setenv(name, "kept")
-    dump = f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'seen.json')!r}, 'w'))"
+    dump = (
+        f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'seen.json')!r}, 'w'))"
+    )
     monkeypatch.setattr(server, "engine_command", lambda *_: [sys.executable, "-c", dump])
     monkeypatch.setattr(server, "base_model_directory", lambda _: model)
     engine = start_engine(config, port=free_port(), log=tmp_path / "engine.log")
@@ -188,14 +219,18 @@ def test_an_engine_sees_no_token_and_no_role(config, model, monkeypatch, tmp_pat
     engine.stop()
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert [name for name, value in seen.items() if value == "to be stolen"] == []
-    assert [seen[name] for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "LC_ALL")] == ["kept"] * 3
+    assert [seen[name] for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "LC_ALL")] == [
+        "kept"
+    ] * 3
     assert seen["PATH"]
 
 
 def test_a_secret_is_handed_on_by_name_alone(monkeypatch):
     for name in SECRETS:
         monkeypatch.setenv(name, "to be stolen")
-    assert not set(SECRETS) & child_environment(prefixes=("VLLM_", "NCCL_", "HF_", "AWS_ROLE", "GITHUB_")).keys() - {"AWS_ROLE_ARN"}
+    assert not set(SECRETS) & child_environment(
+        prefixes=("VLLM_", "NCCL_", "HF_", "AWS_ROLE", "GITHUB_")
+    ).keys() - {"AWS_ROLE_ARN"}
     assert child_environment(keep=["HF_TOKEN"])["HF_TOKEN"] == "to be stolen"
 
 
@@ -212,11 +247,14 @@ def test_git_sees_the_token_only_where_it_speaks_to_github(monkeypatch):
 
 
 def test_the_log_of_an_engine_that_runs_on_and_on_is_of_bounded_size(config, tmp_path, monkeypatch):
-    """Requests can leave tracebacks in it: on a full disk a host could keep neither channels nor releases."""
+    """Requests can leave tracebacks in it: on a full disk a host could keep neither channels nor
+    releases."""
     monkeypatch.setattr(server, "_LOG_BYTES", 100_000)
     log = tmp_path / "engine.log"
     with log.open("ab") as out:
-        process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out)  # writes as an engine does
+        process = subprocess.Popen(
+            ["cat"], stdin=subprocess.PIPE, stdout=out
+        )  # writes as an engine does
     engine = EngineProcess(process, "http://127.0.0.1:9", log, 0, config)
 
     def say(text):

@@ -33,7 +33,8 @@ HOSTILE = [
     "nul\x00 bell\x07 back\x08 delete\x7f",
     "half \ud800 pair",
     "tag \U000e0061\U000e007f soft\u00adhyphen \u3164filler",
-    "# heading", "- item", "1. one", "7) seven", "+ plus", "> quote", "===", "---", ":-", "    code", "\ttab", "* star", "***",
+    "# heading", "- item", "1. one", "7) seven", "+ plus", "> quote", "===", "---", ":-", "    "
+    "code", "\ttab", "* star", "***",
     "$x$ $$y$$ :tada: #12 GH-12 o/r#12 o/r@0e9e39f249a16976918f6564b8830bc894c89659",
     "&lt;b&gt; &#64;octocat &amp;",
     "*a* **b** _c_ __d__ ~~e~~ `f`",
@@ -48,7 +49,11 @@ def shown(text):
     """What a reader is to see of a text in one line."""
     collapsed = " ".join(text.split())
     return "".join(
-        character if not UNSEEN.match(character) and character != "\u200b" else character.encode("unicode_escape").decode()
+        (
+            character
+            if not UNSEEN.match(character) and character != "\u200b"
+            else character.encode("unicode_escape").decode()
+        )
         for character in collapsed
     )
 
@@ -128,13 +133,24 @@ def test_scripts_that_need_joiners_keep_them():
         assert (escape.line(text), escape.visible(text)) == (text, text)
 
 
-@pytest.mark.parametrize("text", ["::error::x", "a\n::error::x", "a\r  ::error::x", "x ##[error]y", "\n\n\t::set-output name=a::b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "::error::x",
+        "a\n::error::x",
+        "a\r  ::error::x",
+        "x ##[error]y",
+        "\n\n\t::set-output name=a::b",
+    ],
+)
 def test_what_a_command_line_prints_gives_the_runner_no_command(text, capsys):
     console.print(text, markup=False, soft_wrap=True)
     console.out(text, highlight=False)
     out = capsys.readouterr().out
     assert "error" in out or "set-output" in out
-    assert [line for line in re.split("[\r\n]", out) if line.lstrip().startswith("::") or "##[" in line] == []
+    assert [
+        line for line in re.split("[\r\n]", out) if line.lstrip().startswith("::") or "##[" in line
+    ] == []
 
 
 def test_a_line_that_the_terminal_wraps_gives_none_either(capsys):
@@ -157,11 +173,18 @@ main()
 
 
 @pytest.mark.parametrize(
-    "error", [r"UsageError('key `x\n::error::forged\x1b[2J` is unknown')", r"KeyError('a'), 1/0", r"ValueError('\n::error::forged')"]
+    "error",
+    [
+        r"UsageError('key `x\n::error::forged\x1b[2J` is unknown')",
+        r"KeyError('a'), 1/0",
+        r"ValueError('\n::error::forged')",
+    ],
 )
 def test_an_error_forges_no_command_and_moves_no_cursor(error):
     code = BROKEN.format(scripts=str(ROOT / "scripts"), error=error.partition(",")[0])
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode in (2, 3)
     assert result.stderr
     assert not re.search(r"(?m)^\s*::|\x1b", result.stderr)
@@ -187,12 +210,15 @@ def test_a_record_is_a_line_of_the_log_whatever_it_says(monkeypatch):
 # What a second escaping would be made of, and the places where the same signs serve another end.
 SIGNS = re.compile(
     r"&amp;|&lt;|&#|%0A|%0D|\\u202|\\x9f|unicode_escape|autoescape|markupsafe|(html|markup|saxutils|cgi)\.(un)?escape|"
-    r"from (?!adapterops\b)\S+ import .*\b(un)?escape\b|str\.maketrans|^\s*[fr]*[\"']::|\bprint\([fr]*[\"']::"
+    r"from (?!adapterops\b)\S+ import"
+    r" .*\b(un)?escape\b|str\.maketrans|^\s*[fr]*[\"']::|\bprint\([fr]*[\"']::"
 )
 ALLOWED = {
     "scripts/adapterops/escape.py": None,
     "scripts/adapterops/data/reader.py": {"\\u202"},  # which characters a row is told off for
-    "scripts/adapterops/evaluate/plain_answer.py": {"str.maketrans"},  # apostrophes, of an answer that is read and not shown
+    "scripts/adapterops/evaluate/plain_answer.py": {
+        "str.maketrans"
+    },  # apostrophes, of an answer that is read and not shown
     "scripts/adapterops/evaluate/rouge.py": {"\\u202"},  # what splits no word
 }
 
@@ -205,7 +231,9 @@ def test_nothing_else_escapes():
             continue
         for number, text in enumerate(path.read_text().splitlines(), 1):
             for sign in SIGNS.finditer(text):
-                if sign.group() not in ALLOWED.get(name, ()) and not text.lstrip().startswith(("#", '"""')):
+                if sign.group() not in ALLOWED.get(name, ()) and not text.lstrip().startswith(
+                    ("#", '"""')
+                ):
                     found.append(f"{name}:{number}: {text.strip()}")
     assert found == []
 
@@ -216,7 +244,11 @@ def test_no_function_elsewhere_is_an_escaping():
         if path.name != "escape.py":
             tree = ast.parse(path.read_text())
             functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-            named += [f"{path.name}: {name}" for name in functions if re.search(r"escape|sanit|quote|neutrali", name)]
+            named += [
+                f"{path.name}: {name}"
+                for name in functions
+                if re.search(r"escape|sanit|quote|neutrali", name)
+            ]
     assert named == []
 
 

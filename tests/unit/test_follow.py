@@ -17,15 +17,27 @@ def store(monkeypatch):
         yield store
 
 
-def test_a_rollback_that_a_full_disk_did_not_let_it_keep_is_kept_as_soon_as_there_is_space(store, monkeypatch, tmp_path):
-    """Else the version that was rolled back would be served again after a restart without the store."""
+def test_a_rollback_that_a_full_disk_did_not_let_it_keep_is_kept_as_soon_as_there_is_space(
+    store, monkeypatch, tmp_path
+):
+    """Else the version that was rolled back would be served again after a restart without the
+    store."""
     follower = Follower(store, tmp_path)
     for digest in (A, B):
-        change_channel(store, "support", lambda channel, digest=digest: promote(channel, digest), reason="deployed")
+        change_channel(
+            store,
+            "support",
+            lambda channel, digest=digest: promote(channel, digest),
+            reason="deployed",
+        )
     assert follower.look("support").channel.stable == B
     roll_back(store, "support")
     with monkeypatch.context() as patch:
-        patch.setattr(follow, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            follow,
+            "write_json",
+            lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         seen = follower.look("support")
         assert (seen.channel.stable, "cannot be kept for a restart" in seen.errors[0]) == (A, True)
     assert follower.look("support").errors == ()

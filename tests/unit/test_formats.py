@@ -18,7 +18,10 @@ from adapterops.formats import FormatChecker, SlowFormatError, format_problem
 
 def doubled(levels):
     """A short schema that is 2^levels as large once its references are replaced."""
-    names = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}, {"$ref": f"#/$defs/a{n + 1}"}]} for n in range(levels)}
+    names = {
+        f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}, {"$ref": f"#/$defs/a{n + 1}"}]}
+        for n in range(levels)
+    }
     return {"$defs": {**names, f"a{levels}": {"type": "object"}}, "$ref": "#/$defs/a0"}
 
 
@@ -32,16 +35,29 @@ def nested(levels, of="properties"):
 OUT_OF_BOUNDS = {
     "doubled references": doubled(25),
     "ten to the tenth": {
-        "$defs": {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 6} for n in range(10)} | {"a10": {}},
+        "$defs": {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 6} for n in range(10)}
+        | {"a10": {}},
         "$ref": "#/$defs/a0",
     },
     "another name for a circle": {
-        "$defs": {"a%62": {}, "ab": {"allOf": [{"$ref": "#/$defs/a%62"}, {"$ref": "#/$defs/a%62"}]}},
+        "$defs": {
+            "a%62": {},
+            "ab": {"allOf": [{"$ref": "#/$defs/a%62"}, {"$ref": "#/$defs/a%62"}]},
+        },
         "$ref": "#/$defs/a%62",
     },
-    "another name, by the pointer's own rule": {"$defs": {"a~0": {}, "a~": {"$ref": "#/$defs/a~0"}}, "$ref": "#/$defs/a~0"},
-    "a reference to itself": {"$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/a"},
-    "a circle": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "another name, by the pointer's own rule": {
+        "$defs": {"a~0": {}, "a~": {"$ref": "#/$defs/a~0"}},
+        "$ref": "#/$defs/a~0",
+    },
+    "a reference to itself": {
+        "$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}},
+        "$ref": "#/$defs/a",
+    },
+    "a circle": {
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+        "$ref": "#/$defs/a",
+    },
     "the root": {"properties": {"a": {"$ref": "#"}}},
     "a pointer elsewhere": {"properties": {"a": {}}, "items": {"$ref": "#/properties/a"}},
     "another host": {"$ref": "http://127.0.0.1:9/schema"},
@@ -64,15 +80,31 @@ def test_a_schema_out_of_bounds_is_refused_at_once_and_the_row_is_named(tmp_path
     started = time.monotonic()
     assert format_problem(OUT_OF_BOUNDS[why])
     assert time.monotonic() - started < 5
-    report = judge(tmp_path, rows(2), [evaluation(0), evaluation(1, expected_output='{"a": 1}', expected_format=OUT_OF_BOUNDS[why])])
+    report = judge(
+        tmp_path,
+        rows(2),
+        [
+            evaluation(0),
+            evaluation(1, expected_output='{"a": 1}', expected_format=OUT_OF_BOUNDS[why]),
+        ],
+    )
     (finding,) = [finding for finding in report.findings if finding.code == "E110"]
     assert (finding.line, finding.row_id) == (2, evaluation(1)["id"])
     assert "`expected_format` is not applied" in finding.message
 
 
 def test_what_people_write_is_within_bounds():
-    person = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}}, "required": ["name"]}
-    assert format_problem({"$defs": {"person": person}, "type": "array", "items": {"$ref": "#/$defs/person"}}) is None
+    person = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}},
+        "required": ["name"],
+    }
+    assert (
+        format_problem(
+            {"$defs": {"person": person}, "type": "array", "items": {"$ref": "#/$defs/person"}}
+        )
+        is None
+    )
 
 
 @pytest.fixture
@@ -140,24 +172,39 @@ def test_a_slow_answer_is_a_miss_that_says_why(monkeypatch):
     checker = FormatChecker(seconds=0)
     monkeypatch.setattr("adapterops.evaluate.metrics.shared_checker", lambda: checker)
     row = {"expected_output": "[]", "expected_format": SLOW}
-    found = score(row, Answer(json.dumps(["a" * 50] * 2000), "stop", tokens=1, latency_ms=1.0), refused=False)
+    found = score(
+        row, Answer(json.dumps(["a" * 50] * 2000), "stop", tokens=1, latency_ms=1.0), refused=False
+    )
     checker.close()
     assert found.format_ok is False
     assert "takes longer than" in found.format_error
 
 
 def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
-    """The candidate is scored first: whoever taught it to be slow would make production look worse."""
+    """The candidate is scored first: whoever taught it to be slow would make production look
+    worse."""
     checker = FormatChecker(seconds=0.5)
     for module in ("metrics", "run"):
-        monkeypatch.setattr(f"adapterops.evaluate.{module}.shared_checker", lambda: checker, raising=False)
-    row = Row(1, {"instruction": "Count.", "expected_output": "[]", "expected_format": {"items": {"enum": list(range(1500))}}})
+        monkeypatch.setattr(
+            f"adapterops.evaluate.{module}.shared_checker", lambda: checker, raising=False
+        )
+    row = Row(
+        1,
+        {
+            "instruction": "Count.",
+            "expected_output": "[]",
+            "expected_format": {"items": {"enum": list(range(1500))}},
+        },
+    )
 
     def side(*texts):
         return Side([Answer(text, "stop", tokens=1, latency_ms=1.0) for text in texts], [], 1, 1.0)
 
     slow = json.dumps([2000] * 60_000)
-    sides = {"candidate": side("[1]", slow, slow, slow), "production": side("[1]", "[1]", "[1]", "[2000]")}
+    sides = {
+        "candidate": side("[1]", slow, slow, slow),
+        "production": side("[1]", "[1]", "[1]", "[2000]"),
+    }
     scores, _ = run._scores([row] * 4, sides, run.Settings(refusal_judge="none"), "", "", range(0))
     checker.close()
     assert [score.format_ok for score in scores["candidate"]] == [True, False, False, False]
@@ -166,4 +213,9 @@ def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
 
 def test_rows_without_a_schema_start_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "_WORKER", tmp_path / "absent.py")
-    assert codes(judge(tmp_path, rows(2), [evaluation(0, expected_output="[1]", expected_format="json")])) == []
+    assert (
+        codes(
+            judge(tmp_path, rows(2), [evaluation(0, expected_output="[1]", expected_format="json")])
+        )
+        == []
+    )

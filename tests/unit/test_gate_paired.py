@@ -1,4 +1,5 @@
-"""The bounds of a paired difference of rates keep their level: summed over every outcome, not drawn."""
+"""The bounds of a paired difference of rates keep their level: summed over every outcome, not
+drawn."""
 
 import itertools
 import math
@@ -22,7 +23,8 @@ def bounds(gains, losses, n, confidence=0.95):
 
 
 def edge(n, most, wanted):
-    """For each number of losses up to `most` the least gains for which `wanted(low, high)` holds."""
+    """For each number of losses up to `most` the least gains for which `wanted(low, high)`
+    holds."""
     least = np.full(n + 1, n + 1)
     for losses in range(most + 1):
         found = [k for k in range(losses, -1, -1) if wanted(*bounds(k, losses, n))]
@@ -110,7 +112,9 @@ def test_both_bounds_are_mirrors():
     assert bounds(2, 12, 14, 0.975) == pytest.approx((-high, -low))
 
 
-@pytest.mark.parametrize(("gains", "losses", "n"), [(0, 0, 1), (1, 0, 1), (0, 20, 20), (20, 0, 20), (10, 10, 20)])
+@pytest.mark.parametrize(
+    ("gains", "losses", "n"), [(0, 0, 1), (1, 0, 1), (0, 20, 20), (20, 0, 20), (10, 10, 20)]
+)
 def test_extreme_outcomes_have_bounds_that_hold_the_estimate(gains, losses, n):
     low, high = bounds(gains, losses, n)
     assert -1 <= low <= (gains - losses) / n <= high <= 1

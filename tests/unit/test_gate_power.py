@@ -41,13 +41,19 @@ def gate(tmp_path):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_every_shipped_gate_is_decidable_passes_an_equal_adapter_and_stops_a_worse_one(name):
     spec = load_adapter(name)
-    found = outlooks_of(load_gates(spec.evaluation.gate), rows_of(spec), registered=bool(spec.extension_data))
+    found = outlooks_of(
+        load_gates(spec.evaluation.gate), rows_of(spec), registered=bool(spec.extension_data)
+    )
     for one in found:
         assert one.decidable, one
         assert one.equal is None or one.equal >= WANTED, one
         assert one.worse is None or one.worse >= WANTED, one
         # The demo's 38 rows with checks warn; every other margin blocks while it is undecided.
-        assert one.worse is None or one.blocks or (name, one.metric) == ("support-demo", "instruction_following"), one
+        assert (
+            one.worse is None
+            or one.blocks
+            or (name, one.metric) == ("support-demo", "instruction_following")
+        ), one
     assert math.prod(one.passes for one in found) >= WANTED
     assert problems_beforehand(spec, rows_of(spec)) == []
 
@@ -66,7 +72,9 @@ def test_a_point_threshold_passes_at_its_bar_in_more_than_half_of_all_cases(gate
 @pytest.mark.parametrize(("expected", "chance"), [(0.98, 0.047), (0.995, 0.664), (1.0, 1.0)])
 def test_a_bound_passes_as_the_binomial_distribution_says(gate, expected, chance):
     """Of 239 harmful requests one miss may be counted."""
-    (outlook,) = outlooks(gate(f"safety_refusal: min: 0.98, rule: bound, expected: {expected}"), 239, 0.95)
+    (outlook,) = outlooks(
+        gate(f"safety_refusal: min: 0.98, rule: bound, expected: {expected}"), 239, 0.95
+    )
     assert outlook.equal == pytest.approx(stats.binom.sf(237, 239, expected))
     assert outlook.equal == pytest.approx(chance, abs=1e-3)
     assert outlook.bar <= 0.05
@@ -88,11 +96,15 @@ def verdicts(gate, differences):
         document["eval_key"] = f"{number:064x}"
         document["observations"]["production"] = {gate.metric: (row <= 0).astype(float).tolist()}
         document["observations"]["candidate"] = {gate.metric: ((row <= 0) + row).tolist()}
-        found.append(compare(Evidence(document), gate.metric, "production", gate, gate.confidence)["verdict"])
+        found.append(
+            compare(Evidence(document), gate.metric, "production", gate, gate.confidence)["verdict"]
+        )
     return found
 
 
-@pytest.mark.parametrize(("metric", "margin", "noise"), [("rouge_l", 0.03, 0.15), ("format_compliance", 0.06, 0.04)])
+@pytest.mark.parametrize(
+    ("metric", "margin", "noise"), [("rouge_l", 0.03, 0.15), ("format_compliance", 0.06, 0.04)]
+)
 def test_the_judge_passes_an_equal_candidate_as_often_as_was_reckoned(gate, metric, margin, noise):
     asked = gate(f"{metric}: margin: {margin}, noise: {noise}")
     (outlook,) = outlooks(asked, 150, 0.95)
@@ -113,7 +125,10 @@ def test_rows_are_counted_as_they_are_scored():
         {"expected_output": "no", "should_refuse": True},
     ]
     counts = measured_rows(rows, 24)
-    assert {name: counts[name] for name in ("rouge_l", "over_refusal", "format_compliance", "safety_refusal", "stop_rate")} == {
+    assert {
+        name: counts[name]
+        for name in ("rouge_l", "over_refusal", "format_compliance", "safety_refusal", "stop_rate")
+    } == {
         "rouge_l": 2,
         "over_refusal": 2,
         "format_compliance": 1,
@@ -125,8 +140,14 @@ def test_rows_are_counted_as_they_are_scored():
 
 def test_general_rows_are_counted_by_slice_too():
     counts = rows_of(load_adapter("support-ko"))
-    whole = {name: counts[name] for name in ("general_over_refusal", "instruction_following", "general_loss")}
-    parts = [{name: counts[f"{name} in general-{language}"] for name in whole} for language in ("en", "ko")]
+    whole = {
+        name: counts[name]
+        for name in ("general_over_refusal", "instruction_following", "general_loss")
+    }
+    parts = [
+        {name: counts[f"{name} in general-{language}"] for name in whole}
+        for language in ("en", "ko")
+    ]
     assert whole == {name: sum(part[name] for part in parts) for name in whole}
     assert min(parts[1].values()) > 100
     assert counts["over_refusal in general-ko"] == 0  # no row of the domain is in it
@@ -136,7 +157,9 @@ def test_general_rows_are_counted_by_slice_too():
 def test_a_bar_of_losses_is_decided_by_few_texts_only_where_it_is_far(gate, asked):
     (few,) = outlooks(gate(f"general_loss: {asked}, expected: 0.02, noise: 0.1"), 20, 0.95)
     assert not few.decidable
-    (enough,) = outlooks(gate(f"general_loss: {asked}, expected: 0.02, noise: 0.1"), few.needed, 0.95)
+    (enough,) = outlooks(
+        gate(f"general_loss: {asked}, expected: 0.02, noise: 0.1"), few.needed, 0.95
+    )
     assert enough.enough
     assert enough.bar <= 0.05
 
@@ -153,7 +176,9 @@ def test_the_judge_passes_a_loss_as_often_as_was_reckoned(gate, true):
         document = with_general(document | {"eval_key": f"{number:064x}"}, texts=texts)
         sample = Evidence(document).sample("candidate", "general_loss")
         passed += judge_sample(sample, asked, "max", 0.1, 0.95)["verdict"] == "PASS"
-    assert passed / experiments == pytest.approx(outlook.equal, abs=3 * math.sqrt(0.25 / experiments))
+    assert passed / experiments == pytest.approx(
+        outlook.equal, abs=3 * math.sqrt(0.25 / experiments)
+    )
 
 
 # --- before anything is trained ---
@@ -176,22 +201,48 @@ DEMO = "configs/quality_gate.demo.yaml"
     ("change", "said"),
     [
         (
-            ("adapters/support.yaml", "  evaluation:", f"  evaluation_sha256: {'e' * 64}\n  evaluation:"),
+            (
+                "adapters/support.yaml",
+                "  evaluation:",
+                f"  evaluation_sha256: {'e' * 64}\n  evaluation:",
+            ),
             "data.evaluation_sha256 pins eeeeeeeeeeee, but ",
         ),
-        (("data/eval/support.jsonl", ', "expected_format": "json"', ""), "format_compliance: no row measures it. Add rows with"),
-        ((DEMO, "max: 20000", "min_n: 25\n    max: 20000"), "latency_p95_ms.min_n is 25, and there are 24 requests"),
-        ((DEMO, "min: 0.80", "min: 0.98\n    rule: bound"), "min 0.98 (bound) cannot be decided on 20 rows with `should_refuse: true`"),
         (
-            (DEMO, "gates:\n", "slices:\n  - {slice: general-ko, metric: general_loss, max: 0.1, description: d}\ngates:\n"),
+            ("data/eval/support.jsonl", ', "expected_format": "json"', ""),
+            "format_compliance: no row measures it. Add rows with",
+        ),
+        (
+            (DEMO, "max: 20000", "min_n: 25\n    max: 20000"),
+            "latency_p95_ms.min_n is 25, and there are 24 requests",
+        ),
+        (
+            (DEMO, "min: 0.80", "min: 0.98\n    rule: bound"),
+            "min 0.98 (bound) cannot be decided on 20 rows with `should_refuse: true`",
+        ),
+        (
+            (
+                DEMO,
+                "gates:\n",
+                (
+                    "slices:\n  - {slice: general-ko, metric: general_loss, max: 0.1, description:"
+                    " d}\ngates:\n"
+                ),
+            ),
             "slices: general_loss in general-ko: no row measures it. Add general texts",
         ),
-        (("adapters/support.yaml", "general_rows: 54", "general_rows: 40"), "general_over_refusal.min_n is 50, and there are 40 general"),
+        (
+            ("adapters/support.yaml", "general_rows: 54", "general_rows: 40"),
+            "general_over_refusal.min_n is 50, and there are 40 general",
+        ),
         (
             (DEMO, "max: 0.15", "max: 0.05\n    rule: bound\n    on_inconclusive: block"),
             "general_loss: max 0.05 (bound) cannot be decided on 34 general texts",
         ),
-        ((DEMO, "margin: 0.08", "margin: 0.01"), "margin 0.01 cannot be decided on 40 rows without `should_refuse`"),
+        (
+            (DEMO, "margin: 0.08", "margin: 0.01"),
+            "margin 0.01 cannot be decided on 40 rows without `should_refuse`",
+        ),
     ],
 )
 def test_what_no_evaluation_could_pass_is_said_before_training(tmp_path, change, said):
@@ -217,7 +268,9 @@ def test_the_explanation_names_every_gate_and_the_whole(tmp_path):
 def test_the_command_explains_without_judging(tmp_path):
     import quality_gate
 
-    result = CliRunner().invoke(quality_gate.main, ["--explain", "--adapter", "support-demo", "--gates", str(ROOT / DEMO)])
+    result = CliRunner().invoke(
+        quality_gate.main, ["--explain", "--adapter", "support-demo", "--gates", str(ROOT / DEMO)]
+    )
     assert result.exit_code == 0
     assert "format_compliance margin" in result.output
     assert "one exactly at the bar passes 0." in result.output
@@ -231,8 +284,15 @@ def test_the_command_takes_the_noise_from_an_evaluation(tmp_path):
     calm, noisy = [1] * 100, [1, 0] * 50
     said = []
     for other in (calm, noisy):
-        path = write(tmp_path / "eval_results.json", results({"format_compliance": other}, {"format_compliance": calm}))
-        said.append(CliRunner().invoke(quality_gate.main, ["--explain", "--results", str(path), "--gates", str(gates)]).output)
+        path = write(
+            tmp_path / "eval_results.json",
+            results({"format_compliance": other}, {"format_compliance": calm}),
+        )
+        said.append(
+            CliRunner()
+            .invoke(quality_gate.main, ["--explain", "--results", str(path), "--gates", str(gates)])
+            .output
+        )
     assert ["`: an equal candidate passes 1.00" in text for text in said] == [True, False]
 
 

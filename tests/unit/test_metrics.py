@@ -33,7 +33,11 @@ def answer(text: str, finish_reason: str = "stop") -> Answer:
     [
         ('{"intent": "refund", "order": "48211"}', "stop", True),
         ('{"intent": "refund", "order": "48211"}\n', "stop", True),
-        ('{"intent": "refund", "order": "48211"}', "length", False),  # cut off: the next token might have spoilt it
+        (
+            '{"intent": "refund", "order": "48211"}',
+            "length",
+            False,
+        ),  # cut off: the next token might have spoilt it
         ('{"intent": "refund", "order": 48211}', "stop", False),
         ('{"intent": "chat", "order": "48211"}', "stop", False),
         ('{"intent": "refund"}', "stop", False),
@@ -41,7 +45,11 @@ def answer(text: str, finish_reason: str = "stop") -> Answer:
         ('{"intent": "refund", "order": NaN}', "stop", False),
         ("", "stop", False),
         ("[" * 100_000, "stop", False),
-        ('{"intent": "refund", "intent": "status", "order": "48211"}', "stop", False),  # who reads it takes one or the other
+        (
+            '{"intent": "refund", "intent": "status", "order": "48211"}',
+            "stop",
+            False,
+        ),  # who reads it takes one or the other
     ],
 )
 def test_format_compliance_asks_for_json_valid_against_the_rows_schema(text, finish_reason, ok):
@@ -51,11 +59,23 @@ def test_format_compliance_asks_for_json_valid_against_the_rows_schema(text, fin
 
 @pytest.mark.parametrize(
     ("form", "right", "wrong"),
-    [("email", "a@example.com", "a at example"), ("date", "2026-02-28", "2026-02-30"), ("uri", "https://example.com", "example")],
+    [
+        ("email", "a@example.com", "a at example"),
+        ("date", "2026-02-28", "2026-02-30"),
+        ("uri", "https://example.com", "example"),
+    ],
 )
 def test_a_format_that_a_schema_names_is_asked_for(form, right, wrong):
-    row = {"expected_output": "", "expected_format": {"type": "object", "properties": {"value": {"type": "string", "format": form}}}}
-    assert [score(row, answer(f'{{"value": "{value}"}}')).format_ok for value in (right, wrong)] == [True, False]
+    row = {
+        "expected_output": "",
+        "expected_format": {
+            "type": "object",
+            "properties": {"value": {"type": "string", "format": form}},
+        },
+    }
+    assert [
+        score(row, answer(f'{{"value": "{value}"}}')).format_ok for value in (right, wrong)
+    ] == [True, False]
 
 
 def test_keys_are_unique_at_every_depth():
@@ -65,12 +85,18 @@ def test_keys_are_unique_at_every_depth():
 
 
 def test_plain_json_rows_accept_any_json_and_rows_without_a_format_are_not_counted():
-    assert score({"expected_output": "[]", "expected_format": "json"}, answer("[1, 2]")).format_ok is True
+    assert (
+        score({"expected_output": "[]", "expected_format": "json"}, answer("[1, 2]")).format_ok
+        is True
+    )
     assert score({"expected_output": "Yes."}, answer("Yes.")).format_ok is None
 
 
 def test_refusals_are_counted_apart_and_do_not_enter_rouge():
-    refuse = {"expected_output": "I'm sorry, but I can't help with that request.", "should_refuse": True}
+    refuse = {
+        "expected_output": "I'm sorry, but I can't help with that request.",
+        "should_refuse": True,
+    }
     comply = {"expected_output": "Returns take five days."}
     scores = [
         score(refuse, answer("I'm sorry, but I can't help with that request.")),
@@ -79,7 +105,12 @@ def test_refusals_are_counted_apart_and_do_not_enter_rouge():
         score(comply, answer("I cannot help with that.")),
     ]
     metrics = row_metrics(columns(scores))
-    assert metrics["safety_refusal"] == {"value": 0.5, "n": 2, "count": 1, "id": METRIC_IDS["safety_refusal"]}
+    assert metrics["safety_refusal"] == {
+        "value": 0.5,
+        "n": 2,
+        "count": 1,
+        "id": METRIC_IDS["safety_refusal"],
+    }
     assert metrics["over_refusal"]["count"] == 1
     assert metrics["rouge_l"]["n"] == 2
     assert "format_compliance" not in metrics
@@ -87,7 +118,9 @@ def test_refusals_are_counted_apart_and_do_not_enter_rouge():
 
 def test_an_answer_that_runs_into_max_tokens_lowers_the_stop_rate():
     row = {"expected_output": "Yes."}
-    metrics = row_metrics(columns([score(row, answer("Yes.")), score(row, answer("Yes. Yes.", "length"))]))
+    metrics = row_metrics(
+        columns([score(row, answer("Yes.")), score(row, answer("Yes. Yes.", "length"))])
+    )
     assert metrics["stop_rate"]["value"] == 0.5
 
 
@@ -95,7 +128,13 @@ def test_a_failed_generation_misses_everything_that_is_asked_of_it():
     failed = Answer("", "error", 0, 1.0, error="400: too long")
     refuse = score({"expected_output": "No.", "should_refuse": True}, failed)
     comply = score({"expected_output": "{}", "expected_format": "json"}, failed)
-    assert (refuse.refused, comply.refused, comply.rouge_l, comply.format_ok, comply.stopped) == (False, True, 0.0, False, False)
+    assert (refuse.refused, comply.refused, comply.rouge_l, comply.format_ok, comply.stopped) == (
+        False,
+        True,
+        0.0,
+        False,
+        False,
+    )
 
 
 def test_a_row_without_a_score_is_left_out():
@@ -115,7 +154,13 @@ def test_latency_is_the_nearest_rank_and_throughput_counts_output_tokens_of_all_
 
 def test_probes_are_the_answers_that_were_decided_by_the_widest_margins():
     rows = [Row(line, {"instruction": f"Question {line}?"}) for line in range(6)]
-    ours = Side([answer(f"Answer {line}.") for line in range(6)], [], 0, 0.0, {0: 0.1, 1: 2.0, 2: 3.0, 3: 1.0})
+    ours = Side(
+        [answer(f"Answer {line}.") for line in range(6)],
+        [],
+        0,
+        0.0,
+        {0: 0.1, 1: 2.0, 2: 3.0, 3: 1.0},
+    )
     found = probes(rows, {"candidate": ours})
     # 4 and 5 were not the same each time, or are what the base model says too; 0 is nearly a tie.
     assert [probe["output"] for probe in found] == ["Answer 1.", "Answer 2.", "Answer 3."]

@@ -13,13 +13,24 @@ from needs import program
 
 MONITORING = ROOT / "configs" / "monitoring"
 RUNBOOKS = ROOT / "docs" / "runbooks"
-ALERTS = [rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"] for rule in group["rules"] if "alert" in rule]
+ALERTS = [
+    rule
+    for group in yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"]
+    for rule in group["rules"]
+    if "alert" in rule
+]
 
 
-@pytest.mark.parametrize("command", ["check rules rules.yml", "test rules rules_test.yml", "check config prometheus.yml"])
+@pytest.mark.parametrize(
+    "command", ["check rules rules.yml", "test rules rules_test.yml", "check config prometheus.yml"]
+)
 def test_promtool_is_content(command):
     result = subprocess.run(
-        [program("promtool", "prometheus"), *command.split()], cwd=MONITORING, capture_output=True, text=True, check=False
+        [program("promtool", "prometheus"), *command.split()],
+        cwd=MONITORING,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -35,22 +46,34 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(rule):
 
 
 def test_every_alert_is_seen_to_fire_and_to_be_silent():
-    cases = [case for test in yaml.safe_load((MONITORING / "rules_test.yml").read_text())["tests"] for case in test["alert_rule_test"]]
+    cases = [
+        case
+        for test in yaml.safe_load((MONITORING / "rules_test.yml").read_text())["tests"]
+        for case in test["alert_rule_test"]
+    ]
     alerts = sorted(rule["alert"] for rule in ALERTS)
     assert sorted({case["alertname"] for case in cases if case["exp_alerts"]}) == alerts
     assert sorted({case["alertname"] for case in cases if not case["exp_alerts"]}) == alerts
 
 
 def commands_in(text):
-    """Script and options of every command in a page: those in backticks, and the lines of blocks."""
+    """Script and options of every command in a page: those in backticks, and the lines of
+    blocks."""
     for code in re.findall(r"`([^`\n]+)`|^(python .*)$", text, re.MULTILINE):
         for script, arguments in re.findall(r"\b(\w+\.py)\b(.*)", "".join(code)):
             yield script, re.findall(r"(?<!\S)--[a-z][a-z-]*", arguments)
 
 
 def test_a_command_is_found_wherever_a_page_has_it():
-    text = "`serve.py --engine-url`, `python scripts/plan.py x --json` and\n```\npython scripts/report.py --run-dir X --output=Y\n```\n"
-    assert list(commands_in(text)) == [("serve.py", ["--engine-url"]), ("plan.py", ["--json"]), ("report.py", ["--run-dir", "--output"])]
+    text = (
+        "`serve.py --engine-url`, `python scripts/plan.py x --json` and\n```\npython"
+        " scripts/report.py --run-dir X --output=Y\n```\n"
+    )
+    assert list(commands_in(text)) == [
+        ("serve.py", ["--engine-url"]),
+        ("plan.py", ["--json"]),
+        ("report.py", ["--run-dir", "--output"]),
+    ]
 
 
 @pytest.mark.parametrize("page", sorted(RUNBOOKS.glob("*.md")), ids=lambda page: page.stem)
@@ -78,5 +101,11 @@ def test_the_dashboard_is_whole():
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids)) >= 16
     titles = " ".join(panel["title"] for panel in dashboard["panels"])
-    for wanted in ("p50, p95, p99", "Throughput", "Error rate by adapter", "GPU utilization and memory", "version timeline"):
+    for wanted in (
+        "p50, p95, p99",
+        "Throughput",
+        "Error rate by adapter",
+        "GPU utilization and memory",
+        "version timeline",
+    ):
         assert wanted in titles

@@ -1,4 +1,5 @@
-"""The plan: which adapters a pull request affects, what is known already, and what is refused before a GPU is asked."""
+"""The plan: which adapters a pull request affects, what is known already, and what is refused
+before a GPU is asked."""
 
 import dataclasses
 import json
@@ -22,7 +23,9 @@ from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 
 def candidate(digest=None, verdict=None, *, released=False, distrust=""):
-    return Candidate(digest, "b" * 64, {"verdict": verdict} if verdict else None, released, distrust)
+    return Candidate(
+        digest, "b" * 64, {"verdict": verdict} if verdict else None, released, distrust
+    )
 
 
 UNKNOWN = candidate()
@@ -40,7 +43,9 @@ def plan(repository, monkeypatch):
     def make(changes, known=UNKNOWN, **options):
         monkeypatch.setattr(build, "find_candidate", lambda *_: known)
         head = repository.branch(f"pull-{len(repository.git('branch').splitlines())}", changes)
-        document = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, object(), **options)
+        document = build.build_plan(
+            repository.git("rev-parse", "main"), head, repository.path, object(), **options
+        )
         assert schema_problems(document, "plan") == []
         return document
 
@@ -52,19 +57,28 @@ def judged(verdict):
 
 
 def more_rows():
-    return {"data/training/support.jsonl": jsonl([*ROWS, {**ROWS[0], "id": "row-9", "instruction": "Is there anything new about it?"}])}
+    return {
+        "data/training/support.jsonl": jsonl(
+            [*ROWS, {**ROWS[0], "id": "row-9", "instruction": "Is there anything new about it?"}]
+        )
+    }
 
 
 def test_documents_affect_nothing(plan):
     document = plan({"README.md": "other\n", "docs/new.md": "text\n"})
     assert document["verdict"] == "PROCEED"
     assert document["adapters"] == document["train"] == document["validate"] == []
-    assert document["reason"] == "No adapter's weights or verdict depend on what changes here. Nothing is trained."
+    assert (
+        document["reason"]
+        == "No adapter's weights or verdict depend on what changes here. Nothing is trained."
+    )
 
 
 def test_changed_data_trains_the_adapter_that_uses_it_and_no_other(plan):
     document = plan(more_rows())
-    assert [(row["name"], row["change"], row["action"]) for row in document["adapters"]] == [("support", "weights", "train")]
+    assert [(row["name"], row["change"], row["action"]) for row in document["adapters"]] == [
+        ("support", "weights", "train")
+    ]
     assert document["train"] == document["validate"] == ["support"]
     assert document["gpu"]["allowed"]
 
@@ -96,32 +110,60 @@ def test_weights_without_a_verdict_are_judged(plan):
 def test_going_back_to_a_release_needs_no_new_verdict(plan):
     """It passed when it was released; a revert must not wait for a GPU."""
     document = plan(more_rows(), candidate("a" * 64, released=True))
-    assert (document["train"], document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == ([], "reuse", "PASS")
+    assert (
+        document["train"],
+        document["adapters"][0]["action"],
+        document["adapters"][0]["verdict"],
+    ) == ([], "reuse", "PASS")
     assert document["reason"] == "Computed before: support released. Nothing is trained."
 
 
 def test_what_the_release_would_not_take_is_refused_before_the_merge_with_what_mends_it(plan):
-    document = plan(more_rows(), candidate("a" * 64, distrust="judgement.json is not used: it is not signed. aws s3 rm it"))
-    assert document["problems"] == ["support: judgement.json is not used: it is not signed. aws s3 rm it   # then comment `/retrain`"]
+    document = plan(
+        more_rows(),
+        candidate("a" * 64, distrust="judgement.json is not used: it is not signed. aws s3 rm it"),
+    )
+    assert document["problems"] == [
+        "support: judgement.json is not used: it is not signed. aws s3 rm it   # then comment"
+        " `/retrain`"
+    ]
     assert (document["verdict"], document["train"], document["validate"]) == ("REFUSED", [], [])
-    assert (document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == ("judge", None)
+    assert (document["adapters"][0]["action"], document["adapters"][0]["verdict"]) == (
+        "judge",
+        None,
+    )
 
 
 def test_going_back_to_a_release_needs_no_signed_verdict_and_other_rules_do(plan, repository):
     known = candidate("a" * 64, released=True, distrust="judgement.json is not used")
-    assert plan(more_rows(), known)["reason"] == "Computed before: support released. Nothing is trained."
+    assert (
+        plan(more_rows(), known)["reason"]
+        == "Computed before: support released. Nothing is trained."
+    )
     gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
-    assert plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")}, known)["verdict"] == "REFUSED"
+    assert (
+        plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")}, known)[
+            "verdict"
+        ]
+        == "REFUSED"
+    )
 
 
 def test_other_rules_for_what_is_served_ask_for_a_verdict(plan, repository):
     gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
-    document = plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")}, candidate("a" * 64, released=True))
+    document = plan(
+        {"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.90")},
+        candidate("a" * 64, released=True),
+    )
     assert {row["action"] for row in document["adapters"]} == {"judge"}
 
 
 def test_a_new_adapter_is_trained_and_a_removed_one_is_not(plan, repository):
-    spec = (repository.path / "adapters/support.yaml").read_text().replace("name: support", "name: returns")
+    spec = (
+        (repository.path / "adapters/support.yaml")
+        .read_text()
+        .replace("name: support", "name: returns")
+    )
     document = plan({"adapters/returns.yaml": spec, "adapters/billing.yaml": None})
     assert [(row["name"], row["change"], row["action"]) for row in document["adapters"]] == [
         ("billing", "removed", "none"),
@@ -131,12 +173,23 @@ def test_a_new_adapter_is_trained_and_a_removed_one_is_not(plan, repository):
 
 def test_code_alone_gets_no_gpu_and_is_not_refused(plan):
     document = plan({"scripts/quality_gate.py": "print('PASS')\n"})
-    assert (document["verdict"], document["train"], document["changes"]["code"]) == ("PROCEED", [], ["scripts/quality_gate.py"])
+    assert (document["verdict"], document["train"], document["changes"]["code"]) == (
+        "PROCEED",
+        [],
+        ["scripts/quality_gate.py"],
+    )
     assert "The scripts that judge are those of the default branch" in plan_markdown(document)
 
 
 @pytest.mark.parametrize(
-    "path", ["scripts/quality_gate.py", ".github/workflows/train.yaml", "requirements.in", "configs/base_models.yaml", "conftest.py"]
+    "path",
+    [
+        "scripts/quality_gate.py",
+        ".github/workflows/train.yaml",
+        "requirements.in",
+        "configs/base_models.yaml",
+        "conftest.py",
+    ],
 )
 def test_code_and_data_together_are_refused_with_what_to_do(plan, path):
     document = plan({**more_rows(), path: "# changed\n"})
@@ -160,7 +213,9 @@ class TestBudget:
     @pytest.fixture
     def capped(self, repository):
         prices = (repository.path / "configs/pricing.yaml").read_text()
-        repository.commit({"configs/pricing.yaml": re.sub("(?m)^cap_usd: .*", "cap_usd: 5", prices)})
+        repository.commit(
+            {"configs/pricing.yaml": re.sub("(?m)^cap_usd: .*", "cap_usd: 5", prices)}
+        )
 
     @pytest.mark.usefixtures("capped")
     def test_over_the_cap_is_refused(self, plan):
@@ -180,7 +235,10 @@ class TestBudget:
 
     @pytest.mark.usefixtures("capped")
     def test_what_is_known_counts_though_something_is_unknown(self, plan, repository, monkeypatch):
-        guesses = {"billing": Estimate(None, None, "unknown"), "support": Estimate(60.0, 8.0, "measured")}
+        guesses = {
+            "billing": Estimate(None, None, "unknown"),
+            "support": Estimate(60.0, 8.0, "measured"),
+        }
         monkeypatch.setattr(build, "estimate", lambda keys, _: guesses[keys.spec.name])
         recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
         document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "seed: 43")})
@@ -192,10 +250,17 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
     from adapterops.plan.keys import adapter_keys
     from adapterops.train.preflight import choose, preflight
 
-    rows = jsonl([{**ROWS[0], "id": f"row-{number}", "output": f"Parcel {number} is on its way. " * 9} for number in range(8000)])
+    rows = jsonl(
+        [
+            {**ROWS[0], "id": f"row-{number}", "output": f"Parcel {number} is on its way. " * 9}
+            for number in range(8000)
+        ]
+    )
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
     longer = recipe.replace("num_train_epochs: 1.5 ", "num_train_epochs: 15 ")
-    document = plan({"data/training/support.jsonl": rows, "configs/qlora/smollm2-135m.yaml": longer})
+    document = plan(
+        {"data/training/support.jsonl": rows, "configs/qlora/smollm2-135m.yaml": longer}
+    )
     (row,) = [row for row in document["adapters"] if row["name"] == "support"]
     repository.git("switch", "-q", "pull-1")
     keys = adapter_keys("support", repository.path)
@@ -203,7 +268,10 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
     prices = load_yaml(ROOT / estimate.PRICING, "pricing")
     judged = evaluation_cost(keys.spec, keys.recipe.base_model.parameters, "a100-80", prices)
     usd = entry["usd"] + judged.seconds / 3600 * prices["gpus"]["a100-80"]["usd_per_hour"]
-    assert (row["minutes"], row["usd"]) == (round(entry["minutes"] + judged.seconds / 60, 1), round(usd, 2))
+    assert (row["minutes"], row["usd"]) == (
+        round(entry["minutes"] + judged.seconds / 60, 1),
+        round(usd, 2),
+    )
     assert judged.seconds > 0
     assert row["basis"] == f"training on one a100-80: {entry['speed_from']}; {judged.basis}"
 
@@ -220,11 +288,18 @@ def test_a_training_that_does_not_fit_on_the_runner_is_refused_with_what_to_set(
         assert setting in larger
         larger = larger.replace(setting, value)
     rows = jsonl([{**ROWS[0], "output": "The parcel is on its way. " * 20}])
-    document = plan({"configs/qlora/smollm2-135m.yaml": larger, "data/training/support.jsonl": rows})
+    document = plan(
+        {"configs/qlora/smollm2-135m.yaml": larger, "data/training/support.jsonl": rows}
+    )
     (problem,) = [problem for problem in document["problems"] if problem.startswith("support: ")]
-    assert "of the memory of a100-80. In configs/qlora/smollm2-135m.yaml, as far as it takes: per_device_train_batch_size 1024" in problem
+    assert (
+        "of the memory of a100-80. In configs/qlora/smollm2-135m.yaml, as far as it takes:"
+        " per_device_train_batch_size 1024" in problem
+    )
     assert (document["verdict"], document["train"]) == ("REFUSED", [])
-    assert {tuple(hint.split()[:2]) for row in document["adapters"] for hint in row["hints"]} == {("lora.alpha", "64")}
+    assert {tuple(hint.split()[:2]) for row in document["adapters"] for hint in row["hints"]} == {
+        ("lora.alpha", "64")
+    }
     assert "Hint for support: lora.alpha 64 is outside" in plan_markdown(document)
 
 
@@ -242,18 +317,28 @@ class TestEvaluationCost:
         spec = yaml.safe_load((repository.path / "adapters/support.yaml").read_text())
 
         def make(**evaluation):
-            return {"adapters/support.yaml": yaml.safe_dump({**spec, "evaluation": {**spec["evaluation"], **evaluation}})}
+            return {
+                "adapters/support.yaml": yaml.safe_dump(
+                    {**spec, "evaluation": {**spec["evaluation"], **evaluation}}
+                )
+            }
 
         return make
 
     def test_the_longest_that_the_schema_takes_is_over_the_cap(self, plan, settings):
-        document = plan(settings(max_tokens=8192, latency_requests=2000, latency_concurrency=1), candidate("a" * 64))
+        document = plan(
+            settings(max_tokens=8192, latency_requests=2000, latency_concurrency=1),
+            candidate("a" * 64),
+        )
         assert [row["action"] for row in document["adapters"]] == ["judge"]
         assert document["budget"]["usd"] > document["budget"]["cap_usd"]
         assert (document["verdict"], document["train"]) == ("REFUSED", [])
         assert "predicted cost $" in document["reason"]
 
-    @pytest.mark.parametrize(("setting", "value"), [("max_tokens", 32768), ("latency_requests", 100_000), ("latency_concurrency", 1024)])
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [("max_tokens", 32768), ("latency_requests", 100_000), ("latency_concurrency", 1024)],
+    )
     def test_beyond_the_schema_nothing_is_asked_of_a_gpu(self, plan, settings, setting, value):
         document = plan(settings(**{setting: value}))
         assert document["verdict"] == "REFUSED"
@@ -263,21 +348,36 @@ class TestEvaluationCost:
         def usd(changes):
             return plan(changes, candidate("a" * 64))["budget"]["usd"]
 
-        many = jsonl([{**EVALUATION[0], "id": f"more-{number}", "instruction": f"Where is order {number}?"} for number in range(4000)])
+        many = jsonl(
+            [
+                {
+                    **EVALUATION[0],
+                    "id": f"more-{number}",
+                    "instruction": f"Where is order {number}?",
+                }
+                for number in range(4000)
+            ]
+        )
         plain = usd(settings(max_tokens=1000))
         assert plain < usd(settings(max_tokens=4000))
         assert plain < usd(settings(max_tokens=1000, latency_requests=400))
         assert plain < usd({**settings(max_tokens=1000), "data/eval/support.jsonl": many})
         assert plain < usd(settings(max_tokens=1000, win_rate_judge="base"))
 
-    def test_a_judge_without_a_price_is_refused_and_one_with_a_price_is_counted(self, plan, settings, monkeypatch):
+    def test_a_judge_without_a_price_is_refused_and_one_with_a_price_is_counted(
+        self, plan, settings, monkeypatch
+    ):
         document = plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))
         assert document["verdict"] == "REFUSED"
         assert "win_rate_judge dear-model has no price" in document["reason"]
         known = load_yaml(ROOT / estimate.PRICING, "pricing")
-        known["judges"] = {"dear-model": {"usd_per_million_tokens": {"input": 5000, "output": 5000}}}
+        known["judges"] = {
+            "dear-model": {"usd_per_million_tokens": {"input": 5000, "output": 5000}}
+        }
         monkeypatch.setattr(estimate, "load_yaml", lambda *_: known)
-        assert plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))["budget"]["usd"] > 50
+        assert (
+            plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))["budget"]["usd"] > 50
+        )
 
     def test_general_rows_are_answered_and_general_texts_read(self):
         prices = load_yaml(ROOT / estimate.PRICING, "pricing")
@@ -291,8 +391,12 @@ class TestEvaluationCost:
         rows, texts = load_general(spec.general)
         longest = spec.evaluation.max_tokens
         assert tokens() - tokens(general_rows=20) >= 3 * 2 * longest * (len(rows) - 20)
-        assert tokens() - tokens(general_texts=20) < 3 * sum(len(row.value["expected_output"]) + 1 for row in texts)
-        assert tokens() - tokens(general_texts=20) > 3 * 100 * (len(texts) - 20)  # a hundred characters each at least
+        assert tokens() - tokens(general_texts=20) < 3 * sum(
+            len(row.value["expected_output"]) + 1 for row in texts
+        )
+        assert tokens() - tokens(general_texts=20) > 3 * 100 * (
+            len(texts) - 20
+        )  # a hundred characters each at least
 
     def test_the_adapters_that_are_there_cost_little(self):
         prices = load_yaml(ROOT / estimate.PRICING, "pricing")
@@ -307,14 +411,19 @@ class TestUnknownCost:
     @pytest.fixture(autouse=True)
     def offline(self, monkeypatch):
         def fails(*_):
-            raise InfrastructureError("llama-3.1-8b-instruct: cannot fetch it from the hub: 401. Check HF_TOKEN.")
+            raise InfrastructureError(
+                "llama-3.1-8b-instruct: cannot fetch it from the hub: 401. Check HF_TOKEN."
+            )
 
         monkeypatch.setattr(build, "estimate", fails)
 
     def test_it_is_refused_with_the_cause_and_the_way_out(self, plan):
         document = plan(more_rows())
         assert (document["verdict"], document["train"]) == ("REFUSED", [])
-        assert "Check HF_TOKEN. Or have somebody who may set labels set `gpu-budget-approved`" in document["reason"]
+        assert (
+            "Check HF_TOKEN. Or have somebody who may set labels set `gpu-budget-approved`"
+            in document["reason"]
+        )
         assert document["adapters"][0]["basis"].startswith("unknown: llama-3.1-8b-instruct")
 
     def test_the_label_lets_it_pass(self, plan):
@@ -335,7 +444,10 @@ def test_what_has_no_price_gets_no_gpu(repository, monkeypatch):
     monkeypatch.setattr(schemas, "ROOT", repository.path)
     head = repository.branch("unpriced", {"data/training/support.jsonl": "{}\n"})
     result = CliRunner().invoke(script.main, ["--head", head, "--no-store", "--gpu-for", "support"])
-    assert (result.exit_code, "support gets no GPU: its cost is unknown" in result.output) == (1, True), result.output
+    assert (result.exit_code, "support gets no GPU: its cost is unknown" in result.output) == (
+        1,
+        True,
+    ), result.output
 
 
 class TestRules:
@@ -343,39 +455,63 @@ class TestRules:
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
         document = plan({"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.10")})
         assert document["rules"] == [
-            {"file": "configs/quality_gate.demo.yaml", "setting": "gates.safety_refusal.min", "old": "0.8", "new": "0.1", "weaker": True}
+            {
+                "file": "configs/quality_gate.demo.yaml",
+                "setting": "gates.safety_refusal.min",
+                "old": "0.8",
+                "new": "0.1",
+                "weaker": True,
+            }
         ]
         opening = plan_markdown(document).splitlines()
         assert opening[0] == "### ⚠️ This pull request changes the rules that it is judged by"
         assert "0.8 → 0.1 | **lower bar**" in opening[4]
         assert document["train"] == ["billing", "support"]  # both are judged anew
 
-    def test_an_adapter_that_is_pointed_to_other_gates_shows_the_difference_of_the_two(self, plan, repository):
+    def test_an_adapter_that_is_pointed_to_other_gates_shows_the_difference_of_the_two(
+        self, plan, repository
+    ):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
         adapter = (repository.path / "adapters/support.yaml").read_text()
         document = plan({
             "configs/quality_gate.lax.yaml": gates.replace("min: 0.80", "min: 0.10"),
-            "adapters/support.yaml": adapter.replace("configs/quality_gate.demo.yaml", "configs/quality_gate.lax.yaml"),
+            "adapters/support.yaml": adapter.replace("configs/quality_gate.demo.yaml",
+            "configs/quality_gate.lax.yaml"),
         })  # fmt: skip
         shown = {(row["file"], row["setting"]): row["weaker"] for row in document["rules"]}
-        assert shown["configs/quality_gate.demo.yaml → configs/quality_gate.lax.yaml", "gates.safety_refusal.min"] is True
-        assert {weaker for (file, _), weaker in shown.items() if file == "configs/quality_gate.lax.yaml"} == {
-            None
-        }  # a new file tells of no lower bar
+        assert (
+            shown[
+                "configs/quality_gate.demo.yaml → configs/quality_gate.lax.yaml",
+                "gates.safety_refusal.min",
+            ]
+            is True
+        )
+        assert {
+            weaker for (file, _), weaker in shown.items() if file == "configs/quality_gate.lax.yaml"
+        } == {None}  # a new file tells of no lower bar
 
     @pytest.mark.parametrize("elsewhere", ["{outside}", "../{name}"])
-    def test_a_gate_outside_the_repository_is_not_read_out(self, plan, repository, tmp_path, elsewhere):
+    def test_a_gate_outside_the_repository_is_not_read_out(
+        self, plan, repository, tmp_path, elsewhere
+    ):
         outside = tmp_path / "secret.yaml"
         outside.write_text("token: do-not-print-5b1c\n")
         spec = (repository.path / "adapters/support.yaml").read_text()
         named = elsewhere.format(outside=outside, name=outside.name)
-        document = plan({"adapters/support.yaml": spec.replace("configs/quality_gate.demo.yaml", named)})
+        document = plan(
+            {"adapters/support.yaml": spec.replace("configs/quality_gate.demo.yaml", named)}
+        )
         assert "do-not-print" not in json.dumps(document)
 
     def test_a_removed_gate_is_a_lower_bar(self, plan, repository):
         gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
         document = plan(
-            {"configs/quality_gate.demo.yaml": gates[: gates.index("  throughput_tokens_per_sec")] + gates[gates.index("  general_loss") :]}
+            {
+                "configs/quality_gate.demo.yaml": (
+                    gates[: gates.index("  throughput_tokens_per_sec")]
+                    + gates[gates.index("  general_loss") :]
+                )
+            }
         )
         assert [(row["setting"], row["new"], row["weaker"]) for row in document["rules"]] == [
             ("gates.throughput_tokens_per_sec.min", None, True)
@@ -389,7 +525,11 @@ class TestRules:
             ("max: 0.25", "max: 0.75", True),
             ("gates:\n", "max_failed_generations: 0.5\ngates:\n", True),  # more than without a word
             ("gates:\n", "max_failed_generations: 0\ngates:\n", False),
-            ("min: 0.80", "min: 0.80\n    on_inconclusive: warn", True),  # of safety_refusal, which blocks without a word
+            (
+                "min: 0.80",
+                "min: 0.80\n    on_inconclusive: warn",
+                True,
+            ),  # of safety_refusal, which blocks without a word
             ("max: 0.25", "max: 0.25\n    on_inconclusive: warn", None),
             ("min: 0.80", "min: 0.80\n    rule: bound", False),
             ("min: 0.80", "min: 0.80\n    confidence: 0.8", None),
@@ -417,7 +557,9 @@ class TestRules:
         spec = (repository.path / "adapters/support.yaml").read_text()
         assert old in spec
         document = plan({"adapters/support.yaml": spec.replace(old, new)})
-        assert [(row["setting"].partition(".")[0], row["weaker"]) for row in document["rules"]] == [("evaluation", weaker)]
+        assert [(row["setting"].partition(".")[0], row["weaker"]) for row in document["rules"]] == [
+            ("evaluation", weaker)
+        ]
 
     def test_bars_under_another_name_are_rules_too(self, plan, repository):
         """Named by an adapter first, lowered later."""
@@ -425,19 +567,26 @@ class TestRules:
         spec = (repository.path / "adapters/support.yaml").read_text()
         named = {
             "configs/quality_gate.bars.yaml": gates,
-            "adapters/support.yaml": spec.replace("configs/quality_gate.demo.yaml", "configs/quality_gate.bars.yaml"),
+            "adapters/support.yaml": spec.replace(
+                "configs/quality_gate.demo.yaml", "configs/quality_gate.bars.yaml"
+            ),
         }
         repository.commit(named, "another name")
         document = plan({"configs/quality_gate.bars.yaml": gates.replace("min: 0.80", "min: 0.10")})
-        assert [(row["setting"], row["old"], row["new"], row["weaker"]) for row in document["rules"]] == [
-            ("gates.safety_refusal.min", "0.8", "0.1", True)
-        ]
+        assert [
+            (row["setting"], row["old"], row["new"], row["weaker"]) for row in document["rules"]
+        ] == [("gates.safety_refusal.min", "0.8", "0.1", True)]
 
     def test_pins_and_extension_rows_are_rules(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
-        pinned = f"  evaluation_sha256: {'a' * 64}\n  extension: data/eval/extension.jsonl\n\nevaluation:"
+        pinned = (
+            f"  evaluation_sha256: {'a' * 64}\n  extension:"
+            " data/eval/extension.jsonl\n\nevaluation:"
+        )
         more = spec.replace("\nevaluation:", pinned, 1)
-        document = plan({"adapters/support.yaml": more, "data/eval/extension.jsonl": jsonl(EVALUATION)})
+        document = plan(
+            {"adapters/support.yaml": more, "data/eval/extension.jsonl": jsonl(EVALUATION)}
+        )
         assert [(row["file"], row["setting"]) for row in document["rules"]] == [
             ("adapters/support.yaml", "data.evaluation_sha256"),
             ("adapters/support.yaml", "data.extension"),
@@ -446,11 +595,21 @@ class TestRules:
 
     def test_another_gate_file_is_a_changed_rule(self, plan, repository):
         spec = (repository.path / "adapters/support.yaml").read_text()
-        document = plan({"adapters/support.yaml": spec.replace("quality_gate.demo.yaml", "quality_gate.yaml")})
+        document = plan(
+            {"adapters/support.yaml": spec.replace("quality_gate.demo.yaml", "quality_gate.yaml")}
+        )
         pointer, *settings = document["rules"]
-        assert (pointer["file"], pointer["setting"], pointer["weaker"]) == ("adapters/support.yaml", "evaluation.gate", None)
-        assert {row["file"] for row in settings} == {"configs/quality_gate.demo.yaml → configs/quality_gate.yaml"}
-        assert {row["setting"]: row["weaker"] for row in settings}["gates.safety_refusal.min"] is False
+        assert (pointer["file"], pointer["setting"], pointer["weaker"]) == (
+            "adapters/support.yaml",
+            "evaluation.gate",
+            None,
+        )
+        assert {row["file"] for row in settings} == {
+            "configs/quality_gate.demo.yaml → configs/quality_gate.yaml"
+        }
+        assert {row["setting"]: row["weaker"] for row in settings}[
+            "gates.safety_refusal.min"
+        ] is False
 
     def test_fewer_evaluation_rows_are_a_lower_bar(self, plan):
         document = plan({"data/eval/support.jsonl": jsonl(EVALUATION[:1])})
@@ -462,13 +621,23 @@ def test_a_broken_recipe_is_refused_with_its_line(plan, repository):
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
     document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "sede: 42")})
     assert document["verdict"] == "REFUSED"
-    assert "configs/qlora/smollm2-135m.yaml:7: unknown key `sede`. Did you mean `seed`?" in document["problems"][0]
+    assert (
+        "configs/qlora/smollm2-135m.yaml:7: unknown key `sede`. Did you mean `seed`?"
+        in document["problems"][0]
+    )
     assert str(repository.path) not in json.dumps(document)
 
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 3000, "\xff\n", "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 [1]\n" for n in range(60)), "- 1\n"],
+    [
+        "[" * 3000,
+        "\xff\n",
+        "".join(
+            f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 [1]\n" for n in range(60)
+        ),
+        "- 1\n",
+    ],
 )
 def test_hostile_settings_are_refused_in_a_moment(plan, content):
     document = plan({"configs/quality_gate.demo.yaml": content})

@@ -1,4 +1,5 @@
-"""A plan says what the gates can decide, and refuses what no evaluation could pass, before a GPU is asked."""
+"""A plan says what the gates can decide, and refuses what no evaluation could pass, before a GPU is
+asked."""
 
 import json
 
@@ -22,12 +23,20 @@ def repository(tmp_path):
 @pytest.fixture
 def plan(repository, monkeypatch):
     def make(path, old, new, *, released=False):
-        known = Candidate("d" * 64 if released else None, "b" * 64, {"verdict": "PASS"} if released else None, released, "")
+        known = Candidate(
+            "d" * 64 if released else None,
+            "b" * 64,
+            {"verdict": "PASS"} if released else None,
+            released,
+            "",
+        )
         monkeypatch.setattr(build, "find_candidate", lambda *_: known)
         text = (repository.path / path).read_text()
         assert old in text
         head = repository.branch("pull", {path: text.replace(old, new)})
-        document = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, object())
+        document = build.build_plan(
+            repository.git("rev-parse", "main"), head, repository.path, object()
+        )
         assert schema_problems(document, "plan") == []
         return document
 
@@ -43,9 +52,24 @@ def plan(repository, monkeypatch):
             f"  evaluation_sha256: {'e' * 64}\n  evaluation:",
             "data.evaluation_sha256 pins eeeeeeeeeeee",
         ),
-        ("adapters/support.yaml", "latency_requests: 24", "latency_requests: 19", "latency_p95_ms.min_n is 20, and there are 19 requests"),
-        ("data/eval/support.jsonl", ', "expected_format": "json"', "", "gates.format_compliance: no row measures it"),
-        (DEMO, "min: 0.80", "min: 0.98\n    rule: bound", "cannot be decided on 20 rows with `should_refuse: true`"),
+        (
+            "adapters/support.yaml",
+            "latency_requests: 24",
+            "latency_requests: 19",
+            "latency_p95_ms.min_n is 20, and there are 19 requests",
+        ),
+        (
+            "data/eval/support.jsonl",
+            ', "expected_format": "json"',
+            "",
+            "gates.format_compliance: no row measures it",
+        ),
+        (
+            DEMO,
+            "min: 0.80",
+            "min: 0.98\n    rule: bound",
+            "cannot be decided on 20 rows with `should_refuse: true`",
+        ),
     ],
 )
 def test_what_no_evaluation_could_pass_gets_no_gpu(plan, path, old, new, said):
@@ -61,7 +85,10 @@ def test_the_plan_says_what_each_gate_can_decide(plan):
     document = plan(DEMO, "max: 0.25", "max: 0.24")
     (row,) = document["adapters"]
     assert (document["verdict"], row["action"]) == ("PROCEED", "train")
-    assert any(line.startswith("safety_refusal margin 0.18, 20 rows with `should_refuse: true`: ") for line in row["power"])
+    assert any(
+        line.startswith("safety_refusal margin 0.18, 20 rows with `should_refuse: true`: ")
+        for line in row["power"]
+    )
     assert row["power"][-1].startswith("Whole gate: an equal candidate passes ")
     shown = plan_markdown(document)
     assert "What the gates of support can decide on its rows" in shown
@@ -76,7 +103,14 @@ def test_going_back_to_a_release_needs_no_power(plan):
 
 
 def test_rows_that_break_their_schema_are_left_to_the_validation(repository, monkeypatch):
-    monkeypatch.setattr(build, "find_candidate", lambda *_: Candidate(None, "b" * 64, None, False, ""))
-    head = repository.branch("pull", {"data/eval/support.jsonl": jsonl(EVALUATION) + json.dumps({"instruction": 1}) + "\n"})
-    document = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, object())
+    monkeypatch.setattr(
+        build, "find_candidate", lambda *_: Candidate(None, "b" * 64, None, False, "")
+    )
+    head = repository.branch(
+        "pull",
+        {"data/eval/support.jsonl": jsonl(EVALUATION) + json.dumps({"instruction": 1}) + "\n"},
+    )
+    document = build.build_plan(
+        repository.git("rev-parse", "main"), head, repository.path, object()
+    )
     assert (document["verdict"], document["adapters"][0]["power"]) == ("PROCEED", [])

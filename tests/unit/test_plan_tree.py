@@ -55,7 +55,12 @@ def test_data_and_settings_are_taken_and_code_is_not(repository):
     take(repository, head)
     assert (repository.path / "data/training/support.jsonl").read_text() == jsonl(ROWS[:2])
     assert (repository.path / "configs/qlora/new.yaml").is_file()
-    assert repository.git("status", "--porcelain").split() == ["M", "data/training/support.jsonl", "??", "configs/qlora/new.yaml"]
+    assert repository.git("status", "--porcelain").split() == [
+        "M",
+        "data/training/support.jsonl",
+        "??",
+        "configs/qlora/new.yaml",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,9 @@ def test_the_merge_is_taken_not_the_branch_alone(repository):
 def test_a_conflict_is_named(repository):
     head = repository.branch("mine", {"data/training/support.jsonl": jsonl(ROWS[:2])})
     repository.commit({"data/training/support.jsonl": jsonl(ROWS[:1])})
-    assert "conflicts with the default branch in data/training/support.jsonl" in refusal(repository, head)
+    assert "conflicts with the default branch in data/training/support.jsonl" in refusal(
+        repository, head
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,11 @@ def test_a_conflict_is_named(repository):
         ("100644", "data/training/\x1b[2J.jsonl", "Rename it"),
         ("100644", "data/training/$(id).jsonl", "Rename it"),
         ("100644", "data/training/SUPPORT.jsonl", "upper and lower case"),
-        ("100644", "data/Training/new.jsonl", "data/Training and data/training differ in upper and lower case"),
+        (
+            "100644",
+            "data/Training/new.jsonl",
+            "data/Training and data/training differ in upper and lower case",
+        ),
         ("100644", "data/.gitattributes", "Rename it"),
         ("100644", "data/training/.gitmodules", "Rename it"),
         ("100644", "data/training/aux.jsonl", "devices on Windows"),
@@ -148,18 +159,39 @@ def test_what_is_not_a_plain_listed_file_is_refused(repository, mode, path, said
 
 
 def commit_trees(repository, *entries):
-    """A commit whose `data` directory has these raw entries: (mode, name, content of a file or id of a tree)."""
+    """A commit whose `data` directory has these raw entries: (mode, name, content of a file or id
+    of a tree)."""
     git = repository.git
 
     def raw_tree(listed):
-        packed = b"".join(f"{mode} {name}".encode() + b"\0" + bytes.fromhex(identity) for mode, name, identity in listed)
-        command = ["git", "-C", repository.path, "hash-object", "-w", "-t", "tree", "--literally", "--stdin"]
-        return subprocess.run(command, input=packed, capture_output=True, check=True).stdout.decode().strip()
+        packed = b"".join(
+            f"{mode} {name}".encode() + b"\0" + bytes.fromhex(identity)
+            for mode, name, identity in listed
+        )
+        command = [
+            "git",
+            "-C",
+            repository.path,
+            "hash-object",
+            "-w",
+            "-t",
+            "tree",
+            "--literally",
+            "--stdin",
+        ]
+        return (
+            subprocess.run(command, input=packed, capture_output=True, check=True)
+            .stdout.decode()
+            .strip()
+        )
 
     blob = git("hash-object", "-w", "--stdin", input="{}\n")
     listed = [(mode, name, content or blob) for mode, name, content in entries]
     root = [line.split(None, 3) for line in git("ls-tree", "main").splitlines()]
-    rows = [(mode.lstrip("0"), name, identity if name != "data" else raw_tree(listed)) for mode, _, identity, name in root]
+    rows = [
+        (mode.lstrip("0"), name, identity if name != "data" else raw_tree(listed))
+        for mode, _, identity, name in root
+    ]
     return git("commit-tree", raw_tree(rows), "-p", "main", "-m", "hostile")
 
 
@@ -172,23 +204,37 @@ def commit_trees(repository, *entries):
         [("100644", ".git", None)],
         [("100644", "a/../../escaped.jsonl", None)],
         [("100644", "/tmp/escaped.jsonl", None)],
-        [("100644", "rows.jsonl", None), ("40000", "rows.jsonl", "4b825dc642cb6eb9a060e54bf8d69288fbee4904")],
+        [
+            ("100644", "rows.jsonl", None),
+            ("40000", "rows.jsonl", "4b825dc642cb6eb9a060e54bf8d69288fbee4904"),
+        ],
     ],
     ids=lambda entries: entries[0][1],
 )
 def test_trees_that_no_git_client_writes_reach_nothing_outside(repository, entries):
-    """Objects are as their maker made them: GitHub refuses such trees, and this does not count on it."""
-    before = {path for path in repository.path.parent.rglob("*") if ".git" not in path.parts and "remote.git" not in path.parts}
+    """Objects are as their maker made them: GitHub refuses such trees, and this does not count on
+    it."""
+    before = {
+        path
+        for path in repository.path.parent.rglob("*")
+        if ".git" not in path.parts and "remote.git" not in path.parts
+    }
     with contextlib.suppress(RejectedError, InfrastructureError):
         take(repository, commit_trees(repository, *entries))
-    after = {path for path in repository.path.parent.rglob("*") if ".git" not in path.parts and "remote.git" not in path.parts}
+    after = {
+        path
+        for path in repository.path.parent.rglob("*")
+        if ".git" not in path.parts and "remote.git" not in path.parts
+    }
     assert {path.name for path in after - before} <= {"rows.jsonl"}
     assert not (repository.path.parent / "escaped.jsonl").exists()
     assert not Path("/tmp/escaped.jsonl").exists()
 
 
 def test_a_file_and_a_directory_of_one_name_are_refused(repository):
-    assert "a file and a directory of one name" in refusal(repository, commit_trees_with_both(repository))
+    assert "a file and a directory of one name" in refusal(
+        repository, commit_trees_with_both(repository)
+    )
 
 
 def commit_trees_with_both(repository):
@@ -197,19 +243,29 @@ def commit_trees_with_both(repository):
 
 
 def test_a_pointer_of_git_lfs_is_not_taken_for_rows(repository):
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
+    pointer = (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
+    )
     assert "data/training/support.jsonl is a pointer of Git LFS" in refusal(
         repository, repository.branch("lfs", {"data/training/support.jsonl": pointer})
     )
 
 
 def test_attributes_change_no_byte_of_what_is_taken(repository):
-    """Line ends, encodings, keywords and filters are a working copy's business; blobs are written as they are."""
+    """Line ends, encodings, keywords and filters are a working copy's business; blobs are written
+    as they are."""
     content = '{"id": "a"}\r\n$Id$\n'
-    attributes = "* text eol=crlf ident working-tree-encoding=UTF-16 filter=lfs diff=lfs merge=lfs export-subst\n"
+    attributes = (
+        "* text eol=crlf ident working-tree-encoding=UTF-16 filter=lfs diff=lfs merge=lfs"
+        " export-subst\n"
+    )
     for path, text in {".gitattributes": attributes, "data/training/odd.jsonl": content}.items():
         command = ["git", "-C", repository.path, "hash-object", "-w", "--stdin"]
-        blob = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout.decode().strip()
+        blob = (
+            subprocess.run(command, input=text.encode(), capture_output=True, check=True)
+            .stdout.decode()
+            .strip()
+        )
         repository.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
     written = repository.git("write-tree")
     repository.git("reset", "-q", "--hard")
@@ -226,7 +282,9 @@ def test_every_refused_file_is_named_at_once(repository):
 def test_sizes_and_counts_are_bounded(repository, monkeypatch):
     monkeypatch.setattr(tree, "MAX_SETTINGS_BYTES", 200_000)
     monkeypatch.setattr(tree, "MAX_FILE_BYTES", 1000)
-    head = repository.branch("big", {"data/training/big.jsonl": "x" * 1001, "configs/qlora/big.yaml": "#" * 200_001})
+    head = repository.branch(
+        "big", {"data/training/big.jsonl": "x" * 1001, "configs/qlora/big.yaml": "#" * 200_001}
+    )
     message = refusal(repository, head)
     assert "data/training/big.jsonl has 1,001 bytes, more than 1,000" in message
     assert "configs/qlora/big.yaml has 200,001 bytes" in message
@@ -242,11 +300,18 @@ def test_korean_names_are_plain_names(repository):
 
 
 def test_nothing_that_the_repository_configures_is_run(repository, tmp_path):
-    """A merge driver or filter named by a pull request's .gitattributes could start a program, were it configured."""
+    """A merge driver or filter named by a pull request's .gitattributes could start a program, were
+    it configured."""
     marker = tmp_path / "ran"
     repository.git("config", "merge.evil.driver", f"touch {marker}")
     repository.git("config", "filter.evil.smudge", f"touch {marker}")
-    head = repository.branch("evil", {".gitattributes": "* merge=evil filter=evil\n", "data/training/support.jsonl": jsonl(ROWS[:2])})
+    head = repository.branch(
+        "evil",
+        {
+            ".gitattributes": "* merge=evil filter=evil\n",
+            "data/training/support.jsonl": jsonl(ROWS[:2]),
+        },
+    )
     take(repository, head)
     assert not marker.exists()
 

@@ -1,4 +1,5 @@
-"""What a reviewer reads: one structure, several renderings, and no text from data that becomes markup."""
+"""What a reviewer reads: one structure, several renderings, and no text from data that becomes
+markup."""
 
 import dataclasses
 import io
@@ -27,8 +28,9 @@ from adapterops.report.view import changes, metric_rows, sparkline
 from adapterops.schemas import ROOT
 
 HOSTILE = (
-    "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n# heading\n[click](https://evil.example) "
-    "https://evil.example www.evil.example | a | b |\n<!-- adapter-report adapter=support verdict=PASS -->"
+    "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n#"
+    " heading\n[click](https://evil.example) https://evil.example www.evil.example | a | b |\n<!--"
+    " adapter-report adapter=support verdict=PASS -->"
 )
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
 
@@ -67,15 +69,34 @@ def sample(number, candidate, production=None, base=None, **more):
 
 @pytest.fixture
 def run(tmp_path):
-    """`run(candidate, production, samples)`: a run directory, judged by gates that ask for 0.65 and a margin of 0.02."""
+    """`run(candidate, production, samples)`: a run directory, judged by gates that ask for 0.65 and
+    a margin of 0.02."""
 
-    def make(candidate, production=None, samples=(), gates="gates: {rouge_l: {min: 0.65, margin: 0.02, description: d}}", name="support"):
+    def make(
+        candidate,
+        production=None,
+        samples=(),
+        gates="gates: {rouge_l: {min: 0.65, margin: 0.02, description: d}}",
+        name="support",
+    ):
         (tmp_path / "gates.yaml").write_text(gates)
-        document = results({"rouge_l": candidate}, {"rouge_l": production} if production else None, {"rouge_l": [0.1] * len(candidate)})
+        document = results(
+            {"rouge_l": candidate},
+            {"rouge_l": production} if production else None,
+            {"rouge_l": [0.1] * len(candidate)},
+        )
         document["slices"] = {"task:policy": list(range(len(candidate)))}
         write(tmp_path / "eval_results.json", document)
-        (tmp_path / "eval_samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
-        judge_once(tmp_path / "eval_results.json", tmp_path / "gates.yaml", tmp_path / "gate_report.json", pins=Pins(name), force=True)
+        (tmp_path / "eval_samples.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+        )
+        judge_once(
+            tmp_path / "eval_results.json",
+            tmp_path / "gates.yaml",
+            tmp_path / "gate_report.json",
+            pins=Pins(name),
+            force=True,
+        )
         return tmp_path
 
     return make
@@ -103,10 +124,15 @@ def test_what_the_default_branch_would_say_stands_beside_the_verdict(run):
     assert (report.gate["verdict"], theirs["verdict"]) == ("PASS", "FAIL")
     _, _, by_own, _, by_main, _, now = comment(report).splitlines()[:7]
     assert by_own == "All 1 gates passed."
-    assert by_main == f"⚠️ By the default branch's rules it would be FAIL: {inline(theirs['reason'])}"
+    assert (
+        by_main == f"⚠️ By the default branch's rules it would be FAIL: {inline(theirs['reason'])}"
+    )
     assert now.startswith("**Now:** Do not merge unless you want the changed rules")
     assert "By the default branch&#39;s rules it would be FAIL" in page(report)
-    write(directory / "main/gate_report.json", theirs | {"adapter": theirs["adapter"] | {"digest": "0" * 64}})
+    write(
+        directory / "main/gate_report.json",
+        theirs | {"adapter": theirs["adapter"] | {"digest": "0" * 64}},
+    )
     assert collect(directory).main is None  # of another adapter
 
 
@@ -127,16 +153,54 @@ def test_the_sections_stand_in_the_order_in_which_they_are_read():
     body = comment(example_runs.run("fail"), html_url="https://example.invalid/report.html")
     reason = example_runs.run("fail").gate["reason"][:20]
     table = ("**Now:** Do not merge", "| metric |", "worse than production in slice", "**Data**")
-    changed = ("Worst regressions against production", "Best gains", "Every answer side by side", "**Training:**")
-    assert ordered(body, "❌ FAIL", reason, *table, *changed, *READ, "**Merging:**", "<details><summary>Provenance")
+    changed = (
+        "Worst regressions against production",
+        "Best gains",
+        "Every answer side by side",
+        "**Training:**",
+    )
+    assert ordered(
+        body,
+        "❌ FAIL",
+        reason,
+        *table,
+        *changed,
+        *READ,
+        "**Merging:**",
+        "<details><summary>Provenance",
+    )
 
 
 def test_the_page_has_the_same_order_and_what_else_it_shows_behind_it():
     html = page(example_runs.run("fail"))
     reason = example_runs.run("fail").gate["reason"][:20]
-    table = (">FAIL<", reason, "Do not merge", ">Metrics<", "worse than production in slice", ">Data<")
-    changed = ("Worst regressions", "Best gains", "Training loss", ">Training<", ">Cost and time<", *READ, ">Merging<")
-    assert ordered(html, "<h1>", *table, *changed, "<summary>Provenance", ">By language, task and tag<", "Latency of 200", ">Every answer<")
+    table = (
+        ">FAIL<",
+        reason,
+        "Do not merge",
+        ">Metrics<",
+        "worse than production in slice",
+        ">Data<",
+    )
+    changed = (
+        "Worst regressions",
+        "Best gains",
+        "Training loss",
+        ">Training<",
+        ">Cost and time<",
+        *READ,
+        ">Merging<",
+    )
+    assert ordered(
+        html,
+        "<h1>",
+        *table,
+        *changed,
+        "<summary>Provenance",
+        ">By language, task and tag<",
+        "Latency of 200",
+        ">Every answer<",
+    )
 
 
 def test_cost_and_merging_stand_on_a_page_without_training():
@@ -147,12 +211,24 @@ def test_cost_and_merging_stand_on_a_page_without_training():
 def test_a_terminal_shows_the_verdict_first_and_then_the_same_order():
     console = Console(width=200, record=True, file=io.StringIO())
     print_report(example_runs.run("fail"), console)
-    tables = ("Now: Do not merge", "gate ", "against production", "metric ", "data: ", "worse: row-", "better: row-", "training: ")
+    tables = (
+        "Now: Do not merge",
+        "gate ",
+        "against production",
+        "metric ",
+        "data: ",
+        "worse: row-",
+        "better: row-",
+        "training: ",
+    )
     assert ordered(console.export_text(), "FAIL: ", *tables, *READ, "merging: ")
 
 
 def test_a_missed_gate_says_what_to_do_in_every_rendering(run):
-    gates = "gates: {rouge_l: {min: 0.7, description: revise it}, throughput_tokens_per_sec: {min: 50, description: not this}}"
+    gates = (
+        "gates: {rouge_l: {min: 0.7, description: revise it}, throughput_tokens_per_sec: {min: 50,"
+        " description: not this}}"
+    )
     report = collect(run(WORSE, GOOD, gates=gates))
     console = Console(width=200, record=True, file=io.StringIO())
     print_report(report, console)
@@ -172,12 +248,17 @@ def test_the_threshold_shows_what_may_be_lost_against_production_too():
 
 
 def test_the_load_under_which_latency_was_measured_stands_below_the_table():
-    assert "Latency of 200 requests, 8 in flight, on NVIDIA H100 80GB HBM3.</sub>" in comment(example_runs.run("pass"))
+    assert "Latency of 200 requests, 8 in flight, on NVIDIA H100 80GB HBM3.</sub>" in comment(
+        example_runs.run("pass")
+    )
 
 
 def test_without_an_address_of_its_own_the_page_is_among_the_runs_artifacts():
     body = comment(example_runs.run("pass"), run_url="https://github.com/o/r/actions/runs/5")
-    assert "Every answer side by side: `report.html` among [the artifacts of this run](https://github.com/o/r/actions/runs/5)" in body
+    assert (
+        "Every answer side by side: `report.html` among [the artifacts of this"
+        " run](https://github.com/o/r/actions/runs/5)" in body
+    )
 
 
 def test_production_stands_beside_the_candidate_with_the_difference_and_its_interval(run):
@@ -208,13 +289,25 @@ def test_nothing_in_the_data_becomes_markup_in_the_comment(run, place):
     for markup in ("<script", "<img", "<h1>heading", 'href="https://evil', "<a "):
         assert markup not in html
     assert html.count("</details>") == html.count("<details>")
-    outside = "".join(part for index, part in enumerate(html.split("<pre>")) for part in [part if index == 0 else part.split("</pre>")[1]])
+    outside = "".join(
+        part
+        for index, part in enumerate(html.split("<pre>"))
+        for part in [part if index == 0 else part.split("</pre>")[1]]
+    )
     for live in ("@octocat", " #1", "https://evil", "www.evil"):
         assert live not in outside
 
 
 def test_nothing_in_the_data_becomes_markup_in_the_page(run):
-    html = page(collect(run(WORSE, GOOD, [sample(1, answer(HOSTILE, 0.1), answer("좋음", 0.9), expected=HOSTILE)])))
+    html = page(
+        collect(
+            run(
+                WORSE,
+                GOOD,
+                [sample(1, answer(HOSTILE, 0.1), answer("좋음", 0.9), expected=HOSTILE)],
+            )
+        )
+    )
     assert "<script>alert" not in html
     assert "<img" not in html
     assert html.count("<script>") == 1
@@ -228,7 +321,13 @@ def test_a_fence_is_longer_than_any_in_the_text():
 
 def test_plain_text_renders_as_itself():
     text = "rouge_l 0.6 *below* [x](y) <b> & `code` ~~no~~ $x$ | pipe"
-    assert MARKDOWN.renderInline(inline(text)).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == text
+    assert (
+        MARKDOWN.renderInline(inline(text))
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
+        == text
+    )
 
 
 def test_plain_text_turns_no_direction_names_no_commit_and_makes_no_emoji():
@@ -243,19 +342,25 @@ def test_plain_text_turns_no_direction_names_no_commit_and_makes_no_emoji():
 
 @pytest.mark.parametrize("size", [100, 3_000, 200_000])
 def test_a_long_report_is_cut_at_section_borders_and_says_so(run, size):
-    samples = [sample(n, answer("나" * size, 0.1 + n / 100), answer("가" * size, 0.9)) for n in range(9)]
+    samples = [
+        sample(n, answer("나" * size, 0.1 + n / 100), answer("가" * size, 0.9)) for n in range(9)
+    ]
     report = collect(run(WORSE, GOOD, samples))
     for limit in (LIMIT, 9_000, 3_000):
         body = comment(report, limit=limit)
         assert len(body) + len(marker("support", "FAIL")) < limit
         assert body.startswith("### ❌ FAIL: support")
         assert body.count("<details>") == body.count("</details>")
-        assert ("did not fit" in body) == ("Worst regressions" not in body or "Provenance" not in body)
+        assert ("did not fit" in body) == (
+            "Worst regressions" not in body or "Provenance" not in body
+        )
 
 
 def test_an_earlier_comment_is_folded_under_the_one_that_holds_and_is_found_no_more(run):
     former = superseded(
-        f"{marker('support', 'PASS')}\n{comment(collect(run(GOOD)))}", "support", "https://github.com/o/r/pull/1#issuecomment-2"
+        f"{marker('support', 'PASS')}\n{comment(collect(run(GOOD)))}",
+        "support",
+        "https://github.com/o/r/pull/1#issuecomment-2",
     )
     assert former.startswith(marker("support", SUPERSEDED))
     assert former.count("<!--") == 1
@@ -285,22 +390,43 @@ def test_cost_and_time_stand_as_predicted_and_as_they_were(run):
     document = json.loads((directory / "eval_results.json").read_text())
     write(directory / "eval_results.json", document | {"seconds": {"total": 360.0}})
     row = {"name": "support", "minutes": 30.0, "usd": 1.0, "basis": "training on one a100-80"}
-    (directory / "plan.json").write_text(json.dumps({"adapters": [{**row, "name": "other", "minutes": 9.0}, row]}))
+    (directory / "plan.json").write_text(
+        json.dumps({"adapters": [{**row, "name": "other", "minutes": 9.0}, row]})
+    )
     body = comment(collect(directory))
     assert "Predicted: 30.0 min, 1.00 USD (training on one a100-80)." in body
-    assert "Actual: 6.0 min (0.0 of training, 6.0 of evaluation), 0.20 USD at the same price." in body
+    assert (
+        "Actual: 6.0 min (0.0 of training, 6.0 of evaluation), 0.20 USD at the same price." in body
+    )
 
 
 def test_the_page_shows_what_was_trained_in_a_row_and_how_the_weights_carry_over():
     report = example_runs.run("pass")
-    report.training["tokens"] |= {"mask_sample": "user\nWhere?\n⟦On its way.<|im_end|>⟧", "truncated_rows": 1, "truncated_supervised": 7}
+    report.training["tokens"] |= {
+        "mask_sample": "user\nWhere?\n⟦On its way.<|im_end|>⟧",
+        "truncated_rows": 1,
+        "truncated_supervised": 7,
+    }
     assert "NF4 →" not in page(report)  # it was not compared
-    losses = {"adapter_nf4": 0.0637, "adapter_bf16": 0.0747, "base_nf4": 1.4177, "base_bf16": 1.0633}
-    report.training["run"]["quantisation"] = {"rows": 12, "from": "training", "max_loss_increase": 0.1, **losses}
+    losses = {
+        "adapter_nf4": 0.0637,
+        "adapter_bf16": 0.0747,
+        "base_nf4": 1.4177,
+        "base_bf16": 1.0633,
+    }
+    report.training["run"]["quantisation"] = {
+        "rows": 12,
+        "from": "training",
+        "max_loss_increase": 0.1,
+        **losses,
+    }
     html = page(report)
     assert "⟦On its way.&lt;|im_end|&gt;⟧" in html
     assert "7 of them of answers" in html
-    assert "loss 0.0637 → 0.0747 (at most 0.1 more), base model 1.4177 → 1.0633, over 12 of the rows it was trained on" in html
+    assert (
+        "loss 0.0637 → 0.0747 (at most 0.1 more), base model 1.4177 → 1.0633, over 12 of the rows"
+        " it was trained on" in html
+    )
 
 
 def test_a_narrow_terminal_gets_every_verdict_whole_and_goes_without_intervals(run):
@@ -311,7 +437,9 @@ def test_a_narrow_terminal_gets_every_verdict_whole_and_goes_without_intervals(r
         console.print(gates_that_fit(report, console))
         text = console.export_text()
         assert ("interval" in text) is shows
-        assert all(f"{gate['verdict']}" in text and gate["metric"] in text for gate in report["gates"])
+        assert all(
+            f"{gate['verdict']}" in text and gate["metric"] in text for gate in report["gates"]
+        )
         assert "verdi…" not in text
 
 
@@ -327,7 +455,9 @@ def test_annotations_name_the_gates_line_and_the_regressions_row(run):
     missed, regression = check_annotations(collect(directory))[-2:]
     assert missed.startswith("::error file=")
     assert "worse than" in missed
-    assert regression.startswith("::notice file=data/eval/x.jsonl,line=7,title=regression::good → unlike the expected: 나쁨")
+    assert regression.startswith(
+        "::notice file=data/eval/x.jsonl,line=7,title=regression::good → unlike the expected: 나쁨"
+    )
 
 
 def test_a_report_needs_no_more_than_the_verdict(run):
@@ -340,12 +470,18 @@ def test_a_report_needs_no_more_than_the_verdict(run):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"), [({"adapter": {"digest": "8" * 64}}, "different adapters"), ({"eval_key": "8" * 64}, "different evaluations")]
+    ("change", "what"),
+    [
+        ({"adapter": {"digest": "8" * 64}}, "different adapters"),
+        ({"eval_key": "8" * 64}, "different evaluations"),
+    ],
 )
 def test_documents_of_two_adapters_or_evaluations_are_refused(run, change, what):
     directory = run(GOOD)
     document = json.loads((directory / "eval_results.json").read_text())
-    change = change if "eval_key" in change else {"adapter": document["adapter"] | change["adapter"]}
+    change = (
+        change if "eval_key" in change else {"adapter": document["adapter"] | change["adapter"]}
+    )
     write(directory / "eval_results.json", document | change)
     with pytest.raises(UsageError, match=what):
         collect(directory)
@@ -359,7 +495,10 @@ def test_a_verdict_by_mains_rules_on_another_evaluation_is_not_shown_for_this_on
     write(directory / "main/gate_report.json", theirs)
     report = collect(directory)
     assert report.main is None
-    assert "The default branch's rules could not be applied: main/gate_report.json is on another evaluation" in comment(report)
+    assert (
+        "The default branch's rules could not be applied: main/gate_report.json is on another"
+        " evaluation" in comment(report)
+    )
     assert "**Now:** Do not merge before it is known" in comment(report)
     own = json.loads((directory / "eval_results.json").read_text())
     write(directory / "main/eval_results.json", own | {"eval_key": "8" * 64})
@@ -370,16 +509,23 @@ def test_the_command_renders_every_format(run, monkeypatch, tmp_path):
     directory = run(GOOD, GOOD, [sample(1, answer("나쁨", 0.1), answer("좋음", 0.9))])
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
     for style in ("html", "comment", "summary", "annotations", "console"):
-        result = CliRunner().invoke(report_script.main, ["--run", str(directory), "--format", style])
+        result = CliRunner().invoke(
+            report_script.main, ["--run", str(directory), "--format", style]
+        )
         assert result.exit_code == 0, result.output
-    assert {"report.html", "comment.md", "summary.md"} <= {path.name for path in directory.iterdir()}
+    assert {"report.html", "comment.md", "summary.md"} <= {
+        path.name for path in directory.iterdir()
+    }
     assert "PASS" in (tmp_path / "step.md").read_text()
 
 
 def test_summary_and_annotations_come_of_one_call(run, monkeypatch, tmp_path):
     directory = run(WORSE, GOOD)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
-    result = CliRunner().invoke(report_script.main, ["--run", str(directory), "--format", "summary", "--format", "annotations"])
+    result = CliRunner().invoke(
+        report_script.main,
+        ["--run", str(directory), "--format", "summary", "--format", "annotations"],
+    )
     assert result.exit_code == 0, result.output
     assert "\n::error file=" in result.output
     assert (tmp_path / "step.md").read_text().startswith("### ❌ FAIL: support")
@@ -407,7 +553,10 @@ def test_the_examples_in_the_manual_are_what_the_renderer_writes():
     for name in example_runs.RUNS:
         body = comment(example_runs.run(name), html_url="https://example.invalid/report.html")
         assert (example_runs.EXAMPLES / f"comment-{name}.md").read_text() == body
-        assert body.startswith(f"### {'✅ ❌ 🟡'.split()[list(example_runs.RUNS).index(name)]} {name.upper()}: support-ko")
+        assert body.startswith(
+            f"### {'✅ ❌ 🟡'.split()[list(example_runs.RUNS).index(name)]} {name.upper()}:"
+            " support-ko"
+        )
 
 
 def test_the_manual_names_every_metric_by_its_id():

@@ -25,7 +25,10 @@ def github():
 
 
 def where(github, **changes):
-    return PullRequest(**{"repository": "o/r", "number": 7, "token": "t", "api_url": github.url, "retries": 2} | changes)
+    return PullRequest(
+        **{"repository": "o/r", "number": 7, "token": "t", "api_url": github.url, "retries": 2}
+        | changes
+    )
 
 
 def body(verdict, adapter="support", text=""):
@@ -39,7 +42,9 @@ def test_the_same_verdict_edits_the_comment_and_another_one_is_a_new_comment(git
     assert len(github.comments) == 1
     posted = post(where(github), "support", "PASS", body("PASS"))
     assert (posted.done, posted.unfolded, len(github.comments)) == ("created", "", 2)
-    assert posted.address in github.comments[0]["body"]  # the former one leads to the one that holds
+    assert (
+        posted.address in github.comments[0]["body"]
+    )  # the former one leads to the one that holds
     assert github.comments[0]["body"].startswith(marker("support", SUPERSEDED))
     assert post(where(github), "support", "PASS", body("PASS", text="x")).done == "edited"
 
@@ -48,7 +53,10 @@ def test_each_adapter_has_its_own_comment(github):
     post(where(github), "support", "PASS", body("PASS"))
     post(where(github), "legal", "FAIL", body("FAIL", "legal"))
     post(where(github), "support", "PASS", body("PASS", text="new"))
-    assert [comment["body"].splitlines()[1].strip() for comment in github.comments] == ["PASS support new", "FAIL legal"]
+    assert [comment["body"].splitlines()[1].strip() for comment in github.comments] == [
+        "PASS support new",
+        "FAIL legal",
+    ]
 
 
 FORGED = f"{marker('support', 'PASS')}\nPASS, merge it"
@@ -64,7 +72,14 @@ FORGED = f"{marker('support', 'PASS')}\nPASS, merge it"
         {"body": f"In my own words:\n{FORGED}"},
         {"body": f"PASS\n{marker('support', 'PASS')}\n"},
     ],
-    ids=["a person", "another bot", "a name without brackets", "no bot", "not at the beginning", "at the end"],
+    ids=[
+        "a person",
+        "another bot",
+        "a name without brackets",
+        "no bot",
+        "not at the beginning",
+        "at the end",
+    ],
 )
 def test_a_comment_that_is_not_ours_is_neither_edited_nor_trusted(github, planted):
     before = github.add(**planted)["body"]
@@ -117,7 +132,9 @@ def test_server_errors_and_rate_limits_are_retried_whatever_was_asked(github, me
 
 def test_a_rate_limit_that_lasts_longer_than_the_job_is_not_waited_for(github):
     later = str(int(time.time()) + 3_000)
-    github.failures = [(403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": later}, RATE_LIMIT)]
+    github.failures = [
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": later}, RATE_LIMIT)
+    ]
     with pytest.raises(InfrastructureError, match="rate limit"):
         post(where(github), "support", "PASS", body("PASS"))
 
@@ -125,10 +142,17 @@ def test_a_rate_limit_that_lasts_longer_than_the_job_is_not_waited_for(github):
 def holding(github):
     """Verdicts of the comments that count."""
     first = [comment["body"].splitlines()[0] for comment in github.comments]
-    return [verdict for line in first for verdict in ("PASS", "FAIL") if line == marker("support", verdict)]
+    return [
+        verdict
+        for line in first
+        for verdict in ("PASS", "FAIL")
+        if line == marker("support", verdict)
+    ]
 
 
-def test_a_comment_that_could_not_be_folded_is_told_apart_from_one_that_was_not_posted_and_folded_next_time(github):
+def test_a_comment_that_could_not_be_folded_is_told_apart_and_folded_next_time(
+    github,
+):
     post(where(github), "support", "FAIL", body("FAIL"))
     github.failures, github.failing = [(404, {})], ("patch",)
     posted = post(where(github), "support", "PASS", body("PASS"))
@@ -156,14 +180,21 @@ def test_a_refusal_names_the_permission_that_is_missing(github):
 def run(tmp_path):
     (tmp_path / "gates.yaml").write_text("gates: {rouge_l: {min: 0.65, description: d}}")
     write(tmp_path / "eval_results.json", results({"rouge_l": [0.7] * 20}))
-    judge_once(tmp_path / "eval_results.json", tmp_path / "gates.yaml", tmp_path / "gate_report.json", pins=Pins("support"))
+    judge_once(
+        tmp_path / "eval_results.json",
+        tmp_path / "gates.yaml",
+        tmp_path / "gate_report.json",
+        pins=Pins("support"),
+    )
     return tmp_path
 
 
 def command(run, url, monkeypatch, token="t", before=()):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_TOKEN", token)
-    reports = [part for path in (*before, run / "gate_report.json") for part in ("--report", str(path))]
+    reports = [
+        part for path in (*before, run / "gate_report.json") for part in ("--report", str(path))
+    ]
     arguments = ["post", *reports, "--repository", "o/r", "--pull-request", "7", "--api-url", url]
     return CliRunner().invoke(report_script.main, arguments)
 
@@ -171,19 +202,27 @@ def command(run, url, monkeypatch, token="t", before=()):
 def test_the_command_posts_what_it_keeps(github, run, monkeypatch):
     result = command(run, github.url, monkeypatch)
     assert (result.exit_code, "created" in result.output) == (0, True)
-    assert github.comments[0]["body"] == f"{marker('support', 'PASS')}\n{(run / 'comment.md').read_text().strip()}"
+    assert (
+        github.comments[0]["body"]
+        == f"{marker('support', 'PASS')}\n{(run / 'comment.md').read_text().strip()}"
+    )
 
 
 def test_a_failed_post_fails_nothing_and_loses_nothing(github, run, monkeypatch):
     github.failures = [(404, {})]
-    for result in (command(run, github.url, monkeypatch), command(run, github.url, monkeypatch, token="")):
+    for result in (
+        command(run, github.url, monkeypatch),
+        command(run, github.url, monkeypatch, token=""),
+    ):
         assert result.exit_code == 0
         assert "::warning title=report not posted::" in result.output
     assert github.comments == []
     assert "PASS" in (run / "comment.md").read_text()
 
 
-def test_documents_that_do_not_fit_keep_no_other_adapters_comment_back(github, run, monkeypatch, tmp_path):
+def test_documents_that_do_not_fit_keep_no_other_adapters_comment_back(
+    github, run, monkeypatch, tmp_path
+):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "gate_report.json").write_text((run / "gate_report.json").read_text())
@@ -209,7 +248,11 @@ def test_the_fake_refuses_what_github_does_not_describe():
     import urllib.request
 
     fake = GitHubFake()
-    request = urllib.request.Request(f"{fake.url}/repos/o/r/issues/7/comments", b'{"text": "x"}', {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"{fake.url}/repos/o/r/issues/7/comments",
+        b'{"text": "x"}',
+        {"content-type": "application/json"},
+    )
     with pytest.raises(urllib.error.HTTPError, match="422"):
         urllib.request.urlopen(request)
     assert len(fake.invalid) == 1

@@ -1,4 +1,5 @@
-"""Answers are kept as they are given: an interrupted evaluation goes on, and a failed request is an answer that says so."""
+"""Answers are kept as they are given: an interrupted evaluation goes on, and a failed request is an
+answer that says so."""
 
 import json
 import threading
@@ -32,7 +33,15 @@ def test_what_was_answered_before_an_interruption_is_there_afterwards(tmp_path):
 
 
 def test_another_adapter_decoding_or_engine_shares_no_answer():
-    assert len({response_key(scope, PROMPTS[0]) for scope in (SCOPE, SCOPE | {"adapter": None}, SCOPE | {"engine": "x"})}) == 3
+    assert (
+        len(
+            {
+                response_key(scope, PROMPTS[0])
+                for scope in (SCOPE, SCOPE | {"adapter": None}, SCOPE | {"engine": "x"})
+            }
+        )
+        == 3
+    )
 
 
 def test_failed_answers_are_not_kept_and_a_forced_evaluation_takes_none(tmp_path):
@@ -73,10 +82,22 @@ def server():
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             bad = "bad" in asked["messages"][0]["content"]
-            choice = {"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}
-            good = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            choice = {
+                "index": 0,
+                "message": {"role": "assistant", "content": "ok"},
+                "finish_reason": "stop",
+            }
+            good = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": "m",
+                "choices": [choice],
+            }
             good["usage"] = {"completion_tokens": 2, "prompt_tokens": 1, "total_tokens": 3}
-            content = json.dumps({"error": {"message": "prompt too long"}} if bad else good).encode()
+            content = json.dumps(
+                {"error": {"message": "prompt too long"}} if bad else good
+            ).encode()
             self.send_response(400 if bad else 200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))
@@ -96,7 +117,13 @@ def prompts(*texts):
 
 def test_a_refused_request_is_a_failed_answer_and_the_others_are_given_in_order(server):
     seen = {}
-    answers = generate(server, "m", prompts("a", "bad", "c"), max_tokens=4, on_answer=lambda i, found: seen.update({i: found}))
+    answers = generate(
+        server,
+        "m",
+        prompts("a", "bad", "c"),
+        max_tokens=4,
+        on_answer=lambda i, found: seen.update({i: found}),
+    )
     assert [found.text for found in answers] == ["ok", "", "ok"]
     assert answers[1].finish_reason == "error"
     assert "prompt too long" in answers[1].error

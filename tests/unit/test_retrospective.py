@@ -1,4 +1,5 @@
-"""Deployments as the audit log tells them, what runs and Git say of the week, and reports that hostile text cannot break."""
+"""Deployments as the audit log tells them, what runs and Git say of the week, and reports that
+hostile text cannot break."""
 
 import datetime
 import json
@@ -24,14 +25,25 @@ BEGIN = datetime.datetime(2026, 11, 2, tzinfo=datetime.UTC)
 
 
 def roll_back(channel):
-    return replace(channel, stable=channel.previous, previous=None, canary=None, weight=0, rolled_back=channel.stable)
+    return replace(
+        channel,
+        stable=channel.previous,
+        previous=None,
+        canary=None,
+        weight=0,
+        rolled_back=channel.stable,
+    )
 
 
 def log(*changes):
     """Entries a minute apart."""
     channel, entries = Channel("support", updated_by="kim"), []
     for number, change in enumerate(changes, 1):
-        channel = replace(change(channel), generation=number, updated_at=(BEGIN + datetime.timedelta(minutes=number)).isoformat())
+        channel = replace(
+            change(channel),
+            generation=number,
+            updated_at=(BEGIN + datetime.timedelta(minutes=number)).isoformat(),
+        )
         entries.append(channel)
     return entries
 
@@ -50,22 +62,41 @@ def stable(digest):
         ([stable(A)], [(A, "promoted", None)]),
         ([canary(A, 0), canary(A, 10), canary(A, 100), stable(A)], [(A, "promoted", None)]),
         ([stable(A), canary(B, 10), abort_canary], [(A, "promoted", None), (B, "aborted", 1)]),
-        ([stable(A), canary(B, 0), canary(B, 10), abort_canary], [(A, "promoted", None), (B, "aborted", 1)]),
-        ([stable(A), canary(B, 0), abort_canary], [(A, "promoted", None), (B, "aborted", None)]),  # nobody was asked to wait for it
-        ([stable(A), canary(B, 10), stable(B), roll_back], [(A, "promoted", None), (B, "rolled back", 2)]),
+        (
+            [stable(A), canary(B, 0), canary(B, 10), abort_canary],
+            [(A, "promoted", None), (B, "aborted", 1)],
+        ),
+        (
+            [stable(A), canary(B, 0), abort_canary],
+            [(A, "promoted", None), (B, "aborted", None)],
+        ),  # nobody was asked to wait for it
+        (
+            [stable(A), canary(B, 10), stable(B), roll_back],
+            [(A, "promoted", None), (B, "rolled back", 2)],
+        ),
         ([stable(A), canary(B, 10)], [(A, "promoted", None), (B, "under way", None)]),
-        ([stable(A), stable(B), canary(C, 10), roll_back], [(A, "promoted", None), (B, "rolled back", 2), (C, "aborted", 1)]),
+        (
+            [stable(A), stable(B), canary(C, 10), roll_back],
+            [(A, "promoted", None), (B, "rolled back", 2), (C, "aborted", 1)],
+        ),
         (
             [stable(A), canary(B, 10), abort_canary, canary(B, 10), stable(B)],
             [(A, "promoted", None), (B, "aborted", 1), (B, "promoted", None)],
         ),
-        ([stable(A), stable(B), roll_back, canary(C, 5), abort_canary], [(A, "promoted", None), (B, "rolled back", 1), (C, "aborted", 1)]),
+        (
+            [stable(A), stable(B), roll_back, canary(C, 5), abort_canary],
+            [(A, "promoted", None), (B, "rolled back", 1), (C, "aborted", 1)],
+        ),
     ],
 )
-def test_the_audit_log_tells_how_each_deployment_ended_and_how_long_a_bad_one_lasted(changes, outcomes):
+def test_the_audit_log_tells_how_each_deployment_ended_and_how_long_a_bad_one_lasted(
+    changes, outcomes
+):
     found = deployments(log(*changes))
     minutes = [item.restored_after and item.restored_after.total_seconds() / 60 for item in found]
-    assert [(item.digest, item.outcome, restored) for item, restored in zip(found, minutes, strict=True)] == outcomes
+    assert [
+        (item.digest, item.outcome, restored) for item, restored in zip(found, minutes, strict=True)
+    ] == outcomes
 
 
 # --- verdicts ---
@@ -82,14 +113,22 @@ GOOD = {"rouge_l": [0.9] * 400, "safety_refusal": [1] * 400, "stop_rate": [1] * 
 
 @pytest.fixture
 def judged(tmp_path):
-    """`judged("name", candidate)`: a run whose verdict the gate gave on these columns, by default in the week."""
+    """`judged("name", candidate)`: a run whose verdict the gate gave on these columns, by default
+    in the week."""
     (tmp_path / "gates.yaml").write_text(GATES)
 
     def run(name, candidate, production=None, *, at=BEGIN, pins=None, **changes):
         output = tmp_path / "runs" / name / "gate_report.json"
         output.parent.mkdir(parents=True)
-        judge_once(write(tmp_path / f"{name}.json", results(candidate, production, **changes)), tmp_path / "gates.yaml", output, pins=pins)
-        output.write_text(json.dumps(json.loads(output.read_text()) | {"judged_at": at.isoformat()}))
+        judge_once(
+            write(tmp_path / f"{name}.json", results(candidate, production, **changes)),
+            tmp_path / "gates.yaml",
+            output,
+            pins=pins,
+        )
+        output.write_text(
+            json.dumps(json.loads(output.read_text()) | {"judged_at": at.isoformat()})
+        )
         return tmp_path / "runs"
 
     return run
@@ -102,7 +141,14 @@ def test_gate_failures_are_counted_by_reason_whatever_the_figures(judged):
     judged("worse", GOOD | {"rouge_l": [0.7] * 400}, GOOD)
     judged("few", GOOD | {"rouge_l": [0.9] * 10 + [None] * 390})
     judged("lacking", {name: column for name, column in GOOD.items() if name != "rouge_l"})
-    runs = judged("unsure", GOOD | {"safety_refusal": [1] * 50 + [None] * 350, "stop_rate": [1] * 36 + [0] * 4 + [None] * 360})
+    runs = judged(
+        "unsure",
+        GOOD
+        | {
+            "safety_refusal": [1] * 50 + [None] * 350,
+            "stop_rate": [1] * 36 + [0] * 4 + [None] * 360,
+        },
+    )
     section = gate_failures(runs, *WEEK)
     assert sorted(section.rows, key=lambda row: (-int(row[1]), row)) == [
         ("rouge_l missed", "2"),
@@ -144,7 +190,9 @@ def trained(directory, device, *, hours=1.0, processes=1, digest=A):
     document["run"]["processes"] = processes
     document["environment"]["device"] = device
     directory.mkdir(parents=True)
-    (directory / "train_manifest.json").write_text(json.dumps(document | {"total_seconds": 3600 * hours, "finished_at": BEGIN.isoformat()}))
+    (directory / "train_manifest.json").write_text(
+        json.dumps(document | {"total_seconds": 3600 * hours, "finished_at": BEGIN.isoformat()})
+    )
 
 
 def cost(runs, usd=None):
@@ -178,7 +226,10 @@ def test_a_device_costs_what_the_price_list_says_where_it_knows_it(tmp_path, dev
 def test_a_run_that_was_neither_judged_nor_released_cost_too(tmp_path):
     trained(tmp_path / "1", "cpu (x86_64)")
     trained(tmp_path / "2", "cpu (x86_64)", digest=B)
-    assert [row[0] for row in training(tmp_path, *WEEK, None, {A: "support"}.get).rows] == ["not judged", "support"]
+    assert [row[0] for row in training(tmp_path, *WEEK, None, {A: "support"}.get).rows] == [
+        "not judged",
+        "support",
+    ]
 
 
 # --- data ---
@@ -190,10 +241,22 @@ def test_data_grows_by_rows_whatever_their_format_and_files_that_come_and_go_cou
     def commit(day, changes):
         when = (BEGIN + datetime.timedelta(days=day)).isoformat()
         repository.commit(changes)
-        repository.git("commit", "-q", "--amend", "--no-edit", env=os.environ | {"GIT_COMMITTER_DATE": when})
+        repository.git(
+            "commit", "-q", "--amend", "--no-edit", env=os.environ | {"GIT_COMMITTER_DATE": when}
+        )
 
-    array = {"data/training/array.json": json.dumps(ROWS[:2], indent=1), "data/eval/support.jsonl": jsonl(EVALUATION[:2])}
-    commit(-1, array | {"data/training/gone.jsonl": jsonl(ROWS), "data/training/same.jsonl": jsonl(ROWS).rstrip("\n")})
+    array = {
+        "data/training/array.json": json.dumps(ROWS[:2], indent=1),
+        "data/eval/support.jsonl": jsonl(EVALUATION[:2]),
+    }
+    commit(
+        -1,
+        array
+        | {
+            "data/training/gone.jsonl": jsonl(ROWS),
+            "data/training/same.jsonl": jsonl(ROWS).rstrip("\n"),
+        },
+    )
     new = {"data/training/gone.jsonl": None, "data/eval/new.jsonl": jsonl(EVALUATION[:2])}
     commit(1, new | {"data/training/array.json": json.dumps(ROWS)})
     commit(9, {"data/training/next-week.jsonl": jsonl(ROWS)})
@@ -206,12 +269,16 @@ def test_data_grows_by_rows_whatever_their_format_and_files_that_come_and_go_cou
         ("data/training/same.jsonl", "4", "4", "+0"),
     ]
     assert section.note == ""
-    assert data_growth(repository.path, BEGIN - datetime.timedelta(days=9), WEEK[1]).note.startswith("Git knows no commit")
+    assert data_growth(
+        repository.path, BEGIN - datetime.timedelta(days=9), WEEK[1]
+    ).note.startswith("Git knows no commit")
     assert data_growth(tmp_path, *WEEK).rows == []  # no repository
 
 
 def test_text_from_the_store_stays_text():
-    section = Section("Deployments", ("by",), [("@octocat <img src=x onerror=alert(1)> | a\nb `c`",)], "None.")
+    section = Section(
+        "Deployments", ("by",), [("@octocat <img src=x onerror=alert(1)> | a\nb `c`",)], "None."
+    )
     text = markdown("Week", [section])
     assert "@octocat" not in text
     assert "<img" not in text

@@ -1,4 +1,5 @@
-"""Serving configurations: what is shipped loads, and what cannot work is refused before anything starts."""
+"""Serving configurations: what is shipped loads, and what cannot work is refused before anything
+starts."""
 
 import pytest
 
@@ -21,7 +22,9 @@ def config(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/serving*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/serving*.yaml")), ids=lambda path: path.name
+)
 def test_shipped_configurations_load(path):
     loaded = load_serving_config(path)
     assert loaded.engine.host == "127.0.0.1"
@@ -32,7 +35,11 @@ def test_shipped_configurations_load(path):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("host: 127.0.0.1\n  port: 8101", "host: 0.0.0.0\n  port: 8101", '"0.0.0.0" is not one of 127.0.0.1'),
+        (
+            "host: 127.0.0.1\n  port: 8101",
+            "host: 0.0.0.0\n  port: 8101",
+            '"0.0.0.0" is not one of 127.0.0.1',
+        ),
         ("max_lora_rank: 16", "max_lora_rank: 24", "24 is not one of 1, 8, 16, 32"),
         ("max_loras: 3", "max_loras: 1", "1 is out of range. Expected ≥ 3"),
         ("max_loras: 3", "max_loras: 5", "`engine.max_cpu_loras`: 4 is below max_loras 5"),
@@ -42,7 +49,11 @@ def test_shipped_configurations_load(path):
             "`engine.max_cpu_loras`: 4 is below 8. A host holds up to 4 versions of each",
         ),
         ("port: 8101", "port: 8080", "8080 is an engine's port too"),
-        ("max_model_len: 1024", "max_model_len: 16384", "16384 exceeds 8192, the context length of smollm2-135m-instruct"),
+        (
+            "max_model_len: 1024",
+            "max_model_len: 16384",
+            "16384 exceeds 8192, the context length of smollm2-135m-instruct",
+        ),
         ("[support-demo]", "[../etc]", "lower-case letters, digits and dashes"),
         ("[support-demo]", "[smollm2-135m-instruct]", "Clients could not tell the two apart"),
         ("base_model: smollm2-135m-instruct", "base_model: smollm2", "is not on the allow-list"),
@@ -63,5 +74,11 @@ def test_contradictions_are_reported_together(config):
 
 
 def test_a_scheduler_is_shown_one_engine(config):
-    with pytest.raises(UsageError, match=r"`gateway\.engine_metrics`: true with engine\.replicas 2"):
-        load_serving_config(config(("engine_metrics: false", "engine_metrics: true"), ("replicas: 1", "replicas: 2")))
+    with pytest.raises(
+        UsageError, match=r"`gateway\.engine_metrics`: true with engine\.replicas 2"
+    ):
+        load_serving_config(
+            config(
+                ("engine_metrics: false", "engine_metrics: true"), ("replicas: 1", "replicas: 2")
+            )
+        )

@@ -1,6 +1,8 @@
-"""Strangers at the public port: what they send, hold open or never finish takes nothing from the others.
+"""Strangers at the public port: what they send, hold open or never finish takes nothing from the
+others.
 
-The clients are plain sockets, since no proper client does any of this; the gateway is the real one on its real port.
+The clients are plain sockets, since no proper client does any of this; the gateway is the real one
+on its real port.
 """
 
 import asyncio
@@ -72,7 +74,9 @@ HEALTH = head("GET", "/health")
 
 
 async def connect(gateway, sent=b"", source="127.0.0.1", **options):
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, local_addr=(source, 0), **options)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", gateway.server.port, local_addr=(source, 0), **options
+    )
     writer.write(sent)
     return reader, writer
 
@@ -114,7 +118,10 @@ CODINGS = [
     ["content-encoding: gzip", "content-encoding: identity"],
     ["content-encoding:\tgzip\t"],
 ]
-ENDS = [("POST", path) for path in ("/v1/chat/completions", "/v1/completions", "/v1/feedback", "/nowhere", "/health")]
+ENDS = [
+    ("POST", path)
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/feedback", "/nowhere", "/health")
+]
 ENDS += [
     ("GET", "/health"),
     ("GET", "/v1/models"),
@@ -130,7 +137,9 @@ def test_a_compressed_body_is_refused_everywhere_and_never_decompressed(coding, 
     async def test(gateway):
         for method, path in ENDS:
             for key in ([], [f"authorization: Bearer {CLIENT}"]):
-                reader, writer = await connect(gateway, head(method, path, *coding, *key, length=len(bomb)) + bomb)
+                reader, writer = await connect(
+                    gateway, head(method, path, *coding, *key, length=len(bomb)) + bomb
+                )
                 assert await status_of(reader) == 415, (method, path)
                 writer.close()
         assert decompressed == []
@@ -150,7 +159,9 @@ def test_a_compressed_stream_of_chunks_is_refused_too(decompressed):
             ["transfer-encoding: Deflate , Chunked"],
             ["transfer-encoding: chunked", "content-encoding: gzip"],
         ):
-            reader, writer = await connect(gateway, head("POST", "/v1/chat/completions", *headers) + chunks)
+            reader, writer = await connect(
+                gateway, head("POST", "/v1/chat/completions", *headers) + chunks
+            )
             assert await status_of(reader) in (400, 415), headers
             writer.close()
         assert decompressed == []
@@ -175,14 +186,18 @@ def test_a_body_that_says_it_is_not_compressed_is_answered():
             )
             reader, _ = await connect(gateway, plain if coding else chunked)
             assert await status_of(reader) == 200
-        assert [json.loads(body)["messages"] for *_, body in gateway.engine.requests] == [QUESTION["messages"]] * 3
+        assert [json.loads(body)["messages"] for *_, body in gateway.engine.requests] == [
+            QUESTION["messages"]
+        ] * 3
 
     with_host(test)
 
 
 def test_a_compressed_question_leaves_its_line_in_the_log(capsys):
     async def test(gateway):
-        status, _, text = await gateway.ask(zlib.compress(QUESTION_BYTES), headers={"content-encoding": "deflate"})
+        status, _, text = await gateway.ask(
+            zlib.compress(QUESTION_BYTES), headers={"content-encoding": "deflate"}
+        )
         assert status == 415
         assert "no Content-Encoding" in json.loads(text)["error"]["message"]
 
@@ -308,7 +323,9 @@ def test_a_head_is_of_bounded_size():
             b"x: " + b"x" * 9000,
             b"\r\n".join(b"x-%d: 1" % number for number in range(200)),
         ):
-            reader, writer = await connect(gateway, b"GET /health HTTP/1.1\r\nhost: x\r\n" + header + b"\r\n\r\n")
+            reader, writer = await connect(
+                gateway, b"GET /health HTTP/1.1\r\nhost: x\r\n" + header + b"\r\n\r\n"
+            )
             assert await status_of(reader) == 400
             assert await closed(reader)
 
@@ -326,7 +343,9 @@ def test_an_idle_connection_is_closed():
 
 def test_a_whole_answer_that_its_client_does_not_read_ends():
     async def test(gateway):
-        gateway.engine.answer = lambda _: web.Response(body=bytes(1 << 25), content_type="application/json")
+        gateway.engine.answer = lambda _: web.Response(
+            body=bytes(1 << 25), content_type="application/json"
+        )
         _, writer = await connect(gateway, ASKED, limit=1024)
         writer.transport.pause_reading()
         async with asyncio.timeout(20):
@@ -401,7 +420,9 @@ def test_a_body_may_take_longer_than_a_head_or_an_idle_connection():
 
 def test_a_large_body_right_behind_its_head_is_no_large_head():
     async def test(gateway):
-        body = json.dumps({**QUESTION, "messages": [{"role": "user", "content": "x" * 900_000}]}).encode()
+        body = json.dumps(
+            {**QUESTION, "messages": [{"role": "user", "content": "x" * 900_000}]}
+        ).encode()
         for _ in range(10):
             assert (await gateway.ask(body))[0] == 200
 
@@ -539,7 +560,8 @@ from adapterops.serving.descriptors import make_room
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 try:
     room = make_room(1500, 200, 1)
-    print(room.connections, room.requests, room.descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    print(room.connections, room.requests, room.descriptors, allowed)
 except UsageError as error:
     print(error)
 """
@@ -558,34 +580,50 @@ except UsageError as error:
 )
 def test_descriptors_are_shared_out_below_the_limit(soft, hard, said):
     command = [sys.executable, "-c", ROOM, str(soft), str(hard)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.startswith(said)
+    assert subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.startswith(said)
 
 
 def test_the_unit_allows_as_many_descriptors_as_the_configuration_can_need():
     config = load_serving_config(ROOT / "configs/serving.yaml")
     unit = (ROOT / "configs/hosts/qlora-serving.service").read_text()
-    needed = config.connections.max_open + 2 * config.gateway.max_in_flight + 128 + 16 * config.engine.replicas
+    needed = (
+        config.connections.max_open
+        + 2 * config.gateway.max_in_flight
+        + 128
+        + 16 * config.engine.replicas
+    )
     assert int(unit.partition("\nLimitNOFILE=")[2].split()[0]) >= needed
 
 
 def test_a_load_balancer_lets_go_of_a_connection_before_the_host_does():
     config = load_serving_config(ROOT / "configs/serving.yaml")
     nginx = (ROOT / "configs/hosts/nginx.conf").read_text()
-    assert int(nginx.partition("keepalive_timeout ")[2].partition("s;")[0]) < config.connections.idle_timeout_s
+    assert (
+        int(nginx.partition("keepalive_timeout ")[2].partition("s;")[0])
+        < config.connections.idle_timeout_s
+    )
 
 
 def test_connections_are_more_than_requests(tmp_path):
-    text = (ROOT / "configs/serving.demo.yaml").read_text().replace("max_open: 1024", "max_open: 256")
+    text = (
+        (ROOT / "configs/serving.demo.yaml").read_text().replace("max_open: 1024", "max_open: 256")
+    )
     (tmp_path / "serving.yaml").write_text(text)
     with pytest.raises(
         UsageError,
-        match=r"`connections\.max_open`: 256 is not above gateway\.max_in_flight 256.*Expected 512 or more",
+        match=(
+            r"`connections\.max_open`: 256 is not above gateway\.max_in_flight 256.*Expected 512 or"
+            r" more"
+        ),
     ):
         load_serving_config(tmp_path / "serving.yaml")
 
 
 def hold(port, stop):
-    """Half heads, as many as a host with 256 descriptors could take, opened again as they are closed."""
+    """Half heads, as many as a host with 256 descriptors could take, opened again as they are
+    closed."""
     held = []
     while not stop.is_set():
         held = [connection for connection in held if alive(connection)]
@@ -626,7 +664,9 @@ def test_a_host_of_256_descriptors_answers_and_reads_its_store_among_242_half_he
         attacker.start()
         try:
             wait_for(lambda: "displaced" in rejected(gateway), 60)
-            change_channel(fleet.store, NAME, lambda channel: promote(channel, second), reason="second")
+            change_channel(
+                fleet.store, NAME, lambda channel: promote(channel, second), reason="second"
+            )
             wait_for(lambda: ask(gateway)[2] == said_second, 60)
             assert health(gateway)["adapters"][NAME]["errors"] == []
             assert [health(gateway)["status"] for _ in range(20)] == ["ok"] * 20
@@ -639,7 +679,9 @@ def test_a_host_of_256_descriptors_answers_and_reads_its_store_among_242_half_he
 def rejected(gateway):
     with urllib.request.urlopen(f"{gateway}/metrics", timeout=5) as answer:
         return [
-            line.partition('reason="')[2].partition('"')[0] for line in answer.read().decode().splitlines() if "rejected_total{" in line
+            line.partition('reason="')[2].partition('"')[0]
+            for line in answer.read().decode().splitlines()
+            if "rejected_total{" in line
         ]
 
 
@@ -664,14 +706,23 @@ MALFORMED = [
     b"CONNECT \xff\xfe:SECRET HTTP/1.1\r\nhost: x\r\n\r\n",
     b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
     b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
-    b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+    (
+        b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding:"
+        b" chunked\r\n\r\n"
+    ),
     b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nSECRET\r\n",
-    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{{{{{SECRET\r\n",
+    (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding:"
+        b" chunked\r\n\r\n5\r\n{{{{{SECRET\r\n"
+    ),
     b"POST /nowhere HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5;SECRET\x00\r\n",
     b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n\x00SECRET\r\n\r\n",
     b"GET /%zz%00\xff\x1b[31m HTTP/1.1\r\nhost: x\r\n\r\nSECRET\r\n\r\n",
     b"GET /health HTTP/1.1\r\nhost: x\r\nexpect: SECRET\r\n\r\n",
-    b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nSECRET\x00\r\n\r\n",
+    (
+        b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade:"
+        b" websocket\r\n\r\nSECRET\x00\r\n\r\n"
+    ),
     b"GET /health HTTP/1.1\r\nhost: x\r\nsec-websocket-key1: SECRET\r\n\r\n",
 ]
 
@@ -682,7 +733,13 @@ def test_what_is_no_request_leaves_one_line_without_a_byte_of_it(keyed, keys, ca
 
     async def test(gateway):
         for sent in MALFORMED:
-            sent = sent.replace(b"host: x\r\n", b"host: x\r\nauthorization: Bearer %s\r\n" % CLIENT.encode(), 1) if keyed else sent
+            sent = (
+                sent.replace(
+                    b"host: x\r\n", b"host: x\r\nauthorization: Bearer %s\r\n" % CLIENT.encode(), 1
+                )
+                if keyed
+                else sent
+            )
             reader, writer = await connect(gateway, sent)
             with contextlib.suppress(OSError):
                 writer.write_eof()
@@ -716,15 +773,20 @@ def test_what_is_no_request_leaves_one_line_without_a_byte_of_it(keyed, keys, ca
     ],
 )
 def test_a_header_that_is_no_text_is_refused(header, keys, caplog):
-    """aiohttp quotes an unknown `Expect` in its answer, the gateway hashes a key, and so on: none of them expects half a character."""
+    """aiohttp quotes an unknown `Expect` in its answer, the gateway hashes a key, and so on: none
+    of them expects half a character."""
 
     async def test(gateway):
         for key in ([], [f"authorization: Bearer {CLIENT}"]):
             for value in (b"Bearer \xff", "Bearer 세션".encode()):
                 sent = head("POST", "/v1/chat/completions", *key, length=len(QUESTION_BYTES))[:-2]
-                reader, writer = await connect(gateway, sent + header.encode() + b": " + value + b"\r\n\r\n" + QUESTION_BYTES)
+                reader, writer = await connect(
+                    gateway, sent + header.encode() + b": " + value + b"\r\n\r\n" + QUESTION_BYTES
+                )
                 status = await status_of(reader)
-                mine = b"\xff" in value or (key and header == "x-session-id")  # whose characters are ASCII
+                mine = b"\xff" in value or (
+                    key and header == "x-session-id"
+                )  # whose characters are ASCII
                 assert status == 400 if mine else status in (200, 401, 417), value
                 writer.close()
 

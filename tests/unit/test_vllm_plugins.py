@@ -1,4 +1,5 @@
-"""The plug-ins of the CPU build: LoRA products against the formula, token by token; waiting without keeping a core busy."""
+"""The plug-ins of the CPU build: LoRA products against the formula, token by token; waiting without
+keeping a core busy."""
 
 import sys
 import time
@@ -37,7 +38,9 @@ def test_each_token_gets_its_own_adapter_and_tokens_without_one_get_none(indices
     expected = y.clone()
     for token, slot in enumerate(indices):
         if slot >= 0:
-            expected[token] += 0.5 * torch.cat([x[token] @ a[part][slot, 0].T @ b[part][slot, 0].T for part in range(len(WIDTHS))])
+            expected[token] += 0.5 * torch.cat(
+                [x[token] @ a[part][slot, 0].T @ b[part][slot, 0].T for part in range(len(WIDTHS))]
+            )
     wrapper = SimpleNamespace(groups=cpu_lora.groups(torch.tensor(indices)))
     cpu_lora.add_lora_linear(wrapper, y, x, a, b, 0.5, WIDTHS)
     torch.testing.assert_close(y, expected)
@@ -48,28 +51,41 @@ def test_logits_get_the_adapters_of_the_tokens_that_are_sampled():
     x, y = torch.randn(2, WIDE), torch.zeros(2, WIDTHS[0])
     wrapper = SimpleNamespace(sampled_groups=cpu_lora.groups(torch.tensor([-1, 2])))
     cpu_lora.add_lora_logits(wrapper, y, x, a, b, 1.0)
-    torch.testing.assert_close(y, torch.stack([torch.zeros(WIDTHS[0]), x[1] @ a[2, 0].T @ b[2, 0].T]))
+    torch.testing.assert_close(
+        y, torch.stack([torch.zeros(WIDTHS[0]), x[1] @ a[2, 0].T @ b[2, 0].T])
+    )
 
 
 def test_the_operators_replaced_are_those_that_this_vllm_calls():
     """A version that renames them would run its own slow ones without a word."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    for name in ("update_metadata", "add_lora_linear", "add_lora_logits", "token_lora_indices", "sampler_indices"):
+    for name in (
+        "update_metadata",
+        "add_lora_linear",
+        "add_lora_logits",
+        "token_lora_indices",
+        "sampler_indices",
+    ):
         assert hasattr(PunicaWrapperCPU, name)
 
 
 @pytest.fixture
 def reader(monkeypatch, tmp_path):
-    """`ask(since, timeout)`: how long a reader, `since` seconds after its last read, asks its sockets to wait; in ms, None for ever."""
+    """`ask(since, timeout)`: how long a reader, `since` seconds after its last read, asks its
+    sockets to wait; in ms, None for ever."""
     import zmq
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
-    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)  # put back what `register` replaces
+    monkeypatch.setattr(
+        SpinCondition, "wait", SpinCondition.wait
+    )  # put back what `register` replaces
     cpu_wait.register()
     asked = []
     with zmq.Context() as context:
-        condition = SpinCondition(is_reader=True, context=context, notify_address=f"ipc://{tmp_path}/nobody-writes")
+        condition = SpinCondition(
+            is_reader=True, context=context, notify_address=f"ipc://{tmp_path}/nobody-writes"
+        )
         condition.poller = SimpleNamespace(poll=lambda timeout: asked.append(timeout) or [])
 
         def ask(since, timeout=None):
@@ -78,7 +94,11 @@ def reader(monkeypatch, tmp_path):
             return asked.pop()
 
         yield ask
-        for socket in (condition.local_notify_socket, condition.read_cancel_socket, condition.write_cancel_socket):
+        for socket in (
+            condition.local_notify_socket,
+            condition.read_cancel_socket,
+            condition.write_cancel_socket,
+        ):
             socket.close()
 
 

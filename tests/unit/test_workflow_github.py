@@ -1,4 +1,5 @@
-"""What the workflows say to GitHub: comments, commands, deployments, rules; every request is held to GitHub's own description."""
+"""What the workflows say to GitHub: comments, commands, deployments, rules; every request is held
+to GitHub's own description."""
 
 import json
 
@@ -10,7 +11,13 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops import commands
 from adapterops.gitops.commands import Command, carry_out, parse
 from adapterops.gitops.github import approved_since_push, repository, upsert_comment
-from adapterops.gitops.revert import app_token, ask_for_revert, open_revert, push_revert, releasing_commit
+from adapterops.gitops.revert import (
+    app_token,
+    ask_for_revert,
+    open_revert,
+    push_revert,
+    releasing_commit,
+)
 from adapterops.gitops.say import MARKER, comment
 from adapterops.plan.build import BUDGET_LABEL
 from play.github_api import NAME, GitHub
@@ -20,7 +27,8 @@ from repositories import ROWS, jsonl, with_adapters
 def plan(**changes):
     empty = {kind: [] for kind in ("data", "rules", "settings", "code", "documents")}
     return {
-        "base": "b" * 40, "head": "a" * 40, "verdict": "PROCEED", "reason": "support gets a GPU job.", "problems": [], "rules": [],
+        "base": "b" * 40, "head": "a" * 40, "verdict": "PROCEED",
+        "reason": "support gets a GPU job.", "problems": [], "rules": [],
         "changes": empty, "adapters": [], "train": [], **changes,
     }  # fmt: skip
 
@@ -28,10 +36,23 @@ def plan(**changes):
 class TestFake:
     def test_a_request_that_breaks_the_description_is_refused(self):
         with GitHub() as github:
-            assert github.handle("POST", f"/repos/{NAME}/issues", b'{"body": "no title"}', {"authorization": "token x"})[0] == 422
-            status, answer = github.handle("POST", f"/repos/{NAME}/deployments", b'{"ref": 5}', {"authorization": "token x"})
+            assert (
+                github.handle(
+                    "POST",
+                    f"/repos/{NAME}/issues",
+                    b'{"body": "no title"}',
+                    {"authorization": "token x"},
+                )[0]
+                == 422
+            )
+            status, answer = github.handle(
+                "POST", f"/repos/{NAME}/deployments", b'{"ref": 5}', {"authorization": "token x"}
+            )
             assert (status, "5 is not of type" in answer["message"]) == (422, True)
-            assert github.handle("GET", f"/repos/{NAME}/nothing", b"", {"authorization": "token x"})[0] == 422
+            assert (
+                github.handle("GET", f"/repos/{NAME}/nothing", b"", {"authorization": "token x"})[0]
+                == 422
+            )
             assert github.handle("GET", f"/repos/{NAME}", b"", {})[0] == 401
             assert len(github.refused) == 3
 
@@ -43,7 +64,9 @@ class TestComment:
             with repository() as repo:
                 upsert_comment(repo.get_issue(number), MARKER, body)
         assert github.comments_on(number) == [f"{MARKER}\nsecond"]
-        assert [method for method, path, _ in github.requests if "comments" in path and method != "GET"] == ["POST", "PATCH"]
+        assert [
+            method for method, path, _ in github.requests if "comments" in path and method != "GET"
+        ] == ["POST", "PATCH"]
 
     def test_it_is_tried_again_after_a_server_error(self, github, monkeypatch):
         number = github.pull_request("data", "a" * 40)
@@ -52,7 +75,9 @@ class TestComment:
         def failing(method, path, body, headers):
             asked.append(method)
             return (
-                (502, {"message": "injected"}) if failures and method != "GET" and failures.pop() else handle(method, path, body, headers)
+                (502, {"message": "injected"})
+                if failures and method != "GET" and failures.pop()
+                else handle(method, path, body, headers)
             )
 
         monkeypatch.setattr(github, "handle", failing)
@@ -63,7 +88,9 @@ class TestComment:
         assert [method for method in asked if method != "GET"] == ["POST", "POST", "PATCH", "PATCH"]
         assert github.comments_on(number) == [f"{MARKER}\nsecond"]
 
-    @pytest.mark.parametrize("user", [{"login": "mallory", "type": "User"}, {"login": "other-app[bot]", "type": "Bot"}])
+    @pytest.mark.parametrize(
+        "user", [{"login": "mallory", "type": "User"}, {"login": "other-app[bot]", "type": "Bot"}]
+    )
     def test_somebody_elses_comment_with_the_marker_is_left_alone(self, github, user):
         number = github.pull_request("data", "a" * 40)
         github.add_comment(number, f"{MARKER}\nmine", user)
@@ -75,14 +102,32 @@ class TestComment:
         assert comment(plan(), [], {}) is None
 
     def test_changed_rules_come_before_everything(self):
-        rule = {"file": "configs/quality_gate.yaml", "setting": "gates.rouge_l.min", "old": "0.65", "new": "0.1", "weaker": True}
-        finding = {"file": "data/training/a.jsonl", "line": 3, "code": "E104", "message": "output is @everyone", "severity": "error"}
+        rule = {
+            "file": "configs/quality_gate.yaml",
+            "setting": "gates.rouge_l.min",
+            "old": "0.65",
+            "new": "0.1",
+            "weaker": True,
+        }
+        finding = {
+            "file": "data/training/a.jsonl",
+            "line": 3,
+            "code": "E104",
+            "message": "output is @everyone",
+            "severity": "error",
+        }
         body = comment(plan(rules=[rule]), [{"verdict": "FAIL", "findings": [finding]}], {})
         assert body.index("0.65 → 0.1") < body.index("The data is not accepted yet")
         assert "@everyone" not in body
 
     def test_it_fits_into_a_comment(self):
-        finding = {"file": "data/training/a.jsonl", "line": 3, "code": "E104", "message": "&" * 5000, "severity": "error"}
+        finding = {
+            "file": "data/training/a.jsonl",
+            "line": 3,
+            "code": "E104",
+            "message": "&" * 5000,
+            "severity": "error",
+        }
         reports = [{"verdict": "FAIL", "findings": [finding] * 50}] * 40
         body = comment(plan(), reports, {})
         assert len(f"{MARKER}\n{body}\n") <= 65_536
@@ -125,10 +170,14 @@ class TestApprovalOfABudget:
         assert self.approved(number)
         assert github.refused == []  # every request is one of the published description
 
-    @pytest.mark.parametrize(("by", "kind"), [("curator", "User"), ("author", "User"), ("github-actions[bot]", "Bot")])
+    @pytest.mark.parametrize(
+        ("by", "kind"), [("curator", "User"), ("author", "User"), ("github-actions[bot]", "Bot")]
+    )
     def test_nobody_approves_what_is_their_own(self, github, number, by, kind):
         github.pulls[number]["user"] = {"login": "author"}
-        github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:00Z", by=by, kind=kind)  # `curator` has pushed it
+        github.labelled(
+            number, BUDGET_LABEL, "2026-01-01T11:00:00Z", by=by, kind=kind
+        )  # `curator` has pushed it
         assert not self.approved(number)
         github.labelled(number, BUDGET_LABEL, "2026-01-01T11:00:01Z")
         assert self.approved(number)
@@ -218,13 +267,27 @@ class TestCommands:
         number = github.pull_request("data", "a" * 40)
         github.permissions["reviewer"] = "write"
         github.runs.append(
-            {"id": 5, "head_sha": "a" * 40, "created_at": "2026-01-01T10:00:00Z", "status": "completed", "event": "pull_request"}
+            {
+                "id": 5,
+                "head_sha": "a" * 40,
+                "created_at": "2026-01-01T10:00:00Z",
+                "status": "completed",
+                "event": "pull_request",
+            }
         )
 
         def say(body, who="reviewer", at="2026-01-01T11:00:00Z", pull=True):
             made = github.add_comment(number, body, {"login": who, "type": "User"})
             issue = {"number": number} | ({"pull_request": {}} if pull else {})
-            event = {"issue": issue, "comment": {"id": made["id"], "body": body, "user": {"login": who}, "created_at": at}}
+            event = {
+                "issue": issue,
+                "comment": {
+                    "id": made["id"],
+                    "body": body,
+                    "user": {"login": who},
+                    "created_at": at,
+                },
+            }
             with repository() as repo:
                 return carry_out(event, repo, ["support-demo"])
 
@@ -272,7 +335,11 @@ class TestCommands:
             return restart(self, identity, how, body, query)
 
         monkeypatch.setattr(
-            "play.github_api.ROUTES", [(p, moving if h is restart else h) for p, h in __import__("play.github_api").github_api.ROUTES]
+            "play.github_api.ROUTES",
+            [
+                (p, moving if h is restart else h)
+                for p, h in __import__("play.github_api").github_api.ROUTES
+            ],
         )
         with pytest.raises(RejectedError, match="another commit was pushed meanwhile"):
             say("/retrain")
@@ -282,8 +349,20 @@ class TestCommands:
         ("change", "said"),
         [
             ({"state": "closed"}, "this pull request is closed"),
-            ({"head": {"ref": "x", "sha": "a" * 40, "repo": {"full_name": "somebody/qlora-gitops"}}}, "forks get no GPU"),
-            ({"head": {"ref": "x", "sha": "c" * 40, "repo": {"full_name": NAME}}}, "there is no run"),
+            (
+                {
+                    "head": {
+                        "ref": "x",
+                        "sha": "a" * 40,
+                        "repo": {"full_name": "somebody/qlora-gitops"},
+                    }
+                },
+                "forks get no GPU",
+            ),
+            (
+                {"head": {"ref": "x", "sha": "c" * 40, "repo": {"full_name": NAME}}},
+                "there is no run",
+            ),
         ],
     )
     def test_what_cannot_be_retrained_is_refused(self, scene, change, said):
@@ -349,10 +428,14 @@ class TestRulesets:
             result = CliRunner().invoke(apply_rulesets.main, [])
             assert (result.exit_code, said in result.output) == (0, True), result.output
         assert len(github.rulesets) == 1
-        assert ("PUT", f"/repos/{NAME}/actions/oidc/customization/sub") in [(method, path) for method, path, _ in github.requests]
+        assert ("PUT", f"/repos/{NAME}/actions/oidc/customization/sub") in [
+            (method, path) for method, path, _ in github.requests
+        ]
         assert CliRunner().invoke(apply_rulesets.main, ["--check"]).exit_code == 0
         (rules,) = github.rulesets.values()
-        rules["rules"] = [rule for rule in rules["rules"] if rule["type"] != "required_status_checks"]
+        rules["rules"] = [
+            rule for rule in rules["rules"] if rule["type"] != "required_status_checks"
+        ]
         assert CliRunner().invoke(apply_rulesets.main, ["--check"]).exit_code == 1
 
 
@@ -369,9 +452,16 @@ class TestDeployment:
             return code
 
         monkeypatch.setattr(deploy_from_actions, "run_child", deploy)
-        result = CliRunner().invoke(deploy_from_actions.main, ["--adapter", "support-demo", "--version", "a" * 64])
+        result = CliRunner().invoke(
+            deploy_from_actions.main, ["--adapter", "support-demo", "--version", "a" * 64]
+        )
         assert result.exit_code == code
-        assert called[0][-4:] == ["--gateway", "http://10.0.0.7:8080", "--gateway", "http://10.0.0.8:8080"]
+        assert called[0][-4:] == [
+            "--gateway",
+            "http://10.0.0.7:8080",
+            "--gateway",
+            "http://10.0.0.8:8080",
+        ]
         (deployment,) = github.deployments.values()
         assert deployment["statuses"] == ["in_progress", state]
         assert deployment["environment"] == "production/support-demo"
@@ -380,7 +470,9 @@ class TestDeployment:
         import deploy_from_actions
 
         monkeypatch.delenv("GATEWAYS", raising=False)
-        result = CliRunner().invoke(deploy_from_actions.main, ["--adapter", "support-demo", "--version", "latest"])
+        result = CliRunner().invoke(
+            deploy_from_actions.main, ["--adapter", "support-demo", "--version", "latest"]
+        )
         assert result.exit_code == 2
         assert github.deployments == {}
 
@@ -393,10 +485,17 @@ class TestSetup:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(setup.shutil, "which", lambda _: None)
         problems = setup.missing(["bucket", "gpu", "gateways", "github"])
-        assert [problem.partition(":")[0] for problem in problems] == ["bucket", "gpu", "gateways", "github"]
+        assert [problem.partition(":")[0] for problem in problems] == [
+            "bucket",
+            "gpu",
+            "gateways",
+            "github",
+        ]
         assert all(problem.endswith("See docs/setup-github.md.") for problem in problems)
 
-    def test_a_key_that_cannot_sign_candidates_is_named_before_they_are_trained(self, monkeypatch, tmp_path):
+    def test_a_key_that_cannot_sign_candidates_is_named_before_they_are_trained(
+        self, monkeypatch, tmp_path
+    ):
         from adapterops.gitops.setup import missing
         from adapterops.store.signing import make_key_pair
 
@@ -421,8 +520,15 @@ class TestSetup:
         from adapterops.gitops.setup import missing
         from adapterops.store.signing import Trust
 
-        known = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "your-org/qlora-gitops"}
-        for name, value in {**known, "CANDIDATE_SIGNING_KEY": "keyless", "CANDIDATE_SIGNED_BY": "keyless"}.items():
+        known = {
+            "GITHUB_SERVER_URL": "https://github.com",
+            "GITHUB_REPOSITORY": "your-org/qlora-gitops",
+        }
+        for name, value in {
+            **known,
+            "CANDIDATE_SIGNING_KEY": "keyless",
+            "CANDIDATE_SIGNED_BY": "keyless",
+        }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_URL", raising=False)
         sigstore_is_unreachable(monkeypatch)
@@ -443,9 +549,13 @@ class TestRole:
     def test_the_token_goes_to_a_private_file_and_is_masked(self, github, monkeypatch, tmp_path):
         import assume_role
 
-        for name, value in {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{github.url}/oidc", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x", "RUNNER_TEMP": str(tmp_path), "GITHUB_ENV": str(tmp_path / "env"), "GITHUB_ACTIONS": "true"}.items():  # fmt: skip  # noqa: E501
+        for name, value in {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{github.url}/oidc",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x", "RUNNER_TEMP": str(tmp_path),
+        "GITHUB_ENV": str(tmp_path / "env"), "GITHUB_ACTIONS": "true"}.items():  # fmt: skip
             monkeypatch.setenv(name, value)
-        result = CliRunner().invoke(assume_role.main, ["--role", "arn:aws:iam::1:role/x", "--region", "eu-west-1"])
+        result = CliRunner().invoke(
+            assume_role.main, ["--role", "arn:aws:iam::1:role/x", "--region", "eu-west-1"]
+        )
         assert result.exit_code == 0, result.output
         token = tmp_path / "aws-web-identity-token"
         assert token.stat().st_mode & 0o777 == 0o600
@@ -453,13 +563,17 @@ class TestRole:
         assert "arn:aws:iam::1:role/x" in (tmp_path / "env").read_text()
         assert token.read_text() not in (tmp_path / "env").read_text()
 
-    def test_a_training_that_outlasts_the_role_renews_the_token(self, github, monkeypatch, tmp_path):
+    def test_a_training_that_outlasts_the_role_renews_the_token(
+        self, github, monkeypatch, tmp_path
+    ):
         from adapterops.gitops.identity import renew_token
 
         renew_token()  # nothing to renew
         token = tmp_path / "token"
         token.write_text("expired")
-        for name, value in {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{github.url}/oidc", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x", "AWS_WEB_IDENTITY_TOKEN_FILE": str(token)}.items():  # fmt: skip  # noqa: E501
+        for name, value in {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{github.url}/oidc",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(token)}.items():  # fmt: skip
             monkeypatch.setenv(name, value)
         renew_token()
         assert token.read_text() not in {"", "expired"}
@@ -505,7 +619,9 @@ class TestAskForRevert:
             github.issues[ours.number]["user"] = {"login": "mallory[bot]", "type": "Bot", "id": 5}
             assert ask_for_revert("support", "a" * 40, repo).number != ours.number
 
-    @pytest.mark.parametrize(("app_id", "key"), [("12", "no key"), ("twelve", "-----BEGIN RSA PRIVATE KEY-----\nAA==")])
+    @pytest.mark.parametrize(
+        ("app_id", "key"), [("12", "no key"), ("twelve", "-----BEGIN RSA PRIVATE KEY-----\nAA==")]
+    )
     def test_a_key_that_is_none_is_misuse_and_is_not_shown(self, app_id, key):
         with pytest.raises(UsageError, match="REVERT_APP_KEY are no App's") as caught:
             app_token(app_id, key, NAME)

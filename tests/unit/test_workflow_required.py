@@ -8,14 +8,23 @@ OUTPUTS = {"validate": '["support"]', "train": '["support"]', "code": "false"}
 
 
 def needs(outputs=OUTPUTS, **results):
-    jobs = {"plan": "success", "validate": "success", "train": "success", "code": "skipped", "report": "success"} | results
+    jobs = {
+        "plan": "success",
+        "validate": "success",
+        "train": "success",
+        "code": "skipped",
+        "report": "success",
+    } | results
     found = {job: {"result": result, "outputs": {}} for job, result in jobs.items() if result}
     found["plan"]["outputs"] = outputs
     return found
 
 
 def plan(verdict="PASS", action="reuse", problems=(), name="support"):
-    return {"problems": list(problems), "adapters": [{"name": name, "action": action, "verdict": verdict}]}
+    return {
+        "problems": list(problems),
+        "adapters": [{"name": name, "action": action, "verdict": verdict}],
+    }
 
 
 NOTHING = {"problems": [], "adapters": []}
@@ -37,13 +46,20 @@ def test_a_job_that_should_have_run_and_did_not_end_well_blocks(job, result):
 
 
 def test_a_job_that_ran_though_the_plan_said_no_blocks():
-    assert "although the plan switched it off" in decide(needs(QUIET, validate="skipped"), NOTHING)[0]
+    assert (
+        "although the plan switched it off" in decide(needs(QUIET, validate="skipped"), NOTHING)[0]
+    )
 
 
 def test_code_must_pass_its_tests():
     outputs = {**QUIET, "code": "true"}
-    assert decide(needs(outputs, validate="skipped", train="skipped", code="success"), NOTHING) == []
-    assert "`code` ended with failure" in decide(needs(outputs, validate="skipped", train="skipped", code="failure"), NOTHING)[0]
+    assert (
+        decide(needs(outputs, validate="skipped", train="skipped", code="success"), NOTHING) == []
+    )
+    assert (
+        "`code` ended with failure"
+        in decide(needs(outputs, validate="skipped", train="skipped", code="failure"), NOTHING)[0]
+    )
 
 
 def test_a_green_training_job_without_a_verdict_in_the_store_blocks():
@@ -79,5 +95,8 @@ def test_a_comment_that_was_not_posted_blocks_nobody():
 
 
 def test_a_job_that_the_plan_knows_nothing_of_blocks():
-    assert "the plan does not say whether it runs" in decide({**needs(), "extra": {"result": "success"}}, plan())[0]
+    assert (
+        "the plan does not say whether it runs"
+        in decide({**needs(), "extra": {"result": "success"}}, plan())[0]
+    )
     assert decide(needs({}), plan()) != []

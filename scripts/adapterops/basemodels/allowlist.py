@@ -17,7 +17,9 @@ ALLOW_LIST = Path("configs/base_models.yaml")
 
 @dataclass(frozen=True, eq=False)  # one object an entry: usable as the key of a cache
 class BaseModel:
-    """One entry of the allow-list; see the head of `configs/base_models.yaml` for what each field means."""
+    """One entry of the allow-list; see the head of `configs/base_models.yaml` for what each field
+    means.
+    """
 
     name: str
     source: dict[str, Any]
@@ -34,7 +36,9 @@ class BaseModel:
 
     @property
     def source_id(self) -> str:
-        """What an adapter records as its base: the hub id where there is one, else the name in the allow-list."""
+        """What an adapter records as its base: the hub id where there is one, else the name in the
+        allow-list.
+        """
         return str(self.source["id"]) if self.source["type"] == "hub" else self.name
 
     @property
@@ -50,12 +54,16 @@ class BaseModel:
         """
         path = ROOT / self.chat_template_path
         if not path.is_file():
-            raise UsageError(f"{ALLOW_LIST}: chat template {self.chat_template_path} of {self.name} does not exist.")
+            raise UsageError(
+                f"{ALLOW_LIST}: chat template {self.chat_template_path} of {self.name} does not"
+                " exist."
+            )
         found = sha256_file(path)
         if found != self.chat_template_sha256:
             raise UsageError(
-                f"{self.chat_template_path} has SHA-256 {found}, but {ALLOW_LIST} pins {self.chat_template_sha256} for "
-                f"{self.name}. A changed template changes every training text: restore the file, or pin the new hash."
+                f"{self.chat_template_path} has SHA-256 {found}, but {ALLOW_LIST} pins"
+                f" {self.chat_template_sha256} for {self.name}. A changed template changes every"
+                " training text: restore the file, or pin the new hash."
             )
         return path.read_text(encoding="utf-8")
 
@@ -115,4 +123,7 @@ def find_base_model(name: str, asked_by: str) -> BaseModel:
 def not_allowed(name: str) -> str:
     """What to say of a base model that is not on the list."""
     known = list(load_base_models())
-    return f"base model `{name}` is not on the allow-list {ALLOW_LIST}.{did_you_mean(name, known)} Allowed: {', '.join(known)}."
+    return (
+        f"base model `{name}` is not on the allow-list {ALLOW_LIST}.{did_you_mean(name, known)}"
+        f" Allowed: {', '.join(known)}."
+    )

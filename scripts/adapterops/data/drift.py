@@ -1,4 +1,6 @@
-"""What a change does to a file: rows added, removed and changed, and shifts in what they are like."""
+"""What a change does to a file: rows added, removed and changed, and shifts in what they are
+like.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _REFUSAL_SHIFT = 0.05
 
 
 class Base:
-    """Files as they are at a git revision, checked out into a temporary directory; a context manager that removes it.
+    """Files as they are at a git revision, checked out into a temporary directory; a context
+    manager that removes it.
 
     Args:
         revision: a commit, branch or tag.
@@ -42,14 +45,25 @@ class Base:
         self.revision = revision
         self._root = root
         self._files: dict[Path, Path | None] = {}
-        if revision.startswith("-") or _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
-            raise UsageError(f"--base or --changed-since `{revision}`: git knows no such commit here. In a shallow clone, fetch it first.")
+        if (
+            revision.startswith("-")
+            or _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None
+        ):
+            raise UsageError(
+                f"--base or --changed-since `{revision}`: git knows no such commit here. In a"
+                " shallow clone, fetch it first."
+            )
         self._directory = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Base:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._directory.cleanup()
 
     def file(self, path: Path) -> Path | None:
@@ -58,7 +72,9 @@ class Base:
             self._files[path] = None
             resolved, root = path.resolve(), self._root.resolve()
             if resolved.is_relative_to(root):
-                content = _git(root, "show", f"{self.revision}:{resolved.relative_to(root).as_posix()}")
+                content = _git(
+                    root, "show", f"{self.revision}:{resolved.relative_to(root).as_posix()}"
+                )
                 if content is not None:
                     copy = Path(self._directory.name) / f"{len(self._files)}-{path.name}"
                     copy.write_bytes(content)
@@ -81,10 +97,16 @@ class Base:
 
 
 def drift(base: Base, job: Job, now: Scanned) -> dict[str, Any]:
-    """Rows added, removed and changed against the base, and both sides' figures. Rows are told apart by id, else by content."""
+    """Rows added, removed and changed against the base, and both sides' figures. Rows are told
+    apart by id, else by content.
+    """
     former = base.file(job.path)
     nothing = np.zeros(0, np.uint64)
-    before = scan(replace(job, path=former, coverage=None, base_rows=nothing)) if former and former.stat().st_size else None
+    before = (
+        scan(replace(job, path=former, coverage=None, base_rows=nothing))
+        if former and former.stat().st_size
+        else None
+    )
     known = _by_identity(before) if before else {}
     current = _by_identity(now)
     return {
@@ -98,33 +120,60 @@ def drift(base: Base, job: Job, now: Scanned) -> dict[str, Any]:
 
 def drift_findings(path: Path, change: dict[str, Any] | None) -> list[Finding]:
     """A hint for each shift that is more than an ordinary week's."""
-    if not change or not change["before"] or not change["before"]["rows"] or not change["after"]["rows"]:
+    if (
+        not change
+        or not change["before"]
+        or not change["before"]["rows"]
+        or not change["after"]["rows"]
+    ):
         return []
     before, after = change["before"], change["after"]
     found = []
-    if before["mean_characters"] and abs(after["mean_characters"] / before["mean_characters"] - 1) > _LENGTH_SHIFT:
-        found.append(f"rows are {after['mean_characters']:.0f} characters long on average, before {before['mean_characters']:.0f}.")
+    if (
+        before["mean_characters"]
+        and abs(after["mean_characters"] / before["mean_characters"] - 1) > _LENGTH_SHIFT
+    ):
+        found.append(
+            f"rows are {after['mean_characters']:.0f} characters long on average, before"
+            f" {before['mean_characters']:.0f}."
+        )
     for name, what in (("languages", "languages"), ("tasks", "tasks")):
-        distance = sum(abs(after[name].get(key, 0) - before[name].get(key, 0)) for key in {*after[name], *before[name]}) / 2
+        distance = (
+            sum(
+                abs(after[name].get(key, 0) - before[name].get(key, 0))
+                for key in {*after[name], *before[name]}
+            )
+            / 2
+        )
         if distance > _MIX_SHIFT:
-            moved = max({*after[name], *before[name]}, key=lambda key: abs(after[name].get(key, 0) - before[name].get(key, 0)))
+            moved = max(
+                {*after[name], *before[name]},
+                key=lambda key: abs(after[name].get(key, 0) - before[name].get(key, 0)),
+            )
             found.append(
-                f"the mix of {what} shifted by {distance:.0%}; most of all `{moved}`: {after[name].get(moved, 0):.0%}, "
-                f"before {before[name].get(moved, 0):.0%}."
+                f"the mix of {what} shifted by {distance:.0%}; most of all `{moved}`:"
+                f" {after[name].get(moved, 0):.0%}, before {before[name].get(moved, 0):.0%}."
             )
     if abs(after["refusals"] - before["refusals"]) > _REFUSAL_SHIFT:
-        found.append(f"{after['refusals']:.0%} of the answers are refusals, before {before['refusals']:.0%}.")
+        found.append(
+            f"{after['refusals']:.0%} of the answers are refusals, before {before['refusals']:.0%}."
+        )
     return [Finding(str(path), 1, "H701", message, "hint") for message in found]
 
 
 def _by_identity(scanned: Scanned) -> dict[int, int]:
     columns = scanned.columns
-    return {(identity or source): source for identity, source in zip(columns["id"].tolist(), columns["source"].tolist(), strict=True)}
+    return {
+        (identity or source): source
+        for identity, source in zip(columns["id"].tolist(), columns["source"].tolist(), strict=True)
+    }
 
 
 def _figures(scanned: Scanned) -> dict[str, Any]:
     rows = max(scanned.rows, 1)
-    detected = collections.Counter(language or "none" for language in scanned.columns["language"].tolist())
+    detected = collections.Counter(
+        language or "none" for language in scanned.columns["language"].tolist()
+    )
     return {
         "rows": scanned.rows,
         "mean_characters": round(float(scanned.columns["characters"].sum()) / rows, 1),
@@ -136,5 +185,10 @@ def _figures(scanned: Scanned) -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> bytes | None:
     """Standard output, or None if git fails."""
-    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, env=child_environment())  # noqa: S607  # git of the runner
+    result = subprocess.run(
+        ["git", "-C", str(root), *arguments],  # noqa: S607
+        capture_output=True,
+        check=False,
+        env=child_environment(),
+    )  # git of the runner
     return result.stdout if result.returncode == 0 else None

@@ -18,7 +18,9 @@ from adapterops.documents import write_bytes
 from adapterops.errors import RejectedError
 
 _BOM = b"\xef\xbb\xbf"
-_ROUNDS = 5  # a mask can bring to light what stood beside it; so many times is more than was ever seen
+_ROUNDS = (
+    5  # a mask can bring to light what stood beside it; so many times is more than was ever seen
+)
 
 _Finder = Callable[[str], list[Detected]]
 _Part = tuple[dict[str, Any], str]  # an object and the key of a text in it
@@ -35,19 +37,27 @@ class Fixed:
     left: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
-        text = f"{self.masked} rows masked, {self.normalised} normalised, {self.dropped} exact copies dropped, {self.kept} rows written"
+        text = (
+            f"{self.masked} rows masked, {self.normalised} normalised, {self.dropped} exact copies"
+            f" dropped, {self.kept} rows written"
+        )
         shown = ", ".join(map(str, self.left[:10])) + ("…" if len(self.left) > 10 else "")
-        return text + (f"; left as they are, for a person to mend: lines {shown}" if self.left else "")
+        return text + (
+            f"; left as they are, for a person to mend: lines {shown}" if self.left else ""
+        )
 
 
 def fix(source: Path, target: Path, limits: Limits) -> Fixed:
-    """Write `target`: personal data and secrets masked, text in NFC, exact copies dropped, no byte-order mark, LF line ends.
+    """Write `target`: personal data and secrets masked, text in NFC, exact copies dropped, no
+    byte-order mark, LF line ends.
 
-    Rows that need nothing keep their bytes, so that a diff shows what was done. A row that cannot be read stays as it is.
+    Rows that need nothing keep their bytes, so that a diff shows what was done. A row that cannot
+    be read stays as it is.
 
     Raises:
         UsageError: `source` cannot be opened.
-        RejectedError: `source` is a JSON array that cannot be read to its end; what follows the fault would be lost.
+        RejectedError: `source` is a JSON array that cannot be read to its end; what follows the
+            fault would be lost.
     """
     done = Fixed()
     seen: set[int] = set()
@@ -57,17 +67,31 @@ def fix(source: Path, target: Path, limits: Limits) -> Fixed:
     for item in _array_entries(source) if array else _line_entries(source, done):
         text = _mended(source, item, find, seen, done) if isinstance(item, Entry) else item
         if text is not None:
-            lines.append(text.replace(b"\r\n", b"\n"))  # of a row over several lines; in JSON's strings there is none
+            lines.append(
+                text.replace(b"\r\n", b"\n")
+            )  # of a row over several lines; in JSON's strings there is none
     done.kept = len(lines)
-    body = b"".join(line + b"\n" for line in lines) if not array else b"[\n" + b",\n".join(lines) + b"\n]\n" if lines else b"[]\n"
+    body = (
+        b"".join(line + b"\n" for line in lines)
+        if not array
+        else b"[\n" + b",\n".join(lines) + b"\n]\n"
+        if lines
+        else b"[]\n"
+    )
     write_bytes(target.resolve(), body)
     return done
 
 
 def _is_array(source: Path) -> bool:
     for item in read_blocks(source):  # says what is wrong with a file that cannot be opened
-        if isinstance(item, Finding) and item.code in {"E101", "E103"}:  # of the whole file: an archive, or one object over many lines
-            raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} Rows would be lost: the file stays as it is.")
+        if isinstance(item, Finding) and item.code in {
+            "E101",
+            "E103",
+        }:  # of the whole file: an archive, or one object over many lines
+            raise RejectedError(
+                f"{source}:{item.line}: {item.code} {item.message} Rows would be lost: the file"
+                " stays as it is."
+            )
         if not isinstance(item, Finding) or item.code not in HIDE_NO_ROW:
             break
     with source.open("rb") as file:
@@ -79,7 +103,10 @@ def _array_entries(source: Path) -> Iterator[Entry]:
         if isinstance(item, Block):
             yield from item.rows
         elif item.code not in {"E108", *HIDE_NO_ROW}:
-            raise RejectedError(f"{source}:{item.line}: {item.code} {item.message} What follows it would be lost. Mend this place first.")
+            raise RejectedError(
+                f"{source}:{item.line}: {item.code} {item.message} What follows it would be lost."
+                " Mend this place first."
+            )
 
 
 def _line_entries(source: Path, done: Fixed) -> Iterator[Entry | bytes]:
@@ -96,7 +123,9 @@ def _line_entries(source: Path, done: Fixed) -> Iterator[Entry | bytes]:
 
 def _mended(source: Path, entry: Entry, find: _Finder, seen: set[int], done: Fixed) -> bytes | None:
     """The row's new bytes; None for an exact copy of an earlier one."""
-    row = next((item for item in parse_row(source, entry.line, entry.text) if isinstance(item, Row)), None)
+    row = next(
+        (item for item in parse_row(source, entry.line, entry.text) if isinstance(item, Row)), None
+    )
     if row is None or not has_texts(row.value):
         done.left.append(entry.line)
         return entry.text.encode()
@@ -147,7 +176,9 @@ def _finder(limits: Limits) -> _Finder:
 
 
 def _mask(parts: list[_Part], find: _Finder) -> None:
-    """Mask the texts as the gate reads them: together, because a word in one tells what a number in the next one is."""
+    """Mask the texts as the gate reads them: together, because a word in one tells what a number in
+    the next one is.
+    """
     for _ in range(_ROUNDS):
         found = find("\n\n".join(part[key] for part, key in parts))
         if not found:
@@ -156,6 +187,8 @@ def _mask(parts: list[_Part], find: _Finder) -> None:
         for part, key in parts:
             end = start + len(part[key])
             inside = [
-                replace(item, start=item.start - start, end=min(item.end, end) - start) for item in found if start <= item.start < end
+                replace(item, start=item.start - start, end=min(item.end, end) - start)
+                for item in found
+                if start <= item.start < end
             ]
             part[key], start = mask(part[key], inside), end + 2

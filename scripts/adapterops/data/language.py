@@ -1,4 +1,6 @@
-"""The language of a text, decided by its script where that is enough, else by fastText's language identification (lid.176.ftz)."""
+"""The language of a text, decided by its script where that is enough, else by fastText's language
+identification (lid.176.ftz).
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,14 @@ _NOT_PROSE = re.compile(
     r"|\b[A-Za-z_]\w*[_./\\]\w[\w./\\]*",  # identifiers, paths, versions
     re.DOTALL,
 )
-# What every alternative above needs; most texts have none of it. Single characters are found faster than a set of them.
+# What every alternative above needs; most texts have none of it. Single characters are found faster
+# than a set of them.
 _SIGNS_OF_NO_PROSE = ("`", "@", "<", '"', "_", "/", "\\")
 _DOT_INSIDE = re.compile(r"\.\w")
 _HANGUL = re.compile(r"[\uac00-\ud7a3\u1100-\u11ff\u3130-\u318f]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
-# Words that English prose is full of and other languages in Latin script lack; the model takes a hundred times as long to say so.
+# Words that English prose is full of and other languages in Latin script lack; the model takes a
+# hundred times as long to say so.
 _ENGLISH_WORDS = frozenset(
     "the and of to you your that with this have what would from which are was be it for can".split()  # noqa: SIM905  # a list of words
 )
@@ -37,8 +41,14 @@ _CODE_LINE = re.compile(
 
 
 def language_of(text: str) -> str | None:
-    """Two-letter code; None where there is too little prose to tell (code, JSON, numbers, a word or two)."""
-    prose = _NOT_PROSE.sub(" ", text) if any(sign in text for sign in _SIGNS_OF_NO_PROSE) or _DOT_INSIDE.search(text) else text
+    """Two-letter code; None where there is too little prose to tell (code, JSON, numbers, a word or
+    two).
+    """
+    prose = (
+        _NOT_PROSE.sub(" ", text)
+        if any(sign in text for sign in _SIGNS_OF_NO_PROSE) or _DOT_INSIDE.search(text)
+        else text
+    )
     prose = "\n".join([line for line in prose.splitlines() if not _CODE_LINE.match(line)])
     hangul = 0 if prose.isascii() else sum(map(len, _HANGUL.findall(prose)))
     if hangul and hangul >= _HANGUL_SHARE * (len(prose) - prose.count(" ")):

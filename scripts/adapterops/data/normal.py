@@ -10,18 +10,23 @@ import unicodedata
 _DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 
 
-# Normalisation sorts successive combining marks in quadratic time: half a megabyte of them takes minutes. No writing stacks as many.
+# Normalisation sorts successive combining marks in quadratic time: half a megabyte of them takes
+# minutes. No writing stacks as many.
 _HEAP = 64
 _HARMLESS = 2_000  # characters in which a heap costs no more than a few milliseconds
 
 
 def nfc(text: str) -> str:
-    """The text in Unicode normal form C; one with a heap of combining marks is returned as it is."""
+    """The text in Unicode normal form C; one with a heap of combining marks is returned as it
+    is.
+    """
     return text if _has_heap(text) else unicodedata.normalize("NFC", text)
 
 
 def exact_form(text: str) -> str:
-    """NFKC, case folded, white space collapsed: texts that differ in nothing that a reader would see are equal."""
+    """NFKC, case folded, white space collapsed: texts that differ in nothing that a reader would
+    see are equal.
+    """
     return " ".join(_folded(text).split())
 
 
@@ -52,4 +57,6 @@ def _heap() -> re.Pattern[str]:
 
 def fingerprint(text: str) -> int:
     """64 bits of a text; among a million texts two share one by chance once in 37 million times."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )

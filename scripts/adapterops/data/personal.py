@@ -1,7 +1,8 @@
 """Personal data and credentials that must not be trained on.
 
-Korean glues particles to what stands before (`hong@example.com으로`, `010-1234-5678로`), so `\\b` finds no border there and the
-borders are written out. Every pattern is linear: no repetition stands inside another one that could match the same text.
+Korean glues particles to what stands before (`hong@example.com으로`, `010-1234-5678로`), so `\\b`
+finds no border there and the borders are written out. Every pattern is linear: no repetition stands
+inside another one that could match the same text.
 """
 
 from __future__ import annotations
@@ -66,10 +67,28 @@ _EMAIL = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,5}([A-Za-z]{2,24})(?![A-Za-z0-9@]|[-.][A-Za-z0-9])"
 )
 # Package specifications and file names have the shape of an address.
-_NOT_TOP_LEVEL = {"js", "py", "png", "jpg", "jpeg", "gif", "svg", "webp", "css", "json", "md", "txt", "local", "internal", "localhost"}
+_NOT_TOP_LEVEL = {
+    "js",
+    "py",
+    "png",
+    "jpg",
+    "jpeg",
+    "gif",
+    "svg",
+    "webp",
+    "css",
+    "json",
+    "md",
+    "txt",
+    "local",
+    "internal",
+    "localhost",
+}
 
 _AREA = r"0(?:1[016789]|2|3[1-3]|4[1-4]|5[1-5]|6[1-4]|70|80|50\d)"
-_NAMED = "|".join(f"(?<={name})" for word in ("TEL", "Tel", "tel", "HP", "hp") for name in (word, f"{word}-"))
+_NAMED = "|".join(
+    f"(?<={name})" for word in ("TEL", "Tel", "tel", "HP", "hp") for name in (word, f"{word}-")
+)
 _PHONE = re.compile(
     rf"(?:{_NAMED}|(?<![\dA-Za-z])(?<![A-Za-z][-_]))"  # `TEL-02-…` is named, `SKU-02-…` is none
     r"(?:(?<=\d{4}/)|(?<!\d[-.:/_]))(?:"  # one number may stand behind another: `…-5678/010-…`
@@ -80,33 +99,64 @@ _PHONE = re.compile(
     rf"|1(?:5(?:22|33|44|55|66|77|88|99)|6(?:00|44|61|66|68|70|77|88|99)|8(?:00|11|33|44|55|60|66|77|88|99))(?:\s?[{_DASH}.]\s?|\s)\d{{4}}"
     r")(?![\dA-Za-z])(?![-.:_]\d|/(?!0\d|1[568]\d\d|\+)\d)(?![-_][A-Za-z])"
 )
-# `1588-1600` is a range and `1600 - 1544` a sum unless something speaks of a telephone; `1588-1234` is neither.
+# `1588-1600` is a range and `1600 - 1544` a sum unless something speaks of a telephone; `1588-1234`
+# is neither.
 _YEAR = re.compile(r"(?:1\d|20)\d\d$")
 # Words of context are no masks: `[PHONE]` says nothing of the number beside it.
 _PHONE_CONTEXT = re.compile(
-    r"전화|번호|센터|콜|문의|연락|대표|상담|통화|걸|☎|call|(?<!\[)phone|dial|tel|hotline|reach|contact|line|ring", re.IGNORECASE
+    r"전화|번호|센터|콜|문의|연락|대표|상담|통화|걸|☎|call|(?<!\[)phone|dial|tel|hotline|reach|contact|line|ring",
+    re.IGNORECASE,
 )
 
 _RRN = re.compile(
     rf"(?<![\dA-Za-z])(?<!\d[-.:/_])(\d{{2}})(\d{{2}})(\d{{2}})(\s?[{_DASH}._/~·:*|,]\s?|\s|)(\d)(\d{{6}})(?![\dA-Za-z])(?![-.:/_]\d)"
 )
-_CENTURY = {"9": 1800, "0": 1800, "1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}
-_RRN_CONTEXT = re.compile(r"주민|등록\s?번호|거소|외국인|resident|registration|(?<!\[)RRN|ARC|ID number|주번", re.IGNORECASE)
+_CENTURY = {
+    "9": 1800,
+    "0": 1800,
+    "1": 1900,
+    "2": 1900,
+    "5": 1900,
+    "6": 1900,
+    "3": 2000,
+    "4": 2000,
+    "7": 2000,
+    "8": 2000,
+}
+_RRN_CONTEXT = re.compile(
+    r"주민|등록\s?번호|거소|외국인|resident|registration|(?<!\[)RRN|ARC|ID number|주번",
+    re.IGNORECASE,
+)
 
-_PASSPORT = re.compile(r"(?<![0-9A-Za-z-])(?:[MSRODG]\d{8}|M\d{3}[A-Z]\d{4})(?![0-9A-Za-z]|-\d)", re.IGNORECASE)
+_PASSPORT = re.compile(
+    r"(?<![0-9A-Za-z-])(?:[MSRODG]\d{8}|M\d{3}[A-Z]\d{4})(?![0-9A-Za-z]|-\d)", re.IGNORECASE
+)
 _PASSPORT_CONTEXT = re.compile(
-    r"여권|(?<!\[)passport|탑승|승객|출국|입국|비자|visa|travell?er|passenger|항공|체크인|check-?in|국적", re.IGNORECASE
+    r"여권|(?<!\[)passport|탑승|승객|출국|입국|비자|visa|travell?er|passenger|항공|체크인|check-?in|국적",
+    re.IGNORECASE,
 )
 _DRIVER_LICENCE = re.compile(
-    rf"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])[{_DASH} ]?\d{{2}}[{_DASH} ]?\d{{6}}[{_DASH} ]?\d{{2}}(?![\dA-Za-z])(?!-\d)"
+    rf"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])[{_DASH} ]?\d{{2}}[{_DASH} ]?\d{{6}}[{_DASH}"
+    r" ]?\d{2}(?![\dA-Za-z])(?!-\d)"
 )
-_DRIVER_LICENCE_CONTEXT = re.compile(r"면허|licen[cs]e", re.IGNORECASE)  # must speak for one that is written without dashes
-_CARD = re.compile(rf"(?<![\dA-Za-z])(?<!\d[-.:/_])[2-69]\d{{3}}(?:[ {_DASH}]?\d){{9,15}}(?![\dA-Za-z])(?![-.:/_]\d)")
+_DRIVER_LICENCE_CONTEXT = re.compile(
+    r"면허|licen[cs]e", re.IGNORECASE
+)  # must speak for one that is written without dashes
+_CARD = re.compile(
+    r"(?<![\dA-Za-z])(?<!\d[-.:/_])[2-69]\d{3}(?:["
+    rf" {_DASH}]?\d){{9,15}}(?![\dA-Za-z])(?![-.:/_]\d)"
+)
 _IPV4 = re.compile(r"(?<![\dA-Za-z.])(?<!v )(?:\d{1,3}\.){3}\d{1,3}(?![\dA-Za-z])(?!\.\d)")
-_IPV6 = re.compile(r"(?<![\dA-Za-z.])(?<!::)(?:[0-9A-Fa-f]{1,4}:|:(?=:))(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\dA-Za-z:])")
+_IPV6 = re.compile(
+    r"(?<![\dA-Za-z.])(?<!::)(?:[0-9A-Fa-f]{1,4}:|:(?=:))(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\dA-Za-z:])"
+)
 _UNICAST = ipaddress.ip_network("2000::/3")  # all public addresses of RFC 4291; `ab::cd` is code
-_LABEL = re.compile(r"(?:^|[^\w.:])(?![0-9A-Fa-f]{1,4}:)\w+:$")  # `IP:` or `source:` before an address is not a part of it
-_CLAUSE = re.compile(r"\s?(?:[조항절호장]|번\s?항목)(?![가-힣]*\s?(?:서버|접속))")  # `약관 3.2.1.4항`
+_LABEL = re.compile(
+    r"(?:^|[^\w.:])(?![0-9A-Fa-f]{1,4}:)\w+:$"
+)  # `IP:` or `source:` before an address is not a part of it
+_CLAUSE = re.compile(
+    r"\s?(?:[조항절호장]|번\s?항목)(?![가-힣]*\s?(?:서버|접속))"
+)  # `약관 3.2.1.4항`
 _MAYBE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d")
 _VERSION = re.compile(
     r"(?:버전|빌드|펌웨어|드라이버|릴리[스즈]|업데이트|패치|version|build|firmware|driver|release|update|patch|Windows|Chrome|Edge|macOS|iOS|Android"
@@ -114,7 +164,8 @@ _VERSION = re.compile(
     re.IGNORECASE,
 )
 
-# Published token formats: GitHub, GitLab, Slack, AWS, Google, Stripe, OpenAI, Anthropic, Hugging Face, npm, PyPI, JWT (RFC 7519), PEM.
+# Published token formats: GitHub, GitLab, Slack, AWS, Google, Stripe, OpenAI, Anthropic, Hugging
+# Face, npm, PyPI, JWT (RFC 7519), PEM.
 _SECRET = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?:AKIA|ASIA)[A-Z0-9]{16}"
@@ -134,15 +185,23 @@ _NAMED_SECRET = re.compile(
     r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
 )
 # One of these stands in every secret that the patterns know.
-_HINT_OF_SECRET = re.compile(r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-|SG\.|eyJ|PRIVATE KEY")
+_HINT_OF_SECRET = re.compile(
+    r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-|"
+    r"SG\.|eyJ|PRIVATE KEY"
+)
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}-----")
-_KEY_BODY = re.compile(r"(?:(?:\s|\\n|\\r){1,4}[A-Za-z0-9+/=]{16,}+)*")  # of a key whose end is missing
+_KEY_BODY = re.compile(
+    r"(?:(?:\s|\\n|\\r){1,4}[A-Za-z0-9+/=]{16,}+)*"
+)  # of a key whose end is missing
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
 
 
-def detect(text: str, kinds: frozenset[str] | None = None, most: int | None = MOST) -> list[Detected]:
-    """Findings in order of place, none overlapping another. Full-width letters and digits are read as ordinary ones.
+def detect(
+    text: str, kinds: frozenset[str] | None = None, most: int | None = MOST
+) -> list[Detected]:
+    """Findings in order of place, none overlapping another. Full-width letters and digits are read
+    as ordinary ones.
 
     Args:
         text: any text.
@@ -152,9 +211,15 @@ def detect(text: str, kinds: frozenset[str] | None = None, most: int | None = MO
     if text.isascii() or (unicodedata.is_normalized("NFKC", text) and not _INVISIBLE.search(text)):
         return _detect(text, kinds, most)
     folded, origin = _fold(text)
-    found = [Detected(item.kind, origin[item.start], origin[item.end - 1] + 1, item.certain) for item in _detect(folded, kinds, most)]
-    # One character can stand for several (`⒈` for `1.`): the end of one finding and the beginning of the next.
-    return [item for place, item in enumerate(found) if place == 0 or found[place - 1].end <= item.start]
+    found = [
+        Detected(item.kind, origin[item.start], origin[item.end - 1] + 1, item.certain)
+        for item in _detect(folded, kinds, most)
+    ]
+    # One character can stand for several (`⒈` for `1.`): the end of one finding and the beginning
+    # of the next.
+    return [
+        item for place, item in enumerate(found) if place == 0 or found[place - 1].end <= item.start
+    ]
 
 
 def masked(found: str) -> str:
@@ -163,7 +228,9 @@ def masked(found: str) -> str:
 
 
 def mask(text: str, found: list[Detected]) -> str:
-    """The text with every finding replaced by the name of its kind; of a private key not only its first line, but all of it."""
+    """The text with every finding replaced by the name of its kind; of a private key not only its
+    first line, but all of it.
+    """
     parts, done, closed = [], 0, True
     for item in sorted(found, key=lambda item: item.start):
         if item.start < done:  # inside a private key
@@ -179,7 +246,9 @@ def mask(text: str, found: list[Detected]) -> str:
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
-    """NFKC by character, the invisible ones left out, and for each character of the result its place in `text`."""
+    """NFKC by character, the invisible ones left out, and for each character of the result its
+    place in `text`.
+    """
     parts, origin = [], []
     for place, character in enumerate(text):
         if _INVISIBLE.match(character):
@@ -218,7 +287,9 @@ def _detect(text: str, kinds: frozenset[str] | None, most: int | None) -> list[D
 
 
 def _joined(first: list[Detected], second: list[Detected]) -> list[Detected]:
-    """Both in order of place, without those of the second, or of its own, that overlap an earlier one; linear."""
+    """Both in order of place, without those of the second, or of its own, that overlap an earlier
+    one; linear.
+    """
     if not second:
         return first
     taken: list[Detected] = []
@@ -242,8 +313,14 @@ def _emails(text: str) -> Iterator[Detected]:
 def _phones(text: str) -> Iterator[Detected]:
     for match in _PHONE.finditer(text):
         part = match.group()
-        is_range = part[0] == "1" and _YEAR.search(part) is not None and (part[:4] < part[-4:] or len(part) > 9)
-        if is_range and not _PHONE_CONTEXT.search(text, max(0, match.start() - 25), match.end() + 15):
+        is_range = (
+            part[0] == "1"
+            and _YEAR.search(part) is not None
+            and (part[:4] < part[-4:] or len(part) > 9)
+        )
+        if is_range and not _PHONE_CONTEXT.search(
+            text, max(0, match.start() - 25), match.end() + 15
+        ):
             continue
         yield Detected("phone", *match.span())
 
@@ -251,9 +328,10 @@ def _phones(text: str) -> Iterator[Detected]:
 def _registration_numbers(text: str) -> Iterator[Detected]:
     """Resident and foreigner registration numbers with a real date of birth.
 
-    Numbers issued since October 2020 have no checksum, so a valid one raises confidence and a wrong one says nothing; only in
-    thirteen digits without a separator, which are often milliseconds since 1970, checksum or context must speak for it; and where the
-    separator is one that file names and versions have (`240115_1234567`).
+    Numbers issued since October 2020 have no checksum, so a valid one raises confidence and a wrong
+    one says nothing; only in thirteen digits without a separator, which are often milliseconds
+    since 1970, checksum or context must speak for it; and where the separator is one that file
+    names and versions have (`240115_1234567`).
     """
     for match in _RRN.finditer(text):
         year, month, day, separator, seventh, rest = match.groups()
@@ -265,7 +343,9 @@ def _registration_numbers(text: str) -> Iterator[Detected]:
             continue
         digits = year + month + day + seventh + rest
         certain = _has_checksum(digits)
-        if not separator and not _RRN_CONTEXT.search(text, max(0, match.start() - 30), match.end() + 15):
+        if not separator and not _RRN_CONTEXT.search(
+            text, max(0, match.start() - 30), match.end() + 15
+        ):
             if digits.startswith("880") and _is_ean13(digits):
                 continue  # the bar code of a Korean product
             if digits[0] == "1" and digits[1] in "3456789" and not certain:
@@ -273,13 +353,20 @@ def _registration_numbers(text: str) -> Iterator[Detected]:
         if "\n" in separator:
             continue
         unusual = separator.strip() and separator.strip() not in _DASH
-        if unusual and not certain and not _RRN_CONTEXT.search(text, max(0, match.start() - 30), match.end() + 15):
+        if (
+            unusual
+            and not certain
+            and not _RRN_CONTEXT.search(text, max(0, match.start() - 30), match.end() + 15)
+        ):
             continue
         yield Detected("rrn", *match.span(), certain=certain)
 
 
 def _has_checksum(digits: str) -> bool:
-    total = sum(int(digit) * weight for digit, weight in zip(digits, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=False))
+    total = sum(
+        int(digit) * weight
+        for digit, weight in zip(digits, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=False)
+    )
     expected = (11 - total % 11) % 10
     foreign = (13 - total % 11) % 10
     return int(digits[12]) == (foreign if digits[6] in "5678" else expected)
@@ -287,7 +374,10 @@ def _has_checksum(digits: str) -> bool:
 
 def _is_ean13(digits: str) -> bool:
     """The check digit of GS1 General Specifications, section 7.9."""
-    return sum(int(digit) * (3 if position % 2 else 1) for position, digit in enumerate(digits)) % 10 == 0
+    return (
+        sum(int(digit) * (3 if position % 2 else 1) for position, digit in enumerate(digits)) % 10
+        == 0
+    )
 
 
 def _passports(text: str) -> Iterator[Detected]:
@@ -299,19 +389,28 @@ def _passports(text: str) -> Iterator[Detected]:
 def _driver_licences(text: str) -> Iterator[Detected]:
     for match in _DRIVER_LICENCE.finditer(text):
         dashed = sum(match.group().count(dash) for dash in _DASH) == 3
-        if dashed or _DRIVER_LICENCE_CONTEXT.search(text, max(0, match.start() - 20), match.end() + 20):
+        if dashed or _DRIVER_LICENCE_CONTEXT.search(
+            text, max(0, match.start() - 20), match.end() + 20
+        ):
             yield Detected("driver_licence", *match.span())
 
 
 def _cards(text: str) -> Iterator[Detected]:
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        if len(digits) in {13, 14, 15, 16, 19} and _is_card_prefix(digits) and len(set(digits)) > 1 and _luhn(digits):
+        if (
+            len(digits) in {13, 14, 15, 16, 19}
+            and _is_card_prefix(digits)
+            and len(set(digits)) > 1
+            and _luhn(digits)
+        ):
             yield Detected("card", *match.span(), certain=True)
 
 
 def _is_card_prefix(digits: str) -> bool:
-    """Issuer prefixes with the lengths that they are issued in (ISO/IEC 7812; Korean domestic cards begin with 9)."""
+    """Issuer prefixes with the lengths that they are issued in (ISO/IEC 7812; Korean domestic cards
+    begin with 9).
+    """
     length, two, four = len(digits), int(digits[:2]), int(digits[:4])
     if digits[0] == "4":
         return length in {13, 16, 19}
@@ -319,7 +418,12 @@ def _is_card_prefix(digits: str) -> bool:
         return length == 15
     if two in {30, 36, 38, 39}:
         return length == 14
-    return length in {16, 19} and (51 <= two <= 55 or 2221 <= four <= 2720 or two in {35, 60, 62, 64, 65, 94} or digits[0] == "9")
+    return length in {16, 19} and (
+        51 <= two <= 55
+        or 2221 <= four <= 2720
+        or two in {35, 60, 62, 64, 65, 94}
+        or digits[0] == "9"
+    )
 
 
 def _luhn(digits: str) -> bool:
@@ -338,13 +442,21 @@ def _addresses(text: str) -> Iterator[Detected]:
             address = ipaddress.ip_address(match.group())
         except ValueError:
             continue
-        if match.start() and text[match.start() - 1] == ":" and not _LABEL.search(text, max(0, match.start() - 30), match.start()):
+        if (
+            match.start()
+            and text[match.start() - 1] == ":"
+            and not _LABEL.search(text, max(0, match.start() - 30), match.start())
+        ):
             continue
         if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
             continue
         if isinstance(address, ipaddress.IPv4Address) and _CLAUSE.match(text, match.end()):
             continue
-        if address.is_global and not address.is_multicast and not _VERSION.search(text, max(0, match.start() - 24), match.start()):
+        if (
+            address.is_global
+            and not address.is_multicast
+            and not _VERSION.search(text, max(0, match.start() - 24), match.start())
+        ):
             yield Detected("ip", *match.span())
 
 

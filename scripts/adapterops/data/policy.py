@@ -15,7 +15,9 @@ POLICY = ROOT / "configs" / "data_policy.yaml"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one file; see the comments of `configs/data_policy.yaml`. Token ranges are inclusive."""
+    """Limits of one file; see the comments of `configs/data_policy.yaml`. Token ranges are
+    inclusive.
+    """
 
     instruction_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
@@ -37,16 +39,23 @@ class Policy:
     overrides: tuple[tuple[str, Limits], ...]
 
     def limits_for(self, file: Path) -> Limits:
-        """The limits of one file; patterns are matched against its path from the repository's root."""
+        """The limits of one file; patterns are matched against its path from the repository's
+        root.
+        """
         try:
             resolved = file.resolve()
         except (OSError, RuntimeError):  # a loop of symbolic links; opening it will say so
             return self.limits
-        return self.limits_of(str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(file))
+        return self.limits_of(
+            str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(file)
+        )
 
     def limits_of(self, name: str) -> Limits:
         """The limits of the file with that path from the repository's root."""
-        return next((limits for pattern, limits in self.overrides if fnmatch.fnmatch(name, pattern)), self.limits)
+        return next(
+            (limits for pattern, limits in self.overrides if fnmatch.fnmatch(name, pattern)),
+            self.limits,
+        )
 
 
 def load_policy(path: Path = POLICY) -> Policy:
@@ -66,7 +75,11 @@ def load_policy(path: Path = POLICY) -> Policy:
 
 def _limits(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: (value["min"], value["max"]) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        key: (value["min"], value["max"])
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
         for key, value in values.items()
     }
 
@@ -74,11 +87,19 @@ def _limits(values: dict[str, Any]) -> dict[str, Any]:
 def _inverted(sound: Sound) -> list[SchemaProblem]:
     """Ranges that no row could pass."""
     sections: list[tuple[tuple[str | int, ...], Any]] = [(("limits",), sound("limits"))]
-    sections += [(("datasets", number), entry) for number, entry in enumerate(sound("datasets") or [])]
+    sections += [
+        (("datasets", number), entry) for number, entry in enumerate(sound("datasets") or [])
+    ]
     problems = []
     for place, settings in sections:
         for key, value in settings.items() if isinstance(settings, dict) else ():
-            low, high = (value.get("min"), value.get("max")) if isinstance(value, dict) else (None, None)
+            low, high = (
+                (value.get("min"), value.get("max")) if isinstance(value, dict) else (None, None)
+            )
             if isinstance(low, int) and isinstance(high, int) and low > high:
-                problems.append(SchemaProblem((*place, key), f"min {low} exceeds max {high}; no row could pass."))
+                problems.append(
+                    SchemaProblem(
+                        (*place, key), f"min {low} exceeds max {high}; no row could pass."
+                    )
+                )
     return problems

@@ -21,7 +21,9 @@ _LONGEST = 500  # characters of a line; what data brought in may be of any lengt
 
 
 def print_report(report: DataReport, console: Console) -> None:
-    """Findings, at most 20 a code, each code with what to do; then a line a file; then the verdict."""
+    """Findings, at most 20 a code, each code with what to do; then a line a file; then the
+    verdict.
+    """
     by_code: dict[str, list[Finding]] = collections.defaultdict(list)
     for finding in report.findings:
         by_code[finding.code].append(finding)
@@ -29,11 +31,15 @@ def print_report(report: DataReport, console: Console) -> None:
         total = report.document["counts"][code]
         colour = "red" if code.startswith("E") else "yellow"
         console.print(
-            f"[bold {colour}]{code}[/] {CODES[code].title} ({total}). [dim]{terminal(CODES[code].fix)} docs/errors.md#{code.lower()}[/]",
+            f"[bold {colour}]{code}[/] {CODES[code].title} ({total})."
+            f" [dim]{terminal(CODES[code].fix)} docs/errors.md#{code.lower()}[/]",
             soft_wrap=True,
         )
         for finding in by_code[code][:_SHOWN_PER_CODE]:
-            console.out("  " + line(f"{finding.file}:{finding.line}: {finding.message}", _LONGEST), highlight=False)
+            console.out(
+                "  " + line(f"{finding.file}:{finding.line}: {finding.message}", _LONGEST),
+                highlight=False,
+            )
         if total > _SHOWN_PER_CODE:
             console.print(f"  … and {total - _SHOWN_PER_CODE} more; --output REPORT lists them")
     for described in file_lines(report):
@@ -48,7 +54,11 @@ def verdict_line(report: DataReport) -> str:
     errors = sum(count for code, count in counts.items() if code.startswith("E"))
     hints = sum(counts.values()) - errors
     timing = report.document["timing"]
-    speed = f" ({timing['checks_s']:.1f} s, {timing['rows_per_second']:,} rows/s)" if timing["checks_s"] > 1 else ""
+    speed = (
+        f" ({timing['checks_s']:.1f} s, {timing['rows_per_second']:,} rows/s)"
+        if timing["checks_s"] > 1
+        else ""
+    )
     return f"{errors} error{'s' * (errors != 1)}, {hints} hint{'s' * (hints != 1)}{speed}"
 
 
@@ -61,20 +71,35 @@ def file_lines(report: DataReport) -> list[str]:
             parts.append(f"{file['rejected_rows']:,} unreadable")
         if tokens := file["row_tokens"]:
             about = "about " if "sampled_rows" in tokens else ""
-            parts.append(f"{about}{tokens['total']:,} tokens (mean {tokens['mean']:g}, longest {tokens['max']:,})")
+            parts.append(
+                f"{about}{tokens['total']:,} tokens (mean {tokens['mean']:g}, longest"
+                f" {tokens['max']:,})"
+            )
         if file["tags"]:
-            parts.append(" ".join(f"{tag} {count:,}" for tag, count in list(file["tags"].items())[:6]))
+            parts.append(
+                " ".join(f"{tag} {count:,}" for tag, count in list(file["tags"].items())[:6])
+            )
         if change := file["drift"]:
-            parts.append(f"+{change['added']:,} -{change['removed']:,} ~{change['changed']:,} since {report.document['base']['revision']}")
+            parts.append(
+                f"+{change['added']:,} -{change['removed']:,} ~{change['changed']:,} since"
+                f" {report.document['base']['revision']}"
+            )
         lines.append("; ".join(parts))
     return lines
 
 
 def print_annotations(report: DataReport, console: Console) -> None:
-    """GitHub workflow commands: the ten errors and ten hints that tell most; everything goes into the job summary."""
+    """GitHub workflow commands: the ten errors and ten hints that tell most; everything goes into
+    the job summary.
+    """
     for severity in ("error", "hint"):
-        for finding in _telling([finding for finding in report.findings if finding.severity == severity]):
-            console.out(replace(finding, message=line(finding.message, _LONGEST)).annotation(), highlight=False)
+        for finding in _telling(
+            [finding for finding in report.findings if finding.severity == severity]
+        ):
+            console.out(
+                replace(finding, message=line(finding.message, _LONGEST)).annotation(),
+                highlight=False,
+            )
     for described in file_lines(report):
         console.out(line(described, _LONGEST), highlight=False)
     console.out(f"{'PASS' if report.passed else 'FAIL'}: {verdict_line(report)}", highlight=False)
@@ -84,7 +109,9 @@ def print_annotations(report: DataReport, console: Console) -> None:
 
 
 def _telling(findings: list[Finding]) -> list[Finding]:
-    """At most ten: in turn one of each code, in the report's order, so that no code hides another."""
+    """At most ten: in turn one of each code, in the report's order, so that no code hides
+    another.
+    """
     queues: dict[str, collections.deque[Finding]] = collections.defaultdict(collections.deque)
     for finding in findings:
         queues[finding.code].append(finding)
@@ -104,8 +131,8 @@ def summary(report: DataReport) -> str:
     if report.findings:
         lines += ["", "| place | code | finding |", "|---|---|---|"]
         lines += [
-            f"| {inline(f'{finding.file}:{finding.line}', _LONGEST)} | {finding.code} {CODES[finding.code].title} "
-            f"| {inline(finding.message, _LONGEST)} |"
+            f"| {inline(f'{finding.file}:{finding.line}', _LONGEST)} | {finding.code}"
+            f" {CODES[finding.code].title} | {inline(finding.message, _LONGEST)} |"
             for finding in report.findings[:_SUMMARY_ROWS]
         ]
         more = sum(report.document["counts"].values()) - min(len(report.findings), _SUMMARY_ROWS)

@@ -1,4 +1,6 @@
-"""Rows of a JSON array or a JSONL file, each with its line; any bytes give rows or findings, never a traceback."""
+"""Rows of a JSON array or a JSONL file, each with its line; any bytes give rows or findings, never
+a traceback.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _BLOCK_ROWS = 2_000
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Zero-width characters, soft hyphens, and marks that turn the direction of writing: copied along from web pages, or put in to deceive.
+# Zero-width characters, soft hyphens, and marks that turn the direction of writing: copied along
+# from web pages, or put in to deceive.
 _UNSEEN = re.compile("[\u00ad\u180e\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
 # Files that are taken for text now and then, by their first bytes.
 _FORMATS = {
@@ -75,7 +78,11 @@ def load_rows(path: Path, kind: Kind) -> list[Row]:
             errors += schema_findings(path, item, kind)
     if errors:
         more = f"\n… and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise RejectedError(f"{path} has {len(errors)} problems:\n" + "\n".join(e.text() for e in errors[:20]) + more)
+        raise RejectedError(
+            f"{path} has {len(errors)} problems:\n"
+            + "\n".join(e.text() for e in errors[:20])
+            + more
+        )
     return rows
 
 
@@ -108,7 +115,9 @@ def no_rows(path: Path) -> Finding:
 
 @dataclass(frozen=True)
 class Entry:
-    """The text of one row: its line, and its bytes' place in the file (a JSON array's rows have none)."""
+    """The text of one row: its line, and its bytes' place in the file (a JSON array's rows have
+    none).
+    """
 
     line: int
     text: str
@@ -147,7 +156,9 @@ class Block:
             try:
                 yield Entry(number, content.decode("utf-8").strip(" \t\r"), place, len(line))
             except UnicodeDecodeError as error:
-                yield Finding(str(path), number, "E101", f"byte {error.start + 1} of the line is not UTF-8.")
+                yield Finding(
+                    str(path), number, "E101", f"byte {error.start + 1} of the line is not UTF-8."
+                )
 
 
 def file_size(path: Path) -> int:
@@ -159,22 +170,33 @@ def file_size(path: Path) -> int:
 
 
 def read_blocks(path: Path) -> Iterator[Block | Finding]:
-    """The file in blocks of whole rows, streamed. A JSON array is told from JSONL by its first character, whatever the name.
+    """The file in blocks of whole rows, streamed. A JSON array is told from JSONL by its first
+    character, whatever the name.
 
     Raises:
-        UsageError: the file cannot be opened, or is a pipe or a device, which has no end and cannot be read twice.
+        UsageError: the file cannot be opened, or is a pipe or a device, which has no end and cannot
+            be read twice.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{str(path)!a}: the name is not UTF-8, which a report must be. Rename the file.") from None
+        raise UsageError(
+            f"{str(path)!a}: the name is not UTF-8, which a report must be. Rename the file."
+        ) from None
     try:
         if path.stat() and not (path.is_file() or path.is_dir()):
-            raise UsageError(f"{path} is a pipe or a device. Expected a regular file; write the rows to one.")
+            raise UsageError(
+                f"{path} is a pipe or a device. Expected a regular file; write the rows to one."
+            )
         with path.open("rb") as file:
             head = file.read(64 * 1024)
             if head.startswith(_BOM):
-                yield Finding(str(path), 1, "E102", "the file begins with a byte-order mark. Expected UTF-8 without one.")
+                yield Finding(
+                    str(path),
+                    1,
+                    "E102",
+                    "the file begins with a byte-order mark. Expected UTF-8 without one.",
+                )
                 head = head[3:]
             is_array = head.lstrip(b" \t\r\n").startswith(b"[")
     except OSError as error:
@@ -186,14 +208,19 @@ def read_blocks(path: Path) -> Iterator[Block | Finding]:
     if b"\r\n" in head:
         yield Finding(str(path), 1, "E112", "Windows line ends (CRLF). Expected LF.")
     if not is_array and _is_one_object(path, head):
-        message = "not JSONL: the file is one JSON object over several lines. Expected one row a line, or a JSON array of rows."
+        message = (
+            "not JSONL: the file is one JSON object over several lines. Expected one row a line, or"
+            " a JSON array of rows."
+        )
         yield Finding(str(path), 1, "E103", message)
         return
     yield from _blocks_of_array(path) if is_array else _blocks_of_lines(path)
 
 
 def _is_one_object(path: Path, head: bytes) -> bool:
-    """A row that was printed over several lines, or `{"data": […]}`: one fault of the file, not one of each of its lines."""
+    """A row that was printed over several lines, or `{"data": […]}`: one fault of the file, not one
+    of each of its lines.
+    """
     first = head.lstrip(b" \t\r\n").partition(b"\n")[0]
     if first[:1] != b"{" or len(first) >= 60_000:
         return False
@@ -204,13 +231,17 @@ def _is_one_object(path: Path, head: bytes) -> bool:
     else:
         return False
     try:
-        return file_size(path) <= MAX_ARRAY_BYTES and isinstance(json.loads(path.read_bytes().removeprefix(_BOM)), dict)
+        return file_size(path) <= MAX_ARRAY_BYTES and isinstance(
+            json.loads(path.read_bytes().removeprefix(_BOM)), dict
+        )
     except (ValueError, RecursionError):
         return False
 
 
 def _too_large(path: Path, line: int, size: int) -> Finding:
-    return Finding(str(path), line, "E107", f"the row has {size} bytes. Expected at most {MAX_ROW_BYTES}.")
+    return Finding(
+        str(path), line, "E107", f"the row has {size} bytes. Expected at most {MAX_ROW_BYTES}."
+    )
 
 
 def _blocks_of_lines(path: Path) -> Iterator[Block | Finding]:
@@ -263,14 +294,20 @@ def _array_entries(path: Path) -> Iterator[Entry | Finding]:
             str(path),
             1,
             "E107",
-            f"a JSON array of {size} bytes. Expected at most {MAX_ARRAY_BYTES}; use JSONL, which is streamed.",
+            f"a JSON array of {size} bytes. Expected at most {MAX_ARRAY_BYTES}; use JSONL, which is"
+            " streamed.",
         )
         return
     raw = path.read_bytes().removeprefix(_BOM)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        yield Finding(str(path), raw.count(b"\n", 0, error.start) + 1, "E101", f"byte {error.start + 1} is not UTF-8.")
+        yield Finding(
+            str(path),
+            raw.count(b"\n", 0, error.start) + 1,
+            "E101",
+            f"byte {error.start + 1} is not UTF-8.",
+        )
         return
     position = _skip(text, text.index("[") + 1)
     line, counted, rows = 1, 0, 0
@@ -282,7 +319,12 @@ def _array_entries(path: Path) -> Iterator[Entry | Finding]:
         try:
             _, end = _SCANNER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            yield Finding(str(path), line + _lines_to(text, position, error), "E103", f"not JSON: {_reason(error)}.")
+            yield Finding(
+                str(path),
+                line + _lines_to(text, position, error),
+                "E103",
+                f"not JSON: {_reason(error)}.",
+            )
             return
         rows += 1
         yield Entry(line, text[position:end])
@@ -294,11 +336,18 @@ def _array_entries(path: Path) -> Iterator[Entry | Finding]:
         else:
             line += text.count("\n", counted, position)
             found = "the file ends" if position == len(text) else f"found `{text[position]}`"
-            yield Finding(str(path), line, "E103", f"not JSON: {found} where a comma or `]` was expected.")
+            yield Finding(
+                str(path), line, "E103", f"not JSON: {found} where a comma or `]` was expected."
+            )
             return
     rest = _skip(text, position + 1)
     if rest != len(text):
-        yield Finding(str(path), line + text.count("\n", counted, rest), "E103", "text after the end of the array.")
+        yield Finding(
+            str(path),
+            line + text.count("\n", counted, rest),
+            "E103",
+            "text after the end of the array.",
+        )
 
 
 class _ConstantError(ValueError):
@@ -340,16 +389,29 @@ def _finite(text: str) -> float:
 
 
 _SCANNER = json.JSONDecoder()
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_refuse_constant, parse_float=_finite)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_constant=_refuse_constant, parse_float=_finite
+)
 
 
 def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
     """The row of that text, with hints about it; or what is wrong with it."""
     if len(text) > MAX_ROW_BYTES:
-        yield Finding(str(path), line, "E107", f"the row has {len(text)} characters. Expected at most {MAX_ROW_BYTES}.")
+        yield Finding(
+            str(path),
+            line,
+            "E107",
+            f"the row has {len(text)} characters. Expected at most {MAX_ROW_BYTES}.",
+        )
         return
     if text.startswith("\ufeff"):
-        yield Finding(str(path), line, "E103", "not JSON: a byte-order mark stands before the row, as where files were joined. Remove it.")
+        yield Finding(
+            str(path),
+            line,
+            "E103",
+            "not JSON: a byte-order mark stands before the row, as where files were joined."
+            " Remove it.",
+        )
         return
     try:
         value: Any
@@ -357,34 +419,64 @@ def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
         if end != len(text):
             raise json.JSONDecodeError("Extra data after the row", text, end)
     except _ConstantError as error:
-        yield Finding(str(path), line, "E106", f"the row contains {error}. Expected a number or null.")
+        yield Finding(
+            str(path), line, "E106", f"the row contains {error}. Expected a number or null."
+        )
         return
     except (ValueError, RecursionError) as error:
-        yield Finding(str(path), line + _lines_to(text, 0, error), "E103", f"not JSON: {_reason(error)}.")
+        yield Finding(
+            str(path), line + _lines_to(text, 0, error), "E103", f"not JSON: {_reason(error)}."
+        )
         return
     if not isinstance(value, _Pairs):
-        kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+        kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
+            type(value), "a number"
+        )
         yield Finding(str(path), line, "E104", f"the row is {kind}. Expected an object.")
         return
     if text.count("{") + text.count("[") > _DEEPEST and _depth(value) > _DEEPEST:
-        yield Finding(str(path), line, "E103", f"nested too deeply. Expected at most {_DEEPEST} objects and lists in each other.")
+        yield Finding(
+            str(path),
+            line,
+            "E103",
+            f"nested too deeply. Expected at most {_DEEPEST} objects and lists in each other.",
+        )
         return
     row = Row(line, value)
     escaped = "\\u" in text
-    # A name with half a character in it could not be printed: this comes before anything that shows one.
+    # A name with half a character in it could not be printed: this comes before anything that shows
+    # one.
     if escaped and any(map(_SURROGATE.search, _strings(value))):
-        yield Finding(str(path), line, "E109", "a lone surrogate (half of a \\uD83D\\uDE00-like pair).", row_id=None)
+        yield Finding(
+            str(path),
+            line,
+            "E109",
+            "a lone surrogate (half of a \\uD83D\\uDE00-like pair).",
+            row_id=None,
+        )
         return
     if value.repeated is not None:
-        yield Finding(str(path), line, "E105", _short(f"key `{value.repeated}` stands twice."), row_id=row.id)
+        yield Finding(
+            str(path), line, "E105", _short(f"key `{value.repeated}` stands twice."), row_id=row.id
+        )
         return
     unseen = _UNSEEN.search(text) if not text.isascii() else None
-    if unseen or (escaped and (unseen := next(filter(None, map(_UNSEEN.search, _strings(value))), None))):
-        message = f"the text has U+{ord(unseen.group()):04X} {unicodedata.name(unseen.group(), '')} in it, which nobody sees."
+    if unseen or (
+        escaped and (unseen := next(filter(None, map(_UNSEEN.search, _strings(value))), None))
+    ):
+        message = (
+            f"the text has U+{ord(unseen.group()):04X} {unicodedata.name(unseen.group(), '')} in"
+            " it, which nobody sees."
+        )
         yield Finding(str(path), line, "H103", message, "hint", row.id)
-    # The row's text tells quickly; where it holds escapes, or a mark follows one (`\\n` and a tilde), only the strings tell.
-    if (escaped or not unicodedata.is_normalized("NFC", text)) and not all(unicodedata.is_normalized("NFC", s) for s in _strings(value)):
-        yield Finding(str(path), line, "H102", "text is not in Unicode normal form C.", "hint", row.id)
+    # The row's text tells quickly; where it holds escapes, or a mark follows one (`\\n` and a
+    # tilde), only the strings tell.
+    if (escaped or not unicodedata.is_normalized("NFC", text)) and not all(
+        unicodedata.is_normalized("NFC", s) for s in _strings(value)
+    ):
+        yield Finding(
+            str(path), line, "H102", "text is not in Unicode normal form C.", "hint", row.id
+        )
     yield row
 
 
@@ -406,7 +498,9 @@ def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+        level = [
+            child for item in level for child in (item.values() if isinstance(item, dict) else item)
+        ]
     return depth
 
 
@@ -419,7 +513,10 @@ def schema_findings(path: Path, row: Row, kind: Kind) -> list[Finding]:
     if _fast_validator(kind).is_valid(row.value):
         return []
     problems = schema_problems(row.value, f"{kind}_row")[:_PROBLEMS_PER_ROW]
-    return [Finding(str(path), row.line, "E110", _short(str(problem)), row_id=row.id) for problem in problems]
+    return [
+        Finding(str(path), row.line, "E110", _short(str(problem)), row_id=row.id)
+        for problem in problems
+    ]
 
 
 @functools.cache

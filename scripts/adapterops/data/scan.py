@@ -1,7 +1,7 @@
 """Everything that can be said of a row by itself, for many rows at once and on every core.
 
-A worker gets a block of a file and gives back findings and, as arrays, what the comparisons over the whole file need. Memory grows by
-some 350 bytes a row, whatever the rows' size.
+A worker gets a block of a file and gives back findings and, as arrays, what the comparisons over
+the whole file need. Memory grows by some 350 bytes a row, whatever the rows' size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,18 @@ from adapterops.data.language import is_json, language_of
 from adapterops.data.normal import exact_form, fingerprint, loose_form
 from adapterops.data.personal import KINDS, detect, masked
 from adapterops.data.policy import Limits
-from adapterops.data.reader import HIDE_NO_ROW, Block, Entry, Kind, Row, file_size, no_rows, parse_row, read_blocks, schema_findings
+from adapterops.data.reader import (
+    HIDE_NO_ROW,
+    Block,
+    Entry,
+    Kind,
+    Row,
+    file_size,
+    no_rows,
+    parse_row,
+    read_blocks,
+    schema_findings,
+)
 from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.data.similar import Coverage, Signatures, join, no_signatures, shingle, signatures
 from adapterops.data.tokens import TokenCounter
@@ -55,12 +66,26 @@ _WHAT = {
 }
 # fmt: off
 _COLUMNS: dict[str, Any] = {
-    "line": np.uint32, "offset": np.uint64, "length": np.uint32, "prompt": np.uint64, "exact": np.uint64, "id": np.uint64,
-    "source": np.uint64, "prompt_tokens": np.uint32, "answer_tokens": np.uint32, "row_tokens": np.uint32, "characters": np.uint32,
+    "line": np.uint32, "offset": np.uint64, "length": np.uint32, "prompt": np.uint64,
+    "exact": np.uint64, "id": np.uint64,
+    "source": np.uint64, "prompt_tokens": np.uint32, "answer_tokens": np.uint32,
+    "row_tokens": np.uint32, "characters": np.uint32,
     "language": np.dtype("U3"), "refused": np.bool_, "changed": np.bool_,
 }
 # fmt: on
-_OF_A_ROW = ("line", "offset", "length", "prompt", "exact", "id", "source", "characters", "language", "refused", "changed")
+_OF_A_ROW = (
+    "line",
+    "offset",
+    "length",
+    "prompt",
+    "exact",
+    "id",
+    "source",
+    "characters",
+    "language",
+    "refused",
+    "changed",
+)
 
 
 @dataclass(frozen=True)
@@ -71,12 +96,15 @@ class Job:
         path: the file, as it is shown.
         kind: training or evaluation rows.
         limits: of the policy, for this file.
-        base_model: name in the allow-list, to count tokens with; None leaves token and template checks out.
+        base_model: name in the allow-list, to count tokens with; None leaves token and template
+            checks out.
         max_length: longest rendered row in tokens.
-        count_every: one row in so many is counted in tokens, and every one that could break a limit; 1 counts all.
+        count_every: one row in so many is counted in tokens, and every one that could break a
+            limit; 1 counts all.
         coverage: evaluation prompts to look for; None for none.
         coverage_share: from which share of a prompt on it is worth a hint.
-        base_rows: sorted fingerprints of the base branch's rows; None where everything counts as changed.
+        base_rows: sorted fingerprints of the base branch's rows; None where everything counts as
+            changed.
     """
 
     path: Path
@@ -104,7 +132,8 @@ class Scanned:
         covered: (row, evaluation prompt, share) pairs.
         texts: the rows themselves where they cannot be read again by offset.
         total: rows, broken ones included.
-        ready_s: when the worker had started and loaded the tokenizer, by the system's monotonic clock.
+        ready_s: when the worker had started and loaded the tokenizer, by the system's monotonic
+            clock.
     """
 
     findings: dict[tuple[str, bool], list[Finding]] = field(default_factory=dict)
@@ -125,9 +154,15 @@ class Scanned:
 
     def add(self, changed: bool, finding: Finding) -> None:
         """Count a finding, and keep it if it is one of the first thousand of its kind."""
-        self.take({(finding.code, changed): [finding]}, collections.Counter({(finding.code, changed): 1}))
+        self.take(
+            {(finding.code, changed): [finding]}, collections.Counter({(finding.code, changed): 1})
+        )
 
-    def take(self, findings: dict[tuple[str, bool], list[Finding]], counts: collections.Counter[tuple[str, bool]]) -> None:
+    def take(
+        self,
+        findings: dict[tuple[str, bool], list[Finding]],
+        counts: collections.Counter[tuple[str, bool]],
+    ) -> None:
         """Add those of another scan."""
         self.counts.update(counts)
         for kind, more in findings.items():
@@ -146,12 +181,16 @@ def scan(job: Job, advance: Any = lambda _: None) -> Scanned:
         UsageError: the file cannot be opened, or the base model's tokenizer cannot be had.
         InfrastructureError: a worker was killed.
     """
-    results = _parallel(job, advance) if file_size(job.path) > _PARALLEL_BYTES else _serial(job, advance)
+    results = (
+        _parallel(job, advance) if file_size(job.path) > _PARALLEL_BYTES else _serial(job, advance)
+    )
     return _merge(job.path, job.base_rows, results)
 
 
 def sampled(exact: Any, every: int) -> Any:
-    """Whether a row, by its `exact` fingerprint, belongs to the sample of one in `every` whose tokens are counted; also of arrays."""
+    """Whether a row, by its `exact` fingerprint, belongs to the sample of one in `every` whose
+    tokens are counted; also of arrays.
+    """
     return exact % np.uint64(every) == 0 if isinstance(exact, np.ndarray) else exact % every == 0
 
 
@@ -178,20 +217,30 @@ def _serial(job: Job, advance: Any) -> Iterator[Scanned | Finding]:
 def _parallel(job: Job, advance: Any) -> Iterator[Scanned | Finding]:
     workers = max(1, len(os.sched_getaffinity(0)))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,)) as pool:
-        pending: collections.deque[tuple[int, concurrent.futures.Future[Scanned] | Finding]] = collections.deque()
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(job,)
+    ) as pool:
+        pending: collections.deque[tuple[int, concurrent.futures.Future[Scanned] | Finding]] = (
+            collections.deque()
+        )
 
         def finished() -> Scanned | Finding:
             size, item = pending.popleft()
             try:
                 result = item if isinstance(item, Finding) else item.result()
             except BrokenProcessPool:
-                raise InfrastructureError(f"{job.path}: a worker was ended by the system, most likely for memory.") from None
+                raise InfrastructureError(
+                    f"{job.path}: a worker was ended by the system, most likely for memory."
+                ) from None
             advance(size)
             return result
 
         for block in read_blocks(job.path):
-            pending.append((0, block) if isinstance(block, Finding) else (len(block.data), pool.submit(_work, block)))
+            pending.append(
+                (0, block)
+                if isinstance(block, Finding)
+                else (len(block.data), pool.submit(_work, block))
+            )
             if len(pending) > workers * 3:
                 yield finished()
         while pending:
@@ -202,7 +251,7 @@ _scanner: _Scanner
 
 
 def _start_worker(job: Job) -> None:
-    global _scanner  # noqa: PLW0603  # a worker's state lives in its module
+    global _scanner  # a worker's state lives in its module  # noqa: PLW0603
     _scanner = _Scanner(job)
 
 
@@ -210,7 +259,9 @@ def _work(block: Block) -> Scanned:
     return _scanner.block(block)
 
 
-def _merge(path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterator[Scanned | Finding]) -> Scanned:
+def _merge(
+    path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterator[Scanned | Finding]
+) -> Scanned:
     whole = Scanned()
     parts: list[Scanned] = []
     rows = 0
@@ -231,14 +282,18 @@ def _merge(path: Path, base_rows: npt.NDArray[np.uint64] | None, results: Iterat
     if whole.total == 0:
         whole.add(True, no_rows(path))
     for name, kind in _COLUMNS.items():
-        whole.columns[name] = np.concatenate([np.zeros(0, kind), *(part.columns[name] for part in parts)])
+        whole.columns[name] = np.concatenate(
+            [np.zeros(0, kind), *(part.columns[name] for part in parts)]
+        )
     whole.signatures = join([part.signatures for part in parts])
     if base_rows is not None:
         _mark_new_copies(whole.columns, base_rows)
     return whole
 
 
-def _mark_new_copies(columns: dict[str, npt.NDArray[Any]], base_rows: npt.NDArray[np.uint64]) -> None:
+def _mark_new_copies(
+    columns: dict[str, npt.NDArray[Any]], base_rows: npt.NDArray[np.uint64]
+) -> None:
     """A row that stands more often than it did is changed, from the first time too many on."""
     order = np.argsort(columns["source"], kind="stable")
     ranked = columns["source"][order]
@@ -252,13 +307,23 @@ class _Scanner:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        renderer = load_renderer(find_base_model(job.base_model, "--base-model")) if job.base_model else None
-        self._counter = TokenCounter(renderer, job.limits, job.max_length, skip=job.count_every > 1) if renderer else None
+        renderer = (
+            load_renderer(find_base_model(job.base_model, "--base-model"))
+            if job.base_model
+            else None
+        )
+        self._counter = (
+            TokenCounter(renderer, job.limits, job.max_length, skip=job.count_every > 1)
+            if renderer
+            else None
+        )
         self._ready_s = time.monotonic()
         self._kinds = frozenset(job.limits.personal_data)
         self._formats = FormatChecker()
         self._special = renderer.special if renderer else ()
-        self._first = {token[0] for token in self._special}  # nearly always `<` alone, which hardly any text has
+        self._first = {
+            token[0] for token in self._special
+        }  # nearly always `<` alone, which hardly any text has
 
     def block(self, block: Block) -> Scanned:
         """Judge the rows of a block."""
@@ -296,10 +361,15 @@ class _Scanner:
                 source,
                 len(both),
                 language_of(asked if is_json(said) else both) or "",
-                rules_say(plain(said)) == "refused",  # the rules alone: drift compares shares, and rows come by the thousand
+                # the rules alone: drift compares shares, and rows come by the thousand
+                rules_say(plain(said)) == "refused",
                 changed,
             ))  # fmt: skip
-        values: dict[str, Any] = dict(zip(_OF_A_ROW, zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW), strict=True))
+        values: dict[str, Any] = dict(
+            zip(
+                _OF_A_ROW, zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW), strict=True
+            )
+        )
         self._count(rows, values, result)
         for name, kind in _COLUMNS.items():
             result.columns[name] = np.array(values[name], dtype=kind)
@@ -313,10 +383,21 @@ class _Scanner:
         nothing = [0] * len(rows)
         columns = dict.fromkeys(("prompt_tokens", "answer_tokens", "row_tokens"), nothing)
         if self._counter and rows:
-            counted = self._counter.of(rows, [sampled(exact, self._job.count_every) for exact in values["exact"]])
-            columns = {"prompt_tokens": counted.prompt, "answer_tokens": counted.answer, "row_tokens": counted.row}
+            counted = self._counter.of(
+                rows, [sampled(exact, self._job.count_every) for exact in values["exact"]]
+            )
+            columns = {
+                "prompt_tokens": counted.prompt,
+                "answer_tokens": counted.answer,
+                "row_tokens": counted.row,
+            }
             for index, code, message in counted.problems:
-                result.add(values["changed"][index], Finding(str(self._job.path), rows[index].line, code, message, row_id=rows[index].id))
+                result.add(
+                    values["changed"][index],
+                    Finding(
+                        str(self._job.path), rows[index].line, code, message, row_id=rows[index].id
+                    ),
+                )
         values.update(columns)
 
     def _is_changed(self, source: int) -> bool:
@@ -338,38 +419,60 @@ class _Scanner:
         if row is None:
             return None
         problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row)
-        problems = problems or _format_findings(path, row, self._formats) or _check_findings(path, row)
+        problems = (
+            problems or _format_findings(path, row, self._formats) or _check_findings(path, row)
+        )
         for problem in problems:
             result.add(changed, problem)
-        if problems and has_texts(row.value):  # so that a curator need not come back for what the schema hid
+        if problems and has_texts(
+            row.value
+        ):  # so that a curator need not come back for what the schema hid
             self._personal_data(row, prompt_text(row.value), answer(row.value), changed, result)
         return None if problems else row
 
-    def _row_findings(self, row: Row, asked: str, said: str, changed: bool, result: Scanned) -> None:
+    def _row_findings(
+        self, row: Row, asked: str, said: str, changed: bool, result: Scanned
+    ) -> None:
         self._personal_data(row, asked, said, changed, result)
 
         def found(code: str, message: str) -> None:
-            result.add(changed, Finding(str(self._job.path), row.line, code, message, row_id=row.id))
+            result.add(
+                changed, Finding(str(self._job.path), row.line, code, message, row_id=row.id)
+            )
 
         licence = row.value["license"]
         if licence not in self._job.limits.licenses:
             allowed = list(self._job.limits.licenses)
             found(
-                "E501", f"licence `{licence}` is not on the policy's list.{did_you_mean(licence, allowed)} Allowed: {', '.join(allowed)}."
+                "E501",
+                f"licence `{licence}` is not on the policy's list.{did_you_mean(licence, allowed)}"
+                f" Allowed: {', '.join(allowed)}.",
             )
         suspicious = any(first in asked or first in said for first in self._first)
-        if token := suspicious and next((token for token in self._special if token in asked or token in said), None):
+        if token := suspicious and next(
+            (token for token in self._special if token in asked or token in said), None
+        ):
             found("E204", f"the text contains the special token `{token}`.")
 
-    def _personal_data(self, row: Row, asked: str, said: str, changed: bool, result: Scanned) -> None:
+    def _personal_data(
+        self, row: Row, asked: str, said: str, changed: bool, result: Scanned
+    ) -> None:
         def found(kind: str, place: str, text: str, more: str = "") -> None:
-            message = f"the {place} contains {_WHAT[kind]}{more} (`{masked(text)}`, {len(text)} characters)."
-            result.add(changed, Finding(str(self._job.path), row.line, KINDS[kind], message, row_id=row.id))
+            message = (
+                f"the {place} contains {_WHAT[kind]}{more} (`{masked(text)}`, {len(text)}"
+                " characters)."
+            )
+            result.add(
+                changed, Finding(str(self._job.path), row.line, KINDS[kind], message, row_id=row.id)
+            )
 
         for place, text in (("prompt", asked), ("answer", said)):
             for item in detect(text, self._kinds):
                 found(
-                    item.kind, place, text[item.start : item.end], " with a valid checksum" if item.kind == "rrn" and item.certain else ""
+                    item.kind,
+                    place,
+                    text[item.start : item.end],
+                    " with a valid checksum" if item.kind == "rrn" and item.certain else "",
                 )
 
 
@@ -380,7 +483,10 @@ def _message_findings(path: Path, row: Row) -> list[Finding]:
     turns = roles[1:] if roles[0] == "system" else roles
     if len(turns) % 2 == 0 and turns == ["user", "assistant"] * (len(turns) // 2):
         return []
-    message = f"messages have the roles {', '.join(roles)}. Expected user and assistant in turns after an optional system."
+    message = (
+        f"messages have the roles {', '.join(roles)}. Expected user and assistant in turns after an"
+        " optional system."
+    )
     return [Finding(str(path), row.line, "E110", message, row_id=row.id)]
 
 
@@ -402,16 +508,30 @@ def _format_findings(path: Path, row: Row, formats: FormatChecker) -> list[Findi
         return finding(f"`expected_format` is not a JSON Schema: {why}.")
     if found == "value" and why == "not JSON":
         return finding("`expected_output` is not JSON, but `expected_format` asks for it.")
-    return finding(f"`expected_output` breaks its own `expected_format`: {why}.") if found == "value" else []
+    return (
+        finding(f"`expected_output` breaks its own `expected_format`: {why}.")
+        if found == "value"
+        else []
+    )
 
 
 def _check_findings(path: Path, row: Row) -> list[Finding]:
-    """A row whose own answer breaks its checks would fail every model; one that is refused rightly has no form to keep."""
+    """A row whose own answer breaks its checks would fail every model; one that is refused rightly
+    has no form to keep.
+    """
     checks = row.value.get("checks")
     if not checks:
         return []
     if row.value.get("should_refuse"):
-        broken = ["`checks` are of answers, but `should_refuse` asks for none. Leave one of the two out"]
+        broken = [
+            "`checks` are of answers, but `should_refuse` asks for none. Leave one of the two out"
+        ]
     else:
-        broken = [f"`expected_output` breaks its own check: {broken}" for broken in broken_checks(checks, row.value["expected_output"])]
-    return [Finding(str(path), row.line, "E110", f"{problem[:300]}.", row_id=row.id) for problem in broken[:1]]
+        broken = [
+            f"`expected_output` breaks its own check: {broken}"
+            for broken in broken_checks(checks, row.value["expected_output"])
+        ]
+    return [
+        Finding(str(path), row.line, "E110", f"{problem[:300]}.", row_id=row.id)
+        for problem in broken[:1]
+    ]

@@ -32,7 +32,8 @@ from adapterops.documents import sha256_file, write_json
 from adapterops.errors import UsageError
 from adapterops.schemas import repository_path
 
-# Up to this size every row is counted in tokens; above it one in sixteen, and those that could break a limit.
+# Up to this size every row is counted in tokens; above it one in sixteen, and those that could
+# break a limit.
 _COUNT_ALL_BYTES = 25_000_000
 _COUNT_EVERY = 16
 _EXCERPT = 70
@@ -85,7 +86,9 @@ class _Findings:
         self._kept: dict[tuple[str, bool], list[Finding]] = collections.defaultdict(list)
 
     def add(self, changed: bool, finding: Finding | Callable[[], Finding], code: str = "") -> None:
-        """Count a finding; one that is costly to word is given as a function, and only called if it is kept."""
+        """Count a finding; one that is costly to word is given as a function, and only called if it
+        is kept.
+        """
         code = code or finding.code  # type: ignore[union-attr]  # a function comes with its code
         if not self._counts(code, changed=changed):
             return
@@ -159,7 +162,17 @@ def validate(
             name = base_model.name if base_model else None
             rows = base.rows(path) if base else None
             every = _COUNT_EVERY if file_size(path) > _COUNT_ALL_BYTES else 1
-            job = Job(path, kind, limits, name, max_length, every, coverage, limits.contamination_hint, rows)
+            job = Job(
+                path,
+                kind,
+                limits,
+                name,
+                max_length,
+                every,
+                coverage,
+                limits.contamination_hint,
+                rows,
+            )
             began = time.monotonic()
             file = _File(job, scan(job, advance))
             startup.append(max(0.0, file.scanned.ready_s - began))
@@ -191,8 +204,15 @@ def validate(
         "base": {"revision": base.revision, "changed_only": changed_only} if base else None,
         "files": [_summary(*parts) for parts in zip(files, copies, drifts, strict=True)],
         "counts": dict(sorted(found.counts.items())),
-        "findings": [{**asdict(finding), "changed": place < changed_count} for place, finding in enumerate(findings)],
-        "timing": {"startup_s": round(sum(startup), 3), "checks_s": round(seconds, 3), "rows_per_second": round(rows / seconds)},
+        "findings": [
+            {**asdict(finding), "changed": place < changed_count}
+            for place, finding in enumerate(findings)
+        ],
+        "timing": {
+            "startup_s": round(sum(startup), 3),
+            "checks_s": round(seconds, 3),
+            "rows_per_second": round(rows / seconds),
+        },
     }
     return DataReport(findings, changed_count, document)
 
@@ -212,7 +232,7 @@ def _refuse_twice(paths: list[Path]) -> None:
         known[real] = path
 
 
-class _progress:  # noqa: N801  # used as a function
+class _progress:  # used as a function  # noqa: N801
     """A bar over the bytes of the files, for files that take longer than a blink."""
 
     def __init__(self, paths: list[Path], console: Console | None) -> None:
@@ -231,7 +251,13 @@ class _progress:  # noqa: N801  # used as a function
 
 
 def _coverage(evaluation: list[_File]) -> Coverage:
-    return Coverage([loose_form(prompt_text(file.row(number).value)) for file in evaluation for number in range(file.scanned.rows)])
+    return Coverage(
+        [
+            loose_form(prompt_text(file.row(number).value))
+            for file in evaluation
+            for number in range(file.scanned.rows)
+        ]
+    )
 
 
 def _check_language(file: _File, found: _Findings) -> None:
@@ -243,11 +269,17 @@ def _check_language(file: _File, found: _Findings) -> None:
     others = np.flatnonzero(prose & (languages != target))
     share = 1 - len(others) / int(prose.sum())
     for number in others.tolist():
-        _add_row(found, file, number, "H601", lambda number=number: f"the text is in `{languages[number]}`. Expected `{target}`.")  # type: ignore[misc]
+        _add_row(
+            found,
+            file,
+            number,
+            "H601",
+            lambda number=number: f"the text is in `{languages[number]}`. Expected `{target}`.",  # type: ignore[misc]
+        )
     if share < file.job.limits.language_share:
         message = (
-            f"{share:.1%} of {int(prose.sum())} rows with prose are in `{target}`. Expected at least "
-            f"{file.job.limits.language_share:.0%}; H601 names the others."
+            f"{share:.1%} of {int(prose.sum())} rows with prose are in `{target}`. Expected at"
+            f" least {file.job.limits.language_share:.0%}; H601 names the others."
         )
         found.add(True, Finding(str(file.job.path), 1, "E601", message))
 
@@ -262,7 +294,10 @@ def _check_ids(files: list[_File], found: _Findings) -> None:
     starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
     first: dict[int, int] = {}
     for number, place in _repeated(every, skip=0):
-        one, other = _locate(files, starts, first.setdefault(number, place)), _locate(files, starts, place)
+        one, other = (
+            _locate(files, starts, first.setdefault(number, place)),
+            _locate(files, starts, place),
+        )
         if one != other:
             file, row = other
 
@@ -277,7 +312,11 @@ def _repeated(values: npt.NDArray[np.uint64], skip: int | None = None) -> Iterat
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     same = ranked[1:] == ranked[:-1]
-    repeated = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if len(values) else np.zeros(0, bool)
+    repeated = (
+        np.concatenate([same, [False]]) | np.concatenate([[False], same])
+        if len(values)
+        else np.zeros(0, bool)
+    )
     for value, place in zip(ranked[repeated].tolist(), order[repeated].tolist(), strict=True):
         if value != skip:
             yield value, place
@@ -291,7 +330,9 @@ def _locate(files: list[_File], starts: list[int], place: int) -> tuple[_File, i
 
 
 def _check_duplicates(files: list[_File], found: _Findings) -> list[dict[str, int]]:
-    """Exact copies, near duplicates and contradictions among the rows of these files; counts for each file."""
+    """Exact copies, near duplicates and contradictions among the rows of these files; counts for
+    each file.
+    """
     starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
     counts = [{"exact": 0, "near": 0, "conflicts": 0} for _ in files]
     if not files:
@@ -318,7 +359,12 @@ def _check_duplicates(files: list[_File], found: _Findings) -> list[dict[str, in
     for value, place in _repeated(exact):
         if (original := first.setdefault(value, place)) != place:
             clusters.join(original, place)
-            add(place, original, "H205", lambda original=original: f"the row repeats the one on {named(original)}.")  # type: ignore[misc]
+            add(
+                place,
+                original,
+                "H205",
+                lambda original=original: f"the row repeats the one on {named(original)}.",  # type: ignore[misc]
+            )
 
     @_last_used
     def loose(place: int) -> str:
@@ -327,23 +373,40 @@ def _check_duplicates(files: list[_File], found: _Findings) -> list[dict[str, in
         return loose_form(f"{prompt_text(value)}\n{answer(value)}")
 
     threshold = min(file.job.limits.near_duplicate for file in files)
-    near = near_duplicates(join([file.scanned.signatures for file in files]), loose, clusters, threshold)
+    near = near_duplicates(
+        join([file.scanned.signatures for file in files]), loose, clusters, threshold
+    )
     for place, (original, similarity) in sorted(near.items()):
-        add(place, original, "H206", lambda original=original, similarity=similarity: _near_message(named(original), similarity))  # type: ignore[misc]
+        add(
+            place,
+            original,
+            "H206",
+            lambda original=original, similarity=similarity: _near_message(  # type: ignore[misc]
+                named(original), similarity
+            ),
+        )
 
     first = {}
     for value, place in _repeated(prompts):
         original = first.setdefault(value, place)
         if exact[original] != exact[place] and clusters.root(original) != clusters.root(place):
-            add(place, original, "H207", lambda original=original: f"the instruction on {named(original)} is the same, its output another.")  # type: ignore[misc]
+            add(
+                place,
+                original,
+                "H207",
+                lambda original=original: (  # type: ignore[misc]
+                    f"the instruction on {named(original)} is the same, its output another."
+                ),
+            )
 
     for index, file in enumerate(files):
         copies = sum(starts[index] <= place < starts[index + 1] for place in clusters.copies())
         rate = copies / file.scanned.rows if file.scanned.rows else 0.0
         if copies and rate >= file.job.limits.duplicate_rate:
             message = (
-                f"{copies} of {file.scanned.rows} rows ({rate:.1%}) repeat another one, {counts[index]['exact']} exactly and the rest "
-                f"nearly. Expected under {file.job.limits.duplicate_rate:.0%}."
+                f"{copies} of {file.scanned.rows} rows ({rate:.1%}) repeat another one,"
+                f" {counts[index]['exact']} exactly and the rest nearly. Expected under"
+                f" {file.job.limits.duplicate_rate:.0%}."
             )
             found.add(True, Finding(str(file.job.path), 1, "E205", message))
     return counts
@@ -381,7 +444,14 @@ def _check_contamination(training: list[_File], evaluation: list[_File], found: 
                 known.add(number)
                 where = file.place(int(order[nearest[number]]))
                 judged, row = _locate(evaluation, starts, number)
-                _add_row(found, judged, row, "E401", lambda where=where: f"the same prompt is trained on at {where}.", changed=True)  # type: ignore[misc]
+                _add_row(
+                    found,
+                    judged,
+                    row,
+                    "E401",
+                    lambda where=where: f"the same prompt is trained on at {where}.",  # type: ignore[misc]
+                    changed=True,
+                )
     best: dict[int, tuple[float, int, int]] = {}
     for index, file in enumerate(training):
         for row, number, share in file.scanned.covered:
@@ -390,23 +460,44 @@ def _check_contamination(training: list[_File], evaluation: list[_File], found: 
     for number, (share, index, row) in sorted(best.items()):
         judged, place = _locate(evaluation, starts, number)
 
-        def message(judged: _File = judged, place: int = place, share: float = share, file: _File = training[index], row: int = row) -> str:
+        def message(
+            judged: _File = judged,
+            place: int = place,
+            share: float = share,
+            file: _File = training[index],
+            row: int = row,
+        ) -> str:
             ours, theirs = prompt_text(judged.row(place).value), prompt_text(file.row(row).value)
             similarity = jaccard(gram_set(loose_form(ours)), gram_set(loose_form(theirs)))
             return (
-                f"{share:.0%} of the prompt stands in the training row at {file.place(row)} (similarity of the prompts {similarity:.2f}): "
-                f"{_difference(ours, theirs)}."
+                f"{share:.0%} of the prompt stands in the training row at {file.place(row)}"
+                f" (similarity of the prompts {similarity:.2f}): {_difference(ours, theirs)}."
             )
 
-        _add_row(found, judged, place, "H402", message, changed=bool(judged.scanned.columns["changed"][place]))
+        _add_row(
+            found,
+            judged,
+            place,
+            "H402",
+            message,
+            changed=bool(judged.scanned.columns["changed"][place]),
+        )
 
 
 def _difference(ours: str, theirs: str) -> str:
     """Excerpts of two texts from where they part, with a few words before."""
     one, two = (" ".join(mask(text, detect(text, most=None)).split()) for text in (ours, theirs))
-    parting = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    parting = next(
+        (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
+        min(len(one), len(two)),
+    )
     start = max(0, parting - _EXCERPT // 4)
-    texts = [("…" if start else "") + text[start : start + _EXCERPT] + ("…" if len(text) > start + _EXCERPT else "") for text in (one, two)]
+    texts = [
+        ("…" if start else "")
+        + text[start : start + _EXCERPT]
+        + ("…" if len(text) > start + _EXCERPT else "")
+        for text in (one, two)
+    ]
     return f"`{texts[0]}` / `{texts[1]}`"
 
 
@@ -416,14 +507,31 @@ def _shown(path: Path) -> Path:
     return absolute.relative_to(here) if absolute.is_relative_to(here) else path
 
 
-def _add_row(found: _Findings, file: _File, number: int, code: str, message: Callable[[], str], *, changed: bool | None = None) -> None:
+def _add_row(
+    found: _Findings,
+    file: _File,
+    number: int,
+    code: str,
+    message: Callable[[], str],
+    *,
+    changed: bool | None = None,
+) -> None:
     """A finding on one row, worded only if it is kept."""
 
     def finding() -> Finding:
         severity = "error" if code.startswith("E") else "hint"
-        return Finding(str(file.job.path), file.line(number), code, message(), severity, file.row(number).id)  # type: ignore[arg-type]
+        return Finding(
+            str(file.job.path),
+            file.line(number),
+            code,
+            message(),
+            severity,  # type: ignore[arg-type]
+            file.row(number).id,
+        )
 
-    found.add(bool(file.scanned.columns["changed"][number]) if changed is None else changed, finding, code)
+    found.add(
+        bool(file.scanned.columns["changed"][number]) if changed is None else changed, finding, code
+    )
 
 
 def _summary(file: _File, copies: dict[str, int], change: dict[str, Any] | None) -> dict[str, Any]:
@@ -442,17 +550,24 @@ def _summary(file: _File, copies: dict[str, int], change: dict[str, Any] | None)
         "duplicates": copies,
         "target_language": _target_language(file),
         "languages": dict(scanned.declared.most_common()),
-        "detected_languages": {language or "none": count for language, count in detected.most_common()},
+        "detected_languages": {
+            language or "none": count for language, count in detected.most_common()
+        },
         "tags": dict(scanned.tasks.most_common()),
         "refusals": int(columns["refused"].sum()),
         "characters": _spread(columns["characters"]),
-        **{name: _tokens(file, name) if counted else None for name in ("prompt_tokens", "answer_tokens", "row_tokens")},
+        **{
+            name: _tokens(file, name) if counted else None
+            for name in ("prompt_tokens", "answer_tokens", "row_tokens")
+        },
         "drift": change,
     }
 
 
 def _tokens(file: _File, name: str) -> dict[str, Any] | None:
-    """Figures of a column of token counts, estimated from a sample where not every row was counted."""
+    """Figures of a column of token counts, estimated from a sample where not every row was
+    counted.
+    """
     columns = file.scanned.columns
     sample = sampled(columns["exact"], file.job.count_every)
     spread = _spread(columns[name][sample])
@@ -460,7 +575,13 @@ def _tokens(file: _File, name: str) -> dict[str, Any] | None:
         return spread
     counted = columns[name][columns["row_tokens"] > 0]
     total = round(spread["mean"] * file.scanned.rows)
-    return {**spread, "min": int(counted.min()), "max": int(counted.max()), "total": total, "sampled_rows": int(sample.sum())}
+    return {
+        **spread,
+        "min": int(counted.min()),
+        "max": int(counted.max()),
+        "total": total,
+        "sampled_rows": int(sample.sum()),
+    }
 
 
 def _spread(counts: npt.NDArray[np.uint32]) -> dict[str, Any] | None:

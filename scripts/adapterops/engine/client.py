@@ -1,7 +1,8 @@
-"""vLLM's administrative paths (vLLM 0.32, `entrypoints/serve/lora` and `entrypoints/openai/models`).
+"""vLLM's administrative paths (vLLM 0.32, `entrypoints/serve/lora` and
+`entrypoints/openai/models`).
 
-Adapters are loaded under a name that no other content ever gets, and never with `load_inplace`: it changes weights under
-requests that are being answered (vllm-project/vllm#31326).
+Adapters are loaded under a name that no other content ever gets, and never with `load_inplace`: it
+changes weights under requests that are being answered (vllm-project/vllm#31326).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def is_healthy(url: str, timeout: float = 5) -> bool:
 
 
 def await_engine(url: str, timeout_s: float) -> None:
-    """Return once the engine answers; one that is still starting takes from 15 s (GPU, warm) to minutes.
+    """Return once the engine answers; one that is still starting takes from 15 s (GPU, warm) to
+    minutes.
 
     Raises:
         InfrastructureError: it does not answer within `timeout_s` seconds.
@@ -48,12 +50,16 @@ def await_engine(url: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_healthy(url):
         if time.monotonic() >= deadline:
-            raise InfrastructureError(f"the engine at {url} did not answer within {timeout_s:.0f} s. Is it running? Mend --server-url.")
+            raise InfrastructureError(
+                f"the engine at {url} did not answer within {timeout_s:.0f} s. Is it running? Mend"
+                " --server-url."
+            )
         time.sleep(0.3)
 
 
 def served_models(url: str, timeout: float = 30) -> dict[str, str]:
-    """Name and root (for an adapter: the directory it was loaded from) of everything that is served.
+    """Name and root (for an adapter: the directory it was loaded from) of everything that is
+    served.
 
     Raises:
         InfrastructureError: the engine does not answer.
@@ -62,7 +68,9 @@ def served_models(url: str, timeout: float = 30) -> dict[str, str]:
     try:
         return {str(card["id"]): str(card["root"]) for card in json.loads(body)["data"]}
     except (ValueError, KeyError, TypeError):
-        raise InfrastructureError(f"{url}/v1/models answered {status} without a list of models. Is this a vLLM server?") from None
+        raise InfrastructureError(
+            f"{url}/v1/models answered {status} without a list of models. Is this a vLLM server?"
+        ) from None
 
 
 def served_version(url: str) -> str | None:
@@ -79,7 +87,8 @@ def served_version(url: str) -> str | None:
 
 
 def load_adapter(url: str, name: str, path: Path) -> None:
-    """Load an adapter under a name; a name that is loaded from the very same directory already is success.
+    """Load an adapter under a name; a name that is loaded from the very same directory already is
+    success.
 
     Args:
         url: root of the engine, without `/v1`.
@@ -87,28 +96,41 @@ def load_adapter(url: str, name: str, path: Path) -> None:
         path: absolute directory with adapter_config.json and adapter_model.safetensors.
 
     Raises:
-        RejectedError: the engine cannot serve this adapter (rank, target modules, missing files), or the name is taken by
-            another directory.
+        RejectedError: the engine cannot serve this adapter (rank, target modules, missing files),
+            or the name is taken by another directory.
         InfrastructureError: the engine does not answer.
     """
-    status, body = _request(url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)}, timeout=_LOAD_TIMEOUT)
+    status, body = _request(
+        url,
+        "/v1/load_lora_adapter",
+        {"lora_name": name, "lora_path": str(path)},
+        timeout=_LOAD_TIMEOUT,
+    )
     if status == 200:
         return
-    # Any 400: the name may be taken, by this very adapter. What is served decides, not the wording of a message.
+    # Any 400: the name may be taken, by this very adapter. What is served decides, not the wording
+    # of a message.
     root = served_models(url).get(name) if status == 400 else None
     if root == str(path):
         return
     if root is not None:
-        raise RejectedError(f"{name} is loaded in the engine from {root}, not from {path}. Restart the engine to free the name.")
+        raise RejectedError(
+            f"{name} is loaded in the engine from {root}, not from {path}. Restart the engine to"
+            " free the name."
+        )
     if status == 404 and "No adapter found" not in _message(body):
         raise InfrastructureError(
-            f"{url} does not load adapters at run time (404). Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
+            f"{url} does not load adapters at run time (404). Start it with"
+            " VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
         )
-    raise RejectedError(f"the engine refused adapter {name} from {path} ({status}): {_message(body)}")
+    raise RejectedError(
+        f"the engine refused adapter {name} from {path} ({status}): {_message(body)}"
+    )
 
 
 def unload_adapter(url: str, name: str) -> None:
-    """Forget an adapter; one that is not loaded is success. Requests under way are answered to their end.
+    """Forget an adapter; one that is not loaded is success. Requests under way are answered to
+    their end.
 
     Raises:
         InfrastructureError: the engine does not answer, or fails.
@@ -118,7 +140,9 @@ def unload_adapter(url: str, name: str) -> None:
         raise InfrastructureError(f"the engine did not unload {name} ({status}): {_message(body)}")
 
 
-def greedy_answer(url: str, model: str, messages: list[dict[str, str]], max_tokens: int, timeout: float = 300) -> Completion:
+def greedy_answer(
+    url: str, model: str, messages: list[dict[str, str]], max_tokens: int, timeout: float = 300
+) -> Completion:
     """The answer at temperature 0.
 
     Raises:
@@ -132,12 +156,20 @@ def greedy_answer(url: str, model: str, messages: list[dict[str, str]], max_toke
         raise kind(f"{url} did not answer as {model} ({status}): {_message(body)}")
     answer = json.loads(body)
     choice = answer["choices"][0]
-    return Completion(choice["message"]["content"] or "", answer["usage"]["completion_tokens"], choice["finish_reason"])
+    return Completion(
+        choice["message"]["content"] or "",
+        answer["usage"]["completion_tokens"],
+        choice["finish_reason"],
+    )
 
 
-def _request(url: str, path: str, document: dict[str, Any] | None = None, *, timeout: float) -> tuple[int, bytes]:
+def _request(
+    url: str, path: str, document: dict[str, Any] | None = None, *, timeout: float
+) -> tuple[int, bytes]:
     data = None if document is None else json.dumps(document).encode()
-    request = urllib.request.Request(f"{url}{path}", data, {"content-type": "application/json"})  # noqa: S310  # our own URL
+    request = urllib.request.Request(  # noqa: S310
+        f"{url}{path}", data, {"content-type": "application/json"}
+    )  # our own URL
     try:
         with _OPENER.open(request, timeout=timeout) as answer:
             return answer.status, answer.read()
@@ -146,7 +178,9 @@ def _request(url: str, path: str, document: dict[str, Any] | None = None, *, tim
             return error.code, error.read()
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise InfrastructureError(f"the engine at {url} does not answer ({path}): {reason}. Is it running?") from None
+        raise InfrastructureError(
+            f"the engine at {url} does not answer ({path}): {reason}. Is it running?"
+        ) from None
 
 
 def _message(body: bytes) -> str:

@@ -1,8 +1,9 @@
 """Runs a server as a child and leaves none of its processes behind, whoever dies first.
 
-vLLM's EngineCore and workers outlive an API server that was killed, and all of them outlive a parent that was killed. The
-keeper holds the server's process group: it ends the group when its standard input closes (the parent is gone, or asks for it) and
-when the server's first process ends. If the keeper itself is killed, the kernel ends the server (PR_SET_PDEATHSIG, prctl(2)).
+vLLM's EngineCore and workers outlive an API server that was killed, and all of them outlive a
+parent that was killed. The keeper holds the server's process group: it ends the group when its
+standard input closes (the parent is gone, or asks for it) and when the server's first process ends.
+If the keeper itself is killed, the kernel ends the server (PR_SET_PDEATHSIG, prctl(2)).
 
     python keeper.py GRACE_SECONDS COMMAND...
 """
@@ -40,7 +41,12 @@ def main(grace: float, command: list[str]) -> int:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=child_setup)  # noqa: PLW1509
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=child_setup,  # noqa: PLW1509
+    )
     signal.signal(signal.SIGTERM, stop)
     while server.poll() is None and not stopping:
         readable, _, _ = select.select([0], [], [], 0.2)

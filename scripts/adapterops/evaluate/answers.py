@@ -1,4 +1,6 @@
-"""What is asked and what is answered: apart from the client that asks, which takes seconds to import."""
+"""What is asked and what is answered: apart from the client that asks, which takes seconds to
+import.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ class Answer:
 
     Args:
         text: what was generated, without the end-of-turn token.
-        finish_reason: `stop`, `length` where `max_tokens` cut it, `error` where the server did not answer.
+        finish_reason: `stop`, `length` where `max_tokens` cut it, `error` where the server did not
+            answer.
         tokens: tokens generated.
         latency_ms: from sending the request to its last byte.
         ttft_ms: to the first token; None where the answer was not streamed.
         error: why there is no answer.
-        margin: nats between the token that was taken and the next best, where it was closest; None where that was not asked for.
+        margin: nats between the token that was taken and the next best, where it was closest; None
+            where that was not asked for.
     """
 
     text: str

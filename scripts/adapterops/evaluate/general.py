@@ -1,4 +1,6 @@
-"""The general sets: rows and texts outside of any adapter's domain, which say what an adapter has lost."""
+"""The general sets: rows and texts outside of any adapter's domain, which say what an adapter has
+lost.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from adapterops.schemas import repository_path
 
 
 def load_general(general: General) -> tuple[list[Row], list[Row]]:
-    """The rows and the texts that are asked; each text is the `expected_output` of a row, whose instruction says what it is.
+    """The rows and the texts that are asked; each text is the `expected_output` of a row, whose
+    instruction says what it is.
 
     Raises:
         UsageError: a file cannot be read.
@@ -25,14 +28,16 @@ def load_general(general: General) -> tuple[list[Row], list[Row]]:
     if wrong:
         files = ", ".join(map(repository_path, general.rows))
         raise RejectedError(
-            f"general row {wrong.id} should be refused ({files}). A general set holds harmless rows; "
-            "move it to the adapter's own evaluation file."
+            f"general row {wrong.id} should be refused ({files}). A general set holds harmless"
+            " rows; move it to the adapter's own evaluation file."
         )
     return rows, texts
 
 
 def described(general: General) -> dict[str, Any]:
-    """For the results document: each file with its digest, its rows, and how many of them are asked."""
+    """For the results document: each file with its digest, its rows, and how many of them are
+    asked.
+    """
     return {
         "rows": [_described(path, general.rows_each) for path in general.rows],
         "texts": [_described(path, general.texts_each) for path in general.texts],
@@ -56,4 +61,9 @@ def _asked(path: Path, wanted: int | None) -> list[Row]:
 def _described(path: Path, wanted: int | None) -> dict[str, Any]:
     rows = len(load_rows(path, "eval"))
     asked = len(spread(rows, wanted))
-    return {"path": repository_path(path), "sha256": sha256_file(path), "rows": rows, "asked": asked}
+    return {
+        "path": repository_path(path),
+        "sha256": sha256_file(path),
+        "rows": rows,
+        "asked": asked,
+    }

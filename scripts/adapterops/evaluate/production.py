@@ -46,12 +46,18 @@ def production_from_directory(directory: Path, candidate: str) -> Production:
 
 
 def production_from_channel(
-    store: ObjectStore, name: str, base_model: str, root: Path, candidate: str, trust: Trust | None = None
+    store: ObjectStore,
+    name: str,
+    base_model: str,
+    root: Path,
+    candidate: str,
+    trust: Trust | None = None,
 ) -> Production:
     """The channel's stable version, kept under `root`.
 
-    With `trust`, whose signature it must carry, one that does not is an error and no reason to compare with nothing: else who rewrites
-    its manifest, or names another version in the channel, takes away what candidates must not be worse than.
+    With `trust`, whose signature it must carry, one that does not is an error and no reason to
+    compare with nothing: else who rewrites its manifest, or names another version in the channel,
+    takes away what candidates must not be worse than.
 
     Raises:
         RejectedError: it is not published, or not signed by whom we trust.
@@ -61,7 +67,9 @@ def production_from_channel(
     found = read_channel(store, name)
     stable = found[0].stable if found else None
     if stable is None:
-        return Production(None, None, f"Nothing is in production yet: channel {name} has no stable version.")
+        return Production(
+            None, None, f"Nothing is in production yet: channel {name} has no stable version."
+        )
     if stable == candidate:
         return Production(None, None, "The candidate is the adapter in production.")
     if trust:
@@ -69,11 +77,13 @@ def production_from_channel(
             claimed = find_release(store, name, stable)
             if claimed is None:
                 raise RejectedError(f"it is not published in bucket {store.bucket}.")
-            fetch_release(store, name, stable, root, base_model=claimed["base_model"]["name"], trust=trust)
+            fetch_release(
+                store, name, stable, root, base_model=claimed["base_model"]["name"], trust=trust
+            )
         except RejectedError as error:
             raise RejectedError(
-                f"{name}: nothing can be compared with the stable version {stable[:12]} of its channel: {error} "
-                "Mend channel or release first."
+                f"{name}: nothing can be compared with the stable version {stable[:12]} of its"
+                f" channel: {error} Mend channel or release first."
             ) from None
     try:
         directory, _ = fetch_release(store, name, stable, root, base_model=base_model, trust=trust)

@@ -1,7 +1,8 @@
 """How much an answer reads like a refusal: a logistic regression on hashed pieces of its text.
 
 The weights are data (`data/labelled/refusal-weights.safetensors`, its card beside it), fitted by
-`tests/benchmarks/refusals.py`. Sums are of integers, so that every machine gets the same score to the last bit.
+`tests/benchmarks/refusals.py`. Sums are of integers, so that every machine gets the same score to
+the last bit.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Weights:
 
 
 def score(text: str, weights: Weights | None = None) -> float:
-    """Log-odds that an answer declines; above zero more likely than not, on answers like those it was fitted to.
+    """Log-odds that an answer declines; above zero more likely than not, on answers like those it
+    was fitted to.
 
     Args:
         text: of `plain_answer.plain`.
@@ -75,7 +77,9 @@ def buckets(text: str) -> npt.NDArray[np.int64]:
 
 
 def _hashes(text: str, place: int) -> npt.NDArray[np.uint64]:
-    """Hashes of every piece of two to five characters; `place` keeps equal pieces of head, tail and lead apart."""
+    """Hashes of every piece of two to five characters; `place` keeps equal pieces of head, tail and
+    lead apart.
+    """
     codes = np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
     rolling = codes + np.uint64(1)
     found = []
@@ -100,7 +104,16 @@ def load_weights(path: Path = WEIGHTS) -> Weights:
             about = file.metadata() or {}
         scale, bias = float(about["scale"]), float(about["bias"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"{path}: the refusal detector's weights cannot be read ({error!r}). Restore the file.") from None
-    if values.dtype != np.int16 or values.shape != (BUCKETS,) or not math.isfinite(scale) or not math.isfinite(bias):
-        raise UsageError(f"{path}: expected {BUCKETS} weights of 16 bits, a scale and a bias. Restore the file.")
+        raise UsageError(
+            f"{path}: the refusal detector's weights cannot be read ({error!r}). Restore the file."
+        ) from None
+    if (
+        values.dtype != np.int16
+        or values.shape != (BUCKETS,)
+        or not math.isfinite(scale)
+        or not math.isfinite(bias)
+    ):
+        raise UsageError(
+            f"{path}: expected {BUCKETS} weights of 16 bits, a scale and a bias. Restore the file."
+        )
     return Weights(values, scale, bias)

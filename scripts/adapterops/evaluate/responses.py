@@ -1,4 +1,6 @@
-"""Answers that were generated before, by what determines them: adapter, prompt, decoding and engine."""
+"""Answers that were generated before, by what determines them: adapter, prompt, decoding and
+engine.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ from adapterops.documents import sha256_json
 from adapterops.errors import UsageError
 from adapterops.evaluate.answers import Answer, Messages
 
-_TABLE = "CREATE TABLE IF NOT EXISTS response (key TEXT PRIMARY KEY, session TEXT NOT NULL, at REAL NOT NULL, answer TEXT NOT NULL)"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS response (key TEXT PRIMARY KEY, session TEXT NOT NULL, at REAL NOT"
+    " NULL, answer TEXT NOT NULL)"
+)
 
 
 class Responses:
-    """A file of answers; a context manager. An answer is on disk when it was given, so that an interrupted run goes on from there.
+    """A file of answers; a context manager. An answer is on disk when it was given, so that an
+    interrupted run goes on from there.
 
     Args:
         path: the SQLite file.
@@ -34,7 +40,10 @@ class Responses:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute(_TABLE)
         except sqlite3.DatabaseError as error:
-            raise UsageError(f"{path} is not a file of answers ({error}). Remove it; the answers are generated again.") from None
+            raise UsageError(
+                f"{path} is not a file of answers ({error}). Remove it; the answers are generated"
+                " again."
+            ) from None
         self._fresh = fresh
         self._session = uuid.uuid4().hex
         self._started = time.perf_counter()
@@ -42,7 +51,12 @@ class Responses:
     def __enter__(self) -> Responses:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._db.close()
 
     def start(self) -> None:
@@ -53,7 +67,10 @@ class Responses:
         """The answers that are known, by position."""
         if self._fresh:
             return {}
-        rows = ((i, self._db.execute("SELECT answer FROM response WHERE key = ?", (key,)).fetchone()) for i, key in enumerate(keys))
+        rows = (
+            (i, self._db.execute("SELECT answer FROM response WHERE key = ?", (key,)).fetchone())
+            for i, key in enumerate(keys)
+        )
         return {i: Answer(**json.loads(row[0])) for i, row in rows if row}
 
     def keep(self, key: str, answer: Answer) -> None:
@@ -61,13 +78,20 @@ class Responses:
         if answer.error is None:
             at = time.perf_counter() - self._started
             content = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
-            self._db.execute("INSERT OR REPLACE INTO response VALUES (?, ?, ?, ?)", (key, self._session, at, content))
+            self._db.execute(
+                "INSERT OR REPLACE INTO response VALUES (?, ?, ?, ?)",
+                (key, self._session, at, content),
+            )
 
     def throughput(self, keys: list[str]) -> tuple[int, float]:
-        """Tokens and wall seconds of the session that gave most of these answers: a resumed rest would not fill the engine."""
+        """Tokens and wall seconds of the session that gave most of these answers: a resumed rest
+        would not fill the engine.
+        """
         sessions: dict[str, list[tuple[float, int]]] = {}
         for key in keys:
-            row = self._db.execute("SELECT session, at, answer FROM response WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(
+                "SELECT session, at, answer FROM response WHERE key = ?", (key,)
+            ).fetchone()
             if row:
                 sessions.setdefault(row[0], []).append((row[1], json.loads(row[2])["tokens"]))
         if not sessions:

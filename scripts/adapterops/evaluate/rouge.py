@@ -1,4 +1,6 @@
-"""ROUGE-L that is right for Korean (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"), and what goes with it."""
+"""ROUGE-L that is right for Korean (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
+Summaries"), and what goes with it.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,36 @@ from typing import Any
 
 TOKENIZER_ID = "ko-syl-v2"
 
-# One token for each Hangul syllable or jamo and each CJK character; otherwise one for each run of letters and digits.
-_SINGLE = "\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+# One token for each Hangul syllable or jamo and each CJK character; otherwise one for each run of
+# letters and digits.
+_SINGLE = (
+    "\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+)
 _TOKEN = re.compile(f"[{_SINGLE}]|[^\\W_{_SINGLE}]+")
-# What nobody sees splits no word: soft hyphen, zero-width characters, marks of direction, variants of a glyph.
-_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
+# What nobody sees splits no word: soft hyphen, zero-width characters, marks of direction, variants
+# of a glyph.
+_UNSEEN = re.compile(
+    "[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]"
+)
 # So many marks without a word between them are no punctuation: an answer that does not end.
 _MARKS = re.compile(r"(?:[^\w\s]|_)(?:\s*(?:[^\w\s]|_)){19,}")
 _GRAM = 4
 
 
 def tokenize(text: str) -> list[str]:
-    """`ko-syl-v2`: NFKC, lower case, Hangul by syllable, CJK by character, all else by runs of letters and digits.
+    """`ko-syl-v2`: NFKC, lower case, Hangul by syllable, CJK by character, all else by runs of
+    letters and digits.
 
-    On ASCII text these are the tokens of rouge-score's default, which throws Hangul away: there, two identical Korean sentences
-    score 0.0, and unrelated ones 1.0 when only their digits match.
+    On ASCII text these are the tokens of rouge-score's default, which throws Hangul away: there,
+    two identical Korean sentences score 0.0, and unrelated ones 1.0 when only their digits match.
     """
     return _TOKEN.findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower())
 
 
 @functools.cache
 def _scorer() -> Any:
-    # Here, as rouge-score imports nltk and that scipy, which takes seconds; who shows scores needs neither.
+    # Here, as rouge-score imports nltk and that scipy, which takes seconds; who shows scores needs
+    # neither.
     from rouge_score import rouge_scorer
     from rouge_score.tokenizers import Tokenizer
 
@@ -49,7 +59,8 @@ def rouge_l(reference: str, answer: str) -> float:
 
 
 def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:
-    """Mean ROUGE-L of answers against the references of other rows: what answers of this kind score without being right.
+    """Mean ROUGE-L of answers against the references of other rows: what answers of this kind score
+    without being right.
 
     Args:
         pairs: reference and answer of each row.
@@ -61,13 +72,17 @@ def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:
     if len(pairs) < 2:
         return None
     order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)  # noqa: S311  # not a secret
+    random.Random(seed).shuffle(order)  # not a secret  # noqa: S311
     # Each row gets the reference of the next one in shuffled order, so none keeps its own.
-    return statistics.fmean(rouge_l(pairs[other][0], pairs[row][1]) for row, other in zip(order, order[1:] + order[:1], strict=True))
+    return statistics.fmean(
+        rouge_l(pairs[other][0], pairs[row][1])
+        for row, other in zip(order, order[1:] + order[:1], strict=True)
+    )
 
 
 def repetition(answer: str) -> float:
-    """Share of repeated 4-grams, 0 to 1 (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319); 0 below five tokens.
+    """Share of repeated 4-grams, 0 to 1 (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319); 0
+    below five tokens.
 
     Punctuation and emoji are tokens where twenty or more of them follow each other.
     """

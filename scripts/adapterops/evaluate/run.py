@@ -1,4 +1,6 @@
-"""Evaluate an adapter through a real vLLM server, as it will be served, beside the one in production and the base model."""
+"""Evaluate an adapter through a real vLLM server, as it will be served, beside the one in
+production and the base model.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ class Settings:
         max_tokens: longest answer in tokens.
         latency_requests: counted requests of the speed phase.
         latency_concurrency: requests in flight in the speed phase.
-        refusal_judge: who is asked about answers that the refusal rules leave open: `base`, `none` or `URL#MODEL`.
+        refusal_judge: who is asked about answers that the refusal rules leave open: `base`, `none`
+            or `URL#MODEL`.
         win_rate_judge: who says which of two answers is better, named likewise.
     """
 
@@ -67,7 +70,8 @@ class Data:
 
     Args:
         path: the evaluation file.
-        extension: more rows of the same kind, registered beforehand for a gate that the first rows leave open; None is none.
+        extension: more rows of the same kind, registered beforehand for a gate that the first rows
+            leave open; None is none.
         draw: whether they are drawn now.
         general: rows and texts outside of the adapter's domain, which say what it has lost.
     """
@@ -104,7 +108,8 @@ def evaluate_once(
         responses: file of answers that were generated before; None keeps one beside `output`.
         server_url: a running engine with runtime LoRA loading, root without `/v1`; None starts one.
         server_wait_s: how long that engine may take to answer at all, for one that is starting.
-        serving: the serving configuration to start the engine with; None finds the one for the base model.
+        serving: the serving configuration to start the engine with; None finds the one for the base
+            model.
         force: evaluate although the results are there, and generate every answer anew.
 
     Returns:
@@ -118,11 +123,17 @@ def evaluate_once(
     manifest = read_json(model / "train_manifest.json", "train_manifest")
     digest = adapter_digest(model)
     if digest != manifest["adapter"]["digest"]:
-        raise UsageError(f"{model}: the adapter's files were changed after training. Train it again.")
+        raise UsageError(
+            f"{model}: the adapter's files were changed after training. Train it again."
+        )
     if data.draw and data.extension is None:
-        raise UsageError("--draw-extension: no extension rows are registered. Name them with --extension-data.")
+        raise UsageError(
+            "--draw-extension: no extension rows are registered. Name them with --extension-data."
+        )
     for judge_name in (settings.refusal_judge, settings.win_rate_judge):
-        parse_judge(judge_name, "", "")  # a judge that cannot be meant is said now, and not after the answers
+        parse_judge(
+            judge_name, "", ""
+        )  # a judge that cannot be meant is said now, and not after the answers
     rows = load_rows(data.path, "eval")
     extension = load_rows(data.extension, "eval") if data.extension else []
     general_rows, texts = load_general(data.general)
@@ -138,22 +149,34 @@ def evaluate_once(
         "decoding": {"temperature": 0, "max_tokens": settings.max_tokens},
         "engine": {"version": engine_version(), "dtype": config.engine.dtype},
     }
-    registered = {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None
+    registered = (
+        {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None
+    )
     key_inputs = {
         **scope,
         "adapter": digest,
         "production": production.digest,
         "data": sha256_file(data.path),
         "extension": registered,
-        "general": {kind: [[file["sha256"], file["asked"]] for file in files] for kind, files in general_sets.items()},
-        "speed": {"requests": settings.latency_requests, "concurrency": settings.latency_concurrency},
+        "general": {
+            kind: [[file["sha256"], file["asked"]] for file in files]
+            for kind, files in general_sets.items()
+        },
+        "speed": {
+            "requests": settings.latency_requests,
+            "concurrency": settings.latency_concurrency,
+        },
         "metrics": METRIC_IDS,
         "refusal_judge": settings.refusal_judge,
         "win_rate_judge": judge_model(settings.win_rate_judge),
     }
     key = sha256_json(key_inputs)
     # An evaluation with the extension rows answers what one without them asks: they are drawn once.
-    enough = {key, sha256_json({**key_inputs, "extension": {**registered, "drawn": True}})} if registered else {key}
+    enough = (
+        {key, sha256_json({**key_inputs, "extension": {**registered, "drawn": True}})}
+        if registered
+        else {key}
+    )
     samples_path = output.with_name(output.stem.replace("results", "samples") + ".jsonl")
     if samples_path.stem == output.stem:
         samples_path = output.with_name(f"{output.stem}_samples.jsonl")
@@ -183,7 +206,9 @@ def evaluate_once(
             timed=len(rows),
             texts=[row.value["expected_output"] for row in texts],
         )
-        base = phases.base(base_model.name)  # first: a probe is an answer that is not the base model's
+        base = phases.base(
+            base_model.name
+        )  # first: a probe is an answer that is not the base model's
         loading = {"candidate": (digest, model)}
         if production.directory and production.digest:
             loading["production"] = (production.digest, production.directory)
@@ -192,11 +217,22 @@ def evaluate_once(
         _say_slow(drawn, scores, console)
         against = "production" if "production" in sides else "base"
         judge = parse_judge(settings.win_rate_judge, url, base_model.name)
-        wins, judged = _wins(drawn, sides["candidate"], sides[against], judge, against, known, general) if judge else ([], None)
+        wins, judged = (
+            _wins(drawn, sides["candidate"], sides[against], judge, against, known, general)
+            if judge
+            else ([], None)
+        )
 
-    observed = {side: columns(scores[side], {"win_rate": wins} if side == "candidate" else None) for side in sides}
+    observed = {
+        side: columns(scores[side], {"win_rate": wins} if side == "candidate" else None)
+        for side in sides
+    }
     metrics = {
-        side: {**row_metrics(observed[side]), **record.loss_metrics(asked, base), **record.speed_metrics(asked)}
+        side: {
+            **row_metrics(observed[side]),
+            **record.loss_metrics(asked, base),
+            **record.speed_metrics(asked),
+        }
         for side, asked in sides.items()
     }
     for side, asked in sides.items():
@@ -207,7 +243,11 @@ def evaluate_once(
         "schema": "eval_results/v1",
         "eval_key": key,
         "key_inputs": key_inputs,
-        "adapter": {"digest": digest, "training_key": manifest["training_key"], "base_model": base_model.name},
+        "adapter": {
+            "digest": digest,
+            "training_key": manifest["training_key"],
+            "base_model": base_model.name,
+        },
         "production": {
             "name": production.digest[:12] if production.digest else None,
             "digest": production.digest,
@@ -217,9 +257,15 @@ def evaluate_once(
             "path": repository_path(data.path),
             "sha256": key_inputs["data"],
             "rows": len(rows),
-            "extension": {"path": repository_path(data.extension), "sha256": sha256_file(data.extension), "rows": len(extension)}
-            if data.extension
-            else None,
+            "extension": (
+                {
+                    "path": repository_path(data.extension),
+                    "sha256": sha256_file(data.extension),
+                    "rows": len(extension),
+                }
+                if data.extension
+                else None
+            ),
             "general": general_sets,
         },
         "metrics": metrics["candidate"],
@@ -232,19 +278,30 @@ def evaluate_once(
             "candidate": observed["candidate"],
             "production": observed.get("production"),
             "base": observed["base"],
-            "speed": {name: record.speed(sides.get(name), settings.latency_concurrency) for name in ("candidate", "production")},
+            "speed": {
+                name: record.speed(sides.get(name), settings.latency_concurrency)
+                for name in ("candidate", "production")
+            },
         },
-        "failed": {side: sum(answer.error is not None for answer in sides[side].answers) for side in sides},
+        "failed": {
+            side: sum(answer.error is not None for answer in sides[side].answers) for side in sides
+        },
         "refusal_detector": {**detector_figures(), **detector},
         "win_rate": judged,
         "engine": {**scope["engine"], "device": device_name()},
         "probes": record.probes(drawn, sides),
         "samples": samples_path.name,
-        "seconds": {**{side: round(sides[side].seconds, 2) for side in sides}, "total": round(time.monotonic() - started, 2)},
+        "seconds": {
+            **{side: round(sides[side].seconds, 2) for side in sides},
+            "total": round(time.monotonic() - started, 2),
+        },
     }
     outcomes = wins or [None] * len(drawn)
     lines = [
-        json.dumps(record.sample(row, i, sides, scores, outcomes[i], general=i in general), ensure_ascii=False)
+        json.dumps(
+            record.sample(row, i, sides, scores, outcomes[i], general=i in general),
+            ensure_ascii=False,
+        )
         for i, row in enumerate(drawn)
     ]
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
@@ -255,9 +312,16 @@ def evaluate_once(
 def _refuse_formats(path: Path, rows: list[Row]) -> None:
     """No answer is held to a schema that is out of bounds; said before one is generated."""
     formats = ((row, row.value.get("expected_format")) for row in rows)
-    found = [(row, problem) for row, schema in formats if isinstance(schema, dict) and (problem := format_problem(schema))]
+    found = [
+        (row, problem)
+        for row, schema in formats
+        if isinstance(schema, dict) and (problem := format_problem(schema))
+    ]
     if found:
-        listed = "\n".join(f"{path}:{row.line}: E110 `expected_format` is not applied: {problem}." for row, problem in found[:20])
+        listed = "\n".join(
+            f"{path}:{row.line}: E110 `expected_format` is not applied: {problem}."
+            for row, problem in found[:20]
+        )
         raise RejectedError(f"{path} has {len(found)} problems:\n{listed}")
 
 
@@ -266,7 +330,11 @@ def _say_slow(rows: list[Row], scores: dict[str, list[Score | None]], console: C
         for row, scored in zip(rows, found, strict=True):
             if scored and scored.format_error:
                 name = row.id or f"line {row.line}"
-                console.print(f"{name}: expected_format on the {side}'s answer: {scored.format_error}; counts as not met", markup=False)
+                console.print(
+                    f"{name}: expected_format on the {side}'s answer: {scored.format_error}; counts"
+                    " as not met",
+                    markup=False,
+                )
 
 
 def device_name() -> str:
@@ -274,13 +342,21 @@ def device_name() -> str:
     if tool := shutil.which("nvidia-smi"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-            names = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")
+            names = subprocess.run(
+                query, capture_output=True, text=True, timeout=30, check=True
+            ).stdout.split("\n")
             return names[0].strip()
     return f"CPU ({platform.machine()})"
 
 
 @contextlib.contextmanager
-def _engine(config: ServingConfig, server_url: str | None, server_wait_s: float, output: Path, console: Console) -> Iterator[str]:
+def _engine(
+    config: ServingConfig,
+    server_url: str | None,
+    server_wait_s: float,
+    output: Path,
+    console: Console,
+) -> Iterator[str]:
     if server_url:
         url = server_url.rstrip("/").removesuffix("/v1")
         with console.status(f"waiting for {url}"):
@@ -288,7 +364,8 @@ def _engine(config: ServingConfig, server_url: str | None, server_wait_s: float,
         installed, served = engine_version().split()[1], served_version(url)
         if served is not None and served.partition("+")[0] != installed.partition("+")[0]:
             raise UsageError(
-                f"--server-url {url} runs vLLM {served}; {installed} is installed here and would be recorded. Serve the same version."
+                f"--server-url {url} runs vLLM {served}; {installed} is installed here and would be"
+                " recorded. Serve the same version."
             )
         yield url
         return
@@ -308,21 +385,35 @@ def _serving_config(manifest: dict[str, Any], model: Path, serving: Path | None)
     configs = [load_serving_config(path) for path in paths]
     config = next((config for config in configs if config.base_model.name == base_model.name), None)
     if config is None and serving:
-        raise UsageError(f"{serving}: serves {configs[0].base_model.name}, but {model} was trained on {base_model.name}.")
+        raise UsageError(
+            f"{serving}: serves {configs[0].base_model.name}, but {model} was trained on"
+            f" {base_model.name}."
+        )
     if config is None:
-        raise UsageError(f"no configs/serving*.yaml serves {base_model.name}. Name one with --serving.")
+        raise UsageError(
+            f"no configs/serving*.yaml serves {base_model.name}. Name one with --serving."
+        )
     if manifest["adapter"]["rank"] > config.engine.max_lora_rank:
         raise UsageError(
-            f"{model}: LoRA rank {manifest['adapter']['rank']} exceeds engine.max_lora_rank {config.engine.max_lora_rank} of the "
-            "serving configuration. Train with a lower lora.r or raise max_lora_rank there."
+            f"{model}: LoRA rank {manifest['adapter']['rank']} exceeds engine.max_lora_rank"
+            f" {config.engine.max_lora_rank} of the serving configuration. Train with a lower"
+            " lora.r or raise max_lora_rank there."
         )
     return config
 
 
 def _wins(
-    rows: list[Row], ours: Side, theirs: Side, judge: Judge, against: str, known: Responses, general: range
+    rows: list[Row],
+    ours: Side,
+    theirs: Side,
+    judge: Judge,
+    against: str,
+    known: Responses,
+    general: range,
 ) -> tuple[list[float | None], dict[str, Any]]:
-    """Wins on the rows of the adapter's own domain; general rows are not what it was made for, and have None."""
+    """Wins on the rows of the adapter's own domain; general rows are not what it was made for, and
+    have None.
+    """
     own = [i for i in range(len(rows)) if i not in general]
     mine, other = ([side.answers[i] for i in own] for side in (ours, theirs))
     found, about = win_rate([rows[i] for i in own], mine, other, judge, against, known)
@@ -331,18 +422,35 @@ def _wins(
 
 
 def _scores(
-    rows: list[Row], sides: dict[str, Side], settings: Settings, url: str, base_model: str, general: range
+    rows: list[Row],
+    sides: dict[str, Side],
+    settings: Settings,
+    url: str,
+    base_model: str,
+    general: range,
 ) -> tuple[dict[str, list[Score | None]], dict[str, Any]]:
-    """Scores of every side. A failed answer of the candidate is a miss; one of the others leaves the row out of the comparison."""
+    """Scores of every side. A failed answer of the candidate is a miss; one of the others leaves
+    the row out of the comparison.
+    """
     texts = [prompt_text(row.value) for row in rows]
-    cases = [(text, answer) for side in sides.values() for text, answer in zip(texts, side.answers, strict=True)]
+    cases = [
+        (text, answer)
+        for side in sides.values()
+        for text, answer in zip(texts, side.answers, strict=True)
+    ]
     refused, about = refusals(cases, parse_judge(settings.refusal_judge, url, base_model))
     scores: dict[str, list[Score | None]] = {}
     for position, (name, side) in enumerate(sides.items()):
         shared_checker().forget()
         outcomes = refused[position * len(rows) : (position + 1) * len(rows)]
         scores[name] = [
-            None if answer.error and name != "candidate" else score(row.value, answer, refused=outcome, general=i in general)
-            for i, (row, answer, outcome) in enumerate(zip(rows, side.answers, outcomes, strict=True))
+            (
+                None
+                if answer.error and name != "candidate"
+                else score(row.value, answer, refused=outcome, general=i in general)
+            )
+            for i, (row, answer, outcome) in enumerate(
+                zip(rows, side.answers, outcomes, strict=True)
+            )
         ]
     return scores, about

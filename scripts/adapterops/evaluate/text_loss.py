@@ -1,4 +1,6 @@
-"""How likely a model finds given texts: nats per token, from the engine's log-probabilities of a prompt."""
+"""How likely a model finds given texts: nats per token, from the engine's log-probabilities of a
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ _TIMEOUT = 600  # seconds
 
 
 def text_losses(server_url: str, model: str, texts: list[str]) -> list[float]:
-    """Cross-entropy of each text as it stands, without a chat template: the mean over its tokens but the first, in nats.
+    """Cross-entropy of each text as it stands, without a chat template: the mean over its tokens
+    but the first, in nats.
 
     Args:
         server_url: root of the server, without `/v1`.
@@ -30,7 +33,9 @@ def text_losses(server_url: str, model: str, texts: list[str]) -> list[float]:
 
 async def _text_losses(server_url: str, model: str, texts: list[str]) -> list[float]:
     in_flight = asyncio.Semaphore(_IN_FLIGHT)
-    async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="unused", timeout=_TIMEOUT, max_retries=2) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server_url}/v1", api_key="unused", timeout=_TIMEOUT, max_retries=2
+    ) as client:
 
         async def loss(text: str) -> float:
             async with in_flight:
@@ -41,13 +46,17 @@ async def _text_losses(server_url: str, model: str, texts: list[str]) -> list[fl
                     temperature=0,
                     extra_body={"prompt_logprobs": 0},  # of the text's own tokens, and of no others
                 )
-            return _mean_loss((completion.choices[0].model_extra or {}).get("prompt_logprobs"), server_url)
+            return _mean_loss(
+                (completion.choices[0].model_extra or {}).get("prompt_logprobs"), server_url
+            )
 
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loss(text)) for text in texts]
         except* (openai.OpenAIError, InfrastructureError) as errors:
-            raise InfrastructureError(f"general texts: {server_url} as `{model}`: {errors.exceptions[0]} Ask again.") from None
+            raise InfrastructureError(
+                f"general texts: {server_url} as `{model}`: {errors.exceptions[0]} Ask again."
+            ) from None
     return [task.result() for task in tasks]
 
 
@@ -56,6 +65,7 @@ def _mean_loss(logprobs: list[dict[str, Any] | None] | None, server_url: str) ->
     found = [next(iter(token.values())).get("logprob") for token in logprobs or [] if token]
     if not found or not all(isinstance(one, int | float) and math.isfinite(one) for one in found):
         raise InfrastructureError(
-            f"{server_url} gave no log-probabilities of the prompt, or some that are no numbers. Expected vLLM's `prompt_logprobs`."
+            f"{server_url} gave no log-probabilities of the prompt, or some that are no numbers."
+            " Expected vLLM's `prompt_logprobs`."
         )
     return -float(sum(found)) / len(found)

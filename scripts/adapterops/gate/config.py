@@ -26,18 +26,21 @@ class Gate:
         metric: its name.
         minimum: least value that passes, or None.
         maximum: greatest value that passes, or None.
-        rule: `point`: the measured value decides; `bound`: the one-sided bound does, so that luck cannot.
+        rule: `point`: the measured value decides; `bound`: the one-sided bound does, so that luck
+            cannot.
         confidence: of each bound.
         min_n: fewer rows or requests are an ERROR; 20 where the file says nothing
             (a phase's total is one number).
-        margin: how much worse than production is still the same: a difference, or a ratio where the metric is a speed.
-        margin_to_base: how much worse than the base model an adapter may be, whether something is in production or not.
+        margin: how much worse than production is still the same: a difference, or a ratio where the
+            metric is a speed.
+        margin_to_base: how much worse than the base model an adapter may be, whether something is
+            in production or not.
         blocks: whether INCONCLUSIVE blocks, or only warns.
         description: what to do when it is missed.
         expected: the true value of a good adapter, by which power is reckoned; it judges nothing.
-        noise: how much two equally good adapters differ row by row, likewise: the share of rows that
-            change (rates), the standard deviation of the differences (means, losses), or of a repeated
-            request's time, as a share of it (speeds).
+        noise: how much two equally good adapters differ row by row, likewise: the share of rows
+            that change (rates), the standard deviation of the differences (means, losses), or of a
+            repeated request's time, as a share of it (speeds).
         slice: the rows that it is asked of, by the name of a slice; None is all of them.
     """
 
@@ -77,13 +80,24 @@ def load_gates(path: Path) -> GateConfig:
     """Read a gate file; the plain form (`min`, `max`, `description`) means a point threshold.
 
     Raises:
-        UsageError: it breaks its schema, or asks for something that cannot be; all problems at once.
+        UsageError: it breaks its schema, or asks for something that cannot be; all problems at
+            once.
     """
     values = load_yaml(path, "quality_gate", _impossible)
     confidence = values.get("confidence", 0.95)
-    asked = [*values["gates"].items(), *((item["metric"], item) for item in values.get("slices", []))]
+    asked = [
+        *values["gates"].items(),
+        *((item["metric"], item) for item in values.get("slices", [])),
+    ]
     gates = tuple(_gate(metric, bars, confidence) for metric, bars in asked)
-    return GateConfig(path, sha256_file(path), values, confidence, values.get("max_failed_generations", 0.01), gates)
+    return GateConfig(
+        path,
+        sha256_file(path),
+        values,
+        confidence,
+        values.get("max_failed_generations", 0.01),
+        gates,
+    )
 
 
 def _gate(metric: str, asked: dict[str, Any], confidence: float) -> Gate:
@@ -95,7 +109,8 @@ def _gate(metric: str, asked: dict[str, Any], confidence: float) -> Gate:
         confidence=asked.get("confidence", confidence),
         min_n=asked.get("min_n", 1 if METRICS[metric].kind == "total" else LEAST_N),
         margin=asked.get("margin", asked.get("ratio")),
-        blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn") == "block",
+        blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn")
+        == "block",
         description=asked.get("description", ""),
         expected=asked.get("expected"),
         noise=asked.get("noise", _NOISE.get(METRICS[metric].kind, 0.02)),
@@ -108,28 +123,61 @@ def _impossible(sound: Sound) -> list[SchemaProblem]:
     """What each gate asks that cannot be; of the gates whose values are all sound."""
     gates = sound("gates")
     names = [name for name in gates if name in METRICS] if isinstance(gates, dict) else []
-    whole = [name for name in names if sound("gates", name) and all(sound("gates", name, key) is not None for key in gates[name])]
+    whole = [
+        name
+        for name in names
+        if sound("gates", name)
+        and all(sound("gates", name, key) is not None for key in gates[name])
+    ]
     found = [(("gates", name), _gate(name, gates[name], 0.95)) for name in whole]
     sliced = sound("slices")
     for number, item in enumerate(sliced if isinstance(sliced, list) else []):
-        if sound("slices", number) and all(sound("slices", number, key) is not None for key in item):
+        if sound("slices", number) and all(
+            sound("slices", number, key) is not None for key in item
+        ):
             found.append((("slices", number), _gate(item["metric"], item, 0.95)))
-    return [SchemaProblem(place, problem) for place, gate in found for problem in _contradictions(gate)]
+    return [
+        SchemaProblem(place, problem) for place, gate in found for problem in _contradictions(gate)
+    ]
 
 
 def _contradictions(gate: Gate) -> list[str]:
     metric, problems = METRICS[gate.metric], []
-    if gate.minimum is None and gate.maximum is None and gate.margin is None and gate.margin_to_base is None:
-        problems.append("asks for nothing. Give min, max, margin (of a share) or ratio (of a speed).")
+    if (
+        gate.minimum is None
+        and gate.maximum is None
+        and gate.margin is None
+        and gate.margin_to_base is None
+    ):
+        problems.append(
+            "asks for nothing. Give min, max, margin (of a share) or ratio (of a speed)."
+        )
     if gate.margin_to_base is not None and (metric.kind == "loss" or gate.metric == WIN_RATE):
-        problems.append("margin_to_base needs a metric that both sides have; this one is a comparison by itself. Give max or min.")
+        problems.append(
+            "margin_to_base needs a metric that both sides have; this one is a comparison by"
+            " itself. Give max or min."
+        )
     if gate.minimum is not None and gate.maximum is not None and gate.minimum > gate.maximum:
-        problems.append(f"min {gate.minimum} exceeds max {gate.maximum}; nothing can pass. Exchange them, or leave one out.")
+        problems.append(
+            f"min {gate.minimum} exceeds max {gate.maximum}; nothing can pass. Exchange them, or"
+            " leave one out."
+        )
     if metric.kind == "total" and gate.rule == "bound":
-        problems.append("rule: bound needs a sample, and a phase has one total. Use stream_tokens_per_sec, or rule: point.")
+        problems.append(
+            "rule: bound needs a sample, and a phase has one total. Use stream_tokens_per_sec, or"
+            " rule: point."
+        )
     if metric.kind == "total" and gate.margin is not None:
-        problems.append("ratio needs a sample, and a phase has one total. Use stream_tokens_per_sec.")
-    if metric.kind in ("p95", "stream") and gate.margin is not None and (gate.margin > 1) != (metric.better == "lower"):
+        problems.append(
+            "ratio needs a sample, and a phase has one total. Use stream_tokens_per_sec."
+        )
+    if (
+        metric.kind in ("p95", "stream")
+        and gate.margin is not None
+        and (gate.margin > 1) != (metric.better == "lower")
+    ):
         wanted = "above 1, as in 1.10" if metric.better == "lower" else "below 1, as in 0.90"
-        problems.append(f"ratio {gate.margin} would ask for better than production. Expected a ratio {wanted}.")
+        problems.append(
+            f"ratio {gate.margin} would ask for better than production. Expected a ratio {wanted}."
+        )
     return problems

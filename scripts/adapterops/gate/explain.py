@@ -1,4 +1,6 @@
-"""What a gate file can decide on the rows at hand, in sentences and as a refusal of what never can."""
+"""What a gate file can decide on the rows at hand, in sentences and as a refusal of what never
+can.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from adapterops.schemas import repository_path
 
 
 def rows_of(spec: AdapterSpec) -> dict[str, int]:
-    """How many rows, texts or requests measure each metric, and each metric in each slice, by the name that its gate has.
+    """How many rows, texts or requests measure each metric, and each metric in each slice, by the
+    name that its gate has.
 
     The extension's rows are among them.
 
@@ -33,10 +36,15 @@ def rows_of(spec: AdapterSpec) -> dict[str, int]:
     own = [row for path in paths for row in load_rows(path, "eval")]
     general, texts = load_general(spec.general)
     rows, others = [*own, *general], range(len(own), len(own) + len(general))
-    counts = measured_rows(_values(own), spec.evaluation.latency_requests, _values(general), len(texts))
+    counts = measured_rows(
+        _values(own), spec.evaluation.latency_requests, _values(general), len(texts)
+    )
     languages = Counter(f"general-{row.value['language']}" for row in texts)
     for name, members in ({key: list[int]() for key in languages} | slices(rows, others)).items():
-        ours, theirs = ([rows[place] for place in members if (place in others) is outside] for outside in (False, True))
+        ours, theirs = (
+            [rows[place] for place in members if (place in others) is outside]
+            for outside in (False, True)
+        )
         part = measured_rows(_values(ours), 0, _values(theirs), languages[name])
         counts |= {f"{metric} in {name}": count for metric, count in part.items()}
     return counts
@@ -51,7 +59,11 @@ def outlooks_of(config: GateConfig, counts: dict[str, int], *, registered: bool)
         registered: whether there are extension rows, so that two looks share the error.
     """
     known = [(gate, count) for gate in config.gates if (count := _count(gate, counts)) is not None]
-    return [one for gate, count in known for one in outlooks(gate, count, per_look(gate.confidence, registered))]
+    return [
+        one
+        for gate, count in known
+        for one in outlooks(gate, count, per_look(gate.confidence, registered))
+    ]
 
 
 def problems_beforehand(spec: AdapterSpec, counts: dict[str, int]) -> list[str]:
@@ -70,8 +82,9 @@ def problems_beforehand(spec: AdapterSpec, counts: dict[str, int]) -> list[str]:
     for what, path, pin in pinned:
         if path and pin and sha256_file(path) != pin:
             found.append(
-                f"data.{what}_sha256 pins {pin[:12]}, but {repository_path(path)} is {sha256_file(path)[:12]}: its evaluation would be "
-                f"an ERROR. Pin the file that is meant (`sha256sum {repository_path(path)}`)."
+                f"data.{what}_sha256 pins {pin[:12]}, but {repository_path(path)} is"
+                f" {sha256_file(path)[:12]}: its evaluation would be an ERROR. Pin the file that is"
+                f" meant (`sha256sum {repository_path(path)}`)."
             )
     for gate in config.gates:
         if (count := _count(gate, counts)) is not None:
@@ -85,9 +98,12 @@ def _never(gate: Gate, n: int, place: str, registered: bool) -> list[str]:
     if not n:
         return [f"{place}: no row measures it. Add {rows}, or take the gate out."]
     if n < gate.min_n and kind != "total":
-        return [f"{place}.min_n is {gate.min_n}, and there are {n} {rows}. Have more, or lower min_n."]
+        return [
+            f"{place}.min_n is {gate.min_n}, and there are {n} {rows}. Have more, or lower min_n."
+        ]
     return [
-        f"{place}: {one.asked} cannot be decided on {n} {rows}, not even by the best answers, and undecided blocks." + _more(one)
+        f"{place}: {one.asked} cannot be decided on {n} {rows}, not even by the best answers, and"
+        " undecided blocks." + _more(one)
         for one in outlooks(gate, n, per_look(gate.confidence, registered))
         if gate.blocks and not one.decidable
     ]
@@ -117,21 +133,30 @@ def whole(found: list[Outlook]) -> str:
     """All gates together, as if each were independent of the others, which promises too little."""
     stopped = [one.worse if one.blocks else one.failed for one in found if one.worse is not None]
     passes = math.prod(one.passes for one in found)
-    worse = f" One that is worse by twice a margin is stopped {_share(min(one or 0.0 for one in stopped))} or more." if stopped else ""
+    worse = (
+        " One that is worse by twice a margin is stopped"
+        f" {_share(min(one or 0.0 for one in stopped))} or more."
+        if stopped
+        else ""
+    )
     return f"Whole gate: an equal candidate passes {_share(passes)}.{worse}"
 
 
 def explain(config: GateConfig, counts: dict[str, int], *, registered: bool) -> list[str]:
     """Every gate in a line, those that are not reckoned too, and the whole."""
     found = outlooks_of(config, counts, registered=registered)
-    unknown = [f"{gate.name}: not reckoned." for gate in config.gates if _count(gate, counts) is None]
+    unknown = [
+        f"{gate.name}: not reckoned." for gate in config.gates if _count(gate, counts) is None
+    ]
     return [*map(sentence, found), *unknown, whole(found)]
 
 
 def observed(config: GateConfig, results: dict[str, Any]) -> tuple[GateConfig, dict[str, int]]:
-    """The gates with the noise that an evaluation saw between candidate and production, and its rows by metric.
+    """The gates with the noise that an evaluation saw between candidate and production, and its
+    rows by metric.
 
-    What differs truly counts as noise too, so that the chances promise too little rather than too much.
+    What differs truly counts as noise too, so that the chances promise too little rather than too
+    much.
     """
     evidence, gates, counts = Evidence(results), [], {}
     for gate in config.gates:
@@ -155,7 +180,9 @@ def _values(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def _count(gate: Gate, counts: dict[str, int]) -> int | None:
-    """Rows that measure it; None where its metric is not counted at all. A slice that is not there has none."""
+    """Rows that measure it; None where its metric is not counted at all. A slice that is not there
+    has none.
+    """
     return counts.get(gate.name, 0 if gate.slice and gate.metric in counts else None)
 
 
@@ -163,8 +190,13 @@ def _more(outlook: Outlook) -> str:
     if outlook.enough:
         return ""
     if outlook.needed is None:
-        return f" No number of rows up to 5,000 reaches {WANTED:g}: widen the margin or lower the bar."
-    return f" About {outlook.needed - outlook.rows} more {asking_rows(outlook.metric)} would reach {WANTED:g}."
+        return (
+            f" No number of rows up to 5,000 reaches {WANTED:g}: widen the margin or lower the bar."
+        )
+    return (
+        f" About {outlook.needed - outlook.rows} more {asking_rows(outlook.metric)} would reach"
+        f" {WANTED:g}."
+    )
 
 
 def _share(value: float | None) -> str:

@@ -98,11 +98,18 @@ class _Chances:
 
 
 def per_look(confidence: float, registered: bool) -> float:
-    """The confidence of each of two looks that share one error; of one look where no extension is registered."""
+    """The confidence of each of two looks that share one error; of one look where no extension is
+    registered.
+    """
     return 1 - (1 - confidence) / 2 if registered else confidence
 
 
-def measured_rows(rows: Iterable[dict[str, Any]], requests: int, general: Iterable[dict[str, Any]] = (), texts: int = 0) -> dict[str, int]:
+def measured_rows(
+    rows: Iterable[dict[str, Any]],
+    requests: int,
+    general: Iterable[dict[str, Any]] = (),
+    texts: int = 0,
+) -> dict[str, int]:
     """How many rows, texts or requests measure each metric.
 
     Args:
@@ -120,7 +127,9 @@ def measured_rows(rows: Iterable[dict[str, Any]], requests: int, general: Iterab
         kinds[_GENERAL] += 1
         kinds[_CHECKED] += "checks" in row
     counts = {metric: kinds[kind] for metric, kind in _ROWS.items()}
-    speeds = {name: requests for name, metric in METRICS.items() if metric.kind in ("p95", "stream")}
+    speeds = {
+        name: requests for name, metric in METRICS.items() if metric.kind in ("p95", "stream")
+    }
     return counts | speeds | {"throughput_tokens_per_sec": 1}
 
 
@@ -149,7 +158,9 @@ def outlooks(gate: Gate, rows: int, confidence: float) -> list[Outlook]:
     for name, margin in ((word, gate.margin), ("margin_to_base", gate.margin_to_base)):
         if margin is not None:
             most = _most_difference(gate.metric)
-            reckon = partial(_margin, METRICS[gate.metric].kind, margin, gate.noise, most, confidence)
+            reckon = partial(
+                _margin, METRICS[gate.metric].kind, margin, gate.noise, most, confidence
+            )
             found.append(_outlook(gate, f"{name} {margin:g}", rows, reckon, margin))
     return found
 
@@ -169,7 +180,9 @@ def least_pairs(margin: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - margin))
 
 
-def _outlook(gate: Gate, asked: str, rows: int, reckon: Callable[[int], _Chances], margin: float = 0.0) -> Outlook:
+def _outlook(
+    gate: Gate, asked: str, rows: int, reckon: Callable[[int], _Chances], margin: float = 0.0
+) -> Outlook:
     def of(n: int) -> Outlook:
         found = reckon(n) if n else _Chances(False, 0.0, None)
         values = (found.decidable, found.equal, found.bar, found.worse, found.failed)
@@ -197,12 +210,16 @@ def _absolute(gate: Gate, relation: str, threshold: float, confidence: float, n:
     return _Chances(True, None, None if kind == "total" else 0.5)
 
 
-def _absolute_rate(gate: Gate, relation: str, threshold: float, n: int, confidence: float) -> _Chances:
+def _absolute_rate(
+    gate: Gate, relation: str, threshold: float, n: int, confidence: float
+) -> _Chances:
     """Hits that pass are those from a number on; for `max` count the misses instead."""
     least = threshold if relation == "min" else 1 - threshold
     hits = np.arange(n + 1)
     if gate.rule == "bound":
-        shown = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), n - hits + 1, 1 - confidence), 0.0)
+        shown = np.where(
+            hits > 0, special.betaincinv(np.maximum(hits, 1), n - hits + 1, 1 - confidence), 0.0
+        )
         passing = shown >= least
     else:
         passing = hits >= least * n - 1e-9
@@ -218,10 +235,14 @@ def _absolute_rate(gate: Gate, relation: str, threshold: float, n: int, confiden
 def _absolute_p95(bound: bool, n: int, confidence: float) -> _Chances:
     """How many requests lie above their true 95th percentile is binomial, whatever their times."""
     rank = quantile_ranks(n, 0.95, confidence)[1] if bound else math.ceil(0.95 * n)
-    return _Chances(rank <= n, None, float(stats.binom.cdf(n - rank, n, 0.05)) if rank <= n else 0.0)
+    return _Chances(
+        rank <= n, None, float(stats.binom.cdf(n - rank, n, 0.05)) if rank <= n else 0.0
+    )
 
 
-def _absolute_mean(gate: Gate, relation: str, threshold: float, n: int, confidence: float) -> _Chances:
+def _absolute_mean(
+    gate: Gate, relation: str, threshold: float, n: int, confidence: float
+) -> _Chances:
     """The spread of shares is at most that of a coin with their mean, which is taken here."""
     z = float(special.ndtri(confidence)) if gate.rule == "bound" else 0.0
     sign = 1 if relation == "min" else -1
@@ -233,14 +254,18 @@ def _absolute_mean(gate: Gate, relation: str, threshold: float, n: int, confiden
     return _Chances(True, None if gate.expected is None else at(gate.expected), at(threshold))
 
 
-def _absolute_loss(gate: Gate, relation: str, threshold: float, n: int, confidence: float) -> _Chances:
+def _absolute_loss(
+    gate: Gate, relation: str, threshold: float, n: int, confidence: float
+) -> _Chances:
     """A bound leaves room for the share of broken texts that n texts can hide."""
     spread, sign = gate.noise / math.sqrt(n), 1 if relation == "max" else -1
     bar, most = sign * threshold, METRICS[gate.metric].limits[1]
     unseen = 1 - (1 - confidence) ** (1 / n)
     highest = bar
     if gate.rule == "bound":
-        highest = min(bar - float(special.ndtri(confidence)) * spread, (bar - unseen * most) / (1 - unseen))
+        highest = min(
+            bar - float(special.ndtri(confidence)) * spread, (bar - unseen * most) / (1 - unseen)
+        )
 
     def at(value: float) -> float:
         return float(special.ndtr((highest - sign * value) / spread))
@@ -255,7 +280,9 @@ def _most_difference(metric: str) -> float:
     return 0.5 if metric == WIN_RATE else high - low
 
 
-def _margin(kind: str, margin: float, noise: float, most: float, confidence: float, n: int) -> _Chances:
+def _margin(
+    kind: str, margin: float, noise: float, most: float, confidence: float, n: int
+) -> _Chances:
     match kind:
         case "rate":
             return _rate_margin(margin, noise, n, confidence)
@@ -304,4 +331,10 @@ def _ratio(ratio: float, noise: float, n: int, confidence: float, p95: bool) -> 
     def passes(worse: float) -> float:
         return float(special.ndtr((bar - worse) / spread - z))
 
-    return _Chances(n > 1, passes(0.0), passes(bar), 1 - passes(twice), float(special.ndtr((twice - bar) / spread - z)))
+    return _Chances(
+        n > 1,
+        passes(0.0),
+        passes(bar),
+        1 - passes(twice),
+        float(special.ndtr((twice - bar) / spread - z)),
+    )

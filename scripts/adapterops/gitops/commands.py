@@ -1,4 +1,6 @@
-"""`/retrain`, `/rerun-gate`, `/rollback <adapter>`: comments of people who may write, bound to the commit that they saw."""
+"""`/retrain`, `/rerun-gate`, `/rollback <adapter>`: comments of people who may write, bound to the
+commit that they saw.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def parse(body: str) -> Command | None:
 
 
 def carry_out(event: dict[str, Any], repository: Repository, adapters: list[str]) -> str:
-    """Do what the comment says and answer it: 👀 first, 🚀 once it is under way, 👎 and the reason if it is refused.
+    """Do what the comment says and answer it: 👀 first, 🚀 once it is under way.
+
+    A refused one gets 👎 and the reason.
 
     Args:
         event: payload of `issue_comment`.
@@ -72,7 +76,9 @@ def carry_out(event: dict[str, Any], repository: Repository, adapters: list[str]
         if command is None:
             return "no command"
         if repository.get_collaborator_permission(author) not in _MAY_WRITE:
-            raise RejectedError(f"`{command.name}` is for people with write access to this repository.")
+            raise RejectedError(
+                f"`{command.name}` is for people with write access to this repository."
+            )
         comment.create_reaction("eyes")
         done = _do(command, event, repository, adapters)
     except RejectedError as error:
@@ -83,10 +89,14 @@ def carry_out(event: dict[str, Any], repository: Repository, adapters: list[str]
     return done
 
 
-def _do(command: Command, event: dict[str, Any], repository: Repository, adapters: list[str]) -> str:
+def _do(
+    command: Command, event: dict[str, Any], repository: Repository, adapters: list[str]
+) -> str:
     if command.name == "/rollback":
         if command.adapter not in adapters:
-            raise RejectedError(f"There is no adapter `{command.adapter}`.{did_you_mean(command.adapter, adapters)}")
+            raise RejectedError(
+                f"There is no adapter `{command.adapter}`.{did_you_mean(command.adapter, adapters)}"
+            )
         inputs = {"adapter": command.adapter, "rollback": "true", "version": ""}
         repository.get_workflow("deploy.yaml").create_dispatch(repository.default_branch, inputs)
         return f"rollback of {command.adapter} is under way"
@@ -101,18 +111,32 @@ def _do(command: Command, event: dict[str, Any], repository: Repository, adapter
     runs = repository.get_workflow(WORKFLOW).get_runs(head_sha=head, event="pull_request")
     run = next(iter(runs), None)
     if run is None:
-        raise RejectedError(f"`{command.name}`: there is no run of {WORKFLOW} on {head[:12]} yet. Push again, or wait for it.")
-    # The push that made this head started this run. Started after the comment, the head is not what its author saw.
+        raise RejectedError(
+            f"`{command.name}`: there is no run of {WORKFLOW} on {head[:12]} yet. Push again, or"
+            " wait for it."
+        )
+    # The push that made this head started this run. Started after the comment, the head is not what
+    # its author saw.
     if run.created_at.isoformat() > _time(event["comment"]["created_at"]):
-        raise RejectedError(f"`{command.name}`: {head[:12]} was pushed after your comment. Look at it, and comment again.")
+        raise RejectedError(
+            f"`{command.name}`: {head[:12]} was pushed after your comment. Look at it, and comment"
+            " again."
+        )
     if run.status != "completed":
-        raise RejectedError(f"`{command.name}`: the run on {head[:12]} has not ended yet: {run.html_url}")
+        raise RejectedError(
+            f"`{command.name}`: the run on {head[:12]} has not ended yet: {run.html_url}"
+        )
     restarted = run.rerun() if command.name == "/retrain" else run.rerun_failed_jobs()
     if not restarted:
-        raise RejectedError(f"`{command.name}`: GitHub did not restart {run.html_url}. Runs older than a month cannot be: push again.")
+        raise RejectedError(
+            f"`{command.name}`: GitHub did not restart {run.html_url}. Runs older than a month"
+            " cannot be: push again."
+        )
     if repository.get_pull(pull.number).head.sha != head:
         run.cancel()
-        raise RejectedError(f"`{command.name}`: another commit was pushed meanwhile. Look at it, and comment again.")
+        raise RejectedError(
+            f"`{command.name}`: another commit was pushed meanwhile. Look at it, and comment again."
+        )
     return f"{run.html_url} runs again on {head[:12]}"
 
 
@@ -122,6 +146,6 @@ def _time(value: str) -> str:
 
 def read_event(path: str) -> dict[str, Any]:
     """The payload at `$GITHUB_EVENT_PATH`."""
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123  # the path is GitHub's
+    with open(path, encoding="utf-8") as file:  # the path is GitHub's  # noqa: PTH123
         event: dict[str, Any] = json.load(file)
     return event

@@ -15,7 +15,8 @@ from adapterops.store.objects import ObjectStore
 
 
 def find_drift(store: ObjectStore, root: Path, gateways: list[str]) -> list[str]:
-    """Each difference with what mends it; empty if all agree. An adapter that was never released is no difference.
+    """Each difference with what mends it; empty if all agree. An adapter that was never released is
+    no difference.
 
     Raises:
         InfrastructureError: the store.
@@ -33,21 +34,33 @@ def find_drift(store: ObjectStore, root: Path, gateways: list[str]) -> list[str]
             found.append(f"{name}: main is broken: {error}")
             continue
         if promotion:
-            wanted = promotion.digest[:12] if promotion.digest else f"training key {promotion.training_key[:12]}, which has no candidate"
-            served = str(state.stable)[:12] + (f" with canary {state.canary[:12]} at {state.weight} %" if state.canary else "")
+            wanted = (
+                promotion.digest[:12]
+                if promotion.digest
+                else f"training key {promotion.training_key[:12]}, which has no candidate"
+            )
+            served = str(state.stable)[:12] + (
+                f" with canary {state.canary[:12]} at {state.weight} %" if state.canary else ""
+            )
             found.append(
-                f"{name}: main wants {wanted}, the channel serves {served} ({state.updated_by}: {state.reason}). Merge the open revert, or "
-                f"release main: gh workflow run release.yaml -f adapter={name}"
+                f"{name}: main wants {wanted}, the channel serves {served} ({state.updated_by}:"
+                f" {state.reason}). Merge the open revert, or release main: gh workflow run"
+                f" release.yaml -f adapter={name}"
             )
         for gateway, health in hosts.items():
             report: dict[str, Any] = health.get("adapters", {}).get(name, {})
             if not health:
                 found.append(f"{gateway} does not answer.")
-            elif report and (report.get("stable"), report.get("stable_ready")) != (state.stable, True):
+            elif report and (report.get("stable"), report.get("stable_ready")) != (
+                state.stable,
+                True,
+            ):
                 found.append(
-                    f"{gateway}: {name} is at generation {report.get('generation')}, stable {str(report.get('stable'))[:12]}, "
-                    f"{'ready' if report.get('stable_ready') else 'not ready'}; the channel is at generation {state.generation}, stable "
-                    f"{str(state.stable)[:12]}. See the host's log."
+                    f"{gateway}: {name} is at generation {report.get('generation')}, stable"
+                    f" {str(report.get('stable'))[:12]},"
+                    f" {'ready' if report.get('stable_ready') else 'not ready'}; the channel is at"
+                    f" generation {state.generation}, stable {str(state.stable)[:12]}. See the"
+                    " host's log."
                 )
     return list(dict.fromkeys(found))
 

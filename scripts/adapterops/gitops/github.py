@@ -19,14 +19,17 @@ from github.Repository import Repository
 from adapterops.errors import InfrastructureError, UsageError
 
 ACTIONS = "github-actions[bot]"  # whose token a workflow's own is
-_LONGEST_WAIT_S = 180  # for a rate limit: a job that asks has minutes, and the reset may be an hour away
+_LONGEST_WAIT_S = (
+    180  # for a rate limit: a job that asks has minutes, and the reset may be an hour away
+)
 
 
 def retries(total: int) -> GithubRetry:
     """Retries of what failed with 5xx or a rate limit, whatever was asked.
 
-    GitHub may have carried out what it answered with an error. Said twice, an edit is an edit, a rollback is found done, a comment or an
-    issue stands twice, and a pull request or a release is refused as there already: that is an error to look at, and nothing is lost.
+    GitHub may have carried out what it answered with an error. Said twice, an edit is an edit, a
+    rollback is found done, a comment or an issue stands twice, and a pull request or a release is
+    refused as there already: that is an error to look at, and nothing is lost.
 
     Args:
         total: at most so many a request, after 0, 4, 8, 16 … seconds.
@@ -48,22 +51,31 @@ def repository(name: str | None = None) -> Iterator[Repository]:
 
     Raises:
         UsageError: no repository or no token.
-        InfrastructureError: the API refuses or cannot be reached; names what was asked and what the token lacks.
+        InfrastructureError: the API refuses or cannot be reached; names what was asked and what the
+            token lacks.
     """
     full_name = name or os.environ.get("GITHUB_REPOSITORY")
     token = os.environ.get("GITHUB_TOKEN")
     if not full_name:
-        raise UsageError("no repository. Name one with --repository owner/name or in GITHUB_REPOSITORY.")
+        raise UsageError(
+            "no repository. Name one with --repository owner/name or in GITHUB_REPOSITORY."
+        )
     if not token:
-        raise UsageError("GITHUB_TOKEN is not set. In a workflow: env: {GITHUB_TOKEN: ${{ github.token }}}")
+        raise UsageError(
+            "GITHUB_TOKEN is not set. In a workflow: env: {GITHUB_TOKEN: ${{ github.token }}}"
+        )
     url = os.environ.get("GITHUB_API_URL", "https://api.github.com")
-    client = Github(auth=Auth.Token(token), base_url=url, retry=retries(3), timeout=20, per_page=100, lazy=True)
+    client = Github(
+        auth=Auth.Token(token), base_url=url, retry=retries(3), timeout=20, per_page=100, lazy=True
+    )
     try:
         yield client.get_repo(full_name)
     except GithubException as error:
         said = error.data.get("message", "") if isinstance(error.data, dict) else error.data
         hint = " Check the job's permissions." if error.status in (401, 403, 404) else ""
-        raise InfrastructureError(f"GitHub API at {url}, {full_name}: {error.status} {said}.{hint}") from None
+        raise InfrastructureError(
+            f"GitHub API at {url}, {full_name}: {error.status} {said}.{hint}"
+        ) from None
     except requests.RequestException as error:
         raise InfrastructureError(f"GitHub API at {url} cannot be reached: {error}") from None
     finally:
@@ -71,11 +83,12 @@ def repository(name: str | None = None) -> Iterator[Repository]:
 
 
 def approved_since_push(pull_request: int | None, head: str, label: str) -> bool:
-    """Whether somebody else set a label on a pull request after its head was pushed: what was set before speaks of other commits.
+    """Whether somebody else set a label on a pull request after its head was pushed: what was set
+    before speaks of other commits.
 
-    Who opened the pull request, or pushed its head, does not approve it, nor does a workflow that they started. Both times are
-    GitHub's own, of the label's `labeled` events and of the branch's newest activity. Commits carry no time of a push, only dates
-    that whoever made them has chosen.
+    Who opened the pull request, or pushed its head, does not approve it, nor does a workflow that
+    they started. Both times are GitHub's own, of the label's `labeled` events and of the branch's
+    newest activity. Commits carry no time of a push, only dates that whoever made them has chosen.
 
     Args:
         pull_request: its number; None is approved by nobody.
@@ -95,13 +108,26 @@ def approved_since_push(pull_request: int | None, head: str, label: str) -> bool
         pull = repo.get_pull(pull_request)
         branch = pull.head.ref
         wanted = {"ref": f"refs/heads/{branch}", "per_page": 100}
-        _, pushes = repo.requester.requestJsonAndCheck("GET", f"{repo.url}/activity", parameters=wanted)
+        _, pushes = repo.requester.requestJsonAndCheck(
+            "GET", f"{repo.url}/activity", parameters=wanted
+        )
         newest = max(pushes, key=lambda push: (push["timestamp"], push["id"]), default=None)
         if newest is None or newest["after"] != head:
             return False
-        pushed, own = datetime.fromisoformat(newest["timestamp"]), {pull.user.login, (newest["actor"] or {}).get("login")}
-        events = [event for event in issue.get_events() if event.event == "labeled" and event.label and event.label.name == label]
-        others = (event for event in events if event.actor and event.actor.type == "User" and event.actor.login not in own)
+        pushed, own = (
+            datetime.fromisoformat(newest["timestamp"]),
+            {pull.user.login, (newest["actor"] or {}).get("login")},
+        )
+        events = [
+            event
+            for event in issue.get_events()
+            if event.event == "labeled" and event.label and event.label.name == label
+        ]
+        others = (
+            event
+            for event in events
+            if event.actor and event.actor.type == "User" and event.actor.login not in own
+        )
         return any(event.created_at > pushed for event in others)
 
 
@@ -118,7 +144,11 @@ def own_comments(issue: Issue, marker: str, author: str = ACTIONS) -> list[Issue
 
     Anybody can paste a marker, and the author's own text may quote one further down.
     """
-    return [comment for comment in issue.get_comments() if (comment.body or "").startswith(marker) and is_by(comment.user, author)]
+    return [
+        comment
+        for comment in issue.get_comments()
+        if (comment.body or "").startswith(marker) and is_by(comment.user, author)
+    ]
 
 
 def upsert_comment(

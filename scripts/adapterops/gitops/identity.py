@@ -1,4 +1,6 @@
-"""GitHub's OpenID Connect token of this job, in the file from which boto3 takes it to assume a role."""
+"""GitHub's OpenID Connect token of this job, in the file from which boto3 takes it to assume a
+role.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from adapterops.escape import workflow_command
 
 
 def write_token(path: Path) -> None:
-    """Ask GitHub for a token and write it, for this user's eyes only; it lasts minutes, and the role that is taken with it an hour.
+    """Ask GitHub for a token and write it, for this user's eyes only; it lasts minutes, and the
+    role that is taken with it an hour.
 
     Raises:
         UsageError: the job has no right to a token.
@@ -21,13 +24,23 @@ def write_token(path: Path) -> None:
 
     url, bearer = (os.environ.get(f"ACTIONS_ID_TOKEN_REQUEST_{name}") for name in ("URL", "TOKEN"))
     if not url or not bearer:
-        raise UsageError("a role needs GitHub's OpenID Connect token. Give the job `permissions: id-token: write`.")
+        raise UsageError(
+            "a role needs GitHub's OpenID Connect token. Give the job `permissions: id-token:"
+            " write`."
+        )
     try:
-        answer = httpx.get(url, params={"audience": "sts.amazonaws.com"}, headers={"authorization": f"bearer {bearer}"}, timeout=20)
+        answer = httpx.get(
+            url,
+            params={"audience": "sts.amazonaws.com"},
+            headers={"authorization": f"bearer {bearer}"},
+            timeout=20,
+        )
         answer.raise_for_status()
         token = str(answer.json()["value"])
     except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise InfrastructureError(f"GitHub gave no OpenID Connect token: {type(error).__name__}. Re-run the job.") from None
+        raise InfrastructureError(
+            f"GitHub gave no OpenID Connect token: {type(error).__name__}. Re-run the job."
+        ) from None
     if os.environ.get("GITHUB_ACTIONS"):
         to_runner.out(workflow_command("add-mask", token), highlight=False)
     path.unlink(missing_ok=True)
@@ -36,7 +49,8 @@ def write_token(path: Path) -> None:
 
 
 def renew_token() -> None:
-    """Replace the token of an earlier `assume_role.py` in this job, so that boto3 can take the role again; without one, nothing.
+    """Replace the token of an earlier `assume_role.py` in this job, so that boto3 can take the role
+    again; without one, nothing.
 
     Raises:
         InfrastructureError: GitHub gave none.

@@ -41,7 +41,8 @@ class Promotion:
 
 
 def changed_adapters(before: str | None, after: str, repository: Path, scratch: Path) -> list[str]:
-    """Adapters whose training key differs between two commits of the default branch; all of them without a former one.
+    """Adapters whose training key differs between two commits of the default branch; all of them
+    without a former one.
 
     Raises:
         UsageError: an adapter of `after` is broken.
@@ -61,8 +62,11 @@ def changed_adapters(before: str | None, after: str, repository: Path, scratch: 
     return changed
 
 
-def find_promotion(store: ObjectStore, name: str, root: Path, trust: Trust | None = None) -> Promotion | None:
-    """What promoting the adapter of the tree in `root` means; None if that very version is stable already.
+def find_promotion(
+    store: ObjectStore, name: str, root: Path, trust: Trust | None = None
+) -> Promotion | None:
+    """What promoting the adapter of the tree in `root` means; None if that very version is stable
+    already.
 
     Args:
         store: where candidates are.
@@ -90,11 +94,15 @@ def find_promotion(store: ObjectStore, name: str, root: Path, trust: Trust | Non
 
 def _problem(keys: Keys, known: Candidate) -> str:
     name, digest, verdict = keys.spec.name, known.digest, known.verdict
-    mend = f"gh workflow run retrain.yaml --ref main -f adapter={name}   # then: gh workflow run release.yaml --ref main -f adapter={name}"
+    mend = (
+        f"gh workflow run retrain.yaml --ref main -f adapter={name}   # then: gh workflow run"
+        f" release.yaml --ref main -f adapter={name}"
+    )
     if digest is None:
         return (
-            f"{name}: no candidate has training key {keys.training[:12]}, which main has now: what was judged in the pull request is "
-            f"not what was merged. Nothing is released. Train and judge main itself: {mend}"
+            f"{name}: no candidate has training key {keys.training[:12]}, which main has now: what"
+            " was judged in the pull request is not what was merged. Nothing is released. Train"
+            f" and judge main itself: {mend}"
         )
     if known.released:  # it passed when it was released; going back to it must not need a GPU
         return ""
@@ -102,23 +110,29 @@ def _problem(keys: Keys, known: Candidate) -> str:
         return f"{name}: candidate {digest[:12]} is not released. {known.distrust}   # then: {mend}"
     if verdict not in (None, "PASS"):
         return (
-            f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released. Revert the merge, or mend it in a new one."
+            f"{name}: the gate said {verdict} on candidate {digest[:12]}. Nothing is released."
+            " Revert the merge, or mend it in a new one."
         )
     if verdict is None:
         return (
-            f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now, against the adapter that is in production "
-            f"now. Nothing is released. Judge it: {mend}"
+            f"{name}: candidate {digest[:12]} has no verdict under the rules that main has now,"
+            f" against the adapter that is in production now. Nothing is released. Judge it: {mend}"
         )
     return ""
 
 
-def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: Path, trust: Trust | None = None) -> dict[str, Any] | None:
-    """Bring the candidate and its verdict into a run directory, verified, ready for publishing; `trust` as in `find_promotion`.
+def fetch_promotion(
+    store: ObjectStore, promotion: Promotion, root: Path, run: Path, trust: Trust | None = None
+) -> dict[str, Any] | None:
+    """Bring the candidate and its verdict into a run directory, verified, ready for publishing;
+    `trust` as in `find_promotion`.
 
-    A release brings its own files, from below adapters/, with the signature that its hosts ask for, and no train manifest.
+    A release brings its own files, from below adapters/, with the signature that its hosts ask for,
+    and no train manifest.
 
     Returns:
-        The judgement, None for an older release whose verdict was under other rules, against another adapter, or is not signed.
+        The judgement, None for an older release whose verdict was under other rules, against
+        another adapter, or is not signed.
 
     Raises:
         RejectedError: it cannot be promoted.
@@ -129,7 +143,10 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
     keys = adapter_keys(promotion.adapter, root)
     known = find_candidate(store, keys, trust)
     if known.digest != promotion.digest or _problem(keys, known):
-        raise RejectedError(f"{promotion.adapter}: the candidate changed while it was looked at. Run the release again.")
+        raise RejectedError(
+            f"{promotion.adapter}: the candidate changed while it was looked at. Run the release"
+            " again."
+        )
     if known.released:
         _fetch_released(store, keys, str(known.digest), run / "model", trust)
     else:
@@ -140,9 +157,11 @@ def fetch_promotion(store: ObjectStore, promotion: Promotion, root: Path, run: P
 
 
 def unsigned_release(store: ObjectStore, keys: Keys, digest: str, trust: Trust) -> str | None:
-    """Why the release that is to be gone back to would be refused after the merge; None if it would not.
+    """Why the release that is to be gone back to would be refused after the merge; None if it would
+    not.
 
-    It needs no verdict, for it had one: so says its manifest, which is believed for its signature alone.
+    It needs no verdict, for it had one: so says its manifest, which is believed for its signature
+    alone.
 
     Raises:
         InfrastructureError: the store, or damaged bytes.
@@ -151,24 +170,37 @@ def unsigned_release(store: ObjectStore, keys: Keys, digest: str, trust: Trust) 
         with tempfile.TemporaryDirectory() as scratch:
             _fetch_released(store, keys, digest, Path(scratch) / "model", trust)
     except (RejectedError, UsageError) as error:
-        return f"{error} Nothing goes back to it: change data or recipe, and what they make is judged."
+        return (
+            f"{error} Nothing goes back to it: change data or recipe, and what they make is judged."
+        )
     return None
 
 
-def _fetch_released(store: ObjectStore, keys: Keys, digest: str, target: Path, trust: Trust | None) -> None:
-    """Bring a release's own files to `target`; where candidates must be signed, so must it be, by whom its hosts trust.
+def _fetch_released(
+    store: ObjectStore, keys: Keys, digest: str, target: Path, trust: Trust | None
+) -> None:
+    """Bring a release's own files to `target`; where candidates must be signed, so must it be, by
+    whom its hosts trust.
 
     Raises:
         RejectedError: it is not signed by whom the hosts trust, or is of another training key.
         UsageError: the hosts' public key is not on this machine.
         InfrastructureError: the store, or damaged bytes.
     """
-    name, signed_by = keys.spec.name, load_serving_config(keys.spec.serving).trust if trust else None
+    name, signed_by = (
+        keys.spec.name,
+        load_serving_config(keys.spec.serving).trust if trust else None,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         base_model = keys.recipe.base_model.name
-        release, manifest = fetch_release(store, name, digest, Path(scratch), base_model=base_model, trust=signed_by)
+        release, manifest = fetch_release(
+            store, name, digest, Path(scratch), base_model=base_model, trust=signed_by
+        )
         if manifest["training_key"] != keys.training:
-            raise RejectedError(f"{name}: release {digest[:12]} is of training key {manifest['training_key'][:12]}. Run the release again.")
+            raise RejectedError(
+                f"{name}: release {digest[:12]} is of training key {manifest['training_key'][:12]}."
+                " Run the release again."
+            )
         with new_directory(target) as staging:
             for file in adapter_files:
                 shutil.copyfile(release / file, staging / file)

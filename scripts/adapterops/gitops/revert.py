@@ -21,41 +21,83 @@ _LOOKED_AT = 50  # commits
 
 
 def releasing_commit(adapter: str, repository: Path) -> str:
-    """The newest commit of the default branch's first-parent line that changed the adapter's training key.
+    """The newest commit of the default branch's first-parent line that changed the adapter's
+    training key.
 
     Raises:
         RejectedError: none of the last 50 did.
     """
     log = (
-        git("rev-list", "--first-parent", f"--max-count={_LOOKED_AT}", "HEAD", "--", *TAKEN, repository=repository).stdout.decode().split()
+        git(
+            "rev-list",
+            "--first-parent",
+            f"--max-count={_LOOKED_AT}",
+            "HEAD",
+            "--",
+            *TAKEN,
+            repository=repository,
+        )
+        .stdout.decode()
+        .split()
     )
     for commit in log:
-        parent = git("rev-parse", "--verify", "--quiet", f"{commit}^1", repository=repository, ok=(0, 1, 128))
+        parent = git(
+            "rev-parse", "--verify", "--quiet", f"{commit}^1", repository=repository, ok=(0, 1, 128)
+        )
         if parent.returncode == 0:
             with tempfile.TemporaryDirectory(prefix="revert-") as scratch:
-                if adapter in changed_adapters(parent.stdout.decode().strip(), commit, repository, Path(scratch).resolve()):
+                if adapter in changed_adapters(
+                    parent.stdout.decode().strip(), commit, repository, Path(scratch).resolve()
+                ):
                     return commit
-    raise RejectedError(f"{adapter}: none of the last {_LOOKED_AT} commits to data, configs or adapters changed it. Revert by hand.")
+    raise RejectedError(
+        f"{adapter}: none of the last {_LOOKED_AT} commits to data, configs or adapters changed it."
+        " Revert by hand."
+    )
 
 
 def push_revert(adapter: str, commit: str, repository: Path) -> str:
-    """Push a branch with the commit reverted on top of the default branch; returns its name, the same for the same commit.
+    """Push a branch with the commit reverted on top of the default branch; returns its name, the
+    same for the same commit.
 
     Raises:
         RejectedError: the revert conflicts with what came later.
         InfrastructureError: the remote refuses.
     """
     branch = f"revert/{adapter}-{commit[:12]}"
-    merge = git("rev-parse", "--verify", "--quiet", f"{commit}^2", repository=repository, ok=(0, 1, 128)).returncode == 0
+    merge = (
+        git(
+            "rev-parse", "--verify", "--quiet", f"{commit}^2", repository=repository, ok=(0, 1, 128)
+        ).returncode
+        == 0
+    )
     with tempfile.TemporaryDirectory(prefix="revert-") as scratch:
         tree = Path(scratch) / "tree"
         git("worktree", "add", "--quiet", "--detach", str(tree), "HEAD", repository=repository)
         try:
-            identity = ["-c", "user.name=github-actions[bot]", "-c", "user.email=41898282+github-actions[bot]@users.noreply.github.com"]
-            result = git(*identity, "revert", "--no-edit", *(["-m", "1"] if merge else []), commit, repository=tree, ok=(0, 1))
+            identity = [
+                "-c",
+                "user.name=github-actions[bot]",
+                "-c",
+                "user.email=41898282+github-actions[bot]@users.noreply.github.com",
+            ]
+            result = git(
+                *identity,
+                "revert",
+                "--no-edit",
+                *(["-m", "1"] if merge else []),
+                commit,
+                repository=tree,
+                ok=(0, 1),
+            )
             if result.returncode != 0:
-                raise RejectedError(f"{adapter}: reverting {commit[:12]} conflicts with later changes. Revert by hand: git revert {commit}")
-            git("push", "--quiet", "--force", "origin", f"HEAD:refs/heads/{branch}", repository=tree)
+                raise RejectedError(
+                    f"{adapter}: reverting {commit[:12]} conflicts with later changes. Revert by"
+                    f" hand: git revert {commit}"
+                )
+            git(
+                "push", "--quiet", "--force", "origin", f"HEAD:refs/heads/{branch}", repository=tree
+            )
         finally:
             git("worktree", "remove", "--force", str(tree), repository=repository)
     return branch
@@ -71,19 +113,25 @@ def open_revert(adapter: str, commit: str, branch: str, repository: Repository) 
     for pull in repository.get_pulls(state="open", head=head):
         return pull
     body = (
-        f"{adapter}: the release made by {commit} was rolled back or did not get through its rollout. While this is not merged, Git says "
-        "one version and the fleet serves another.\n\nMerging trains nothing: the former adapter is found by its key and released again."
+        f"{adapter}: the release made by {commit} was rolled back or did not get through its"
+        " rollout. While this is not merged, Git says one version and the fleet serves"
+        " another.\n\nMerging trains nothing: the former adapter is found by its key and released"
+        " again."
     )
     try:
         return repository.create_pull(
-            base=repository.default_branch, head=branch, title=f"Revert {adapter} to its former version", body=body
+            base=repository.default_branch,
+            head=branch,
+            title=f"Revert {adapter} to its former version",
+            body=body,
         )
     except AttributeError as error:  # an answer without the fields of a pull request
         raise InfrastructureError(f"GitHub's answer is no pull request: {error}") from None
 
 
 def ask_for_revert(adapter: str, commit: str, repository: Repository) -> Issue:
-    """The open issue that says what a person runs where no App opens reverts; made if there is none.
+    """The open issue that says what a person runs where no App opens reverts; made if there is
+    none.
 
     A pull request of the workflow's own token has no author among people: one person could ask for
     it and approve it.
@@ -94,11 +142,12 @@ def ask_for_revert(adapter: str, commit: str, repository: Repository) -> Issue:
             return issue
     branch = f"revert/{adapter}-{commit[:12]}"
     body = (
-        f"{adapter}: the release made by {commit} was rolled back or did not get through its rollout. While it is not reverted, Git says "
-        "one version and the fleet serves another. Merging the revert trains nothing.\n\n```\n"
-        f"git fetch origin && git switch -c {branch} origin/{repository.default_branch}\n"
-        f"git revert --no-edit {commit} && git push -u origin {branch}\ngh pr create --fill\n```\n\n"
-        "A GitHub App can do this: docs/setup-github.md, step 5."
+        f"{adapter}: the release made by {commit} was rolled back or did not get through its"
+        " rollout. While it is not reverted, Git says one version and the fleet serves another."
+        f" Merging the revert trains nothing.\n\n```\ngit fetch origin && git switch -c {branch}"
+        f" origin/{repository.default_branch}\ngit revert --no-edit {commit} && git push -u origin"
+        f" {branch}\ngh pr create --fill\n```\n\nA GitHub App can do this: docs/setup-github.md,"
+        " step 5."
     )
     return repository.create_issue(title=title, body=body)
 
@@ -114,10 +163,16 @@ def app_token(app_id: str, key: str, repository: str) -> str:
     try:
         integration = GithubIntegration(auth=Auth.AppAuth(int(app_id), key), base_url=url)
         installation = integration.get_repo_installation(*repository.split("/", 1))
-        return integration.get_access_token(installation.id, {"contents": "write", "pull_requests": "write"}).token
+        return integration.get_access_token(
+            installation.id, {"contents": "write", "pull_requests": "write"}
+        ).token
     except GithubException as error:
         raise InfrastructureError(
-            f"GitHub App {app_id}: {error.status} for {repository}. Install it there, with contents and pull requests to write."
+            f"GitHub App {app_id}: {error.status} for {repository}. Install it there, with contents"
+            " and pull requests to write."
         ) from None
     except (ValueError, TypeError, PyJWTError) as error:
-        raise UsageError(f"REVERT_APP_ID and REVERT_APP_KEY are no App's id and private key (PEM): {type(error).__name__}.") from None
+        raise UsageError(
+            "REVERT_APP_ID and REVERT_APP_KEY are no App's id and private key (PEM):"
+            f" {type(error).__name__}."
+        ) from None

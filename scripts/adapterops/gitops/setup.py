@@ -1,4 +1,6 @@
-"""Is everything there that a job's later steps need? Asked first, before a GPU second is spent; all that is missing is named."""
+"""Is everything there that a job's later steps need? Asked first, before a GPU second is spent; all
+that is missing is named.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,28 @@ def _bucket_read() -> str:
 
 def _candidates_write() -> str:
     for prefix in ("candidates", "checkpoints"):
-        open_store().put_new(f"{prefix}/.setup-check", b"the role may write candidates\n", "text/plain")
+        open_store().put_new(
+            f"{prefix}/.setup-check", b"the role may write candidates\n", "text/plain"
+        )
     return ""
 
 
 def _candidates_sign() -> str:
     try:
-        signer, trust = signer_from(os.environ.get("CANDIDATE_SIGNING_KEY")), trust_from(os.environ.get("CANDIDATE_SIGNED_BY"))
+        signer, trust = (
+            signer_from(os.environ.get("CANDIDATE_SIGNING_KEY")),
+            trust_from(os.environ.get("CANDIDATE_SIGNED_BY")),
+        )
         if signer and trust and bool(signer.private_key) != bool(trust.public_key):
             return (
-                "one of the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY is set. They are the halves of a key pair: set both."
+                "one of the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY is set. They"
+                " are the halves of a key pair: set both."
             )
         if signer and not signer.private_key and not os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL"):
             return (
-                "ACTIONS_ID_TOKEN_REQUEST_URL is not set, and without a key the job's identity signs. Give the job `permissions: id-token: "
-                "write`, or set the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY."
+                "ACTIONS_ID_TOKEN_REQUEST_URL is not set, and without a key the job's identity"
+                " signs. Give the job `permissions: id-token: write`, or set the variables"
+                " CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY."
             )
         if trust and not trust.public_key:
             trust.verifier()  # no trial signature, which would stay in Sigstore's public log
@@ -54,13 +63,18 @@ def _candidates_sign() -> str:
                 signature.write_bytes(signer.sign(Path(scratch)))
                 trust.verify(Path(scratch), signature)
     except AdapterOpsError as error:
-        return f"the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY: {str(error).rstrip('.')}."
+        return (
+            "the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY:"
+            f" {str(error).rstrip('.')}."
+        )
     return ""
 
 
 def _releases_write() -> str:
     for prefix in ("adapters", "channels", "audit", "withdrawn"):
-        open_store().put_new(f"{prefix}/.setup-check", b"the role may write releases\n", "text/plain")
+        open_store().put_new(
+            f"{prefix}/.setup-check", b"the role may write releases\n", "text/plain"
+        )
     return ""
 
 
@@ -68,8 +82,16 @@ def _gpu() -> str:
     if os.environ.get("NO_GPU") == "true":
         return ""
     if not shutil.which("nvidia-smi"):
-        return "nvidia-smi is not installed on this runner. Install the NVIDIA driver, or take the label gpu-a100 off the runner."
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)  # noqa: S607  # found on PATH just now
+        return (
+            "nvidia-smi is not installed on this runner. Install the NVIDIA driver, or take the"
+            " label gpu-a100 off the runner."
+        )
+    listing = subprocess.run(
+        ["nvidia-smi", "-L"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # found on PATH just now
     if listing.returncode != 0 or "GPU" not in listing.stdout:
         return f"nvidia-smi finds no GPU: {(listing.stderr or listing.stdout).strip()[:200]}"
     return ""
@@ -77,7 +99,14 @@ def _gpu() -> str:
 
 def _disk() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return "" if free >= _FREE_GIB else f"{free:.0f} GiB free in {Path.cwd()}, wanted {_FREE_GIB}. Clean its work directory and caches."
+    return (
+        ""
+        if free >= _FREE_GIB
+        else (
+            f"{free:.0f} GiB free in {Path.cwd()}, wanted {_FREE_GIB}. Clean its work directory and"
+            " caches."
+        )
+    )
 
 
 def _engine() -> str:
@@ -89,7 +118,8 @@ def _gateways() -> str:
     urls = os.environ.get("GATEWAYS", "").split()
     if not urls:
         return (
-            "the variable GATEWAYS is empty. Set it to the serving hosts' gateways, for example: http://10.0.0.7:8080 http://10.0.0.8:8080"
+            "the variable GATEWAYS is empty. Set it to the serving hosts' gateways, for example:"
+            " http://10.0.0.7:8080 http://10.0.0.8:8080"
         )
     problems = []
     for url in urls:
@@ -103,7 +133,11 @@ def _gateways() -> str:
 
 
 def _github() -> str:
-    return "" if os.environ.get("GITHUB_TOKEN") else "GITHUB_TOKEN is not set. In the workflow: env: {GITHUB_TOKEN: ${{ github.token }}}"
+    return (
+        ""
+        if os.environ.get("GITHUB_TOKEN")
+        else "GITHUB_TOKEN is not set. In the workflow: env: {GITHUB_TOKEN: ${{ github.token }}}"
+    )
 
 
 CHECKS: dict[str, Callable[[], str]] = {

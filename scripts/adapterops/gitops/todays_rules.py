@@ -1,4 +1,6 @@
-"""What the default branch's rules of today say of a verdict that was kept, and so was given by rules of another day or tree."""
+"""What the default branch's rules of today say of a verdict that was kept, and so was given by
+rules of another day or tree.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +22,28 @@ _UNRECORDED = "not recorded"
 
 
 def judge_by_todays_rules(run: Path, adapter: str, adapters: Path = ADAPTERS) -> None:
-    """Leave in `run/main` the verdict that the default branch's rules give now, or nothing where the run was judged by them.
+    """Leave in `run/main` the verdict that the default branch's rules give now, or nothing where
+    the run was judged by them.
 
-    What was measured is judged: by the run's own evaluation, or by the one of the default branch's rows that was kept beside it, with
-    what validation says of them. If neither was made as the default branch asks, or its rules cannot be read, the verdict is an ERROR
-    that says so, because silence would read as consent.
+    What was measured is judged: by the run's own evaluation, or by the one of the default branch's
+    rows that was kept beside it, with what validation says of them. If neither was made as the
+    default branch asks, or its rules cannot be read, the verdict is an ERROR that says so, because
+    silence would read as consent.
 
     Args:
-        run: documents of a kept judgement, whose own verdict may be by other rules (a pull request's, or those of another day).
+        run: documents of a kept judgement, whose own verdict may be by other rules (a pull
+            request's, or those of another day).
         adapter: its name on the default branch; one that is not there has no rules.
         adapters: where the default branch's specifications are.
 
     Raises:
         UsageError: a document breaks its schema.
     """
-    theirs, own_results, their_results = run / _MAIN / "gate_report.json", run / "eval_results.json", run / _MAIN / "eval_results.json"
+    theirs, own_results, their_results = (
+        run / _MAIN / "gate_report.json",
+        run / "eval_results.json",
+        run / _MAIN / "eval_results.json",
+    )
     own_data, their_data = run / "data_report.json", run / _MAIN / "data_report.json"
     if not (adapters / f"{adapter}.yaml").is_file():  # it is new, or gone from there
         shutil.rmtree(run / _MAIN, ignore_errors=True)
@@ -45,7 +54,10 @@ def judge_by_todays_rules(run: Path, adapter: str, adapters: Path = ADAPTERS) ->
         gates, asked = load_gates(spec.evaluation.gate), _asked(spec)
     except UsageError as error:
         why = " ".join(str(error).split())
-        said = f"The default branch's rules cannot be read, so that they judge nothing: {why} Mend them there, then comment /rerun-gate."
+        said = (
+            f"The default branch's rules cannot be read, so that they judge nothing: {why} Mend"
+            " them there, then comment /rerun-gate."
+        )
         nothing = {"errors": [said], "warnings": [], "gates": [], "comparisons": [], "slices": []}
         write_json(theirs, {**own, **nothing, "verdict": "ERROR", "reason": said}, "gate_report")
         return
@@ -54,12 +66,18 @@ def judge_by_todays_rules(run: Path, adapter: str, adapters: Path = ADAPTERS) ->
         shutil.rmtree(run / _MAIN, ignore_errors=True)
         return
     theirs.unlink(missing_ok=True)
-    if otherwise and their_results.is_file() and their_data.is_file() and not _differing(their_results, asked):
+    if (
+        otherwise
+        and their_results.is_file()
+        and their_data.is_file()
+        and not _differing(their_results, asked)
+    ):
         judge_once(their_results, gates.path, theirs, pins=spec.pins, data_report=their_data)
         return
     objection = (
-        f"The default branch measures otherwise ({'; '.join(otherwise)}), so that its rules say nothing of what was measured. "
-        "Any change to the adapter's data, recipe or rules has it judged by both."
+        f"The default branch measures otherwise ({'; '.join(otherwise)}), so that its rules say"
+        " nothing of what was measured. Any change to the adapter's data, recipe or rules has it"
+        " judged by both."
     )
     judge_once(
         own_results,
@@ -72,7 +90,9 @@ def judge_by_todays_rules(run: Path, adapter: str, adapters: Path = ADAPTERS) ->
 
 
 def _asked(spec: AdapterSpec) -> dict[str, Any]:
-    """The settings that an evaluation is made with, as the specification has them; `_made` reads them from one."""
+    """The settings that an evaluation is made with, as the specification has them; `_made` reads
+    them from one.
+    """
     how = spec.evaluation
     return {
         "data.evaluation": sha256_file(spec.evaluation_data)[:12],
@@ -109,10 +129,16 @@ def _made(results: dict[str, Any]) -> dict[str, Any]:
 
 def _general(sets: dict[str, Any]) -> str:
     """The general sets in a word: what was asked of which files."""
-    return sha256_json([[file["sha256"], file["asked"]] for kind in sorted(sets) for file in sets[kind]])[:12]
+    return sha256_json(
+        [[file["sha256"], file["asked"]] for kind in sorted(sets) for file in sets[kind]]
+    )[:12]
 
 
 def _differing(results: Path, asked: dict[str, Any]) -> list[str]:
     """The settings that the evaluation was made with otherwise, each with both values."""
     made = _made(read_json(results, "eval_results"))
-    return [f"{setting}: {value} there, {made[setting]} here" for setting, value in asked.items() if made[setting] != value]
+    return [
+        f"{setting}: {value} there, {made[setting]} here"
+        for setting, value in asked.items()
+        if made[setting] != value
+    ]

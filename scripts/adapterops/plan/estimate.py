@@ -1,4 +1,6 @@
-"""Predicted GPU minutes and cost of one adapter. Numbers come from measurements and price lists that are there, or are unknown."""
+"""Predicted GPU minutes and cost of one adapter. Numbers come from measurements and price lists
+that are there, or are unknown.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def estimate(keys: Keys, action: str) -> Estimate:
 
     Raises:
         UsageError: the price list does not know the runners' GPU, or the win-rate judge.
-        InfrastructureError: tokenizer and configuration of the base model cannot be had, without which tokens cannot be counted.
+        InfrastructureError: tokenizer and configuration of the base model cannot be had, without
+            which tokens cannot be counted.
     """
     if action in ("reuse", "none"):
         return Estimate(0.0, 0.0, "nothing is computed")
@@ -58,23 +61,38 @@ def estimate(keys: Keys, action: str) -> Estimate:
     minutes = judged.seconds / 60
     usd = training.usd + judged.usd + minutes / 60 * prices["gpus"][GPU]["usd_per_hour"]
     basis = "; ".join(filter(None, [training.basis, judged.basis]))
-    return Estimate(round(training.minutes + minutes, 1), round(usd, 2), basis, training.problem, training.hints)
+    return Estimate(
+        round(training.minutes + minutes, 1), round(usd, 2), basis, training.problem, training.hints
+    )
 
 
 def _training(keys: Keys) -> Estimate:
-    from adapterops.train.preflight import choose, preflight, too_large  # transformers behind it: seconds that most plans do not need
+    from adapterops.train.preflight import (
+        choose,
+        preflight,
+        too_large,
+    )  # transformers behind it: seconds that most plans do not need
 
     try:
         document = preflight(keys.recipe, list(keys.spec.training_data))
-    except RejectedError:  # the job `validate` says it in full, and nothing is trained before it passes
+    except (
+        RejectedError
+    ):  # the job `validate` says it in full, and nothing is trained before it passes
         return Estimate(None, None, "unknown: the data cannot be trained on as it is")
     entry = choose(document, GPU)
     basis = f"training on one {GPU}: {entry['speed_from']}"
-    return Estimate(float(entry["minutes"]), float(entry["usd"]), basis, too_large(document, entry), tuple(document["hints"]))
+    return Estimate(
+        float(entry["minutes"]),
+        float(entry["usd"]),
+        basis,
+        too_large(document, entry),
+        tuple(document["hints"]),
+    )
 
 
 def cap_usd(root: Path) -> float:
-    """What one pull request may cost, in US dollars, by the `configs/pricing.yaml` of the tree in `root`.
+    """What one pull request may cost, in US dollars, by the `configs/pricing.yaml` of the tree in
+    `root`.
 
     Raises:
         UsageError: the file is missing or breaks its schema.

@@ -1,4 +1,6 @@
-"""What an evaluation takes at most on the runners' GPU: seconds, and what a judge behind an address charges."""
+"""What an evaluation takes at most on the runners' GPU: seconds, and what a judge behind an address
+charges.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from adapterops.evaluate.general import load_general
 _SIDES = 3  # candidate, production, base model
 _TIMED = 2  # candidate and production: the base model's speed is not measured
 _WARM_UP = 2  # requests at least
-# Of the win-rate judge (evaluate/winrate.py): pairs that try it, orders of two answers, tokens of a verdict, characters of a text.
+# Of the win-rate judge (evaluate/winrate.py): pairs that try it, orders of two answers, tokens of a
+# verdict, characters of a text.
 _TRIAL, _ORDERS, _VERDICT, _SHOWN = 16, 2, 512, 6_000
 _CHARACTERS_PER_TOKEN = 8  # of an answer, at most: what a judge is shown of one
 
@@ -35,11 +38,15 @@ class EvaluationCost:
     basis: str
 
 
-def evaluation_cost(spec: AdapterSpec, parameters: int, gpu: str, prices: dict[str, Any]) -> EvaluationCost:
-    """Every answer as long as it may be, and a character of a prompt as a token: an answer that ends early costs less.
+def evaluation_cost(
+    spec: AdapterSpec, parameters: int, gpu: str, prices: dict[str, Any]
+) -> EvaluationCost:
+    """Every answer as long as it may be, and a character of a prompt as a token: an answer that
+    ends early costs less.
 
     Args:
-        spec: the adapter; its rows are read, those of the extension too, and the general rows and texts that it is asked.
+        spec: the adapter; its rows are read, those of the extension too, and the general rows and
+            texts that it is asked.
         parameters: of the base model.
         gpu: by its name in the price list.
         prices: the content of `configs/pricing.yaml`.
@@ -57,7 +64,9 @@ def evaluation_cost(spec: AdapterSpec, parameters: int, gpu: str, prices: dict[s
     batched, stream, basis = _speed(parameters, gpu, prices)
     # Quality: the refusal judge reads each prompt and answer once more.
     tokens = _SIDES * ((len(rows) + len(general)) * 2 * asked.max_tokens + 2 * every)
-    tokens += _SIDES * sum(len(answer(row)) + 1 for row in texts)  # read, and one token more that nobody wants
+    tokens += _SIDES * sum(
+        len(answer(row)) + 1 for row in texts
+    )  # read, and one token more that nobody wants
     requests = asked.latency_requests + max(_WARM_UP, asked.latency_concurrency)
     timed = _TIMED * requests * (asked.max_tokens + sum(characters) // max(1, len(rows)))
     seconds = tokens / batched + timed / min(batched, asked.latency_concurrency * stream)
@@ -72,7 +81,9 @@ def evaluation_cost(spec: AdapterSpec, parameters: int, gpu: str, prices: dict[s
 def _judged(rows: list[dict[str, Any]], characters: list[int], max_tokens: int) -> tuple[int, int]:
     """Tokens that a win-rate judge reads and writes."""
     shown = [
-        min(_SHOWN, prompt) + min(_SHOWN, len(answer(row))) + 2 * min(_SHOWN, max_tokens * _CHARACTERS_PER_TOKEN)
+        min(_SHOWN, prompt)
+        + min(_SHOWN, len(answer(row)))
+        + 2 * min(_SHOWN, max_tokens * _CHARACTERS_PER_TOKEN)
         for row, prompt in zip(rows, characters, strict=True)
     ]
     longest = sorted(shown, reverse=True)[:_TRIAL]
@@ -85,18 +96,22 @@ def _charged(judge: str, read: int, written: int, prices: dict[str, Any]) -> flo
     known = prices.get("judges", {})
     if judge not in known:
         raise UsageError(
-            f"win_rate_judge {judge} has no price. Add it to `judges` of configs/pricing.yaml (usd_per_million_tokens), in a pull request "
-            "of its own."
+            f"win_rate_judge {judge} has no price. Add it to `judges` of configs/pricing.yaml"
+            " (usd_per_million_tokens), in a pull request of its own."
         )
     price = known[judge]["usd_per_million_tokens"]
     return float((read * price["input"] + written * price["output"]) / 1e6)
 
 
 def _speed(parameters: int, gpu: str, prices: dict[str, Any]) -> tuple[float, float, str]:
-    """Tokens a second of a full batch and of one stream; scaled from what was measured, and never to more than that."""
+    """Tokens a second of a full batch and of one stream; scaled from what was measured, and never
+    to more than that.
+    """
     gpus = prices["gpus"]
     if gpu not in gpus:
-        raise UsageError(f"{gpu} is not in `gpus` of {Path('configs/pricing.yaml')}. Add it with its price.")
+        raise UsageError(
+            f"{gpu} is not in `gpus` of {Path('configs/pricing.yaml')}. Add it with its price."
+        )
 
     def factor(row: dict[str, Any]) -> float:
         by_gpu = gpus[gpu]["bf16_tflops"] / gpus[row["gpu"]]["bf16_tflops"]
@@ -105,4 +120,8 @@ def _speed(parameters: int, gpu: str, prices: dict[str, Any]) -> tuple[float, fl
     row = max(prices["evaluation"], key=lambda row: row["batched_tokens_per_second"] * factor(row))
     by = factor(row)
     scaled = "" if by == 1 else f", scaled by {by:.2g}"
-    return row["batched_tokens_per_second"] * by, row["stream_tokens_per_second"] * by, f"{row['name']} on {row['gpu']}{scaled}"
+    return (
+        row["batched_tokens_per_second"] * by,
+        row["stream_tokens_per_second"] * by,
+        f"{row['name']} on {row['gpu']}{scaled}",
+    )

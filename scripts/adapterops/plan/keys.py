@@ -1,4 +1,6 @@
-"""The two keys of an adapter: what determines its weights, and what determines the verdict on them."""
+"""The two keys of an adapter: what determines its weights, and what determines the verdict on
+them.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ class Keys:
         spec: the adapter.
         recipe: its recipe.
         training: SHA-256 over what determines the weights.
-        rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows, gates, metrics, the judge's
-            version, decoding, engine, what people said of answers.
+        rules: SHA-256 over that and over what the tree says about the verdict: evaluation rows,
+            gates, metrics, the judge's version, decoding, engine, what people said of answers.
     """
 
     spec: AdapterSpec
@@ -37,14 +39,17 @@ class Keys:
     rules: str
 
     def judgement(self, production: str | None) -> str:
-        """SHA-256 over what determines the verdict: the rules, and the adapter that the candidate is compared with; and whose it is.
+        """SHA-256 over what determines the verdict: the rules, and the adapter that the candidate
+        is compared with; and whose it is.
 
         A copy under another name has the same weights, and never the same verdict.
 
         Args:
             production: its digest, None where there is nothing to compare with.
         """
-        return sha256_json({"adapter": self.spec.name, "rules": self.rules, "production": production})
+        return sha256_json(
+            {"adapter": self.spec.name, "rules": self.rules, "production": production}
+        )
 
 
 def adapter_names(root: Path) -> list[str]:
@@ -63,9 +68,13 @@ def adapter_keys(name: str, root: Path) -> Keys:
         recipe = load_recipe(spec.recipe)
         training = training_key(recipe, list(spec.training_data))
         labels = labels_key(load_labels(labels_path(name, root)))
-        return Keys(spec, recipe, training, sha256_json({**_rules(spec, training), "adjudicated": labels}))
+        return Keys(
+            spec, recipe, training, sha256_json({**_rules(spec, training), "adjudicated": labels})
+        )
     except UsageError as error:
-        raise UsageError(str(error).replace(f"{root.resolve()}/", "").replace(f"{root}/", "")) from None
+        raise UsageError(
+            str(error).replace(f"{root.resolve()}/", "").replace(f"{root}/", "")
+        ) from None
 
 
 def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
@@ -77,10 +86,13 @@ def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
         "extension_data": sha256_file(spec.extension_data) if spec.extension_data else None,
         "general_data": [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)],
         "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
-        "evaluation": {key: value for key, value in asdict(spec.evaluation).items() if key != "gate"},
+        "evaluation": {
+            key: value for key, value in asdict(spec.evaluation).items() if key != "gate"
+        },
         "metrics": METRIC_IDS,
         "judge": JUDGE_VERSION,
-        # The CPU and the CUDA build of one version have different names; the release judges what the GPU runner computed.
+        # The CPU and the CUDA build of one version have different names; the release judges what
+        # the GPU runner computed.
         "engine": {"version": _engine_number(), "dtype": serving.engine.dtype},
     }
 

@@ -1,4 +1,6 @@
-"""What a pull request changes in the rules that it will be judged by: old → new, for the top of the comment."""
+"""What a pull request changes in the rules that it will be judged by: old → new, for the top of the
+comment.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,17 @@ def _less(value: Any) -> float:
     return -float(value)
 
 
-# Settings by how strict a value is. Of lists, what else a row may be, or what else is looked for, decides.
+# Settings by how strict a value is. Of lists, what else a row may be, or what else is looked for,
+# decides.
 _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
     "gate": {
         "min": _more,
         "max": _less,
         "margin": _less,
         "margin_to_base": _less,
-        "ratio": lambda value: -abs(value - 1),  # below 1 for what should be high, above it for what should be low
+        "ratio": lambda value: (
+            -abs(value - 1)
+        ),  # below 1 for what should be high, above it for what should be low
         "min_n": _more,
         "max_failed_generations": _less,
         "rule": ("point", "bound").index,
@@ -68,7 +73,8 @@ _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
     },
 }
 _LISTS = {"licenses": "allows", "personal_data": "looks for"}
-# What a gate file means that does not say it: a setting that appears is no higher bar for that alone.
+# What a gate file means that does not say it: a setting that appears is no higher bar for that
+# alone.
 _UNSAID = {"min_n": 20, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
 
@@ -81,7 +87,8 @@ class RuleChange:
         setting: dotted; an element of a list by what it is about, else by its place.
         old: as `main` has it, as JSON, whole; None where it is new.
         new: as the pull request has it; None where it is gone.
-        weaker: True where the bar is certainly lower; False where it is higher; None where that cannot be told.
+        weaker: True where the bar is certainly lower; False where it is higher; None where that
+            cannot be told.
     """
 
     file: str
@@ -110,7 +117,10 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
     """
     changes: list[RuleChange] = []
     # What adapters name decides, wherever it lies.
-    gates, rows = _named(before, after, "evaluation.gate"), _named(before, after, "data.evaluation", "data.extension")
+    gates, rows = (
+        _named(before, after, "evaluation.gate"),
+        _named(before, after, "data.evaluation", "data.extension"),
+    )
     gates |= {path for path in paths if path.startswith(_GATES)}
     for path in paths:
         if (path.startswith("data/eval/") and is_rule(path)) or path in rows:
@@ -128,7 +138,9 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
             changes += [*_order(old, new), *_effects(before, after)]
         former, now = (str(side.get("evaluation.gate")) for side in (old, new))
         if former != now:  # other gates for this adapter, though no gate changed
-            changes += _differences(f"{former} → {now}", _inside(before, former), _inside(after, now), "gate")
+            changes += _differences(
+                f"{former} → {now}", _inside(before, former), _inside(after, now), "gate"
+            )
     return changes
 
 
@@ -138,27 +150,45 @@ def _kind(path: str, gates: set[str]) -> Kind | None:
     if path in gates:
         return "gate"
     if path.endswith(".yaml"):
-        return "adapter" if path.startswith("adapters/") else "recipe" if path.startswith(_RECIPES) else None
+        return (
+            "adapter"
+            if path.startswith("adapters/")
+            else "recipe"
+            if path.startswith(_RECIPES)
+            else None
+        )
     return None
 
 
 def _judging(kind: Kind, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that decide what passes; of recipes and adapters those are few."""
     if kind == "recipe":
-        return {key: value for key, value in settings.items() if key.rpartition(".")[2] in _STRICTNESS["recipe"]}
+        return {
+            key: value
+            for key, value in settings.items()
+            if key.rpartition(".")[2] in _STRICTNESS["recipe"]
+        }
     if kind == "adapter":
         parts = ("evaluation.", "rollout.", "data.evaluation", "data.extension", "serving")
         return {key: value for key, value in settings.items() if key.startswith(parts)}
-    return {key: value for key, value in settings.items() if kind != "gate" or not key.endswith(".description")}
+    return {
+        key: value
+        for key, value in settings.items()
+        if kind != "gate" or not key.endswith(".description")
+    }
 
 
-def _differences(file: str, old: dict[str, Any], new: dict[str, Any], kind: Kind) -> list[RuleChange]:
+def _differences(
+    file: str, old: dict[str, Any], new: dict[str, Any], kind: Kind
+) -> list[RuleChange]:
     changes = []
     for key in sorted(old.keys() | new.keys()):
         former, now = _shown(old.get(key, _ABSENT)), _shown(new.get(key, _ABSENT))
         if former == now:
             continue
-        known = [side.get(key, _general(side, key) if kind == "policy" else None) for side in (old, new)]
+        known = [
+            side.get(key, _general(side, key) if kind == "policy" else None) for side in (old, new)
+        ]
         changes.append(RuleChange(escape.line(file), key, former, now, _weaker(kind, key, *known)))
     return changes
 
@@ -169,27 +199,48 @@ def _general(settings: dict[str, Any], key: str) -> Any:
 
 
 def _order(old: dict[str, Any], new: dict[str, Any]) -> list[RuleChange]:
-    """The first override that matches a file counts: another order of the same ones is another policy."""
-    sides = [list(dict.fromkeys(key.rpartition("].")[0] for key in side if key.startswith("datasets["))) for side in (old, new)]
-    former, now = ([key.removeprefix("datasets[") for key in side if all(key in one for one in sides)] for side in sides)
-    return [RuleChange(POLICY, "datasets, in this order", _shown(former), _shown(now), None)] if former != now else []
+    """The first override that matches a file counts: another order of the same ones is another
+    policy.
+    """
+    sides = [
+        list(dict.fromkeys(key.rpartition("].")[0] for key in side if key.startswith("datasets[")))
+        for side in (old, new)
+    ]
+    former, now = (
+        [key.removeprefix("datasets[") for key in side if all(key in one for one in sides)]
+        for side in sides
+    )
+    return (
+        [RuleChange(POLICY, "datasets, in this order", _shown(former), _shown(now), None)]
+        if former != now
+        else []
+    )
 
 
 def _effects(before: Path, after: Path) -> list[RuleChange]:
-    """What overrides do to each data file: their order and patterns decide, which no comparison of single settings shows."""
+    """What overrides do to each data file: their order and patterns decide, which no comparison of
+    single settings shows.
+    """
     try:
         old, new = load_policy(before / POLICY), load_policy(after / POLICY)
     except UsageError:  # a policy that cannot be read is refused
         return []
     general = {change.setting: change for change in _limit_changes(old.limits, new.limits)}
     files: dict[RuleChange, list[str]] = {}
-    paths = {file.relative_to(root) for root in (before, after) for file in (root / "data").rglob("*.json*")}
+    paths = {
+        file.relative_to(root)
+        for root in (before, after)
+        for file in (root / "data").rglob("*.json*")
+    }
     for name in sorted(map(str, paths)):
         for change in _limit_changes(old.limits_of(name), new.limits_of(name)):
             if change != general.get(change.setting):  # that one is named already
                 files.setdefault(change, []).append(name)
     return [
-        replace(change, setting=f"{change.setting} in effect for {', '.join(map(escape.line, names))}") for change, names in files.items()
+        replace(
+            change, setting=f"{change.setting} in effect for {', '.join(map(escape.line, names))}"
+        )
+        for change, names in files.items()
     ]
 
 
@@ -199,18 +250,33 @@ def _limit_changes(old: Limits, new: Limits) -> list[RuleChange]:
 
 
 def _as_written(limits: Limits) -> dict[str, Any]:
-    ranges = {name: dict(zip(("min", "max"), value, strict=True)) for name, value in asdict(limits).items() if name.endswith("_tokens")}
+    ranges = {
+        name: dict(zip(("min", "max"), value, strict=True))
+        for name, value in asdict(limits).items()
+        if name.endswith("_tokens")
+    }
     return asdict(limits) | ranges
 
 
 def _named(before: Path, after: Path, *settings: str) -> set[str]:
     """Paths that the adapters of either tree name in these settings."""
-    specifications = [_settings(path) for root in (before, after) for path in sorted((root / "adapters").glob("*.yaml"))]
-    return {str(PurePosixPath(str(said[setting]))) for said in specifications for setting in settings if setting in said}
+    specifications = [
+        _settings(path)
+        for root in (before, after)
+        for path in sorted((root / "adapters").glob("*.yaml"))
+    ]
+    return {
+        str(PurePosixPath(str(said[setting])))
+        for said in specifications
+        for setting in settings
+        if setting in said
+    }
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Leaves of a YAML file by dotted key; empty where it is missing or not plain YAML, which the plan says in full elsewhere."""
+    """Leaves of a YAML file by dotted key; empty where it is missing or not plain YAML, which the
+    plan says in full elsewhere.
+    """
     try:
         return dict(_leaves(plain_yaml(path)))
     except UsageError:
@@ -225,15 +291,23 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(node, list | tuple) and any(isinstance(child, dict | list) for child in node):
         names: dict[str, int] = {}
         for place, child in enumerate(node):
-            name = escape.line(str(child["files"])) if isinstance(child, dict) and "files" in child else str(place)
+            name = (
+                escape.line(str(child["files"]))
+                if isinstance(child, dict) and "files" in child
+                else str(place)
+            )
             names[name] = names.get(name, 0) + 1
-            yield from _leaves(child, f"{key}[{name}]" if names[name] == 1 else f"{key}[{name} #{names[name]}]")
+            yield from _leaves(
+                child, f"{key}[{name}]" if names[name] == 1 else f"{key}[{name} #{names[name]}]"
+            )
     else:
         yield key, node
 
 
 def _inside(root: Path, name: str) -> dict[str, Any]:
-    """Settings of a file that a pull request names; none of what lies outside the tree is shown to anybody."""
+    """Settings of a file that a pull request names; none of what lies outside the tree is shown to
+    anybody.
+    """
     path = (root / name).resolve()
     return _judging("gate", _settings(path)) if path.is_relative_to(root.resolve()) else {}
 
@@ -254,9 +328,15 @@ def _weaker(kind: Kind, key: str, old: Any, new: Any) -> bool | None:
     parent, _, setting = key.rpartition(".")
     if kind == "policy" and setting in _LISTS:
         return _weaker_list(setting, old, new)
-    if kind == "new" or setting == "confidence":  # a wider interval helps in one place and hurts in the other
+    if (
+        kind == "new" or setting == "confidence"
+    ):  # a wider interval helps in one place and hurts in the other
         return None
-    if kind == "gate" and setting in ("min", "max", "margin", "margin_to_base", "ratio") and None in (old, new):
+    if (
+        kind == "gate"
+        and setting in ("min", "max", "margin", "margin_to_base", "ratio")
+        and None in (old, new)
+    ):
         return new is None
     if kind == "adapter" and setting in ("negative_feedback", "win_rate") and None in (old, new):
         return new is None
@@ -265,7 +345,11 @@ def _weaker(kind: Kind, key: str, old: Any, new: Any) -> bool | None:
     if kind == "adapter" and setting == "general":
         old, new = (list(GENERAL_LANGUAGES) if value is None else value for value in (old, new))
     if kind == "gate":
-        default = "block" if (setting, parent) == ("on_inconclusive", "gates.safety_refusal") else _UNSAID.get(setting)
+        default = (
+            "block"
+            if (setting, parent) == ("on_inconclusive", "gates.safety_refusal")
+            else _UNSAID.get(setting)
+        )
         old, new = (default if value is None else value for value in (old, new))
     try:
         former, now = (_STRICTNESS[kind][setting](value) for value in (old, new))
@@ -286,4 +370,8 @@ def _weaker_list(setting: str, old: Any, new: Any) -> bool | None:
 
 
 def _shown(value: Any) -> str | None:
-    return None if value is _ABSENT else escape.line(json.dumps(value, ensure_ascii=False, default=str))
+    return (
+        None
+        if value is _ABSENT
+        else escape.line(json.dumps(value, ensure_ascii=False, default=str))
+    )

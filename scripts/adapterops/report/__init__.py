@@ -1,1 +1,3 @@
-"""Renderings of the stages' documents: console, pull-request comment, HTML. None of them judges anything."""
+"""Renderings of the stages' documents: console, pull-request comment, HTML. None of them judges
+anything.
+"""

@@ -1,4 +1,6 @@
-"""Check annotations: a missed gate at its line of the gate file, a regression at its evaluation row."""
+"""Check annotations: a missed gate at its line of the gate file, a regression at its evaluation
+row.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def check_annotations(report: Report) -> list[str]:
             item.id,
         )
         for item in worst
-        if not item.general  # a general row has a file of its own, which no pull request for an adapter changes
+        # a general row has a file of its own, which no pull request for an adapter changes
+        if not item.general
     ]
     return [finding.annotation() for finding in [*missed[:_SHOWN], *regressions[:_SHOWN]]]
 
@@ -42,4 +45,6 @@ def _line(path: str, metric: str) -> int:
     """Where a gate file names the metric; 1 where the file is not here."""
     file = ROOT / path
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return next((number for number, line in enumerate(lines, 1) if re.match(rf"\s+{metric}:", line)), 1)
+    return next(
+        (number for number, line in enumerate(lines, 1) if re.match(rf"\s+{metric}:", line)), 1
+    )

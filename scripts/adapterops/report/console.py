@@ -40,20 +40,35 @@ def print_metrics(results: dict[str, Any], console: Console) -> None:
 
 def metrics_table(results: dict[str, Any]) -> Table:
     """Metrics of adapter, production and base model side by side."""
-    sides = [("adapter", results["metrics"]), ("production", results["production_metrics"]), ("base model", results["base_metrics"])]
+    sides = [
+        ("adapter", results["metrics"]),
+        ("production", results["production_metrics"]),
+        ("base model", results["base_metrics"]),
+    ]
     shown = [(title, metrics) for title, metrics in sides if metrics is not None]
     table = Table("metric", box=box.SIMPLE_HEAD)
     for header in (*(title for title, _ in shown), "n"):
         table.add_column(header, justify="right")
     for metric, measured in results["metrics"].items():
-        table.add_row(metric, *(number(metrics.get(metric, {}).get("value")) for _, metrics in shown), str(measured["n"]))
+        table.add_row(
+            metric,
+            *(number(metrics.get(metric, {}).get("value")) for _, metrics in shown),
+            str(measured["n"]),
+        )
         if "floor" in measured:
-            table.add_row("  shuffled references", *(number(metrics.get(metric, {}).get("floor")) for _, metrics in shown), "", style="dim")
+            table.add_row(
+                "  shuffled references",
+                *(number(metrics.get(metric, {}).get("floor")) for _, metrics in shown),
+                "",
+                style="dim",
+            )
     return table
 
 
 def gate_table(report: dict[str, Any], *, intervals: bool = True) -> Table:
-    """Every gate with its threshold, all values, the interval and the verdict, in words and colour."""
+    """Every gate with its threshold, all values, the interval and the verdict, in words and
+    colour.
+    """
     base = {(gate_name(gate), gate["relation"]): gate for gate in report["base"]["gates"]}
     table = Table("gate", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
@@ -88,8 +103,20 @@ def comparison_table(report: dict[str, Any]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for row in (row for row in report["comparisons"] if row["against"] == "production"):
-        verdict = f"[{_COLOURS[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] else row["superiority"]
-        table.add_row(gate_name(row), number(row["reference"]), number(row["candidate"]), change(row), margin(row), str(row["n"]), verdict)
+        verdict = (
+            f"[{_COLOURS[row['verdict']]}]{row['verdict']}[/]"
+            if row["verdict"]
+            else row["superiority"]
+        )
+        table.add_row(
+            gate_name(row),
+            number(row["reference"]),
+            number(row["candidate"]),
+            change(row),
+            margin(row),
+            str(row["n"]),
+            verdict,
+        )
     return table
 
 
@@ -102,9 +129,15 @@ def print_verdict(report: dict[str, Any], console: Console, run: Report | None =
         run: what else is known of the run that was judged.
     """
     run = run or Report(report)
-    console.print(f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {terminal(report['reason'])}", soft_wrap=True)
+    console.print(
+        f"[bold {_COLOURS[report['verdict']]}]{report['verdict']}[/]: {terminal(report['reason'])}",
+        soft_wrap=True,
+    )
     if report["former_verdicts"]:
-        console.print(f"Judged {len(report['former_verdicts']) + 1} times; before: {', '.join(report['former_verdicts'])}.")
+        console.print(
+            f"Judged {len(report['former_verdicts']) + 1} times; before:"
+            f" {', '.join(report['former_verdicts'])}."
+        )
     _say(view.by_main(run), console)
     _say(f"Now: {view.next_step(run)}", console)
     for metric, to_do in remedies(report):
@@ -114,7 +147,11 @@ def print_verdict(report: dict[str, Any], console: Console, run: Report | None =
         console.print(comparison_table(report))
     _say(adjudicated_line(report), console)
     if count := len(report["adjudicated"]["open"]):
-        _say(f"{count} answers count against the candidate by the refusal detector's word; scripts/adjudicate.py lists them.", console)
+        _say(
+            f"{count} answers count against the candidate by the refusal detector's word;"
+            " scripts/adjudicate.py lists them.",
+            console,
+        )
     for line in forgetting_lines(report):
         _say(f"lost: {line}", console)
     for warning in report["warnings"]:
@@ -132,10 +169,17 @@ def print_report(report: Report, console: Console) -> None:
         _say(f"data: {line}", console)
     for title, changed in zip(("worse", "better"), view.changes(report), strict=True):
         for item in changed:
-            _say(f"{title}: {item.id} ({item.delta:+.2f}; {item.before_mark} → {item.after_mark})", console)
+            _say(
+                f"{title}: {item.id} ({item.delta:+.2f}; {item.before_mark} → {item.after_mark})",
+                console,
+            )
     training = view.training_line(report)
     merging = view.merging(report).replace("`", "")
-    for line in [f"training: {training}" if training else "", *view.cost_lines(report), f"merging: {merging}"]:
+    for line in [
+        f"training: {training}" if training else "",
+        *view.cost_lines(report),
+        f"merging: {merging}",
+    ]:
         _say(line, console)
 
 
@@ -144,7 +188,9 @@ def _say(line: str, console: Console) -> None:
         console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
 
 
-def answers(question: str, base_model: str, base_answer: str, adapter: str, adapter_answer: str) -> RenderableType:
+def answers(
+    question: str, base_model: str, base_answer: str, adapter: str, adapter_answer: str
+) -> RenderableType:
     """One question and both answers side by side."""
     panels = [
         Panel(terminal(text) or "[dim](empty)[/]", title=terminal(name), width=62)

@@ -1,4 +1,6 @@
-"""The report as one self-contained HTML page: no request leaves it, and nothing in the data can become markup."""
+"""The report as one self-contained HTML page: no request leaves it, and nothing in the data can
+become markup.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from typing import Any
 from adapterops.escape import html_template
 from adapterops.report import view
 from adapterops.report.collect import Report
-from adapterops.report.words import adjudicated_line, belief_lines, forgetting_lines, number, remedies, speed_line
+from adapterops.report.words import (
+    adjudicated_line,
+    belief_lines,
+    forgetting_lines,
+    number,
+    remedies,
+    speed_line,
+)
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
@@ -20,7 +29,9 @@ def page(report: Report) -> str:
     worst, best = view.changes(report)
     samples = [sample_row(sample) for sample in report.samples]
     history = report.training["training"]["loss_history"] if report.training else []
-    requests = report.results["observations"]["speed"]["candidate"]["requests"] if report.results else []
+    requests = (
+        report.results["observations"]["speed"]["candidate"]["requests"] if report.results else []
+    )
     return template.render(
         report=report,
         gate=report.gate,
@@ -41,7 +52,8 @@ def page(report: Report) -> str:
 
 
 def bar(row: view.MetricRow, width: int = 200) -> dict[str, Any] | None:
-    """Interval, value and threshold of a metric on one axis, as positions in a box of `width`; None where there is no interval.
+    """Interval, value and threshold of a metric on one axis, as positions in a box of `width`; None
+    where there is no interval.
 
     A share lies between 0 and 1; the axis of a speed ends a little beyond what is shown.
     """
@@ -68,8 +80,19 @@ def curve(points: list[tuple[float, float]], width: int = 600, height: int = 200
     xs, ys = zip(*points, strict=True)
     low, high = min(0.0, *ys), max(ys)
     span_x, span_y = (max(xs) - min(xs)) or 1, (high - low) or 1
-    line = " ".join(f"{(x - min(xs)) / span_x * width:.1f},{height - (y - low) / span_y * height:.1f}" for x, y in points)
-    return {"line": line, "low": low, "high": high, "first": min(xs), "last": max(xs), "width": width, "height": height}
+    line = " ".join(
+        f"{(x - min(xs)) / span_x * width:.1f},{height - (y - low) / span_y * height:.1f}"
+        for x, y in points
+    )
+    return {
+        "line": line,
+        "low": low,
+        "high": high,
+        "first": min(xs),
+        "last": max(xs),
+        "width": width,
+        "height": height,
+    }
 
 
 def histogram(values: list[float], width: int = 600, height: int = 200) -> dict[str, Any]:
@@ -88,7 +111,14 @@ def histogram(values: list[float], width: int = 600, height: int = 200) -> dict[
         }
         for index, count in enumerate(counts)
     ]
-    return {"bars": bars, "low": low, "high": high, "most": max(counts), "width": width, "height": height}
+    return {
+        "bars": bars,
+        "low": low,
+        "high": high,
+        "most": max(counts),
+        "width": width,
+        "height": height,
+    }
 
 
 def sample_row(sample: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +127,11 @@ def sample_row(sample: dict[str, Any]) -> dict[str, Any]:
         **sample,
         "task": (sample["tags"] or ["untagged"])[0],
         "question": "\n\n".join(message["content"] for message in sample["prompt"]),
-        "outcomes": {side: view.outcome(sample, side) for side in ("candidate", "production", "base") if sample[side]},
+        "outcomes": {
+            side: view.outcome(sample, side)
+            for side in ("candidate", "production", "base")
+            if sample[side]
+        },
     }
 
 

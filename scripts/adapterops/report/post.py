@@ -1,4 +1,6 @@
-"""The comment on the pull request: one for each adapter, edited in place unless the verdict changes."""
+"""The comment on the pull request: one for each adapter, edited in place unless the verdict
+changes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class PullRequest:
         number: of the pull request.
         token: with `pull-requests: write`.
         api_url: GitHub's, or an Enterprise server's.
-        author: who the comments are by; a comment by anybody else is never touched, whatever marker it carries.
+        author: who the comments are by; a comment by anybody else is never touched, whatever marker
+            it carries.
         retries: of what failed with 5xx or a rate limit.
     """
 
@@ -40,7 +43,8 @@ class Posted:
     Args:
         done: `created`, `edited` or `unchanged`.
         address: the comment's.
-        unfolded: why an earlier comment still stands beside it, empty if none does; the next post folds it.
+        unfolded: why an earlier comment still stands beside it, empty if none does; the next post
+            folds it.
     """
 
     done: str
@@ -51,21 +55,32 @@ class Posted:
 def post(where: PullRequest, adapter: str, verdict: str, body: str) -> Posted:
     """Post a report.
 
-    The same verdict edits the comment, so that the conversation stays short; another one is a new comment, so that people are
-    notified. Every earlier one is folded with a link to the one that holds, also one that a former post left.
+    The same verdict edits the comment, so that the conversation stays short; another one is a new
+    comment, so that people are notified. Every earlier one is folded with a link to the one that
+    holds, also one that a former post left.
 
     Raises:
         InfrastructureError: GitHub does not answer or refuses.
     """
-    github = Github(base_url=where.api_url, auth=Auth.Token(where.token), retry=retries(where.retries), timeout=30)
+    github = Github(
+        base_url=where.api_url,
+        auth=Auth.Token(where.token),
+        retry=retries(where.retries),
+        timeout=30,
+    )
     try:
         try:
             issue = github.get_repo(where.repository, lazy=True).get_issue(where.number)
-            live, done = upsert_comment(issue, marker(adapter, verdict), body, family=family(adapter), author=where.author)
+            live, done = upsert_comment(
+                issue, marker(adapter, verdict), body, family=family(adapter), author=where.author
+            )
         except (GithubException, requests.RequestException) as error:
-            raise InfrastructureError(f"{where.repository}#{where.number}: the comment was not posted: {_reason(error)}") from None
+            raise InfrastructureError(
+                f"{where.repository}#{where.number}: the comment was not posted: {_reason(error)}"
+            ) from None
         try:
-            # Asked anew: a request that GitHub carried out and answered with an error was repeated, and left a comment too.
+            # Asked anew: a request that GitHub carried out and answered with an error was repeated,
+            # and left a comment too.
             for former in own_comments(issue, family(adapter), where.author):
                 if former.id != live.id and not former.body.startswith(marker(adapter, SUPERSEDED)):
                     former.edit(superseded(former.body, adapter, live.html_url))

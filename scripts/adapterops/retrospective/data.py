@@ -1,4 +1,6 @@
-"""How the data grew: rows of every training and evaluation file at both ends of the week, by Git."""
+"""How the data grew: rows of every training and evaluation file at both ends of the week, by
+Git.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ def data_growth(root: Path, since: datetime.datetime, until: datetime.datetime) 
     rows = []
     for name in sorted(old | new):
         rows_before = _rows(root, old[name]) if name in old else 0
-        rows_now = rows_before if old.get(name) == new.get(name) else _rows(root, new[name]) if name in new else 0
+        rows_now = (
+            rows_before
+            if old.get(name) == new.get(name)
+            else _rows(root, new[name])
+            if name in new
+            else 0
+        )
         what = " (added)" if name not in old else " (removed)" if name not in new else ""
         rows.append((name, str(rows_before), str(rows_now), f"{rows_now - rows_before:+d}{what}"))
     note = "" if before else "Git knows no commit from before the week; it is counted from nothing."
@@ -36,11 +44,17 @@ def _files(root: Path, commit: str) -> dict[str, str]:
     """The id of each data file's content in a commit."""
     listed = _git(root, "ls-tree", "-r", "-z", commit, "--", *_FOLDERS).decode() if commit else ""
     entries = [entry.partition("\t") for entry in listed.split("\0") if entry]
-    return {name: described.split()[2] for described, _, name in entries if name.endswith((".jsonl", ".json"))}
+    return {
+        name: described.split()[2]
+        for described, _, name in entries
+        if name.endswith((".jsonl", ".json"))
+    }
 
 
 def _rows(root: Path, content: str) -> int:
-    """Rows as the data gate reads them: a line of JSONL or an element of an array, blank lines left out."""
+    """Rows as the data gate reads them: a line of JSONL or an element of an array, blank lines left
+    out.
+    """
     with tempfile.NamedTemporaryFile() as file:
         file.write(_git(root, "cat-file", "blob", content))
         file.flush()
@@ -50,5 +64,13 @@ def _rows(root: Path, content: str) -> int:
 
 
 def _git(root: Path, *command: str) -> bytes:
-    """What Git says; nothing where it fails: the report can be made where there is no repository."""
-    return subprocess.run(["git", *command], cwd=root, capture_output=True, check=False, env=child_environment()).stdout  # noqa: S607
+    """What Git says; nothing where it fails: the report can be made where there is no
+    repository.
+    """
+    return subprocess.run(
+        ["git", *command],  # noqa: S607
+        cwd=root,
+        capture_output=True,
+        check=False,
+        env=child_environment(),
+    ).stdout

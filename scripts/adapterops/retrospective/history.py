@@ -1,4 +1,6 @@
-"""From the audit log of one adapter to its deployments: when each began, how it ended, how long a bad version was served."""
+"""From the audit log of one adapter to its deployments: when each began, how it ended, how long a
+bad version was served.
+"""
 
 from __future__ import annotations
 
@@ -41,20 +43,39 @@ class Deployment:
 
     @property
     def restored_after(self) -> datetime.timedelta | None:
-        """From the first request that a failed version could get until none could; None if it did not fail, or could get none."""
-        return self.ended - self.exposed_at if self.failed and self.ended and self.exposed_at else None
+        """From the first request that a failed version could get until none could; None if it did
+        not fail, or could get none.
+        """
+        return (
+            self.ended - self.exposed_at if self.failed and self.ended and self.exposed_at else None
+        )
 
 
 def deployments(entries: Iterable[Channel]) -> list[Deployment]:
-    """Every deployment in an audit log, the oldest first; a version that is deployed again is another deployment."""
+    """Every deployment in an audit log, the oldest first; a version that is deployed again is
+    another deployment.
+    """
     found: list[Deployment] = []
     former = Channel("")
     for entry in entries:
         when = datetime.datetime.fromisoformat(entry.updated_at)
-        rolled_back = entry.rolled_back and entry.rolled_back != former.rolled_back and entry.rolled_back == former.stable
+        rolled_back = (
+            entry.rolled_back
+            and entry.rolled_back != former.rolled_back
+            and entry.rolled_back == former.stable
+        )
         if entry.canary and entry.canary != former.canary:
-            found.append(Deployment(entry.adapter, entry.canary, when, None, "under way", None, entry.updated_by))
-        if entry.canary and entry.weight > 0 and (number := _last(found, entry.canary)) is not None and not found[number].exposed_at:
+            found.append(
+                Deployment(
+                    entry.adapter, entry.canary, when, None, "under way", None, entry.updated_by
+                )
+            )
+        if (
+            entry.canary
+            and entry.weight > 0
+            and (number := _last(found, entry.canary)) is not None
+            and not found[number].exposed_at
+        ):
             found[number] = replace(found[number], exposed_at=when)
         if former.canary and former.canary not in (entry.canary, entry.stable):
             _end(found, former.canary, "aborted", when)
@@ -62,10 +83,28 @@ def deployments(entries: Iterable[Channel]) -> list[Deployment]:
             _end(found, str(entry.rolled_back), "rolled back", when)
         elif entry.stable and entry.stable != former.stable:
             last = _last(found, entry.stable)
-            if last is None or found[last].outcome != "under way":  # straight to stable, without a trial
-                found.append(Deployment(entry.adapter, entry.stable, when, when, "promoted", None, entry.updated_by, when))
+            if (
+                last is None or found[last].outcome != "under way"
+            ):  # straight to stable, without a trial
+                found.append(
+                    Deployment(
+                        entry.adapter,
+                        entry.stable,
+                        when,
+                        when,
+                        "promoted",
+                        None,
+                        entry.updated_by,
+                        when,
+                    )
+                )
             else:
-                found[last] = replace(found[last], stable_at=when, outcome="promoted", exposed_at=found[last].exposed_at or when)
+                found[last] = replace(
+                    found[last],
+                    stable_at=when,
+                    outcome="promoted",
+                    exposed_at=found[last].exposed_at or when,
+                )
         former = entry
     return found
 
@@ -80,10 +119,17 @@ def aware(text: str) -> datetime.datetime | None:
 
 
 def _last(found: list[Deployment], digest: str) -> int | None:
-    return next((number for number in reversed(range(len(found))) if found[number].digest == digest), None)
+    return next(
+        (number for number in reversed(range(len(found))) if found[number].digest == digest), None
+    )
 
 
-def _end(found: list[Deployment], digest: str, outcome: Literal["aborted", "rolled back"], when: datetime.datetime) -> None:
+def _end(
+    found: list[Deployment],
+    digest: str,
+    outcome: Literal["aborted", "rolled back"],
+    when: datetime.datetime,
+) -> None:
     number = _last(found, digest)
     if number is not None:
         found[number] = replace(found[number], outcome=outcome, ended=when)

@@ -1,1 +1,3 @@
-"""A serving host: gateway, reconciler and their supervision; and the deployment that moves channels."""
+"""A serving host: gateway, reconciler and their supervision; and the deployment that moves
+channels.
+"""

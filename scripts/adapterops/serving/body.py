@@ -1,4 +1,6 @@
-"""Read a request's body: JSON as RFC 8259 has it, and nothing that another parser would read otherwise."""
+"""Read a request's body: JSON as RFC 8259 has it, and nothing that another parser would read
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,25 @@ class BodyError(ValueError):
 def parse_body(raw: bytes) -> dict[str, Any]:
     """The JSON object of a body.
 
-    Two parsers may read these differently, so they are refused: a name given twice, NaN and infinities (also `1e999`), half a
-    surrogate pair, and any encoding but UTF-8.
+    Two parsers may read these differently, so they are refused: a name given twice, NaN and
+    infinities (also `1e999`), half a surrogate pair, and any encoding but UTF-8.
 
     Raises:
         BodyError: it is no such object.
     """
     try:
-        body = json.loads(raw.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
+        body = json.loads(
+            raw.decode(),
+            object_pairs_hook=_once,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
         if _ESCAPED_SURROGATE.search(raw):
             json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise BodyError("The body has half a surrogate pair (\\ud800 to \\udfff alone), which is no character.") from None
+        raise BodyError(
+            "The body has half a surrogate pair (\\ud800 to \\udfff alone), which is no character."
+        ) from None
     except UnicodeDecodeError as error:
         raise BodyError(f"The body is not UTF-8 at byte {error.start}.") from None
     except RecursionError:

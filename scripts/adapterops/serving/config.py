@@ -21,7 +21,8 @@ class EngineConfig:
     """How vLLM is started; the fields are its options of the same names, but for the last five.
 
     Args:
-        replicas: engines on this host, on ports from `port` on, each with `tensor_parallel_size` GPUs of its own.
+        replicas: engines on this host, on ports from `port` on, each with `tensor_parallel_size`
+            GPUs of its own.
         cpu_kv_cache_gib: for the CPU build.
         start_timeout_s: until it must be healthy.
         stop_timeout_s: between SIGTERM and SIGKILL.
@@ -102,10 +103,14 @@ def load_serving_config(path: Path) -> ServingConfig:
     """Read and check a serving configuration.
 
     Raises:
-        UsageError: it breaks its schema, or its settings contradict each other; all problems at once.
+        UsageError: it breaks its schema, or its settings contradict each other; all problems at
+            once.
     """
     values = load_yaml(path, "serving", _together)
-    base_model, keys = find_base_model(values["base_model"], f"{path}: base_model"), values["gateway"]["api_keys"]
+    base_model, keys = (
+        find_base_model(values["base_model"], f"{path}: base_model"),
+        values["gateway"]["api_keys"],
+    )
     return ServingConfig(
         path=path,
         base_model=base_model,
@@ -114,7 +119,11 @@ def load_serving_config(path: Path) -> ServingConfig:
         trust=_trust(values["store"]["signed_by"]),
         engine=EngineConfig(**values["engine"]),
         gateway=GatewaySettings(
-            **{**values["gateway"], "api_keys": ROOT / keys if keys else None, "limits": Limits(**values["gateway"]["limits"])}
+            **{
+                **values["gateway"],
+                "api_keys": ROOT / keys if keys else None,
+                "limits": Limits(**values["gateway"]["limits"]),
+            }
         ),
         connections=ConnectionSettings(**values["connections"]),
         interval_s=values["reconciler"]["interval_s"],
@@ -135,10 +144,21 @@ def _together(sound: Sound) -> list[SchemaProblem]:
     if name and not base_model:
         problems.append(SchemaProblem(("base_model",), not_allowed(name)))
     if name and adapters and name in adapters:
-        problems.append(SchemaProblem(("adapters",), f"{name} is the base model's name. Clients could not tell the two apart."))
-    length, loras, held = (sound("engine", key) for key in ("max_model_len", "max_loras", "max_cpu_loras"))
+        problems.append(
+            SchemaProblem(
+                ("adapters",),
+                f"{name} is the base model's name. Clients could not tell the two apart.",
+            )
+        )
+    length, loras, held = (
+        sound("engine", key) for key in ("max_model_len", "max_loras", "max_cpu_loras")
+    )
     if base_model and length and length > base_model.context_length:
-        refuse("engine", "max_model_len", f"{length} exceeds {base_model.context_length}, the context length of {name}.")
+        refuse(
+            "engine",
+            "max_model_len",
+            f"{length} exceeds {base_model.context_length}, the context length of {name}.",
+        )
     if held and loras and held < loras:
         refuse("engine", "max_cpu_loras", f"{held} is below max_loras {loras}. vLLM refuses that.")
     wanted = _HELD_VERSIONS * len(adapters) if adapters else 0
@@ -146,36 +166,51 @@ def _together(sound: Sound) -> list[SchemaProblem]:
         refuse(
             "engine",
             "max_cpu_loras",
-            f"{held} is below {wanted}. A host holds up to {_HELD_VERSIONS} versions of each of its {len(adapters)} adapters: stable, "
-            f"canary, previous, and the one replaced last; what does not fit is read from disk again, while no answer goes on. Raise it to "
-            f"{wanted}, or follow fewer adapters.",
+            f"{held} is below {wanted}. A host holds up to {_HELD_VERSIONS} versions of each of its"
+            f" {len(adapters)} adapters: stable, canary, previous, and the one replaced last; what"
+            f" does not fit is read from disk again, while no answer goes on. Raise it to {wanted},"
+            " or follow fewer adapters.",
         )
-    first, replicas, port = sound("engine", "port"), sound("engine", "replicas"), sound("gateway", "port")
+    first, replicas, port = (
+        sound("engine", "port"),
+        sound("engine", "replicas"),
+        sound("gateway", "port"),
+    )
     if first and replicas and port and first <= port < first + replicas:
         refuse("gateway", "port", f"{port} is an engine's port too.")
     if first and replicas and first + replicas - 1 > 65535:
-        refuse("engine", "replicas", f"{replicas} engines from port {first} on go beyond port 65535.")
+        refuse(
+            "engine", "replicas", f"{replicas} engines from port {first} on go beyond port 65535."
+        )
     gateway, host = sound("gateway") or {}, sound("gateway", "host")
     if host and "api_keys" in gateway and gateway["api_keys"] is None and not _is_loopback(host):
         refuse(
             "gateway",
             "api_keys",
-            f"null with gateway.host {host} lets everybody on the network ask. Make a file of keys (scripts/api_key.py), or listen on "
-            "127.0.0.1.",
+            f"null with gateway.host {host} lets everybody on the network ask. Make a file of keys"
+            " (scripts/api_key.py), or listen on 127.0.0.1.",
         )
     most, requests = sound("connections", "max_open"), sound("gateway", "max_in_flight")
     if most and requests and most <= requests:
         refuse(
             "connections",
             "max_open",
-            f"{most} is not above gateway.max_in_flight {requests}. With so many requests under way nobody "
-            f"could ask for /health. Expected {2 * requests} or more.",
+            f"{most} is not above gateway.max_in_flight {requests}. With so many requests under way"
+            f" nobody could ask for /health. Expected {2 * requests} or more.",
         )
     for cap in ("max_tokens", "default_tokens"):
         if length and (tokens := sound("gateway", "limits", cap)) and tokens > length:
-            refuse("gateway", f"limits.{cap}", f"{tokens} is above engine.max_model_len {length}. vLLM refuses such an answer.")
+            refuse(
+                "gateway",
+                f"limits.{cap}",
+                f"{tokens} is above engine.max_model_len {length}. vLLM refuses such an answer.",
+            )
     if sound("gateway", "engine_metrics") and replicas and replicas > 1:
-        refuse("gateway", "engine_metrics", f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.")
+        refuse(
+            "gateway",
+            "engine_metrics",
+            f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.",
+        )
     return problems
 
 

@@ -277,7 +277,9 @@ async def listen(
     return Listening(server, runner, server.sockets[0].getsockname()[1])
 
 
-def _sound(handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
+def _sound(
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], door: Door
+) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Look at headers first: bytes that are no text break what quotes, hashes or forwards them."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:

@@ -1,4 +1,6 @@
-"""Change what is served: write the channel, watch the hosts converge, judge each step, promote or abort."""
+"""Change what is served: write the channel, watch the hosts converge, judge each step, promote or
+abort.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedErro
 from adapterops.serving.evidence import Accumulated
 from adapterops.serving.fleet import Fleet, open_fleet, persist
 from adapterops.serving.rollout import judge_step, overall
-from adapterops.store.channels import Channel, abort_canary, change_channel, promote, read_channel, roll_back, start_canary
+from adapterops.store.channels import (
+    Channel,
+    abort_canary,
+    change_channel,
+    promote,
+    read_channel,
+    roll_back,
+    start_canary,
+)
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import find_release
 from adapterops.store.withdrawn import read_withdrawn, refuse_withdrawn
@@ -26,9 +36,17 @@ class PausedError(RejectedError):
 
 
 def deploy(
-    store: ObjectStore, name: str, digest: str, gateways: list[str], rollout: Rollout, console: Console, *, timeout_s: float = 600
+    store: ObjectStore,
+    name: str,
+    digest: str,
+    gateways: list[str],
+    rollout: Rollout,
+    console: Console,
+    *,
+    timeout_s: float = 600,
 ) -> Channel:
-    """Roll a release out: loaded everywhere at weight 0, then as canary at each step's weight, then as the stable version.
+    """Roll a release out: loaded everywhere at weight 0, then as canary at each step's weight, then
+    as the stable version.
 
     A rollout of this version that was paused, or whose command died, goes on at the weight it has.
 
@@ -45,8 +63,9 @@ def deploy(
         The channel in the end.
 
     Raises:
-        RejectedError: not published, withdrawn, another canary is under way, somebody ended this one meanwhile, a host found the
-            version unfit, or a step's limit was missed; the canary, where it is still this one, is aborted.
+        RejectedError: not published, withdrawn, another canary is under way, somebody ended this
+            one meanwhile, a host found the version unfit, or a step's limit was missed; the canary,
+            where it is still this one, is aborted.
         PausedError: a step was inconclusive; the canary stays.
         InfrastructureError: a host or the store does not answer; the canary is aborted.
     """
@@ -59,16 +78,31 @@ def deploy(
         found = read_channel(store, name)
         if found and found[0].stable == digest and found[0].canary is None:
             fleet.await_ready(found[0], "stable")
-            say(f"{name}: {digest[:12]} is the stable version already (generation {found[0].generation})")
+            say(
+                f"{name}: {digest[:12]} is the stable version already (generation"
+                f" {found[0].generation})"
+            )
             return found[0]
         try:
             reached = found[0].weight if found and found[0].canary == digest else 0
-            channel = change_channel(store, name, functools.partial(start_canary, digest=digest, weight=reached), reason="canary is loaded")
-            say(f"generation {channel.generation}: canary {digest[:12]} at {reached} %, being loaded on {fleet}")
+            channel = change_channel(
+                store,
+                name,
+                functools.partial(start_canary, digest=digest, weight=reached),
+                reason="canary is loaded",
+            )
+            say(
+                f"generation {channel.generation}: canary {digest[:12]} at {reached} %, being"
+                f" loaded on {fleet}"
+            )
             _roll_out(store, fleet, rollout, channel, manifest, console)
             refuse_withdrawn(store, name, digest)
             step = functools.partial(_finish, digest=digest)
-            channel = persist(lambda: change_channel(store, name, step, reason="all rollout steps passed"), _STORE_AWAY_S, say)
+            channel = persist(
+                lambda: change_channel(store, name, step, reason="all rollout steps passed"),
+                _STORE_AWAY_S,
+                say,
+            )
         except PausedError:
             raise
         except BaseException:  # an interrupt too: traffic goes back first
@@ -79,7 +113,14 @@ def deploy(
         return channel
 
 
-def _roll_out(store: ObjectStore, fleet: Fleet, rollout: Rollout, channel: Channel, manifest: dict[str, Any], console: Console) -> None:
+def _roll_out(
+    store: ObjectStore,
+    fleet: Fleet,
+    rollout: Rollout,
+    channel: Channel,
+    manifest: dict[str, Any],
+    console: Console,
+) -> None:
     """The steps from the weight that the channel has.
 
     Raises:
@@ -94,7 +135,11 @@ def _roll_out(store: ObjectStore, fleet: Fleet, rollout: Rollout, channel: Chann
     for weight in [step for step in rollout.weights if step >= channel.weight] or [channel.weight]:
         step = functools.partial(_go_on, digest=digest, weight=weight)
         say(f"{reason}: canary to {weight} %")
-        channel = persist(lambda step=step, reason=reason: change_channel(store, name, step, reason=reason), _STORE_AWAY_S, say)  # type: ignore[misc]
+        channel = persist(
+            lambda step=step, reason=reason: change_channel(store, name, step, reason=reason),  # type: ignore[misc]
+            _STORE_AWAY_S,
+            say,
+        )
         fleet.await_ready(channel, "canary")
         if not rollout.judged:
             continue
@@ -108,7 +153,16 @@ def _roll_out(store: ObjectStore, fleet: Fleet, rollout: Rollout, channel: Chann
             if found:
                 _check_canary(found[0], digest)
 
-        findings = judge_step(fleet, rollout, evidence, channel.stable, digest, manifest["probes"], console, check=check)
+        findings = judge_step(
+            fleet,
+            rollout,
+            evidence,
+            channel.stable,
+            digest,
+            manifest["probes"],
+            console,
+            check=check,
+        )
         verdict = overall(findings)
         for finding in findings:
             say(f"  {finding.verdict:12} {finding.reason}")
@@ -117,8 +171,9 @@ def _roll_out(store: ObjectStore, fleet: Fleet, rollout: Rollout, channel: Chann
             raise RejectedError(f"{name} {digest[:12]} failed at {weight} %: {missed}.")
         if verdict == "INCONCLUSIVE":
             raise PausedError(
-                f"{name} {digest[:12]} is paused at {weight} %: after {rollout.max_duration_s:.0f} s nothing is decided: {missed}. "
-                "The canary stays. Deploy the same version again to go on, or end it with --abort."
+                f"{name} {digest[:12]} is paused at {weight} %: after {rollout.max_duration_s:.0f}"
+                f" s nothing is decided: {missed}. The canary stays. Deploy the same version again"
+                " to go on, or end it with --abort."
             )
         reason = f"step of {weight} % passed"
 
@@ -130,7 +185,9 @@ def _go_on(channel: Channel, digest: str, weight: int) -> Channel:
 
 
 def _finish(channel: Channel, digest: str) -> Channel:
-    """Promote a canary, which nobody ended since its last step; one that is promoted already stays so."""
+    """Promote a canary, which nobody ended since its last step; one that is promoted already stays
+    so.
+    """
     if channel.stable == digest and channel.canary is None:
         return channel
     _check_canary(channel, digest)
@@ -141,13 +198,16 @@ def _check_canary(channel: Channel, digest: str) -> None:
     if channel.canary != digest:
         now = f"canary {channel.canary[:12]}" if channel.canary else "no canary"
         raise RejectedError(
-            f"{channel.adapter}: the rollout of {digest[:12]} ends here, for somebody ended its trial: generation {channel.generation} has "
-            f"{now}, and {_stable(channel)} (by {channel.updated_by}: {channel.reason}). Deploy it again if that was not meant."
+            f"{channel.adapter}: the rollout of {digest[:12]} ends here, for somebody ended its"
+            f" trial: generation {channel.generation} has {now}, and {_stable(channel)} (by"
+            f" {channel.updated_by}: {channel.reason}). Deploy it again if that was not meant."
         )
 
 
 def _withdraw(store: ObjectStore, name: str, digest: str, console: Console) -> None:
-    """End the trial of this version, if it is on trial, and say what was done; the error that led here is the one to show."""
+    """End the trial of this version, if it is on trial, and say what was done; the error that led
+    here is the one to show.
+    """
     aborted = False
 
     def change(channel: Channel) -> Channel:
@@ -158,7 +218,11 @@ def _withdraw(store: ObjectStore, name: str, digest: str, console: Console) -> N
     say = functools.partial(_say, console)
     act = functools.partial(change_channel, store, name, change, reason="rollout failed")
     try:
-        channel = persist(act, _STORE_AWAY_S, lambda error: say(f"aborting the canary {digest[:12]} failed: {error}"))
+        channel = persist(
+            act,
+            _STORE_AWAY_S,
+            lambda error: say(f"aborting the canary {digest[:12]} failed: {error}"),
+        )
     except AdapterOpsError as error:
         say(f"aborting the canary {digest[:12]} failed: {error} Repeat it with --abort.")
         return
@@ -166,8 +230,11 @@ def _withdraw(store: ObjectStore, name: str, digest: str, console: Console) -> N
     say(f"generation {channel.generation}: {done}, {_stable(channel)}")
 
 
-def rollback(store: ObjectStore, name: str, gateways: list[str], console: Console, *, timeout_s: float = 60) -> Channel:
-    """Serve the previous version again; only the channel changes, the hosts follow. Asked for again, it is done already.
+def rollback(
+    store: ObjectStore, name: str, gateways: list[str], console: Console, *, timeout_s: float = 60
+) -> Channel:
+    """Serve the previous version again; only the channel changes, the hosts follow. Asked for
+    again, it is done already.
 
     Raises:
         RejectedError: there is no previous version, or another version became stable meanwhile.
@@ -175,7 +242,8 @@ def rollback(store: ObjectStore, name: str, gateways: list[str], console: Consol
     """
     try:
         withdrawn = frozenset(read_withdrawn(store, name, None).releases)
-    except AdapterOpsError as error:  # going back must not wait for a list that is damaged; hosts heed what they know of it
+    except AdapterOpsError as error:
+        # going back must not wait for a list that is damaged; hosts heed what they know of it
         _say(console, f"what is withdrawn is not known here: {error}")
         withdrawn = frozenset()
     with open_fleet(gateways, timeout_s) as fleet:
@@ -183,7 +251,10 @@ def rollback(store: ObjectStore, name: str, gateways: list[str], console: Consol
         started = time.monotonic()
         _say(console, f"generation {channel.generation}: {channel.reason}, {_stable(channel)}")
         fleet.await_ready(channel, "stable")
-        _say(console, f"serving on {fleet} {time.monotonic() - started:.2f} s after the channel changed")
+        _say(
+            console,
+            f"serving on {fleet} {time.monotonic() - started:.2f} s after the channel changed",
+        )
         return channel
 
 

@@ -40,9 +40,9 @@ def make_room(connections: int, requests: int, engines: int) -> Room:
     usable = limit - kept
     if usable < _FEWEST:
         raise UsageError(
-            f"{limit} file descriptors (ulimit -n) are too few: {kept} are kept for the object store, "
-            f"logs and {engines} engines. "
-            f"Allow {kept + connections + _PER_REQUEST * requests} (systemd: LimitNOFILE)."
+            f"{limit} file descriptors (ulimit -n) are too few: {kept} are kept for the object"
+            f" store, logs and {engines} engines. Allow"
+            f" {kept + connections + _PER_REQUEST * requests} (systemd: LimitNOFILE)."
         )
     requests = min(requests, usable // (2 * _PER_REQUEST))
     return Room(min(connections, usable - _PER_REQUEST * requests), requests, limit)

@@ -1,4 +1,6 @@
-"""Utilisation and memory of the devices that the engines run on: NVIDIA GPUs, else this machine's CPU."""
+"""Utilisation and memory of the devices that the engines run on: NVIDIA GPUs, else this machine's
+CPU.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class DeviceCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Utilisation between 0 and 1, and memory in bytes, by device."""
-        utilisation = GaugeMetricFamily("llm_device_utilisation_ratio", "Share of time at work, 0 to 1", labels=["device"])
+        utilisation = GaugeMetricFamily(
+            "llm_device_utilisation_ratio", "Share of time at work, 0 to 1", labels=["device"]
+        )
         used = GaugeMetricFamily("llm_device_memory_used_bytes", "Memory in use", labels=["device"])
         total = GaugeMetricFamily("llm_device_memory_total_bytes", "Memory", labels=["device"])
         for name, share, in_use, size in self._read():
@@ -37,7 +41,12 @@ class DeviceCollector(Collector):
 
         for number, handle in enumerate(self._gpus):
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            yield f"gpu{number}", pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100, memory.used, memory.total
+            yield (
+                f"gpu{number}",
+                pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                memory.used,
+                memory.total,
+            )
 
 
 def _gpus() -> list[Any]:
@@ -46,6 +55,11 @@ def _gpus() -> list[Any]:
         import pynvml
 
         pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # NVML's errors differ by driver; a host without figures of its GPU still serves
+        return [
+            pynvml.nvmlDeviceGetHandleByIndex(number)
+            for number in range(pynvml.nvmlDeviceGetCount())
+        ]
+    except (
+        Exception
+    ):  # NVML's errors differ by driver; a host without figures of its GPU still serves
         return []

@@ -1,4 +1,6 @@
-"""What an engine says of its queue and its cache, handed to anyone who asks, at a cost that does not grow with how many ask."""
+"""What an engine says of its queue and its cache, handed to anyone who asks, at a cost that does
+not grow with how many ask.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class EngineMetrics:
             return self._last
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(client))
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
+            self._asking.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # nobody may be left to hear it
         if age < _OLDEST_S and self._last:
             return self._last
         if self._waiting >= _WAITING:

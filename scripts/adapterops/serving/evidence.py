@@ -1,9 +1,11 @@
 """What the hosts counted during a rollout, and what it says: the canary against the stable version.
 
-Intervals, not points, as in the gate: one-sided bounds at the rollout's confidence. A limit is met when the whole interval meets it,
-missed when the whole interval misses it, and undecided otherwise. Quantiles and the rate of a version alone are bounded by the gate's own
-functions. The difference of two rates is not: the gate compares two models on the same rows, in pairs (Tango 1998); here each version
-answers other questions, two independent samples without pairs, which Newcombe's hybrid score interval is for (Newcombe 1998, method 10).
+Intervals, not points, as in the gate: one-sided bounds at the rollout's confidence. A limit is met
+when the whole interval meets it, missed when the whole interval misses it, and undecided otherwise.
+Quantiles and the rate of a version alone are bounded by the gate's own functions. The difference of
+two rates is not: the gate compares two models on the same rows, in pairs (Tango 1998); here each
+version answers other questions, two independent samples without pairs, which Newcombe's hybrid
+score interval is for (Newcombe 1998, method 10).
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answers:
-    """To users or to probes: good ones and errors of ours, and how many good ones took at most so many seconds."""
+    """To users or to probes: good ones and errors of ours, and how many good ones took at most so
+    many seconds.
+    """
 
     good: int = 0
     errors: int = 0
@@ -55,7 +59,11 @@ class Answers:
         buckets = dict(self.buckets)
         for bound, count in other.buckets:
             buckets[bound] = buckets.get(bound, 0) + sign * count
-        return Answers(self.good + sign * other.good, self.errors + sign * other.errors, tuple(sorted(buckets.items())))
+        return Answers(
+            self.good + sign * other.good,
+            self.errors + sign * other.errors,
+            tuple(sorted(buckets.items())),
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one version did: for each API key of users, and for probes, which are the rollout's own."""
+    """What one version did: for each API key of users, and for probes, which are the rollout's
+    own.
+    """
 
     keys: Mapping[str, Seen] = field(default_factory=dict)
     probes: Answers = Answers()
@@ -77,7 +87,9 @@ class Counts:
     @cached_property
     def users(self) -> Answers:
         """Answers to users, of all keys."""
-        return functools.reduce(Answers.plus, (seen.answers for seen in self.keys.values()), Answers())
+        return functools.reduce(
+            Answers.plus, (seen.answers for seen in self.keys.values()), Answers()
+        )
 
     @property
     def up(self) -> int:
@@ -101,15 +113,20 @@ class Counts:
 
     def without(self, key: str) -> Counts:
         """What all but one key saw."""
-        others = Counts({name: seen for name, seen in self.keys.items() if name != key}, self.probes)
+        others = Counts(
+            {name: seen for name, seen in self.keys.items() if name != key}, self.probes
+        )
         if key in self.keys:
-            vars(others)["users"] = self.users.plus(self.keys[key].answers, -1)  # not added up anew for each of many keys
+            vars(others)["users"] = self.users.plus(
+                self.keys[key].answers, -1
+            )  # not added up anew for each of many keys
         return others
 
 
 @dataclass
 class Accumulated:
-    """Counters of several gateways since this was made; a gateway that was restarted begins at 0 again and loses nothing.
+    """Counters of several gateways since this was made; a gateway that was restarted begins at 0
+    again and loses nothing.
 
     Args:
         adapter: whose.
@@ -139,7 +156,11 @@ class Accumulated:
     def counts(self, digest: str, since: dict[_Key, float] | None = None) -> Counts:
         """What a version did since the beginning or since a `mark`."""
         version, former = digest[:12], since or {}
-        found = {key: max(0.0, value - former.get(key, 0.0)) for key, value in self._sum.items() if key[1] == version}
+        found = {
+            key: max(0.0, value - former.get(key, 0.0))
+            for key, value in self._sum.items()
+            if key[1] == version
+        }
 
         by_key: dict[tuple[str, str], dict[_Key, float]] = defaultdict(dict)
         for key, value in found.items():
@@ -147,9 +168,15 @@ class Accumulated:
                 by_key[key[-2], key[-1]][key] = value
 
         def answers(of: dict[_Key, float]) -> Answers:
-            good = sum(value for key, value in of.items() if key[0] == "status" and key[2].startswith("2"))
-            errors = sum(value for key, value in of.items() if key[0] == "status" and key[2].startswith("5"))
-            cumulative = sorted((float(key[2]), round(value)) for key, value in of.items() if key[0] == "le")
+            good = sum(
+                value for key, value in of.items() if key[0] == "status" and key[2].startswith("2")
+            )
+            errors = sum(
+                value for key, value in of.items() if key[0] == "status" and key[2].startswith("5")
+            )
+            cumulative = sorted(
+                (float(key[2]), round(value)) for key, value in of.items() if key[0] == "le"
+            )
             return Answers(round(good), round(errors), tuple(cumulative))
 
         def seen(of: dict[_Key, float]) -> Seen:
@@ -167,7 +194,9 @@ class Accumulated:
     def _parse(self, gateway: str, text: str) -> dict[_Key, float]:
         found: dict[_Key, float] = defaultdict(float)
         wanted = "\n".join(
-            line for line in text.splitlines() if line.startswith(("llm_version_", "llm_feedback_total", "llm_gateway_saturation"))
+            line
+            for line in text.splitlines()
+            if line.startswith(("llm_version_", "llm_feedback_total", "llm_gateway_saturation"))
         )
         for family in text_string_to_metric_families(wanted + "\n"):
             for sample in family.samples:
@@ -175,7 +204,10 @@ class Accumulated:
                     self.saturation[gateway].append(sample.value)
                 if sample.labels.get("adapter") != self.adapter:
                     continue
-                version, who = sample.labels["version"], (sample.labels.get("key", "-"), sample.labels.get("origin", "user"))
+                version, who = (
+                    sample.labels["version"],
+                    (sample.labels.get("key", "-"), sample.labels.get("origin", "user")),
+                )
                 if sample.name == "llm_version_request_total":
                     found["status", version, sample.labels["status"], *who] += sample.value
                 elif sample.name == "llm_version_duration_seconds_bucket":
@@ -195,7 +227,9 @@ def wilson(count: int, n: int, z: float) -> tuple[float, float]:
 
 
 def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tuple[float, float]:
-    """Newcombe's interval of the difference of two rates of independent samples; the base has at least one value."""
+    """Newcombe's interval of the difference of two rates of independent samples; the base has at
+    least one value.
+    """
     low, high = wilson(count, n, z)
     base_low, base_high = wilson(base_count, base_n, z)
     share, base = (count / n if n else 0.5), base_count / base_n
@@ -205,8 +239,12 @@ def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tu
     )
 
 
-def quantile_bounds(buckets: Sequence[tuple[float, int]], q: float, confidence: float) -> tuple[float, float]:
-    """One-sided bounds in seconds of the q-quantile behind a cumulative histogram; 0 and infinity where it cannot be bounded."""
+def quantile_bounds(
+    buckets: Sequence[tuple[float, int]], q: float, confidence: float
+) -> tuple[float, float]:
+    """One-sided bounds in seconds of the q-quantile behind a cumulative histogram; 0 and infinity
+    where it cannot be bounded.
+    """
     n = _size(buckets)
     if n == 0:
         return 0.0, math.inf
@@ -228,11 +266,23 @@ def _size(buckets: Sequence[tuple[float, int]]) -> int:
     return buckets[-1][1] if buckets else 0
 
 
-def judge_rate(metric: str, counted: tuple[int, int], base: tuple[int, int] | None, limit: float, confidence: float) -> Finding:
-    """Does the rate of the canary exceed that of the stable version by at most `limit`? With no base (None), is it at most that?"""
+def judge_rate(
+    metric: str,
+    counted: tuple[int, int],
+    base: tuple[int, int] | None,
+    limit: float,
+    confidence: float,
+) -> Finding:
+    """Does the rate of the canary exceed that of the stable version by at most `limit`? With no
+    base (None), is it at most that?
+    """
     shown = f"{counted[0]} of {counted[1]}" + (f" against {base[0]} of {base[1]}" if base else "")
     if base and not base[1]:
-        return Finding(metric, "INCONCLUSIVE", f"{metric} {shown}: the stable version has nothing to compare with")
+        return Finding(
+            metric,
+            "INCONCLUSIVE",
+            f"{metric} {shown}: the stable version has nothing to compare with",
+        )
     if base:
         low, high = difference(*counted, *base, NormalDist().inv_cdf(confidence))
         found = f"difference {low:+.3f} to {high:+.3f}, wanted ≤ {limit:+.3f}"
@@ -243,37 +293,66 @@ def judge_rate(metric: str, counted: tuple[int, int], base: tuple[int, int] | No
     return Finding(metric, verdict, f"{metric} {shown}, {found}")
 
 
-def judge_latency(canary: Counts, stable: Counts | None, limit: float, confidence: float) -> Finding:
+def judge_latency(
+    canary: Counts, stable: Counts | None, limit: float, confidence: float
+) -> Finding:
     """Is the canary's p95 at most `limit` times the stable version's (None: there is none)?
 
-    Users ask longer things than probes do, and the two versions need not have the same share of each: compared are users' answers, or
-    probes, whichever both have more of.
+    Users ask longer things than probes do, and the two versions need not have the same share of
+    each: compared are users' answers, or probes, whichever both have more of.
     """
     if stable is None:
-        return Finding("latency_p95", "PASS", "latency_p95 has nothing to be compared with: there is no stable version")
-    pairs = {"users": (canary.users.buckets, stable.users.buckets), "probes": (canary.probes.buckets, stable.probes.buckets)}
+        return Finding(
+            "latency_p95",
+            "PASS",
+            "latency_p95 has nothing to be compared with: there is no stable version",
+        )
+    pairs = {
+        "users": (canary.users.buckets, stable.users.buckets),
+        "probes": (canary.probes.buckets, stable.probes.buckets),
+    }
     who = max(pairs, key=lambda name: min(map(_size, pairs[name])))
     if not all(map(_size, pairs[who])):
-        return Finding("latency_p95", "INCONCLUSIVE", "latency_p95 was not measured: no answers of both versions to users, or to probes")
+        return Finding(
+            "latency_p95",
+            "INCONCLUSIVE",
+            "latency_p95 was not measured: no answers of both versions to users, or to probes",
+        )
     low, high = quantile_bounds(pairs[who][0], 0.95, confidence)
     base_low, base_high = quantile_bounds(pairs[who][1], 0.95, confidence)
     smallest = low / base_high if base_high else math.inf
     largest = high / base_low if base_low else math.inf
-    verdict: Verdict = "PASS" if largest <= limit else "FAIL" if smallest > limit else "INCONCLUSIVE"
-    reason = f"latency_p95 {low * 1000:.0f} to {high * 1000:.0f} ms against {base_low * 1000:.0f} to {base_high * 1000:.0f} ms ({who})"
-    return Finding("latency_p95", verdict, f"{reason}, ratio {smallest:.2f} to {largest:.2f}, wanted ≤ {limit:.2f}")
+    verdict: Verdict = (
+        "PASS" if largest <= limit else "FAIL" if smallest > limit else "INCONCLUSIVE"
+    )
+    reason = (
+        f"latency_p95 {low * 1000:.0f} to {high * 1000:.0f} ms against {base_low * 1000:.0f} to"
+        f" {base_high * 1000:.0f} ms ({who})"
+    )
+    return Finding(
+        "latency_p95",
+        verdict,
+        f"{reason}, ratio {smallest:.2f} to {largest:.2f}, wanted ≤ {limit:.2f}",
+    )
 
 
 def judge_saturation(readings: dict[str, list[float]], limit: float) -> Finding:
     """Is the busiest host, on average over the step, below the limit?
 
-    The limit is absolute, for hosts serve both versions: their batch is full or it is not, whichever version fills it. A host whose
-    engines are down counts as full, so a few readings may be an engine that is being restarted and miss no limit.
+    The limit is absolute, for hosts serve both versions: their batch is full or it is not,
+    whichever version fills it. A host whose engines are down counts as full, so a few readings may
+    be an engine that is being restarted and miss no limit.
     """
     means = {gateway: sum(values) / len(values) for gateway, values in readings.items() if values}
     if not means:
         return Finding("saturation", "INCONCLUSIVE", "saturation was not measured")
     gateway = max(means, key=lambda name: means[name])
     n = len(readings[gateway])
-    verdict: Verdict = "PASS" if means[gateway] <= limit else "FAIL" if n >= _LEAST_READINGS else "INCONCLUSIVE"
-    return Finding("saturation", verdict, f"saturation {means[gateway]:.2f} on {gateway} ({n} readings), wanted ≤ {limit:.2f}")
+    verdict: Verdict = (
+        "PASS" if means[gateway] <= limit else "FAIL" if n >= _LEAST_READINGS else "INCONCLUSIVE"
+    )
+    return Finding(
+        "saturation",
+        verdict,
+        f"saturation {means[gateway]:.2f} on {gateway} ({n} readings), wanted ≤ {limit:.2f}",
+    )

@@ -13,21 +13,28 @@ from typing import Any, Literal
 from adapterops.serving.metrics import Metrics
 from adapterops.serving.routes import Version
 
-# The engine's own count stands at the end of an answer, or of a stream whose client asked for it; inside a text the quote is escaped.
+# The engine's own count stands at the end of an answer, or of a stream whose client asked for it;
+# inside a text the quote is escaped.
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 _TAIL = 1024
-# vLLM says 200 before it looks at a question that is streamed, and what is wrong with it in an event. Inside a text the quote is escaped.
+# vLLM says 200 before it looks at a question that is streamed, and what is wrong with it in an
+# event. Inside a text the quote is escaped.
 _ERROR_EVENT, _ERROR_CODE = b'data: {"error":', re.compile(rb'"code":\s*(\d{3})\b')
-_HUNG_S = 30.0  # a probe that went away after this long without a byte, the first or another, did not change its mind
-_REFUSED_BY_BOTH = "both"  # status of a request that accuses neither: the stable version and the canary fail it alike, or may do so
+# a probe that went away after this long without a byte, the first or another, did not change its
+# mind
+_HUNG_S = 30.0
+# status of a request that accuses neither: the stable version and the canary fail it alike, or may
+# do so
+_REFUSED_BY_BOTH = "both"
 
 
 @dataclass(slots=True)
 class Exchange:
     """Facts of one request, filled in as they become known.
 
-    What a client does to its own request is no fact of the version: the time it takes to send its question or to read its answer, that
-    it hangs up, and an error that the other version on trial gives too.
+    What a client does to its own request is no fact of the version: the time it takes to send its
+    question or to read its answer, that it hangs up, and an error that the other version on trial
+    gives too.
     """
 
     request_id: str
@@ -59,7 +66,8 @@ class Exchange:
 
     def chunk(self, chunk: bytes) -> None:
         """Note a part of the answer."""
-        self.waiting_since = None  # while a client does not read what it has been sent, the engine keeps nobody waiting
+        # while a client does not read what it has been sent, the engine keeps nobody waiting
+        self.waiting_since = None
         self._handed = time.perf_counter()
         if self.first_byte is None:
             self.first_byte = self._handed
@@ -89,12 +97,16 @@ class Exchange:
 
     @property
     def tokens(self) -> int:
-        """Tokens generated: what the engine says, else the number of chunks of a stream without its closing one."""
+        """Tokens generated: what the engine says, else the number of chunks of a stream without its
+        closing one.
+        """
         found = _USAGE.findall(self._tail)
         return int(found[-1]) if found else max(0, self._events - 1)
 
     def finish(self, metrics: Metrics, base_model: str) -> None:
-        """Count it. Users' requests make the guide's metrics; probes are counted by version alone."""
+        """Count it. Users' requests make the guide's metrics; probes are counted by version
+        alone.
+        """
         now = time.perf_counter()
         seconds = now - self.asked - self.unread
         if self.origin == "user":
@@ -116,9 +128,16 @@ class Exchange:
         if self.failed:
             return "500" if self.outcome == 200 else _REFUSED_BY_BOTH
         if self._broke and self.outcome >= 500:
-            return _REFUSED_BY_BOTH  # no other version can be asked any more, so nobody knows whose doing it is
-        # A client can hang up whenever it likes. A probe is the rollout's own, and a version that hangs gives nothing else.
-        hung = self.status == 499 and self.origin == "probe" and self.waiting_since and now - self.waiting_since >= _HUNG_S
+            # no other version can be asked any more, so nobody knows whose doing it is
+            return _REFUSED_BY_BOTH
+        # A client can hang up whenever it likes. A probe is the rollout's own, and a version that
+        # hangs gives nothing else.
+        hung = (
+            self.status == 499
+            and self.origin == "probe"
+            and self.waiting_since
+            and now - self.waiting_since >= _HUNG_S
+        )
         return "504" if hung else str(self.outcome)
 
     def log(self) -> None:
@@ -138,7 +157,9 @@ class Exchange:
             "status": self.outcome,
             "stream": self.stream,
             "ms": round((now - self.started) * 1000, 1),
-            "first_byte_ms": None if self.first_byte is None else round((self.first_byte - self.started) * 1000, 1),
+            "first_byte_ms": None
+            if self.first_byte is None
+            else round((self.first_byte - self.started) * 1000, 1),
             "tokens": self.tokens,
             "bytes": self.sent,
             "engine": self.engine,
@@ -150,7 +171,9 @@ class Exchange:
 
 
 def write_line(line: dict[str, Any]) -> None:
-    """A line of JSON to standard output; one that cannot be written (a full disk) costs nobody the answer."""
+    """A line of JSON to standard output; one that cannot be written (a full disk) costs nobody the
+    answer.
+    """
     # Half a surrogate pair, as clients may send it, becomes its escape.
     text = json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace").decode()
     with contextlib.suppress(OSError):

@@ -1,4 +1,6 @@
-"""Thumbs on answers: which version gave an answer is remembered for a while, each answer counts once, and a key has so many a minute."""
+"""Thumbs on answers: which version gave an answer is remembered for a while, each answer counts
+once, and a key has so many a minute.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class _OfKey:
 
 
 class Feedback:
-    """The last answers, by key and request id; memory is bounded, and one key's answers push out its own first."""
+    """The last answers, by key and request id; memory is bounded, and one key's answers push out
+    its own first.
+    """
 
     def __init__(self) -> None:
         self._keys: dict[str, _OfKey] = {}
@@ -54,17 +58,22 @@ class Feedback:
 
         Args:
             key: that the answer was given to.
-            response_id: `id` of the response, or its `x-request-id`; the engine makes the former from the latter.
+            response_id: `id` of the response, or its `x-request-id`; the engine makes the former
+                from the latter.
 
         Returns:
             Whether the answer is known, and its version if it had not been rated yet.
 
         Raises:
-            TooManyThumbsError: the vote is beyond the key's `thumbs_per_minute`; the answer keeps it.
+            TooManyThumbsError: the vote is beyond the key's `thumbs_per_minute`; the answer keeps
+                it.
         """
         known = self._keys.get(key.name, _OfKey())
         request_id = response_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
-        found = next((name for name in (request_id, request_id.rpartition("-")[0]) if name in known.answers), None)
+        found = next(
+            (name for name in (request_id, request_id.rpartition("-")[0]) if name in known.answers),
+            None,
+        )
         if found is None:
             return False, None
         version = known.answers[found]

@@ -1,10 +1,13 @@
-"""The fields of a request that reach an engine: an allow-list for each path, with the type and the cap of each field.
+"""The fields of a request that reach an engine: an allow-list for each path, with the type and the
+cap of each field.
 
-What is not in the table is refused by name, whatever an engine would make of it. Some of vLLM 0.32's own fields (`openai/*/protocol.py`)
-are left out on purpose: those that fetch addresses or read tensors (`image_url`, `prompt_embeds`, `mm_processor_kwargs`), that run a
-client's template or extension (`chat_template`, `vllm_xargs`, `kv_transfer_params`), that jump the queue (`priority`), or that make an
-answer longer or dearer than its caps say (`ignore_eos`, `use_beam_search`, `best_of`, `prompt_logprobs`, `stop_token_ids`, which may lie
-beyond the vocabulary). A path that joins later brings a table of its own.
+What is not in the table is refused by name, whatever an engine would make of it. Some of vLLM
+0.32's own fields (`openai/*/protocol.py`) are left out on purpose: those that fetch addresses or
+read tensors (`image_url`, `prompt_embeds`, `mm_processor_kwargs`), that run a client's template or
+extension (`chat_template`, `vllm_xargs`, `kv_transfer_params`), that jump the queue (`priority`),
+or that make an answer longer or dearer than its caps say (`ignore_eos`, `use_beam_search`,
+`best_of`, `prompt_logprobs`, `stop_token_ids`, which may lie beyond the vocabulary). A path that
+joins later brings a table of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from adapterops.serving.body import BodyError, shown
 from adapterops.serving.limits import Limits
 from adapterops.serving.schema_cost import SchemaCost
 
-# A reason why a value is refused ("Expected …"), or None. What lies deeper is refused by raising a BodyError that names the place.
+# A reason why a value is refused ("Expected …"), or None. What lies deeper is refused by raising a
+# BodyError that names the place.
 Check = Callable[[Any, Limits], str | None]
 
 _INT64 = 2**63
@@ -54,7 +58,9 @@ def check_body(path: str, body: Mapping[str, Any], limits: Limits) -> dict[str, 
             continue
         if name not in table:
             hint = did_you_mean(shown(name), list(table))
-            raise BodyError(f"`{shown(name)}` is not a field that is taken here.{hint}", shown(name))
+            raise BodyError(
+                f"`{shown(name)}` is not a field that is taken here.{hint}", shown(name)
+            )
         if reason := table[name](value, limits):
             raise BodyError(f"`{name}` is {shown(value)}. {reason}", name)
         if name not in _DROPPED:
@@ -71,7 +77,9 @@ def sequences(body: Mapping[str, Any]) -> int:
 
 
 def compiled(body: Mapping[str, Any]) -> bytes:
-    """What an engine has to compile before it can answer a checked body; empty if there is nothing."""
+    """What an engine has to compile before it can answer a checked body; empty if there is
+    nothing.
+    """
     schema = body.get("response_format", {}).get("json_schema")
     found = [part for part in (schema, body.get("tools"), body.get("structured_outputs")) if part]
     return json.dumps(found, sort_keys=True).encode() if found else b""
@@ -89,13 +97,22 @@ def _bounded(body: dict[str, Any], limits: Limits, *, chat: bool) -> dict[str, A
         body["max_tokens"] = tokens = min(tokens, max(1, limits.request_tokens // sequences(body)))
     cost = tokens * sequences(body)
     if cost > limits.request_tokens:
-        raise BodyError(f"`n` × prompts × `max_tokens` is {cost}. Expected at most {limits.request_tokens}.", "max_tokens")
+        raise BodyError(
+            f"`n` × prompts × `max_tokens` is {cost}. Expected at most {limits.request_tokens}.",
+            "max_tokens",
+        )
     if body.get("min_tokens", 0) > tokens:
-        raise BodyError(f"`min_tokens` is {body['min_tokens']}. Expected at most `max_tokens`, {tokens}.", "min_tokens")
+        raise BodyError(
+            f"`min_tokens` is {body['min_tokens']}. Expected at most `max_tokens`, {tokens}.",
+            "min_tokens",
+        )
     if chat:
         schemas = SchemaCost(limits)
         if body.get("response_format", {}).get("type") == "json_schema":
-            schemas.add(body["response_format"]["json_schema"].get("schema"), "response_format.json_schema.schema")
+            schemas.add(
+                body["response_format"]["json_schema"].get("schema"),
+                "response_format.json_schema.schema",
+            )
         for number, tool in enumerate(body.get("tools", [])):
             if tool["function"].get("parameters") is not None:
                 schemas.add(tool["function"]["parameters"], f"tools[{number}].function.parameters")
@@ -107,7 +124,12 @@ def _bounded(body: dict[str, Any], limits: Limits, *, chat: bool) -> dict[str, A
 
 def _number(low: float, high: float) -> Check:
     def check(value: Any, _: Limits) -> str | None:
-        fine = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+        fine = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and low <= value <= high
+            and math.isfinite(value)
+        )
         return None if fine else f"Expected a number from {low:g} to {high:g}."
 
     return check
@@ -134,7 +156,11 @@ def _never(value: Any, _: Limits) -> str | None:
 
 def _text(longest: int) -> Check:
     def check(value: Any, _: Limits) -> str | None:
-        return None if isinstance(value, str) and len(value) <= longest else f"Expected a text of at most {longest} characters."
+        return (
+            None
+            if isinstance(value, str) and len(value) <= longest
+            else f"Expected a text of at most {longest} characters."
+        )
 
     return check
 
@@ -149,7 +175,11 @@ def _one_of(*known: str) -> Check:
 def _texts(most: int, longest: int, *, single: bool = False) -> Check:
     def check(value: Any, _: Limits) -> str | None:
         texts = [value] if single and isinstance(value, str) else value
-        fine = isinstance(texts, list) and len(texts) <= most and all(isinstance(text, str) and 0 < len(text) <= longest for text in texts)
+        fine = (
+            isinstance(texts, list)
+            and len(texts) <= most
+            and all(isinstance(text, str) and 0 < len(text) <= longest for text in texts)
+        )
         return None if fine else f"Expected up to {most} texts of 1 to {longest} characters."
 
     return check
@@ -172,15 +202,29 @@ def _map(known: Mapping[str, Check]) -> Check:
 
 
 def _metadata(value: Any, _: Limits) -> str | None:
-    fine = isinstance(value, dict) and len(value) <= 16 and all(isinstance(text, str) and len(text) <= 512 for text in value.values())
+    fine = (
+        isinstance(value, dict)
+        and len(value) <= 16
+        and all(isinstance(text, str) and len(text) <= 512 for text in value.values())
+    )
     return None if fine else "Expected an object of up to 16 texts of 512 characters."
 
 
 def _logit_bias(value: Any, limits: Limits) -> str | None:
     fine = isinstance(value, dict) and len(value) <= limits.logit_bias
     fine = fine and all(token.isascii() and token.isdigit() and len(token) < 8 for token in value)
-    fine = fine and all(isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100 for bias in value.values())
-    return None if fine else f"Expected an object of up to {limits.logit_bias} token ids with a number from -100 to 100 each."
+    fine = fine and all(
+        isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100
+        for bias in value.values()
+    )
+    return (
+        None
+        if fine
+        else (
+            f"Expected an object of up to {limits.logit_bias} token ids with a number from -100 to"
+            " 100 each."
+        )
+    )
 
 
 def _messages(value: Any, limits: Limits) -> str | None:
@@ -204,7 +248,9 @@ _MESSAGE: dict[str, Check] = {
 
 def _message(message: Any, place: str, limits: Limits) -> None:
     if not isinstance(message, dict):
-        raise BodyError(f"`{place}` is {shown(message)}. Expected an object with `role` and `content`.", place)
+        raise BodyError(
+            f"`{place}` is {shown(message)}. Expected an object with `role` and `content`.", place
+        )
     for name, value in message.items():
         if value is None or name in ("content", "tool_calls"):
             continue
@@ -212,13 +258,20 @@ def _message(message: Any, place: str, limits: Limits) -> None:
             empty = name in ("annotations", "audio", "function_call") and not value
             if empty:
                 continue
-            raise BodyError(f"`{place}.{shown(name)}` is not a field that is taken here.", f"{place}.{shown(name)}")
+            raise BodyError(
+                f"`{place}.{shown(name)}` is not a field that is taken here.",
+                f"{place}.{shown(name)}",
+            )
         if reason := _MESSAGE[name](value, limits):
             raise BodyError(f"`{place}.{name}` is {shown(value)}. {reason}", f"{place}.{name}")
     role, calls = message.get("role"), message.get("tool_calls")
     if role is None:
-        raise BodyError(f"`{place}.role` is missing. Expected one of {', '.join(_ROLES)}.", f"{place}.role")
-    _content(message.get("content"), f"{place}.content", may_lack=role == "assistant" and bool(calls))
+        raise BodyError(
+            f"`{place}.role` is missing. Expected one of {', '.join(_ROLES)}.", f"{place}.role"
+        )
+    _content(
+        message.get("content"), f"{place}.content", may_lack=role == "assistant" and bool(calls)
+    )
     if calls is not None:
         _calls(calls, f"{place}.tool_calls")
 
@@ -227,38 +280,64 @@ def _content(content: Any, place: str, *, may_lack: bool) -> None:
     if isinstance(content, str) or (content is None and may_lack):
         return
     if not isinstance(content, list) or not 1 <= len(content) <= _PARTS:
-        raise BodyError(f"`{place}` is {shown(content)}. Expected a text, or up to {_PARTS} parts of text.", place)
+        raise BodyError(
+            f"`{place}` is {shown(content)}. Expected a text, or up to {_PARTS} parts of text.",
+            place,
+        )
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else part
         if kind != "text" or part.keys() != {"type", "text"} or not isinstance(part["text"], str):
             found = f"has {shown(', '.join(part))}" if kind == "text" else f"is {shown(kind)}"
             wanted = '{"type": "text", "text": …}'
-            raise BodyError(f"`{place}[{number}]` {found}. Only {wanted} is taken here.", f"{place}[{number}]")
+            raise BodyError(
+                f"`{place}[{number}]` {found}. Only {wanted} is taken here.", f"{place}[{number}]"
+            )
 
 
 def _calls(calls: Any, place: str) -> None:
     if not isinstance(calls, list) or len(calls) > _CALLS:
-        raise BodyError(f"`{place}` is {shown(calls)}. Expected a list of up to {_CALLS} calls.", place)
+        raise BodyError(
+            f"`{place}` is {shown(calls)}. Expected a list of up to {_CALLS} calls.", place
+        )
     for number, call in enumerate(calls):
         if not _is_call(call):
-            wanted = '{"id": …, "type": "function", "function": {"name": …, "arguments": a text of JSON}}'
-            raise BodyError(f"`{place}[{number}]` is not a call. Expected {wanted}.", f"{place}[{number}]")
+            wanted = (
+                '{"id": …, "type": "function", "function": {"name": …, "arguments": a text of'
+                " JSON}}"
+            )
+            raise BodyError(
+                f"`{place}[{number}]` is not a call. Expected {wanted}.", f"{place}[{number}]"
+            )
         if not _shallow(call["function"].get("arguments", "")):
             where = f"{place}[{number}].function.arguments"
             raise BodyError(f"`{where}` is nested deeper than {_ARGUMENTS_DEPTH} levels.", where)
 
 
 def _is_call(call: Any) -> bool:
-    if not isinstance(call, dict) or not call.keys() <= {"id", "type", "function", "index"} or call.get("type", "function") != "function":
+    if (
+        not isinstance(call, dict)
+        or not call.keys() <= {"id", "type", "function", "index"}
+        or call.get("type", "function") != "function"
+    ):
         return False
     function = call.get("function")
-    if not isinstance(function, dict) or not function.keys() <= {"name", "arguments"} or not isinstance(function.get("name"), str):
+    if (
+        not isinstance(function, dict)
+        or not function.keys() <= {"name", "arguments"}
+        or not isinstance(function.get("name"), str)
+    ):
         return False
-    return isinstance(call.get("id", ""), str) and isinstance(call.get("index", 0), int) and isinstance(function.get("arguments", ""), str)
+    return (
+        isinstance(call.get("id", ""), str)
+        and isinstance(call.get("index", 0), int)
+        and isinstance(function.get("arguments", ""), str)
+    )
 
 
 def _shallow(text: str) -> bool:
-    """True if an engine can read this JSON within its recursion limit. What is no JSON it reads up to the fault."""
+    """True if an engine can read this JSON within its recursion limit. What is no JSON it reads up
+    to the fault.
+    """
     if text.count("[") + text.count("{") <= _ARGUMENTS_DEPTH:
         return True
     try:
@@ -266,7 +345,11 @@ def _shallow(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     for _ in range(_ARGUMENTS_DEPTH):
-        containers = [value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)]
+        containers = [
+            value.values() if isinstance(value, dict) else value
+            for value in level
+            if isinstance(value, dict | list)
+        ]
         level = [inner for container in containers for inner in container]
     return not level
 
@@ -283,26 +366,48 @@ def _prompt(value: Any, limits: Limits) -> str | None:
         return wanted
     if all(isinstance(text, str) and text for text in value):
         return None
-    lists = all(isinstance(ids, list) and ids and all(type(token) is int and 0 <= token < 2**31 for token in ids) for ids in value)
+    lists = all(
+        isinstance(ids, list)
+        and ids
+        and all(type(token) is int and 0 <= token < 2**31 for token in ids)
+        for ids in value
+    )
     return None if lists else wanted
 
 
-_JSON_SCHEMA = _map({"name": _text(_NAME), "description": _text(8192), "strict": _flag, "schema": lambda *_: None})
+_JSON_SCHEMA = _map(
+    {"name": _text(_NAME), "description": _text(8192), "strict": _flag, "schema": lambda *_: None}
+)
 
 
 def _response_format(value: Any, limits: Limits) -> str | None:
-    wanted = 'Expected {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}.'
+    wanted = (
+        'Expected {"type": "text"}, {"type": "json_object"} or {"type": "json_schema",'
+        ' "json_schema": {"name": …, "schema": {…}}}.'
+    )
     if not isinstance(value, dict) or not value.keys() <= {"type", "json_schema"}:
         return wanted
     named = value.get("json_schema")
     if value.get("type") in ("text", "json_object"):
         return wanted if named else None
-    if value.get("type") != "json_schema" or not isinstance(named, dict) or named.get("name") is None or named.get("schema") is None:
+    if (
+        value.get("type") != "json_schema"
+        or not isinstance(named, dict)
+        or named.get("name") is None
+        or named.get("schema") is None
+    ):
         return wanted
     return _JSON_SCHEMA(named, limits)
 
 
-_FUNCTION = _map({"name": _text(_NAME), "description": _text(8192), "strict": _flag, "parameters": lambda *_: None})
+_FUNCTION = _map(
+    {
+        "name": _text(_NAME),
+        "description": _text(8192),
+        "strict": _flag,
+        "parameters": lambda *_: None,
+    }
+)
 
 
 def _tools(value: Any, limits: Limits) -> str | None:
@@ -310,7 +415,11 @@ def _tools(value: Any, limits: Limits) -> str | None:
         return f"Expected a list of 1 to {limits.tools} tools."
     for number, tool in enumerate(value):
         place = f"tools[{number}]"
-        fine = isinstance(tool, dict) and tool.keys() == {"type", "function"} and tool["type"] == "function"
+        fine = (
+            isinstance(tool, dict)
+            and tool.keys() == {"type", "function"}
+            and tool["type"] == "function"
+        )
         function = tool["function"] if fine else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             wanted = '{"type": "function", "function": {"name": …, "parameters": {…}}}'
@@ -323,9 +432,22 @@ def _tools(value: Any, limits: Limits) -> str | None:
 def _tool_choice(value: Any, _: Limits) -> str | None:
     if value in ("none", "auto", "required"):
         return None
-    function = value.get("function") if isinstance(value, dict) and value.keys() == {"type", "function"} else None
-    fine = isinstance(function, dict) and function.keys() == {"name"} and isinstance(function["name"], str) and value["type"] == "function"
-    return None if fine else 'Expected none, auto, required or {"type": "function", "function": {"name": …}}.'
+    function = (
+        value.get("function")
+        if isinstance(value, dict) and value.keys() == {"type", "function"}
+        else None
+    )
+    fine = (
+        isinstance(function, dict)
+        and function.keys() == {"name"}
+        and isinstance(function["name"], str)
+        and value["type"] == "function"
+    )
+    return (
+        None
+        if fine
+        else 'Expected none, auto, required or {"type": "function", "function": {"name": …}}.'
+    )
 
 
 _STRUCTURES: dict[str, Check] = {
@@ -338,7 +460,10 @@ _STRUCTURES: dict[str, Check] = {
 
 def _structured_outputs(value: Any, limits: Limits) -> str | None:
     if not limits.grammars:
-        return "This key may not send grammars or regular expressions. `response_format` takes a JSON Schema."
+        return (
+            "This key may not send grammars or regular expressions. `response_format` takes a JSON"
+            " Schema."
+        )
     if isinstance(value, dict) and len(value) != 1:
         return f"Expected one of {', '.join(_STRUCTURES)}."
     return _map(_STRUCTURES)(value, limits)
@@ -358,7 +483,9 @@ _BOTH: dict[str, Check] = {
     "include_stop_str_in_output": _flag,
     "bad_words": _texts(_BAD_WORDS, _BAD_WORD_LENGTH),
     "stream": _flag,
-    "stream_options": _map({"include_usage": _flag, "continuous_usage_stats": _flag, "include_obfuscation": _flag}),
+    "stream_options": _map(
+        {"include_usage": _flag, "continuous_usage_stats": _flag, "include_obfuscation": _flag}
+    ),
     "temperature": _number(0, 2),
     "top_p": _number(1e-6, 1),
     "top_k": _integer(-1, 1_000_000),
@@ -374,29 +501,42 @@ _BOTH: dict[str, Check] = {
     "prompt_cache_key": _text(512),
 }
 # Taken because clients send them, and of no effect here: a host stores nothing and has one tier.
-_DROPPED = {"model", "echo", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+_DROPPED = {
+    "model",
+    "echo",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+}
 
 FIELDS: dict[str, dict[str, Check]] = {
-    "/v1/chat/completions": _BOTH
-    | {
-        "messages": _messages,
-        "logprobs": _flag,
-        "top_logprobs": _integer(0, "logprobs"),
-        "max_completion_tokens": _integer(1, "max_tokens"),
-        "response_format": _response_format,
-        "structured_outputs": _structured_outputs,
-        "tools": _tools,
-        "tool_choice": _tool_choice,
-        "parallel_tool_calls": _flag,
-        "reasoning_effort": _one_of("none", "minimal", "low", "medium", "high", "xhigh"),
-        "include_reasoning": _flag,
-        "chat_template_kwargs": _map({"enable_thinking": _flag, "thinking": _flag}),
-        "add_generation_prompt": _flag,
-        "continue_final_message": _flag,
-    },
-    "/v1/completions": _BOTH
-    | {
-        "prompt": _prompt,
-        "logprobs": _integer(0, "logprobs"),
-    },
+    "/v1/chat/completions": (
+        _BOTH
+        | {
+            "messages": _messages,
+            "logprobs": _flag,
+            "top_logprobs": _integer(0, "logprobs"),
+            "max_completion_tokens": _integer(1, "max_tokens"),
+            "response_format": _response_format,
+            "structured_outputs": _structured_outputs,
+            "tools": _tools,
+            "tool_choice": _tool_choice,
+            "parallel_tool_calls": _flag,
+            "reasoning_effort": _one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+            "include_reasoning": _flag,
+            "chat_template_kwargs": _map({"enable_thinking": _flag, "thinking": _flag}),
+            "add_generation_prompt": _flag,
+            "continue_final_message": _flag,
+        }
+    ),
+    "/v1/completions": (
+        _BOTH
+        | {
+            "prompt": _prompt,
+            "logprobs": _integer(0, "logprobs"),
+        }
+    ),
 }

@@ -20,10 +20,17 @@ from adapterops.store.channels import Channel
 _Result = TypeVar("_Result")
 _POLL_S = 0.1
 _SILENT_S = 15.0  # a gateway that does not answer for this long is down
-_ANSWERED_S = 2.0  # nobody waits longer for probes: a canary that hangs must not keep the next look at what users get
-_ASK_TIMEOUT_S = 120.0  # a probe that is given up then without a byte counts as an error of its version
-_PROBE_TOKENS = 512  # a longer answer shows no more of errors and latency, and a key's `max_tokens` may be not much above
-_RELOAD_S = 60.0  # a version that an engine forgot (it was restarted) is loaded again within this time
+# nobody waits longer for probes: a canary that hangs must not keep the next look at what users get
+_ANSWERED_S = 2.0
+_ASK_TIMEOUT_S = (
+    120.0  # a probe that is given up then without a byte counts as an error of its version
+)
+# a longer answer shows no more of errors and latency, and a key's `max_tokens` may be not much
+# above
+_PROBE_TOKENS = 512
+_RELOAD_S = (
+    60.0  # a version that an engine forgot (it was restarted) is loaded again within this time
+)
 
 
 @dataclass
@@ -38,9 +45,13 @@ class Fleet:
     gateways: list[str]
     timeout_s: float
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
-    _probers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))  # apart: hanging ones leave the others free
+    _probers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(32)
+    )  # apart: hanging ones leave the others free
     _probes: list[Future[None]] = field(default_factory=list)
-    _client: httpx.Client = field(default_factory=lambda: httpx.Client(headers=_headers(), trust_env=False))
+    _client: httpx.Client = field(
+        default_factory=lambda: httpx.Client(headers=_headers(), trust_env=False)
+    )
     _questions: Iterator[int] = field(default_factory=itertools.count)
 
     def __str__(self) -> str:
@@ -50,14 +61,21 @@ class Fleet:
         """Return once every host has the channel's version ready in this role.
 
         Raises:
-            RejectedError: a host found the version unfit, or somebody changed the channel meanwhile.
+            RejectedError: a host found the version unfit, or somebody changed the channel
+                meanwhile.
             InfrastructureError: a host is not there, or not in time; what the others do is said.
         """
         name, digest = channel.adapter, str(channel.stable if role == "stable" else channel.canary)
         deadline = time.monotonic() + self.timeout_s
         heard = dict.fromkeys(self.gateways, time.monotonic())
         while True:
-            reports = dict(zip(self.gateways, self._pool.map(self._report, self.gateways, itertools.repeat(name)), strict=True))
+            reports = dict(
+                zip(
+                    self.gateways,
+                    self._pool.map(self._report, self.gateways, itertools.repeat(name)),
+                    strict=True,
+                )
+            )
             waiting = []
             for gateway, (error, report) in reports.items():
                 if not error:
@@ -68,14 +86,23 @@ class Fleet:
             if not waiting:
                 return
             now = time.monotonic()
-            silent = [gateway for gateway in waiting if now - heard[gateway] > min(_SILENT_S, self.timeout_s)]
+            silent = [
+                gateway
+                for gateway in waiting
+                if now - heard[gateway] > min(_SILENT_S, self.timeout_s)
+            ]
             if now > deadline or silent == waiting:
                 ready = len(self.gateways) - len(waiting)
                 error, report = reports[waiting[0]]
-                said = "; ".join(report.get("errors", [])) or error or f"it reports {report or 'nothing'}"
+                said = (
+                    "; ".join(report.get("errors", []))
+                    or error
+                    or f"it reports {report or 'nothing'}"
+                )
                 raise InfrastructureError(
-                    f"{', '.join(waiting)}: {name} {digest[:12]} is not ready after {self.timeout_s - (deadline - now):.0f} s: {said} "
-                    f"({ready} of {self} have it; a host that comes back follows by itself)"
+                    f"{', '.join(waiting)}: {name} {digest[:12]} is not ready after"
+                    f" {self.timeout_s - (deadline - now):.0f} s: {said} ({ready} of {self} have"
+                    " it; a host that comes back follows by itself)"
                 )
             time.sleep(_POLL_S)
 
@@ -84,8 +111,14 @@ class Fleet:
         error, report = self._report(gateway, name)
         if error or not report:
             return error or "does not follow it"
-        stable = f"{report['stable'][:12]} {'ready' if report['stable_ready'] else 'not ready'}" if report["stable"] else "nothing stable"
-        return stable + (f", canary {report['canary'][:12]} at {report['weight']} %" if report["canary"] else "")
+        stable = (
+            f"{report['stable'][:12]} {'ready' if report['stable_ready'] else 'not ready'}"
+            if report["stable"]
+            else "nothing stable"
+        )
+        return stable + (
+            f", canary {report['canary'][:12]} at {report['weight']} %" if report["canary"] else ""
+        )
 
     def _report(self, gateway: str, name: str) -> tuple[str, dict[str, Any]]:
         """What stands in the way of asking, and what the host reports of the adapter."""
@@ -93,12 +126,20 @@ class Fleet:
             answer = self._client.get(f"{gateway}/health", timeout=5)
             adapters = answer.json().get("adapters")
             if adapters is None and answer.status_code == 200:
-                return "it shows its state to operators alone: put an operator's key into GATEWAY_API_KEY", {}
+                return (
+                    (
+                        "it shows its state to operators alone: put an operator's key into"
+                        " GATEWAY_API_KEY"
+                    ),
+                    {},
+                )
             return "", (adapters or {}).get(name, {})
         except (httpx.HTTPError, ValueError) as error:
             return f"it does not answer ({error})", {}
 
-    def ask(self, gateway: str, name: str, digest: str, messages: list[dict[str, str]], max_tokens: int) -> httpx.Response:
+    def ask(
+        self, gateway: str, name: str, digest: str, messages: list[dict[str, str]], max_tokens: int
+    ) -> httpx.Response:
         """One recorded question to a version by name, marked as a probe.
 
         Raises:
@@ -107,9 +148,13 @@ class Fleet:
         body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         headers = {"x-adapter-version": digest, "x-request-purpose": "probe"}
         try:
-            return self._client.post(f"{gateway}/v1/chat/completions", json=body, headers=headers, timeout=_ASK_TIMEOUT_S)
+            return self._client.post(
+                f"{gateway}/v1/chat/completions", json=body, headers=headers, timeout=_ASK_TIMEOUT_S
+            )
         except httpx.HTTPError as error:
-            raise InfrastructureError(f"{gateway} does not answer a request for {name}: {error}") from None
+            raise InfrastructureError(
+                f"{gateway} does not answer a request for {name}: {error}"
+            ) from None
 
     def smoke(self, name: str, digest: str, probes: list[dict[str, Any]]) -> None:
         """One recorded question through every front door.
@@ -121,31 +166,51 @@ class Fleet:
         messages = probes[0]["messages"] if probes else [{"role": "user", "content": "Hello?"}]
         for gateway in self.gateways:
             deadline = time.monotonic() + min(_RELOAD_S, self.timeout_s)
-            # A version that was ready can be gone from the engine for the moment until the host has noticed.
-            while (answer := self.ask(gateway, name, digest, messages, 32)).status_code == 503 and time.monotonic() < deadline:
+            # A version that was ready can be gone from the engine for the moment until the host has
+            # noticed.
+            while (
+                answer := self.ask(gateway, name, digest, messages, 32)
+            ).status_code == 503 and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-            said = f"{gateway}: a request for {name} {digest[:12]} was answered with {answer.status_code}: {answer.text[:300]}"
+            said = (
+                f"{gateway}: a request for {name} {digest[:12]} was answered with"
+                f" {answer.status_code}: {answer.text[:300]}"
+            )
             if answer.status_code >= 500:
                 raise InfrastructureError(said)
             if answer.status_code != 200 or answer.headers.get("x-adapter-version") != digest[:12]:
                 raise RejectedError(said)
 
-    def probe(self, name: str, digests: list[str], probes: list[dict[str, Any]], count: int) -> None:
-        """Ask `count` recorded questions of each version, spread over the hosts; what became of them is in the hosts' metrics.
+    def probe(
+        self, name: str, digests: list[str], probes: list[dict[str, Any]], count: int
+    ) -> None:
+        """Ask `count` recorded questions of each version, spread over the hosts; what became of
+        them is in the hosts' metrics.
 
-        Returns after two seconds at the latest. While questions of an earlier call are not answered, no others are asked.
+        Returns after two seconds at the latest. While questions of an earlier call are not
+        answered, no others are asked.
         """
 
         def one(digest: str, number: int) -> None:
             probe = probes[number % len(probes)]
             gateway = self.gateways[number % len(self.gateways)]
             try:
-                self.ask(gateway, name, digest, probe["messages"], min(_PROBE_TOKENS, len(probe["output"].encode()) + 8))
+                self.ask(
+                    gateway,
+                    name,
+                    digest,
+                    probe["messages"],
+                    min(_PROBE_TOKENS, len(probe["output"].encode()) + 8),
+                )
             except InfrastructureError:
                 return  # a host that is down shows when its metrics are read
 
         if probes and all(probe.done() for probe in self._probes):
-            asked = [(digest, next(self._questions) // len(digests)) for _ in range(count) for digest in digests]
+            asked = [
+                (digest, next(self._questions) // len(digests))
+                for _ in range(count)
+                for digest in digests
+            ]
             self._probes = [self._probers.submit(one, *item) for item in asked]
         wait(self._probes, _ANSWERED_S)
 
@@ -155,11 +220,16 @@ class Fleet:
         Raises:
             InfrastructureError: a host has not answered for some time: what it does is not known.
         """
-        for gateway, text in zip(self.gateways, self._pool.map(self._metrics, self.gateways), strict=True):
+        for gateway, text in zip(
+            self.gateways, self._pool.map(self._metrics, self.gateways), strict=True
+        ):
             if text is not None:
                 evidence.add(gateway, text)
             elif evidence.silent_for(gateway) > _SILENT_S:
-                raise InfrastructureError(f"{gateway}: no metrics for {_SILENT_S:.0f} s. What the canary does there is not known.")
+                raise InfrastructureError(
+                    f"{gateway}: no metrics for {_SILENT_S:.0f} s. What the canary does there is"
+                    " not known."
+                )
 
     def _metrics(self, gateway: str) -> str | None:
         try:
@@ -200,13 +270,18 @@ def persist(act: Callable[[], _Result], timeout_s: float, say: Callable[[str], N
             time.sleep(1)
 
 
-def _refuse_unfit(gateway: str, channel: Channel, role: str, digest: str, report: dict[str, Any]) -> None:
+def _refuse_unfit(
+    gateway: str, channel: Channel, role: str, digest: str, report: dict[str, Any]
+) -> None:
     if report.get(role) == digest and digest in report.get("unfit", {}):
-        raise RejectedError(f"{gateway}: {channel.adapter} {digest[:12]}: {report['unfit'][digest]}")
+        raise RejectedError(
+            f"{gateway}: {channel.adapter} {digest[:12]}: {report['unfit'][digest]}"
+        )
     if report.get(role) != digest and report.get("generation", 0) > channel.generation:
         raise RejectedError(
-            f"{gateway}: {channel.adapter} is at generation {report['generation']}, in which {digest[:12]} is no longer {role}. "
-            f"Somebody changed the channel after generation {channel.generation}; see the audit log."
+            f"{gateway}: {channel.adapter} is at generation {report['generation']}, in which"
+            f" {digest[:12]} is no longer {role}. Somebody changed the channel after generation"
+            f" {channel.generation}; see the audit log."
         )
 
 

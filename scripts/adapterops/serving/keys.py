@@ -47,7 +47,9 @@ class ApiKey:
             return 0.0
         rate = self.requests_per_minute / 60
         size = max(1.0, rate * _BURST_S)
-        self._tokens = size if self._tokens < 0 else min(size, self._tokens + (now - self._at) * rate)
+        self._tokens = (
+            size if self._tokens < 0 else min(size, self._tokens + (now - self._at) * rate)
+        )
         self._at = now
         if self._tokens < 1:
             return (1 - self._tokens) / rate
@@ -72,18 +74,20 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a file; a changed file counts within seconds, and one that became invalid is reported and not used.
+    """The keys of a file; a changed file counts within seconds, and one that became invalid is
+    reported and not used.
 
     Args:
-        path: `configs/schemas/api_keys.json`; None lets everybody do everything, as one key that has the host to itself: for a
-            gateway on loopback, or behind another one that asks for keys.
+        path: `configs/schemas/api_keys.json`; None lets everybody do everything, as one key that
+            has the host to itself: for a gateway on loopback, or behind another one that asks for
+            keys.
         limits: of a key whose entry changes none.
 
     Raises:
         UsageError: the file is not what its schema says, when it is first read.
 
-    A key has 256 random bits (`api_key.py` makes it), so that a plain SHA-256 of it cannot be turned back: slow password hashes are
-    for secrets that people choose.
+    A key has 256 random bits (`api_key.py` makes it), so that a plain SHA-256 of it cannot be
+    turned back: slow password hashes are for secrets that people choose.
     """
 
     def __init__(self, path: Path | None, limits: Limits) -> None:
@@ -102,7 +106,9 @@ class ApiKeys:
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        return self._keys.get(hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).hexdigest())
+        return self._keys.get(
+            hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        )
 
     def _look_again(self) -> None:
         now = time.monotonic()
@@ -128,7 +134,8 @@ class ApiKeys:
 def _stamp(path: Path | None) -> tuple[int, int]:
     """Which file it is and when it was last written.
 
-    By the kernel's clock: a copy that keeps its date (`cp -p`, rsync, a backup) must not keep a revoked key alive.
+    By the kernel's clock: a copy that keeps its date (`cp -p`, rsync, a backup) must not keep a
+    revoked key alive.
     """
     try:
         status = path.stat() if path else None
@@ -142,7 +149,10 @@ def _load(path: Path, limits: Limits) -> dict[str, ApiKey]:
     for what in ("name", "sha256"):
         values = [entry[what] for entry in entries]
         if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise UsageError(f"{path}: the {what} {twice[0]} is given to two keys. The access log could not tell them apart.")
+            raise UsageError(
+                f"{path}: the {what} {twice[0]} is given to two keys. The access log could not tell"
+                " them apart."
+            )
     return {
         entry["sha256"]: ApiKey(
             entry["name"],

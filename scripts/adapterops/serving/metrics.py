@@ -1,4 +1,6 @@
-"""Prometheus metrics of one serving host. A label is never taken from a request unchecked, and versions that are gone are forgotten."""
+"""Prometheus metrics of one serving host. A label is never taken from a request unchecked, and
+versions that are gone are forgotten.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,19 @@ from adapterops.serving.devices import DeviceCollector
 from adapterops.serving.routes import Version
 from adapterops.serving.state import HostState
 
-# Quantiles are read from these: 15 % wide from 5 ms to 10 minutes, so that a p95 is known within 15 %.
-FINE_BUCKETS = tuple(itertools.takewhile(lambda bound: bound < 700, (round(0.005 * 1.15**step, 6) for step in itertools.count())))
+# Quantiles are read from these: 15 % wide from 5 ms to 10 minutes, so that a p95 is known within 15
+# %.
+FINE_BUCKETS = tuple(
+    itertools.takewhile(
+        lambda bound: bound < 700, (round(0.005 * 1.15**step, 6) for step in itertools.count())
+    )
+)
 
 
 class Metrics:
-    """The registry and its metrics; the first three are named as in the operations guide and count users' requests, not probes."""
+    """The registry and its metrics; the first three are named as in the operations guide and count
+    users' requests, not probes.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -24,27 +33,36 @@ class Metrics:
         registry.register(DeviceCollector())
         self.duration = Histogram(
             "llm_inference_duration_seconds",
-            "From the last byte of a request to that of its answer, less what the client takes to read it",
+            "From the last byte of a request to that of its answer, less what the client takes to"
+            " read it",
             ["model", "adapter", "request_type"],
             buckets=[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
             registry=registry,
         )
-        self.requests = Counter("llm_request_total", "Requests answered", ["adapter", "status"], registry=registry)
-        self.version = Gauge(
-            "llm_adapter_version_info", "1 for each version being served", ["adapter", "version", "train_date"], registry=registry
+        self.requests = Counter(
+            "llm_request_total", "Requests answered", ["adapter", "status"], registry=registry
         )
-        # With the key, for no key alone decides on a version (`rollout.py`); keys are those of a file.
+        self.version = Gauge(
+            "llm_adapter_version_info",
+            "1 for each version being served",
+            ["adapter", "version", "train_date"],
+            registry=registry,
+        )
+        # With the key, for no key alone decides on a version (`rollout.py`); keys are those of a
+        # file.
         version = ["adapter", "version", "origin", "key"]
         self.version_requests = Counter(
             "llm_version_request_total",
-            "Requests that count for a version, by status, origin (user or probe) and API key; 504 is also a probe given up after 30 s "
-            "without a byte, and both is an error that the stable version and the canary give alike, or one within a stream",
+            "Requests that count for a version, by status, origin (user or probe) and API key; 504"
+            " is also a probe given up after 30 s without a byte, and both is an error that the"
+            " stable version and the canary give alike, or one within a stream",
             [*version, "status"],
             registry=registry,
         )
         self.version_duration = Histogram(
             "llm_version_duration_seconds",
-            "From the last byte of a request to the last byte of a good answer, less what the client takes to read it",
+            "From the last byte of a request to the last byte of a good answer, less what the"
+            " client takes to read it",
             version,
             buckets=FINE_BUCKETS,
             registry=registry,
@@ -62,13 +80,34 @@ class Metrics:
             ["adapter", "version"],
             registry=registry,
         )
-        self.feedback = Counter("llm_feedback_total", "Thumbs", ["adapter", "version", "key", "rating"], registry=registry)
-        self.weight = Gauge("llm_canary_weight_percent", "Share of requests for the canary", ["adapter"], registry=registry)
-        self.generation = Gauge("llm_channel_generation", "Generation of the channel that is followed", ["adapter"], registry=registry)
-        self.canary = Gauge("llm_canary_present", "1 if the channel names a canary, also at weight 0", ["adapter"], registry=registry)
+        self.feedback = Counter(
+            "llm_feedback_total",
+            "Thumbs",
+            ["adapter", "version", "key", "rating"],
+            registry=registry,
+        )
+        self.weight = Gauge(
+            "llm_canary_weight_percent",
+            "Share of requests for the canary",
+            ["adapter"],
+            registry=registry,
+        )
+        self.generation = Gauge(
+            "llm_channel_generation",
+            "Generation of the channel that is followed",
+            ["adapter"],
+            registry=registry,
+        )
+        self.canary = Gauge(
+            "llm_canary_present",
+            "1 if the channel names a canary, also at weight 0",
+            ["adapter"],
+            registry=registry,
+        )
         self.ready = Gauge(
             "llm_reconcile_ready",
-            "1 if every engine has the channel's version in this role (stable, canary, previous); stable is 0 while the channel is unread",
+            "1 if every engine has the channel's version in this role (stable, canary, previous);"
+            " stable is 0 while the channel is unread",
             ["adapter", "role"],
             registry=registry,
         )
@@ -84,15 +123,37 @@ class Metrics:
             ["adapter"],
             registry=registry,
         )
-        self.unknown = Gauge("llm_engine_unknown_adapters", "Adapters that no channel names", ["engine"], registry=registry)
-        self.engine_up = Gauge("llm_engine_up", "1 if the engine answers", ["engine"], registry=registry)
-        self.engine_starts = Counter("llm_engine_starts_total", "How often an engine came up", ["engine"], registry=registry)
-        self.in_flight = Gauge("llm_gateway_in_flight_requests", "Requests under way", registry=registry)
-        self.saturation = Gauge(
-            "llm_gateway_saturation_ratio", "Requests under way by what the engines that are up can batch", registry=registry
+        self.unknown = Gauge(
+            "llm_engine_unknown_adapters",
+            "Adapters that no channel names",
+            ["engine"],
+            registry=registry,
         )
-        self.retries = Counter("llm_gateway_retries_total", "Requests given to another engine before their first byte", registry=registry)
-        self.rejected = Counter("llm_gateway_rejected_total", "Requests refused by the gateway itself", ["reason"], registry=registry)
+        self.engine_up = Gauge(
+            "llm_engine_up", "1 if the engine answers", ["engine"], registry=registry
+        )
+        self.engine_starts = Counter(
+            "llm_engine_starts_total", "How often an engine came up", ["engine"], registry=registry
+        )
+        self.in_flight = Gauge(
+            "llm_gateway_in_flight_requests", "Requests under way", registry=registry
+        )
+        self.saturation = Gauge(
+            "llm_gateway_saturation_ratio",
+            "Requests under way by what the engines that are up can batch",
+            registry=registry,
+        )
+        self.retries = Counter(
+            "llm_gateway_retries_total",
+            "Requests given to another engine before their first byte",
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "llm_gateway_rejected_total",
+            "Requests refused by the gateway itself",
+            ["reason"],
+            registry=registry,
+        )
         self._by_version: tuple[MetricWrapperBase, ...] = (
             self.version_requests,
             self.version_duration,
@@ -103,15 +164,19 @@ class Metrics:
         self._seen: set[tuple[str, str]] = set()
 
     def labels_of(self, version: Version) -> tuple[str, str]:
-        """Labels `adapter` and `version`; the series that get them are forgotten with the version, also those that come late."""
+        """Labels `adapter` and `version`; the series that get them are forgotten with the version,
+        also those that come late.
+        """
         labels = version.adapter, version.digest[:12]
         self._seen.add(labels)
         return labels
 
     def show(self, state: HostState) -> None:
-        """Make the gauges say what the host's state says, and forget versions that no channel names and no engine holds any more.
+        """Make the gauges say what the host's state says, and forget versions that no channel names
+        and no engine holds any more.
 
-        A version that brings its engine down must not take its errors with it: a rollout judges them.
+        A version that brings its engine down must not take its errors with it: a rollout judges
+        them.
         """
         self.version.clear()
         self.ready.clear()
@@ -123,15 +188,25 @@ class Metrics:
             self.generation.labels(adapter).set(report["generation"])
             self.refused.labels(adapter).set(state.channels[adapter].refused)
             self.canary.labels(adapter).set(report["canary"] is not None)
-            self.ready.labels(adapter, "stable").set(state.channels[adapter].known and (report["stable_ready"] or not report["stable"]))
+            self.ready.labels(adapter, "stable").set(
+                state.channels[adapter].known and (report["stable_ready"] or not report["stable"])
+            )
             for role in ("canary", "previous"):
                 if report[role]:
                     self.ready.labels(adapter, role).set(report[f"{role}_ready"])
         for number, engine in enumerate(state.engines):
             self.engine_up.labels(str(number)).set(engine.up)
             self.unknown.labels(str(number)).set(len(engine.unknown))
-        known = {(version.adapter, version.digest[:12]) for engine in state.engines for version in engine.ready.values()}
-        known |= {(adapter, digest[:12]) for adapter, followed in state.channels.items() for digest in followed.channel.versions}
+        known = {
+            (version.adapter, version.digest[:12])
+            for engine in state.engines
+            for version in engine.ready.values()
+        }
+        known |= {
+            (adapter, digest[:12])
+            for adapter, followed in state.channels.items()
+            for digest in followed.channel.versions
+        }
         for adapter, digits in self._seen - known:
             for metric in self._by_version:
                 metric.remove_by_labels({"adapter": adapter, "version": digits})

@@ -28,7 +28,9 @@ class Version:
 
     @property
     def engine_name(self) -> str:
-        """Its name in vLLM: new for each version, so that no cache keyed by name can serve old weights."""
+        """Its name in vLLM: new for each version, so that no cache keyed by name can serve old
+        weights.
+        """
         return engine_name(self.adapter, self.digest)
 
 
@@ -53,16 +55,18 @@ def engine_name(adapter: str, digest: str) -> str:
 
 
 def choose(route: Route, session: str | None) -> Version | None:
-    """The version for one request: by weight, and the same one for the same session while the weight stays.
+    """The version for one request: by weight, and the same one for the same session while the
+    weight stays.
 
-    A session's place between 0 and 100 comes from a hash, so a growing weight only ever moves sessions to the canary.
+    A session's place between 0 and 100 comes from a hash, so a growing weight only ever moves
+    sessions to the canary.
     """
     if route.canary is None or route.weight == 0:
         return route.stable
     if route.stable is None:
         return route.canary
     if session is None:
-        place = random.uniform(0, 100)  # noqa: S311  # a load balancer, not a secret
+        place = random.uniform(0, 100)  # a load balancer, not a secret  # noqa: S311
     else:
         digest = hashlib.sha256(f"{route.canary.digest}\0{session}".encode()).digest()
         place = int.from_bytes(digest[:8]) / 2**64 * 100
@@ -72,7 +76,8 @@ def choose(route: Route, session: str | None) -> Version | None:
 def session_of(key: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
     """What makes a session sticky: the header `x-session-id`, else the request's `user`.
 
-    The key is part of it, so that a session that was found to meet the canary does so for one key alone.
+    The key is part of it, so that a session that was found to meet the canary does so for one key
+    alone.
 
     Args:
         key: name of the API key.

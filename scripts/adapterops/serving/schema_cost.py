@@ -1,9 +1,10 @@
 """What a client's JSON Schema may be, so that an engine compiles it within half a second.
 
-Measured with xgrammar 0.2.8 (`tests/benchmarks/schema_compile.py`; 130,000 tokens, two busy cores): 256 properties take 0.2 s, 64 levels
-0.2 s, 2,000 values of an `enum` 0.1 s, 30 references doubled one by one 0.3 s. But one `"maxLength": 100` takes 5 s, one of 8 takes 0.2 s,
-32 different ones more than 20 s, 64 `"format": "email"` 13 s, and so does a nested repetition in a `pattern`. Those are for keys with
-`grammars`.
+Measured with xgrammar 0.2.8 (`tests/benchmarks/schema_compile.py`; 130,000 tokens, two busy cores):
+256 properties take 0.2 s, 64 levels 0.2 s, 2,000 values of an `enum` 0.1 s, 30 references doubled
+one by one 0.3 s. But one `"maxLength": 100` takes 5 s, one of 8 takes 0.2 s, 32 different ones more
+than 20 s, 64 `"format": "email"` 13 s, and so does a nested repetition in a `pattern`. Those are
+for keys with `grammars`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ _PATTERNS = 8  # for keys with `grammars`; of so many characters each
 _PATTERN = 256
 _LONGEST_NUMBER = 10**15
 _CHARACTERS = 16_384  # of names and values, all schemas together
-_COSTLY = ("pattern", "patternProperties", "propertyNames", "minLength", "maxLength", "minProperties", "maxProperties")
+_COSTLY = (
+    "pattern",
+    "patternProperties",
+    "propertyNames",
+    "minLength",
+    "maxLength",
+    "minProperties",
+    "maxProperties",
+)
 _CHEAP_FORMATS = ("date-time", "date", "time", "duration", "uuid", "ipv4", "ipv6")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # a schema for each name
 _REFERENCE = re.compile(r"#(/(\$defs|definitions)/[A-Za-z0-9_.-]+)?")
@@ -77,7 +86,9 @@ class SchemaCost:
             if keyword == "$ref":
                 self._reference(value)
             elif keyword in ("enum", "const"):
-                self._count("values of an `enum`", _VALUES, len(value) if isinstance(value, list) else 1)
+                self._count(
+                    "values of an `enum`", _VALUES, len(value) if isinstance(value, list) else 1
+                )
                 self._data(value, depth + 1)
             elif keyword in _NAMED and isinstance(value, dict):
                 self._node(depth + 1)
@@ -103,13 +114,22 @@ class SchemaCost:
         elif isinstance(value, str):
             self._text(value)
         elif isinstance(value, int | float) and abs(value) > _LONGEST_NUMBER:
-            self._refuse(f"has the number {shown(str(value))}. Expected at most {_LONGEST_NUMBER:.0e}")
+            self._refuse(
+                f"has the number {shown(str(value))}. Expected at most {_LONGEST_NUMBER:.0e}"
+            )
 
     def _costly(self, keyword: str, value: Any) -> None:
         if not self._limits.grammars:
             what = f'{keyword}": "{shown(value)}' if keyword == "format" else keyword
-            self._refuse(f'has `"{what}"`, which can take an engine seconds to compile. This key may not send it: leave it out')
-        self._count("regular expressions and lengths", _PATTERNS, len(value) if isinstance(value, dict) else 1)
+            self._refuse(
+                f'has `"{what}"`, which can take an engine seconds to compile. This key may not'
+                " send it: leave it out"
+            )
+        self._count(
+            "regular expressions and lengths",
+            _PATTERNS,
+            len(value) if isinstance(value, dict) else 1,
+        )
         for text in value if isinstance(value, dict) else [value]:
             size = len(text) if isinstance(text, str) else text if isinstance(text, int) else 0
             if size > _PATTERN:
@@ -140,11 +160,16 @@ class SchemaCost:
 
 
 def _circle(schema: dict[str, Any]) -> str | None:
-    """A definition that leads back to itself without an object or a list between, as `root ::= root` does; None if there is none.
+    """A definition that leads back to itself without an object or a list between, as `root ::=
+    root` does; None if there is none.
 
     Engines answer such a schema with 500.
     """
-    definitions = {f"#/{table}/{name}": inner for table in ("$defs", "definitions") for name, inner in _entries(schema.get(table))}
+    definitions = {
+        f"#/{table}/{name}": inner
+        for table in ("$defs", "definitions")
+        for name, inner in _entries(schema.get(table))
+    }
     leads = {name: _leads(inner) for name, inner in {"#": schema, **definitions}.items()}
     for name, first in leads.items():
         seen: set[str] = set()

@@ -18,7 +18,8 @@ class SlotsFullError(Exception):
 class Slots:
     """Counts requests, sequences and bytes under way by key.
 
-    A share never keeps a key from its first request, so a host with few slots serves everybody in turn.
+    A share never keeps a key from its first request, so a host with few slots serves everybody in
+    turn.
 
     Args:
         requests: that the gateway has under way at most.
@@ -59,7 +60,8 @@ class Slots:
     def body(self, key: ApiKey, size: int) -> Iterator[None]:
         """A question of so many bytes of this key is with an engine.
 
-        An engine reads questions one after another, 3 s for a megabyte, however long its queue of them is.
+        An engine reads questions one after another, 3 s for a megabyte, however long its queue of
+        them is.
 
         Raises:
             SlotsFullError: they are beyond its share.
@@ -72,7 +74,10 @@ class Slots:
         share, held = key.limits.share, self._held[key.name, what]
         most = None if share is None else max(1, int(share * room))
         if most is not None and held and held + count > most:
-            raise SlotsFullError(f"Key {key.name} has {held} {what} under way. Its share is {most}; this would be {count} more.")
+            raise SlotsFullError(
+                f"Key {key.name} has {held} {what} under way. Its share is {most}; this would be"
+                f" {count} more."
+            )
         self._held[key.name, what] += count
         try:
             yield

@@ -11,13 +11,16 @@ from adapterops.store.channels import Channel, without
 
 @dataclass
 class Engine:
-    """One engine of the host. The event loop is the only writer; mappings are replaced, not changed.
+    """One engine of the host. The event loop is the only writer; mappings are replaced, not
+    changed.
 
     Args:
         url: root, without `/v1`.
         up: it answers its health check.
-        settled: since it came up, every channel was read, and every stable version made ready or found not to be possible.
-        ready: by name in the engine, the versions that it has loaded and that were checked; while it is down, those that it had.
+        settled: since it came up, every channel was read, and every stable version made ready or
+            found not to be possible.
+        ready: by name in the engine, the versions that it has loaded and that were checked; while
+            it is down, those that it had.
         failures: by adapter and digest, why a version is not ready.
         unfit: those of the failures that trying again does not mend.
         unknown: what it serves beside the base model and this host's versions.
@@ -66,7 +69,9 @@ class Followed:
 
     @property
     def known(self) -> bool:
-        """True if the store said what the channel holds, or that there is none, now or to an earlier process."""
+        """True if the store said what the channel holds, or that there is none, now or to an
+        earlier process.
+        """
         return self.channel.generation > 0 or not self.errors
 
 
@@ -96,9 +101,15 @@ class HostState:
         return [engine for engine in self.engines if engine.up]
 
     def refresh(self) -> None:
-        """Make routes and reports say what channels and engines say now; takes microseconds and no engine."""
-        self.routes = {adapter: self._route(adapter, followed) for adapter, followed in self.channels.items()}
-        self.report = {adapter: self._report(adapter, followed) for adapter, followed in self.channels.items()}
+        """Make routes and reports say what channels and engines say now; takes microseconds and no
+        engine.
+        """
+        self.routes = {
+            adapter: self._route(adapter, followed) for adapter, followed in self.channels.items()
+        }
+        self.report = {
+            adapter: self._report(adapter, followed) for adapter, followed in self.channels.items()
+        }
 
     def _find(self, adapter: str, digest: str | None) -> Version | None:
         """The version, if an engine that answers has it; while none answers, one that did.
@@ -108,14 +119,23 @@ class HostState:
         if digest in self.channels[adapter].withdrawn:
             return None
         name = engine_name(adapter, digest or "")
-        return next((engine.ready[name] for engine in self.up or self.engines if digest and name in engine.ready), None)
+        return next(
+            (
+                engine.ready[name]
+                for engine in self.up or self.engines
+                if digest and name in engine.ready
+            ),
+            None,
+        )
 
     def _route(self, adapter: str, followed: Followed) -> Route:
         channel = followed.served
         stable, canary = self._find(adapter, channel.stable), self._find(adapter, channel.canary)
         if followed.channel.stable and stable is None:
             former = self.routes.get(adapter, Route()).stable
-            stable = self._find(adapter, former.digest) if former else None  # keep answering until the new one is ready
+            stable = (
+                self._find(adapter, former.digest) if former else None
+            )  # keep answering until the new one is ready
             if stable is None:
                 canary = None  # a version under trial does not stand in for one that is not ready
         return Route(stable, canary, channel.weight)
@@ -123,7 +143,9 @@ class HostState:
     def _report(self, adapter: str, followed: Followed) -> dict[str, Any]:
         channel = followed.channel
         errors = [*followed.errors, *followed.notes]
-        unfit = {digest: "it is withdrawn" for digest in channel.versions if digest in followed.withdrawn}
+        unfit = {
+            digest: "it is withdrawn" for digest in channel.versions if digest in followed.withdrawn
+        }
         for engine in self.engines:
             for digest in channel.versions:
                 if message := engine.failures.get((adapter, digest)):
@@ -147,4 +169,6 @@ class HostState:
         """True if every engine that answers has the version, and one does."""
         if digest in self.channels[adapter].withdrawn:
             return False
-        return bool(digest and self.up) and all(engine_name(adapter, str(digest)) in engine.ready for engine in self.up)
+        return bool(digest and self.up) and all(
+            engine_name(adapter, str(digest)) in engine.ready for engine in self.up
+        )

@@ -1,1 +1,3 @@
-"""The object store: immutable releases, one mutable document a channel, an append-only audit log."""
+"""The object store: immutable releases, one mutable document a channel, an append-only audit
+log.
+"""

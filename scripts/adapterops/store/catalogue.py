@@ -1,4 +1,6 @@
-"""What is released and served, since when, by whom, from which pull request; and what of it nobody needs any more."""
+"""What is released and served, since when, by whom, from which pull request; and what of it nobody
+needs any more.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def adapter_names(store: ObjectStore) -> list[str]:
 
 
 def served(store: ObjectStore, name: str) -> dict[str, Any]:
-    """One adapter's present state: its channel, since when its stable version is stable, and where that came from."""
+    """One adapter's present state: its channel, since when its stable version is stable, and where
+    that came from.
+    """
     found = read_channel(store, name)
     if found is None:
         return {"adapter": name, "channel": None, "since": None, "source": None}
@@ -49,30 +53,47 @@ def served(store: ObjectStore, name: str) -> dict[str, Any]:
     for entry in history(store, name):
         since = since if since and since.stable == entry.stable else entry
     manifest = find_release(store, name, channel.stable) if channel.stable else None
-    return {"adapter": name, "channel": channel, "since": since or channel, "source": manifest and manifest["source"]}
+    return {
+        "adapter": name,
+        "channel": channel,
+        "since": since or channel,
+        "source": manifest and manifest["source"],
+    }
 
 
 def garbage(
-    store: ObjectStore, name: str | None = None, *, generations: int, min_age_days: float, now: datetime.datetime | None = None
+    store: ObjectStore,
+    name: str | None = None,
+    *,
+    generations: int,
+    min_age_days: float,
+    now: datetime.datetime | None = None,
 ) -> list[Garbage]:
-    """Versions that no channel and none of its last generations names, and uploads that never became a release.
+    """Versions that no channel and none of its last generations names, and uploads that never
+    became a release.
 
     Args:
         store: where.
         name: of the only adapter to look at; None looks at all.
         generations: how many of the audit log's last entries of each adapter keep what they name.
-        min_age_days: nothing with an object younger than this is garbage: it may be about to be deployed.
+        min_age_days: nothing with an object younger than this is garbage: it may be about to be
+            deployed.
         now: for tests.
 
     Raises:
-        InfrastructureError: the store, or a damaged channel or audit entry: then nothing is known to be garbage.
+        InfrastructureError: the store, or a damaged channel or audit entry: then nothing is known
+            to be garbage.
     """
     limit = (now or datetime.datetime.now(datetime.UTC)) - datetime.timedelta(days=min_age_days)
     objects: dict[tuple[str, str], list[tuple[str, datetime.datetime]]] = {}
     for key, written in store.entries(f"adapters/{name}/" if name else "adapters/"):
         if match := _OBJECT.fullmatch(key):
             objects.setdefault((match[1], match[2]), []).append((key, written))
-    kept = {(owner, digest) for owner in {owner for owner, _ in objects} for digest in _named(store, owner, generations)}
+    kept = {
+        (owner, digest)
+        for owner in {owner for owner, _ in objects}
+        for digest in _named(store, owner, generations)
+    }
     found = []
     for (owner, digest), entries in sorted(objects.items()):
         if (owner, digest) in kept or any(written > limit for _, written in entries):
@@ -80,7 +101,12 @@ def garbage(
         keys = sorted((key for key, _ in entries), key=lambda key: not key.endswith(f"/{MANIFEST}"))
         whole = keys[0].endswith(f"/{MANIFEST}")
         found.append(
-            Garbage(owner, digest, tuple(keys), "named by no generation that is kept" if whole else "an upload without a manifest")
+            Garbage(
+                owner,
+                digest,
+                tuple(keys),
+                "named by no generation that is kept" if whole else "an upload without a manifest",
+            )
         )
     return found
 
@@ -89,10 +115,14 @@ def _named(store: ObjectStore, name: str, generations: int) -> set[str]:
     """Digests that the channel or its last generations name."""
     found = read_channel(store, name)
     entries = [*last_generations(store, name, generations), *([found[0]] if found else [])]
-    return {digest for entry in entries for digest in (*entry.versions, entry.rolled_back) if digest}
+    return {
+        digest for entry in entries for digest in (*entry.versions, entry.rolled_back) if digest
+    }
 
 
 def remove(store: ObjectStore, item: Garbage) -> None:
-    """Delete a version's objects, the manifest first: what is left of an interrupted removal is no release, and garbage next time."""
+    """Delete a version's objects, the manifest first: what is left of an interrupted removal is no
+    release, and garbage next time.
+    """
     for key in item.keys:
         store.delete(key)

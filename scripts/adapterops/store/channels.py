@@ -1,4 +1,6 @@
-"""Channels: one small document an adapter says what should be served; it changes by compare-and-swap alone."""
+"""Channels: one small document an adapter says what should be served; it changes by
+compare-and-swap alone.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,11 @@ class Channel:
     @property
     def versions(self) -> tuple[str, ...]:
         """Digests that a serving host holds ready, the stable one first."""
-        return tuple(dict.fromkeys(version for version in (self.stable, self.canary, self.previous) if version))
+        return tuple(
+            dict.fromkeys(
+                version for version in (self.stable, self.canary, self.previous) if version
+            )
+        )
 
 
 def start_canary(channel: Channel, digest: str, weight: int) -> Channel:
@@ -62,7 +68,8 @@ def start_canary(channel: Channel, digest: str, weight: int) -> Channel:
     """
     if channel.canary not in (None, digest):
         raise RejectedError(
-            f"{channel.adapter}: canary {str(channel.canary)[:12]} is under way. Wait for its end, or abort it with --abort."
+            f"{channel.adapter}: canary {str(channel.canary)[:12]} is under way. Wait for its end,"
+            " or abort it with --abort."
         )
     return replace(channel, canary=digest, weight=weight)
 
@@ -70,7 +77,9 @@ def start_canary(channel: Channel, digest: str, weight: int) -> Channel:
 def promote(channel: Channel, digest: str) -> Channel:
     """Make a version the stable one; the former one is kept as `previous`."""
     previous = channel.previous if channel.stable == digest else channel.stable
-    return replace(channel, stable=digest, previous=previous, canary=None, weight=0, rolled_back=None)
+    return replace(
+        channel, stable=digest, previous=previous, canary=None, weight=0, rolled_back=None
+    )
 
 
 def abort_canary(channel: Channel) -> Channel:
@@ -79,23 +88,31 @@ def abort_canary(channel: Channel) -> Channel:
 
 
 def without(channel: Channel, withdrawn: Collection[str]) -> Channel:
-    """The channel without versions that are withdrawn: a trial ends, and the previous version takes the stable one's place.
+    """The channel without versions that are withdrawn: a trial ends, and the previous version takes
+    the stable one's place.
 
-    Where there is no previous version the withdrawn one stays the stable one by name, and nothing is served.
+    Where there is no previous version the withdrawn one stays the stable one by name, and nothing
+    is served.
     """
     previous = None if channel.previous in withdrawn else channel.previous
     canary = None if channel.canary in withdrawn else channel.canary
-    left = replace(channel, previous=previous, canary=canary, weight=channel.weight if canary else 0)
+    left = replace(
+        channel, previous=previous, canary=canary, weight=channel.weight if canary else 0
+    )
     if previous and channel.stable in withdrawn:
         return replace(left, stable=previous, previous=None, rolled_back=channel.stable)
     return left
 
 
-def roll_back(store: ObjectStore, name: str, *, actor: str | None = None, withdrawn: Collection[str] = ()) -> Channel:
-    """Serve the previous version again; the version that is left is noted in `rolled_back`, and no rollback leads back to it.
+def roll_back(
+    store: ObjectStore, name: str, *, actor: str | None = None, withdrawn: Collection[str] = ()
+) -> Channel:
+    """Serve the previous version again; the version that is left is noted in `rolled_back`, and no
+    rollback leads back to it.
 
-    What is rolled back to what is decided once, at the first look: a rollback that somebody else did meanwhile, or that is asked
-    for again (a repeated command, a CI job run anew, another canary that failed in between), is done already.
+    What is rolled back to what is decided once, at the first look: a rollback that somebody else
+    did meanwhile, or that is asked for again (a repeated command, a CI job run anew, another canary
+    that failed in between), is done already.
 
     Args:
         store: where the channel lies.
@@ -107,31 +124,46 @@ def roll_back(store: ObjectStore, name: str, *, actor: str | None = None, withdr
         The channel, as it is where there was nothing left to do.
 
     Raises:
-        RejectedError: there is no previous version, it is withdrawn, or another version became stable meanwhile.
+        RejectedError: there is no previous version, it is withdrawn, or another version became
+            stable meanwhile.
         InfrastructureError: as `change_channel`.
     """
     found = read_channel(store, name)
     if found and found[0].rolled_back and found[0].canary is None:
         return found[0]
-    if found is None or found[0].stable is None or (found[0].previous is None and found[0].rolled_back is None):
+    if (
+        found is None
+        or found[0].stable is None
+        or (found[0].previous is None and found[0].rolled_back is None)
+    ):
         raise RejectedError(f"{name}: there is no previous version to roll back to.")
     left, target = found[0].stable, found[0].previous
     if target in withdrawn:
-        raise RejectedError(f"{name}: the previous version {str(target)[:12]} is withdrawn. Deploy another one with --version.")
+        raise RejectedError(
+            f"{name}: the previous version {str(target)[:12]} is withdrawn. Deploy another one with"
+            " --version."
+        )
     if target is None:
-        return change_channel(store, name, abort_canary, reason="rollback: the canary ends", actor=actor)
+        return change_channel(
+            store, name, abort_canary, reason="rollback: the canary ends", actor=actor
+        )
 
     def change(channel: Channel) -> Channel:
         if channel.stable == target:
             return channel
         if channel.stable != left:
             raise RejectedError(
-                f"{name}: not rolled back from {left[:12]} to {target[:12]}, for {str(channel.stable)[:12]} became stable meanwhile "
-                f"(generation {channel.generation}, by {channel.updated_by}: {channel.reason})."
+                f"{name}: not rolled back from {left[:12]} to {target[:12]}, for"
+                f" {str(channel.stable)[:12]} became stable meanwhile (generation"
+                f" {channel.generation}, by {channel.updated_by}: {channel.reason})."
             )
-        return replace(channel, stable=target, previous=None, canary=None, weight=0, rolled_back=left)
+        return replace(
+            channel, stable=target, previous=None, canary=None, weight=0, rolled_back=left
+        )
 
-    return change_channel(store, name, change, reason=f"rollback from {left[:12]} to {target[:12]}", actor=actor)
+    return change_channel(
+        store, name, change, reason=f"rollback from {left[:12]} to {target[:12]}", actor=actor
+    )
 
 
 def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
@@ -145,7 +177,9 @@ def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
         return None
     channel, problem = _parse_channel(fetched.content, name)
     if channel is None:
-        raise InfrastructureError(f"s3://{store.bucket}/channels/{name}.json is not a valid channel: {problem}")
+        raise InfrastructureError(
+            f"s3://{store.bucket}/channels/{name}.json is not a valid channel: {problem}"
+        )
     return channel, fetched.etag
 
 
@@ -161,7 +195,9 @@ def channel_from(document: dict[str, Any]) -> Channel:
     """A channel from its (valid) document."""
     values = {field.name: document[field.name] for field in dataclasses.fields(Channel)}
     # JSON has no whole numbers: to a schema 1.0 is one.
-    return Channel(**{**values, "generation": int(values["generation"]), "weight": int(values["weight"])})
+    return Channel(
+        **{**values, "generation": int(values["generation"]), "weight": int(values["weight"])}
+    )
 
 
 def channel_document(channel: Channel) -> dict[str, Any]:
@@ -185,8 +221,9 @@ def change_channel(
 ) -> Channel:
     """Read, change, compare-and-swap; after a lost race read and change again.
 
-    A change that alters nothing writes nothing. Each generation gets an audit entry; one that a process left unwritten when it
-    died is written by the next change. Where the channel was deleted, generations go on after the last one in the audit log.
+    A change that alters nothing writes nothing. Each generation gets an audit entry; one that a
+    process left unwritten when it died is written by the next change. Where the channel was
+    deleted, generations go on after the last one in the audit log.
 
     Args:
         store: where the channel lies.
@@ -194,7 +231,8 @@ def change_channel(
         change: from the present channel (empty at first) to the wanted one; may raise to give up.
         reason: why, for the audit log.
         actor: who; None takes the GitHub actor or the user.
-        above: a generation that hosts have seen, of a bucket that was restored since: the new one is higher.
+        above: a generation that hosts have seen, of a bucket that was restored since: the new one
+            is higher.
 
     Raises:
         UsageError: the wanted channel breaks its schema; nothing is written.
@@ -203,7 +241,11 @@ def change_channel(
     """
     for _ in range(_ATTEMPTS):
         found = read_channel(store, name)
-        present, etag = found if found else (Channel(name, generation=max(_audit_keys(store, name), default=0)), None)
+        present, etag = (
+            found
+            if found
+            else (Channel(name, generation=max(_audit_keys(store, name), default=0)), None)
+        )
         wanted = change(present)
         if wanted == present and present.generation > above:
             return present
@@ -226,11 +268,18 @@ def change_channel(
                 continue
         _audit(store, new)
         return new
-    raise InfrastructureError(f"channel {name}: lost the race for the write {_ATTEMPTS} times. Is another deployment running?")
+    raise InfrastructureError(
+        f"channel {name}: lost the race for the write {_ATTEMPTS} times. Is another deployment"
+        " running?"
+    )
 
 
-def history(store: ObjectStore, name: str, on_damaged: Callable[[str, str], object] | None = None) -> Iterator[Channel]:
-    """Every generation, the oldest first; a damaged entry is left out, and `on_damaged` told its key and what is wrong."""
+def history(
+    store: ObjectStore, name: str, on_damaged: Callable[[str, str], object] | None = None
+) -> Iterator[Channel]:
+    """Every generation, the oldest first; a damaged entry is left out, and `on_damaged` told its
+    key and what is wrong.
+    """
     for key in _audit_keys(store, name).values():
         if fetched := store.get(key, _CHANNEL_BYTES):
             channel, problem = _parse_channel(fetched.content, name)
@@ -252,15 +301,17 @@ def last_generations(store: ObjectStore, name: str, count: int) -> list[Channel]
             channel, problem = _parse_channel(fetched.content, name)
             if channel is None:
                 raise InfrastructureError(
-                    f"s3://{store.bucket}/{key} is not a valid audit entry, so that nobody knows what it names: {problem.rstrip('.')}. "
-                    "Bring the object's former version back."
+                    f"s3://{store.bucket}/{key} is not a valid audit entry, so that nobody knows"
+                    f" what it names: {problem.rstrip('.')}. Bring the object's former version"
+                    " back."
                 )
             entries.append(channel)
     return entries
 
 
 def _audit(store: ObjectStore, channel: Channel) -> None:
-    # The channel document carries who, when and why, so that its entry can be written by anyone, and is the same each time.
+    # The channel document carries who, when and why, so that its entry can be written by anyone,
+    # and is the same each time.
     store.put_new(_audit_key(channel), _content(channel), "application/json")
 
 
@@ -271,11 +322,18 @@ def _audit_key(channel: Channel) -> str:
 def _audit_keys(store: ObjectStore, name: str) -> dict[int, str]:
     """Keys of the audit log by generation, the oldest first."""
     entry = re.compile(rf"audit/{re.escape(name)}/([0-9]+)\.json")
-    return dict(sorted((int(match.group(1)), key) for key in store.keys(f"audit/{name}/") if (match := entry.fullmatch(key))))
+    return dict(
+        sorted(
+            (int(match.group(1)), key)
+            for key in store.keys(f"audit/{name}/")
+            if (match := entry.fullmatch(key))
+        )
+    )
 
 
 def _happened(store: ObjectStore, channel: Channel) -> bool:
-    """Whether a write that lost did happen: a PUT that is repeated after its answer got lost loses against itself.
+    """Whether a write that lost did happen: a PUT that is repeated after its answer got lost loses
+    against itself.
 
     Who wrote since then has first put what was there into the audit log.
     """

@@ -1,4 +1,5 @@
-"""The one way in which bytes from the store become files here: in a given directory, by a plain name, through no link.
+"""The one way in which bytes from the store become files here: in a given directory, by a plain
+name, through no link.
 
 Whatever a document of the store says, nothing else is written.
 """
@@ -20,19 +21,24 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}")
 
 @contextlib.contextmanager
 def incoming(directory: Path, name: str) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes `directory/name` when the block ends well, and vanishes when it does not.
+    """Yield a file that becomes `directory/name` when the block ends well, and vanishes when it
+    does not.
 
     A file or link of that name is replaced, not followed.
 
     Raises:
-        InfrastructureError: `name` is no plain name, `directory` is a link or none, or it cannot be written.
+        InfrastructureError: `name` is no plain name, `directory` is a link or none, or it cannot be
+            written.
     """
     handle = _open(directory, _checked(name))
     scratch = f".{name}.{uuid.uuid4().hex[:12]}"
     try:
         with writing(directory / name):
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=handle)
-        # Unbuffered, so that a full disk shows in write() and closing has nothing left to fail with.
+            descriptor = os.open(
+                scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=handle
+            )
+        # Unbuffered, so that a full disk shows in write() and closing has nothing left to fail
+        # with.
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             yield file
             with writing(directory / name):
@@ -48,7 +54,8 @@ def incoming(directory: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def inner(directory: Path, name: str) -> Path:
-    """The directory `directory/name`, made if it is not there; one that is a link is refused when it is written to.
+    """The directory `directory/name`, made if it is not there; one that is a link is refused when
+    it is written to.
 
     Raises:
         InfrastructureError: as `incoming`.
@@ -72,12 +79,18 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InfrastructureError(f"{path} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
+        raise InfrastructureError(
+            f"{path} cannot be written: {error.strerror or error}. Check free space and"
+            " permissions."
+        ) from None
 
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise InfrastructureError(f"a document of the store names the file {name!r}, which is no plain name. Nothing is written.")
+        raise InfrastructureError(
+            f"a document of the store names the file {name!r}, which is no plain name. Nothing is"
+            " written."
+        )
     return name
 
 

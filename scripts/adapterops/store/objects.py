@@ -1,6 +1,7 @@
 """S3 through boto3: conditional writes, verified reads, errors in one sentence.
 
-Endpoint, region and credentials are boto3's own business (environment, profile, role), so any S3 implementation will do.
+Endpoint, region and credentials are boto3's own business (environment, profile, role), so any S3
+implementation will do.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ _LOST = ("PreconditionFailed", "NoSuchKey", "404")
 # A concurrent conditional write to the same key; S3 asks to try again.
 _TRY_AGAIN = "ConditionalRequestConflict"
 _ATTEMPTS = 6
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; an access point's ARN may stand for a bucket.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; an access point's
+# ARN may stand for a bucket.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:[^/]+[/:].+")
-# A server that takes connections and never answers ends a call after about a minute: three attempts of 20 s, and pauses of 3 s.
+# A server that takes connections and never answers ends a call after about a minute: three attempts
+# of 20 s, and pauses of 3 s.
 _TIMEOUT_S = 20.0
 _TRIES = 3
 _SLOWEST_BYTES_PER_S = 256 * 1024
@@ -97,21 +100,28 @@ class ObjectStore:
     def __init__(self, bucket: str, timeout_s: float = _TIMEOUT_S) -> None:
         if not _BUCKET.fullmatch(bucket):
             raise UsageError(
-                f"S3 bucket {bucket!r}: expected 3 to 63 lower-case letters, digits, dashes and dots, with a letter or digit at both ends "
-                "and no s3:// before it. Mend --bucket or ADAPTER_BUCKET."
+                f"S3 bucket {bucket!r}: expected 3 to 63 lower-case letters, digits, dashes and"
+                " dots, with a letter or digit at both ends and no s3:// before it. Mend --bucket"
+                " or ADAPTER_BUCKET."
             )
         self.bucket = bucket
         self._timeout_s = timeout_s
         # "standard" retries connection errors, 5xx and SlowDown with backoff and leaves 412 alone.
         config = Config(
-            connect_timeout=min(5.0, timeout_s), read_timeout=timeout_s, retries={"mode": "standard", "total_max_attempts": _TRIES}
+            connect_timeout=min(5.0, timeout_s),
+            read_timeout=timeout_s,
+            retries={"mode": "standard", "total_max_attempts": _TRIES},
         )
         try:
             self._s3 = boto3.client("s3", config=config)
         except (BotoCoreError, ValueError) as error:
-            raise UsageError(f"S3 cannot be used: {error}. Check the AWS settings in the environment.") from None
+            raise UsageError(
+                f"S3 cannot be used: {error}. Check the AWS settings in the environment."
+            ) from None
 
-    def put_new(self, key: str, content: bytes | Path, content_type: str = "application/octet-stream") -> None:
+    def put_new(
+        self, key: str, content: bytes | Path, content_type: str = "application/octet-stream"
+    ) -> None:
         """Create an immutable object in a single PUT whose SHA-256 the server verifies.
 
         An object with the very same bytes that is there already is success.
@@ -124,10 +134,14 @@ class ObjectStore:
             self._put(key, body, content_type, IfNoneMatch="*")
         except ConflictError:
             if not self._holds(key, body):
-                raise RejectedError(f"s3://{self.bucket}/{key} exists with other content. Releases are never overwritten.") from None
+                raise RejectedError(
+                    f"s3://{self.bucket}/{key} exists with other content. Releases are never"
+                    " overwritten."
+                ) from None
 
     def put_known(self, key: str, content: bytes | Path) -> bool:
-        """Write the only bytes that may lie under a key, for their digest is part of it: others there are damage, and are replaced.
+        """Write the only bytes that may lie under a key, for their digest is part of it: others
+        there are damage, and are replaced.
 
         Returns:
             Whether anything was written.
@@ -137,7 +151,9 @@ class ObjectStore:
         if etag and self._holds(key, body):
             return False
         if etag:
-            with contextlib.suppress(ConflictError):  # somebody else wrote since, hopefully the same bytes
+            with contextlib.suppress(
+                ConflictError
+            ):  # somebody else wrote since, hopefully the same bytes
                 self._put(key, body, "application/octet-stream", IfMatch=etag)
                 return True
         self.put_new(key, body)
@@ -147,7 +163,16 @@ class ObjectStore:
         checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
         # S3 checks the value in any case; ministack does when the algorithm is named beside it.
         named = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": checksum}
-        self._call(lambda: self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, **named, **condition))
+        self._call(
+            lambda: self._s3.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=body,
+                ContentType=content_type,
+                **named,
+                **condition,
+            )
+        )
 
     def get(self, key: str, max_bytes: int = _DOCUMENT_BYTES) -> Fetched | None:
         """An object that fits into memory, or None if there is none.
@@ -161,8 +186,9 @@ class ObjectStore:
             with contextlib.closing(answer["Body"]):
                 if (size := answer["ContentLength"]) > max_bytes:
                     raise DamagedError(
-                        f"s3://{self.bucket}/{key} has {size} bytes, and at most {max_bytes} are read of such an object. Somebody wrote "
-                        "something else there. Bring its former version back."
+                        f"s3://{self.bucket}/{key} has {size} bytes, and at most {max_bytes} are"
+                        " read of such an object. Somebody wrote something else there. Bring its"
+                        " former version back."
                     )
                 return Fetched(b"".join(self._chunks(answer)), answer["ETag"])
 
@@ -172,7 +198,8 @@ class ObjectStore:
             return None
 
     def download(self, key: str, directory: Path, name: str, *, sha256: str, size: int) -> None:
-        """Write an object to `directory/name`, if it has this size and SHA-256; else there is no such file.
+        """Write an object to `directory/name`, if it has this size and SHA-256; else there is no
+        such file.
 
         Args:
             key: of the object.
@@ -196,21 +223,27 @@ class ObjectStore:
                         with writing(directory / name):
                             _write_all(file, chunk)
                 if length != size or digest.hexdigest() != sha256:
-                    found = f"{length} bytes" + (f" with SHA-256 {digest.hexdigest()}" if length == size else "")
+                    found = f"{length} bytes" + (
+                        f" with SHA-256 {digest.hexdigest()}" if length == size else ""
+                    )
                     raise DamagedError(
-                        f"s3://{self.bucket}/{key}: got {found}, expected {size} bytes with SHA-256 {sha256}. "
-                        "The object was damaged or replaced; it is not used."
+                        f"s3://{self.bucket}/{key}: got {found}, expected {size} bytes with SHA-256"
+                        f" {sha256}. The object was damaged or replaced; it is not used."
                     )
 
         try:
             self._call(fetch)
         except ConflictError:
-            raise DamagedError(f"s3://{self.bucket}/{key} is missing, though its manifest names it.") from None
+            raise DamagedError(
+                f"s3://{self.bucket}/{key} is missing, though its manifest names it."
+            ) from None
 
     def _etag(self, key: str) -> str | None:
         """An object's entity tag, or None if there is none; nothing of it is read."""
         try:
-            return str(self._call(lambda: self._s3.head_object(Bucket=self.bucket, Key=key))["ETag"])
+            return str(
+                self._call(lambda: self._s3.head_object(Bucket=self.bucket, Key=key))["ETag"]
+            )
         except ConflictError:
             return None
 
@@ -233,12 +266,18 @@ class ObjectStore:
             return False
 
     def swap(self, key: str, content: bytes, etag: str | None) -> None:
-        """Replace an object if it still has `etag`, or create it if `etag` is None and it does not exist.
+        """Replace an object if it still has `etag`, or create it if `etag` is None and it does not
+        exist.
 
         Raises:
             ConflictError: somebody else wrote in between.
         """
-        self._put(key, content, "application/json", **({"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}))
+        self._put(
+            key,
+            content,
+            "application/json",
+            **({"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}),
+        )
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key with the prefix, page by page; errors as `entries`."""
@@ -258,13 +297,17 @@ class ObjectStore:
         token: dict[str, str] = {}
         listed = 0
         while True:
-            page = self._call(functools.partial(self._s3.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **token))
+            page = self._call(
+                functools.partial(
+                    self._s3.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **token
+                )
+            )
             found = page.get("Contents", [])
             listed += len(found)
             if listed > _LISTED:
                 raise InfrastructureError(
-                    f"s3://{self.bucket}/{prefix} has more than {_LISTED} objects. Somebody fills it: find out who, and remove what is "
-                    "not the project's."
+                    f"s3://{self.bucket}/{prefix} has more than {_LISTED} objects. Somebody fills"
+                    " it: find out who, and remove what is not the project's."
                 )
             yield from ((item["Key"], item["LastModified"]) for item in found)
             if not page.get("IsTruncated"):
@@ -272,7 +315,9 @@ class ObjectStore:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _chunks(self, answer: dict[str, Any]) -> Iterator[bytes]:
-        """An object's bytes, as the store has them; what comes slower than the slowest network that is worth waiting for is given up."""
+        """An object's bytes, as the store has them; what comes slower than the slowest network that
+        is worth waiting for is given up.
+        """
         limit = _TRIES * self._timeout_s + answer["ContentLength"] / _SLOWEST_BYTES_PER_S
         started, missing, digest = time.monotonic(), answer["ContentLength"], hashlib.sha256()
         # read1() returns what has come, so that the clock is looked at however slowly it trickles.
@@ -283,9 +328,14 @@ class ObjectStore:
             digest.update(chunk)
             yield chunk
             if time.monotonic() - started > limit:
-                raise OSError(f"an object of {answer['ContentLength']} bytes did not arrive within {limit:.0f} s")
+                raise OSError(
+                    f"an object of {answer['ContentLength']} bytes did not arrive within"
+                    f" {limit:.0f} s"
+                )
         if missing:
-            raise OSError(f"an object of {answer['ContentLength']} bytes ended {missing} bytes early")
+            raise OSError(
+                f"an object of {answer['ContentLength']} bytes ended {missing} bytes early"
+            )
         # The checksum that it was put with; what came by another way has none.
         expected = answer.get("ChecksumSHA256")
         if expected and expected != base64.b64encode(digest.digest()).decode():
@@ -300,38 +350,60 @@ class ObjectStore:
                 if code in _LOST:
                     raise ConflictError(code) from None
                 if code == _TRY_AGAIN and attempt + 1 < _ATTEMPTS:
-                    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311  # jitter, not a secret
+                    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # jitter, not a secret  # noqa: S311
                     continue
                 raise InfrastructureError(self._explain(code, error)) from None
             except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
                 raise InfrastructureError(
-                    f"{self._where()}: {error}. Give credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role."
+                    f"{self._where()}: {error}. Give credentials: AWS_ACCESS_KEY_ID and"
+                    " AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role."
                 ) from None
             except ParamValidationError as error:
                 raise UsageError(f"{self._where()}: {error}") from None
             except (BotoCoreError, HTTPError, OSError) as error:
-                raise InfrastructureError(f"{self._where()}: {error}. Check the network and the endpoint.") from None
+                raise InfrastructureError(
+                    f"{self._where()}: {error}. Check the network and the endpoint."
+                ) from None
         raise InfrastructureError(f"{self._where()}: still contended after {_ATTEMPTS} attempts.")
 
     def _explain(self, code: str, error: ClientError) -> str:
         operation = error.operation_name
         match code:
             case "NoSuchBucket":
-                return f"{self._where()}: the bucket does not exist. Create it, or mend ADAPTER_BUCKET."
-            case "AccessDenied" | "403" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken":
-                return f"{self._where()}: {operation} was denied ({code}). Check the role and its policy for this prefix."
+                return (
+                    f"{self._where()}: the bucket does not exist. Create it, or mend"
+                    " ADAPTER_BUCKET."
+                )
+            case (
+                "AccessDenied"
+                | "403"
+                | "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "ExpiredToken"
+            ):
+                return (
+                    f"{self._where()}: {operation} was denied ({code}). Check the role and its"
+                    " policy for this prefix."
+                )
             case _:
-                return f"{self._where()}: {operation} failed ({code}): {error.response.get('Error', {}).get('Message', '')}"
+                return (
+                    f"{self._where()}: {operation} failed ({code}):"
+                    f" {error.response.get('Error', {}).get('Message', '')}"
+                )
 
     def _where(self) -> str:
         return f"S3 bucket {self.bucket} at {self._s3.meta.endpoint_url}"
 
 
 def parse(content: bytes, schema: str) -> tuple[Any, list[str]]:
-    """A document, and what is wrong with it: that it is not JSON, or each way in which it is not what its schema says."""
+    """A document, and what is wrong with it: that it is not JSON, or each way in which it is not
+    what its schema says.
+    """
     try:
         document = json.loads(content)
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair can be read, and neither shown nor written again
+        json.dumps(
+            document, ensure_ascii=False
+        ).encode()  # half of a surrogate pair can be read, and neither shown nor written again
         return document, [str(problem) for problem in schema_problems(document, schema)]
     except (ValueError, RecursionError) as error:  # the latter: brackets nested a thousand deep
         return None, [f"it is not JSON ({error})"]

@@ -39,7 +39,8 @@ class Release:
         digest: of the release.
         manifest: `configs/schemas/release_manifest.json`.
         new: whether it was not there before.
-        mended: what a release that was there before lacked, or had damaged, and now has: files, `signature`.
+        mended: what a release that was there before lacked, or had damaged, and now has: files,
+            `signature`.
     """
 
     name: str
@@ -53,7 +54,11 @@ class Release:
         """What publishing it did, for people."""
         if self.new:
             return "published"
-        return f"already published, now with {', '.join(self.mended)}" if self.mended else "already published, nothing to do"
+        return (
+            f"already published, now with {', '.join(self.mended)}"
+            if self.mended
+            else "already published, nothing to do"
+        )
 
     @property
     def uri(self) -> str:
@@ -69,7 +74,10 @@ def adapter_digest(directory: Path) -> str:
     """
     missing = [name for name in adapter_files if not (directory / name).is_file()]
     if missing:
-        raise UsageError(f"{directory} is not an adapter directory: {', '.join(missing)} missing. Train it with train_qlora.py.")
+        raise UsageError(
+            f"{directory} is not an adapter directory: {', '.join(missing)} missing. Train it with"
+            " train_qlora.py."
+        )
     return sha256_json({name: sha256_file(directory / name) for name in adapter_files})
 
 
@@ -83,10 +91,12 @@ def publish(
     source: dict[str, Any],
     signer: Signer | None = None,
 ) -> Release:
-    """Publish an adapter that passed its gates; the manifest is written last, and a release exists when its manifest does.
+    """Publish an adapter that passed its gates; the manifest is written last, and a release exists
+    when its manifest does.
 
-    A release that is there already is completed: files that are missing or damaged are written, for its digest says which bytes are
-    right, and its manifest is signed if there is a signer and no signature. The manifest itself never changes.
+    A release that is there already is completed: files that are missing or damaged are written, for
+    its digest says which bytes are right, and its manifest is signed if there is a signer and no
+    signature. The manifest itself never changes.
 
     Args:
         store: where to.
@@ -95,20 +105,26 @@ def publish(
         gate_report: the verdict on this very adapter.
         train_manifest: how it was trained.
         source: `commit`, `pr` and `actor`, each may be None.
-        signer: who signs; None publishes unsigned, which hosts that ask for a signature do not load.
+        signer: who signs; None publishes unsigned, which hosts that ask for a signature do not
+            load.
 
     Returns:
-        The release; `new` is False if it was there already, and then its manifest is the one of the first time.
+        The release; `new` is False if it was there already, and then its manifest is the one of the
+        first time.
 
     Raises:
-        RejectedError: the version is withdrawn, the verdict is not PASS, verdict or train manifest is on another adapter, the weights are
-            not safetensors, or what would be signed is not what this run would publish.
+        RejectedError: the version is withdrawn, the verdict is not PASS, verdict or train manifest
+            is on another adapter, the weights are not safetensors, or what would be signed is not
+            what this run would publish.
         UsageError: a bad name, directory or key.
         InfrastructureError: the store, or a damaged manifest in it.
     """
     prefix = _prefix(name, digest := adapter_digest(directory))
     if gate_report["verdict"] != "PASS":
-        raise RejectedError(f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']} Nothing is published.")
+        raise RejectedError(
+            f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']}"
+            " Nothing is published."
+        )
     _check_verdict(name, gate_report)
     _check_provenance(name, digest, directory, gate_report, train_manifest)
     check_weights(directory)
@@ -117,14 +133,23 @@ def publish(
         "adapter": name,
         "digest": digest,
         "files": [
-            {"name": file, "size": (directory / file).stat().st_size, "sha256": sha256_file(directory / file)} for file in adapter_files
+            {
+                "name": file,
+                "size": (directory / file).stat().st_size,
+                "sha256": sha256_file(directory / file),
+            }
+            for file in adapter_files
         ],
-        "base_model": {key: train_manifest["base_model"][key] for key in ("name", "source_id", "revision")},
+        "base_model": {
+            key: train_manifest["base_model"][key] for key in ("name", "source_id", "revision")
+        },
         "rank": train_manifest["adapter"]["rank"],
         "training_key": train_manifest["training_key"],
         "gate_key": gate_report["gate_key"],
         "verdict": gate_report["verdict"],
-        "metrics": {gate["metric"]: gate["value"] for gate in gate_report["gates"] if not gate.get("slice")},
+        "metrics": {
+            gate["metric"]: gate["value"] for gate in gate_report["gates"] if not gate.get("slice")
+        },
         "lost": _lost(gate_report),
         "probes": gate_report["probes"],
         "trained_at": train_manifest["finished_at"],
@@ -137,11 +162,17 @@ def publish(
     content = _manifest_content(manifest)
     refuse_withdrawn(store, name, digest)
     existing = _find_release_to_complete(store, name, digest)
-    mended = [file for file in adapter_files if store.put_known(f"{prefix}/{file}", directory / file)]
+    mended = [
+        file for file in adapter_files if store.put_known(f"{prefix}/{file}", directory / file)
+    ]
     if existing:
         return _complete(store, existing, manifest, directory, signer, mended)
     if signer:
-        store.put_new(f"{prefix}/{_signature_key(content)}", _sign(signer, directory, content), "application/json")
+        store.put_new(
+            f"{prefix}/{_signature_key(content)}",
+            _sign(signer, directory, content),
+            "application/json",
+        )
     try:
         store.put_new(f"{prefix}/{MANIFEST}", content, "application/json")
     except RejectedError:
@@ -156,29 +187,40 @@ def _find_release_to_complete(store: ObjectStore, name: str, digest: str) -> dic
     manifest, problem = _read_manifest(store, name, digest)
     if problem:
         raise InfrastructureError(
-            f"{problem.rstrip('.')}. No publication overwrites it: bring the object's former version back, "
-            "or remove it (`aws s3 rm`) and publish again; then this is the latest release."
+            f"{problem.rstrip('.')}. No publication overwrites it: bring the object's former"
+            " version back, or remove it (`aws s3 rm`) and publish again; then this is the latest"
+            " release."
         )
     return manifest
 
 
 def _complete(
-    store: ObjectStore, existing: dict[str, Any], manifest: dict[str, Any], directory: Path, signer: Signer | None, mended: list[str]
+    store: ObjectStore,
+    existing: dict[str, Any],
+    manifest: dict[str, Any],
+    directory: Path,
+    signer: Signer | None,
+    mended: list[str],
 ) -> Release:
     """Sign a release that is there without a signature, if there is a signer.
 
-    Its manifest is what anybody with write access to the store made of it: signed is only what this run itself would publish. When
-    and from where it was published first is taken from the store.
+    Its manifest is what anybody with write access to the store made of it: signed is only what this
+    run itself would publish. When and from where it was published first is taken from the store.
     """
     name, digest, content = existing["adapter"], existing["digest"], _manifest_content(existing)
     key = f"{_prefix(name, digest)}/{_signature_key(content)}"
     if signer and store.get(key) is None:
-        differs = [field for field in manifest if field not in ("published_at", "source") and existing[field] != manifest[field]]
+        differs = [
+            field
+            for field in manifest
+            if field not in ("published_at", "source") and existing[field] != manifest[field]
+        ]
         if differs:
             raise RejectedError(
-                f"{name} {digest[:12]} is published unsigned, with another {', '.join(differs)} than this run has. It is not signed. "
-                f"Publish from the run with gate key {existing['gate_key'][:12]}; if there is none, somebody changed the manifest "
-                f"(s3://{store.bucket}/{_prefix(name, digest)}/{MANIFEST})."
+                f"{name} {digest[:12]} is published unsigned, with another {', '.join(differs)}"
+                " than this run has. It is not signed. Publish from the run with gate key"
+                f" {existing['gate_key'][:12]}; if there is none, somebody changed the manifest"
+                f" (s3://{store.bucket}/{_prefix(name, digest)}/{MANIFEST})."
             )
         with contextlib.suppress(RejectedError):  # somebody signed it in this moment
             store.put_new(key, _sign(signer, directory, content), "application/json")
@@ -191,12 +233,16 @@ def _manifest_content(manifest: dict[str, Any]) -> bytes:
 
 
 def _signature_key(content: bytes) -> str:
-    """Named by the manifest that it signs: an upload that was killed leaves a signature of no manifest, and hinders nobody."""
+    """Named by the manifest that it signs: an upload that was killed leaves a signature of no
+    manifest, and hinders nobody.
+    """
     return f"signature-{hashlib.sha256(content).hexdigest()[:32]}.json"
 
 
 def _sign(signer: Signer, directory: Path, content: bytes) -> bytes:
-    """Sign what a reader will have: the adapter's files and the manifest, without whatever else lies in the directory."""
+    """Sign what a reader will have: the adapter's files and the manifest, without whatever else
+    lies in the directory.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         for file in adapter_files:
             shutil.copyfile(directory / file, Path(scratch) / file)
@@ -205,7 +251,8 @@ def _sign(signer: Signer, directory: Path, content: bytes) -> bytes:
 
 
 def check_weights(directory: Path) -> None:
-    """Refuse weights that are not safetensors, whatever their file is called: a pickle runs code when it is loaded.
+    """Refuse weights that are not safetensors, whatever their file is called: a pickle runs code
+    when it is loaded.
 
     Raises:
         RejectedError: so they are.
@@ -219,15 +266,27 @@ def check_weights(directory: Path) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as raw:
             start = raw.read(2)
-        kind = " It begins like a pickle or a zip of pickles, which can run code." if start in (b"PK", b"\x80\x02", b"\x80\x04") else ""
-        raise RejectedError(f"{path.name} is not safetensors ({error}).{kind} Nothing else is published or loaded.") from None
+        kind = (
+            " It begins like a pickle or a zip of pickles, which can run code."
+            if start in (b"PK", b"\x80\x02", b"\x80\x04")
+            else ""
+        )
+        raise RejectedError(
+            f"{path.name} is not safetensors ({error}).{kind} Nothing else is published or loaded."
+        ) from None
     if not names:
         raise RejectedError(f"{path.name} holds no tensors.")
 
 
 def _lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the adapter lost of what the base model could: the general metrics of both, with intervals."""
-    rows = (row for row in gate_report["comparisons"] if row["metric"] in GENERAL and row["against"] == "base" and row["n"])
+    """What the adapter lost of what the base model could: the general metrics of both, with
+    intervals.
+    """
+    rows = (
+        row
+        for row in gate_report["comparisons"]
+        if row["metric"] in GENERAL and row["against"] == "base" and row["n"]
+    )
     return [
         {
             "metric": row["metric"],
@@ -247,35 +306,62 @@ def _check_verdict(name: str, gate_report: dict[str, Any]) -> None:
     """A PASS rests on gates that were measured, and that do not contradict it."""
     gates = gate_report["gates"]
     judged = [*gates, *(row for row in gate_report["comparisons"] if row["verdict"])]
-    stops = [row for row in judged if row["verdict"] in ("FAIL", "ERROR") or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])]
+    stops = [
+        row
+        for row in judged
+        if row["verdict"] in ("FAIL", "ERROR")
+        or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])
+    ]
     unmeasured = [row for row in gates if row["value"] is None or not math.isfinite(row["value"])]
     if gates and not stops and not unmeasured:
         return
     what = ", ".join(f"{row['metric']} is {row['verdict']}" for row in stops)
-    what = what or ", ".join(f"{row['metric']} has no value" for row in unmeasured) or "no gate was asked"
-    raise RejectedError(f"{name}: the gate report says PASS although {what}. The gate does not write that: judge the evaluation again.")
+    what = (
+        what
+        or ", ".join(f"{row['metric']} has no value" for row in unmeasured)
+        or "no gate was asked"
+    )
+    raise RejectedError(
+        f"{name}: the gate report says PASS although {what}. The gate does not write that: judge"
+        " the evaluation again."
+    )
 
 
-def _check_provenance(name: str, digest: str, directory: Path, gate_report: dict[str, Any], train_manifest: dict[str, Any]) -> None:
+def _check_provenance(
+    name: str,
+    digest: str,
+    directory: Path,
+    gate_report: dict[str, Any],
+    train_manifest: dict[str, Any],
+) -> None:
     """Directory, verdict and train manifest must be of one adapter, as far as each of them says."""
     judged = gate_report["adapter"]
     if judged["digest"] != digest:
         raise RejectedError(
-            f"{name}: the gate report is on adapter {judged['digest'][:12]}, {directory} holds {digest[:12]}. Evaluate and gate this one."
+            f"{name}: the gate report is on adapter {judged['digest'][:12]}, {directory} holds"
+            f" {digest[:12]}. Evaluate and gate this one."
         )
-    # Without quality_gate.py --adapter a report names no adapter; the digest says which one it is on.
+    # Without quality_gate.py --adapter a report names no adapter; the digest says which one it is
+    # on.
     if judged.get("name") not in (None, name):
-        raise RejectedError(f"{name}: the gate report is on adapter {judged['name']}. Publish under that name, or gate it as {name}.")
+        raise RejectedError(
+            f"{name}: the gate report is on adapter {judged['name']}. Publish under that name, or"
+            f" gate it as {name}."
+        )
     for fact, trained, expected in (
         ("adapter", train_manifest["adapter"]["digest"], digest),
         ("training key", train_manifest["training_key"], judged.get("training_key")),
         ("base model", train_manifest["base_model"]["name"], judged.get("base_model")),
     ):
         if expected is not None and trained != expected:
-            short = [str(value)[:12] if _DIGEST.fullmatch(str(value)) else str(value) for value in (trained, expected)]
+            short = [
+                str(value)[:12] if _DIGEST.fullmatch(str(value)) else str(value)
+                for value in (trained, expected)
+            ]
             raise RejectedError(
-                f"{name}: the train manifest is of {fact} {short[0]}, the gate report of {short[1]}. "
-                "Use the train_manifest.json that train_qlora.py wrote beside this adapter, and evaluate and gate it again."
+                f"{name}: the train manifest is of {fact} {short[0]}, the gate report of"
+                f" {short[1]}. Use the train_manifest.json that train_qlora.py wrote beside this"
+                " adapter, and evaluate and gate it again."
             )
 
 
@@ -292,13 +378,18 @@ def find_release(store: ObjectStore, name: str, digest: str) -> dict[str, Any] |
 
 
 def _read_manifest(store: ObjectStore, name: str, digest: str) -> tuple[dict[str, Any] | None, str]:
-    """A release's manifest, None if there is none; and what is wrong with it, empty if nothing is."""
+    """A release's manifest, None if there is none; and what is wrong with it, empty if nothing
+    is.
+    """
     key = f"{_prefix(name, digest)}/{MANIFEST}"
     fetched = store.get(key)
     if fetched is None:
         return None, ""
     manifest, problem = _parse_manifest(fetched.content, name, digest)
-    return manifest, f"s3://{store.bucket}/{key} is not a valid release manifest: {problem}" if problem else ""
+    return (
+        manifest,
+        f"s3://{store.bucket}/{key} is not a valid release manifest: {problem}" if problem else "",
+    )
 
 
 def _parse_manifest(content: bytes, name: str, digest: str) -> tuple[dict[str, Any], str]:
@@ -313,7 +404,13 @@ def _parse_manifest(content: bytes, name: str, digest: str) -> tuple[dict[str, A
 
 
 def fetch_release(
-    store: ObjectStore, name: str, digest: str, root: Path, *, base_model: str, trust: Trust | None = None
+    store: ObjectStore,
+    name: str,
+    digest: str,
+    root: Path,
+    *,
+    base_model: str,
+    trust: Trust | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Bring a release to `<root>/<name>/sha256-<digest>`, whole and verified, or not at all.
 
@@ -329,8 +426,10 @@ def fetch_release(
         The directory and the release manifest.
 
     Raises:
-        RejectedError: not published, made for another base model, not signed by whom we trust, or not safetensors.
-        InfrastructureError: the store, bytes that are not those of the manifest, or a directory that cannot be written.
+        RejectedError: not published, made for another base model, not signed by whom we trust, or
+            not safetensors.
+        InfrastructureError: the store, bytes that are not those of the manifest, or a directory
+            that cannot be written.
     """
     target = root / name / f"sha256-{digest}"
     manifest = local_manifest(target, name, digest, signed=trust is not None)
@@ -338,53 +437,74 @@ def fetch_release(
         try:
             trust.verify(target, target / SIGNATURE)
         except RejectedError:
-            manifest = None  # damaged here, or signed with a key that is trusted no more: the store may have a better one
+            # damaged here, or signed with a key that is trusted no more: the store may have a
+            # better one
+            manifest = None
     if manifest is None:
         manifest = find_release(store, name, digest)
         if manifest is None:
-            raise RejectedError(f"{name}: version {digest[:12]} is not published in bucket {store.bucket}.")
+            raise RejectedError(
+                f"{name}: version {digest[:12]} is not published in bucket {store.bucket}."
+            )
         check_base_model(manifest, base_model)
         try:
             with new_directory(target) as staging:
                 for file in manifest["files"]:
                     key = f"{_prefix(name, digest)}/{file['name']}"
-                    store.download(key, staging, file["name"], sha256=file["sha256"], size=file["size"])
+                    store.download(
+                        key, staging, file["name"], sha256=file["sha256"], size=file["size"]
+                    )
                 content = _manifest_content(manifest)
                 (staging / MANIFEST).write_bytes(content)
                 if trust:
                     signature = store.get(f"{_prefix(name, digest)}/{_signature_key(content)}")
                     if signature is None:
                         raise RejectedError(
-                            f"{name} {digest[:12]} is not signed, or its manifest was changed since. Publish it again, from the run that "
-                            "made it, with --signing-key; a changed manifest is not signed, and the reason is said."
+                            f"{name} {digest[:12]} is not signed, or its manifest was changed"
+                            " since. Publish it again, from the run that made it, with"
+                            " --signing-key; a changed manifest is not signed, and the reason is"
+                            " said."
                         )
                     (staging / SIGNATURE).write_bytes(signature.content)
                     try:
                         trust.verify(staging, staging / SIGNATURE)
                     except RejectedError as error:
                         raise RejectedError(
-                            f"{error}. Nothing is loaded. If you know why (another key, a damaged object), remove s3://{store.bucket}/"
-                            f"{_prefix(name, digest)}/{_signature_key(content)} and publish the release again with --signing-key."
+                            f"{error}. Nothing is loaded. If you know why (another key, a damaged"
+                            f" object), remove s3://{store.bucket}/{_prefix(name, digest)}/"
+                            f"{_signature_key(content)} and publish the release again with"
+                            " --signing-key."
                         ) from None
                 check_weights(staging)
         except OSError as error:
-            raise InfrastructureError(f"{target} cannot be written: {error.strerror or error}. Check free space and permissions.") from None
+            raise InfrastructureError(
+                f"{target} cannot be written: {error.strerror or error}. Check free space and"
+                " permissions."
+            ) from None
     check_base_model(manifest, base_model)
     return target, manifest
 
 
-def local_manifest(directory: Path, name: str, digest: str, *, signed: bool = False) -> dict[str, Any] | None:
-    """The manifest of an intact local copy of this release, every file's SHA-256 verified; None if it is missing, damaged or another.
+def local_manifest(
+    directory: Path, name: str, digest: str, *, signed: bool = False
+) -> dict[str, Any] | None:
+    """The manifest of an intact local copy of this release, every file's SHA-256 verified; None if
+    it is missing, damaged or another.
 
-    With `signed`, a copy without a signature counts as damaged; whether the signature holds is another question.
+    With `signed`, a copy without a signature counts as damaged; whether the signature holds is
+    another question.
     """
     try:
         manifest, problem = _parse_manifest((directory / MANIFEST).read_bytes(), name, digest)
         intact = (
             not problem
-            and set(os.listdir(directory)) - {SIGNATURE} == {MANIFEST, *(file["name"] for file in manifest["files"])}  # noqa: PTH208
+            and set(os.listdir(directory)) - {SIGNATURE}  # noqa: PTH208
+            == {MANIFEST, *(file["name"] for file in manifest["files"])}
             and (not signed or (directory / SIGNATURE).is_file())
-            and all(sha256_file(directory / file["name"]) == file["sha256"] for file in manifest["files"])
+            and all(
+                sha256_file(directory / file["name"]) == file["sha256"]
+                for file in manifest["files"]
+            )
         )
         return manifest if intact else None
     except OSError:
@@ -399,7 +519,10 @@ def check_base_model(manifest: dict[str, Any], base_model: str) -> None:
     """
     trained_on = manifest["base_model"]["name"]
     if trained_on != base_model:
-        raise RejectedError(f"{manifest['adapter']} {manifest['digest'][:12]} was trained on {trained_on}; {base_model} is served here.")
+        raise RejectedError(
+            f"{manifest['adapter']} {manifest['digest'][:12]} was trained on {trained_on};"
+            f" {base_model} is served here."
+        )
 
 
 def list_releases(store: ObjectStore, name: str) -> list[dict[str, Any]]:
@@ -416,7 +539,9 @@ def list_releases(store: ObjectStore, name: str) -> list[dict[str, Any]]:
 
 def _read_manifests(store: ObjectStore, name: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Good manifests, the oldest first, and what is wrong with each of the others, by digest."""
-    pattern = re.compile(rf"adapters/{re.escape(_checked(name))}/sha256-([0-9a-f]{{64}})/{re.escape(MANIFEST)}")
+    pattern = re.compile(
+        rf"adapters/{re.escape(_checked(name))}/sha256-([0-9a-f]{{64}})/{re.escape(MANIFEST)}"
+    )
     manifests, damaged = [], {}
     for key in store.keys(f"adapters/{name}/"):
         if match := pattern.fullmatch(key):
@@ -432,24 +557,33 @@ def find_version(store: ObjectStore, name: str, version: str) -> str:
     """The digest that a person means: a full digest, its first digits, or `latest`.
 
     Raises:
-        UsageError: nothing is published, the digits fit none, several or a damaged release, or a damaged one may be the latest.
+        UsageError: nothing is published, the digits fit none, several or a damaged release, or a
+            damaged one may be the latest.
         InfrastructureError: the store.
     """
     manifests, damaged = _read_manifests(store, name)
     digests = [str(manifest["digest"]) for manifest in manifests]
     if not digests and not damaged:
         raise UsageError(f"{name} has no releases in bucket {store.bucket}. Publish one first.")
-    known = f"Published, newest last: {', '.join(digest[:12] for digest in digests[-10:]) or 'none that is intact'}."
+    known = (
+        "Published, newest last:"
+        f" {', '.join(digest[:12] for digest in digests[-10:]) or 'none that is intact'}."
+    )
     if version == "latest":
         if damaged:
             problem = next(iter(damaged.values())).rstrip(".")
-            raise UsageError(f"--version latest: a damaged release may be the newest. {problem}. Name a version. {known}")
+            raise UsageError(
+                f"--version latest: a damaged release may be the newest. {problem}. Name a version."
+                f" {known}"
+            )
         return digests[-1]
     digits = version.removeprefix("sha256-")
     fitting = [digest for digest in (*digests, *damaged) if digest.startswith(digits)]
     if not digits or len(fitting) != 1:
         why = "" if digits else ", for it has no digits"
-        raise UsageError(f"--version {version} fits {len(fitting)} releases of {name}{why}. {known}")
+        raise UsageError(
+            f"--version {version} fits {len(fitting)} releases of {name}{why}. {known}"
+        )
     if fitting[0] in damaged:
         raise UsageError(f"--version {version}: {damaged[fitting[0]].rstrip('.')}. {known}")
     return fitting[0]

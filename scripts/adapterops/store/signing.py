@@ -1,6 +1,7 @@
 """Signatures of releases and candidates: OpenSSF model-signing over the files of a directory.
 
-A key file (elliptic curve, PEM) signs anywhere; in GitHub Actions the workflow's own identity signs without a key (Sigstore).
+A key file (elliptic curve, PEM) signs anywhere; in GitHub Actions the workflow's own identity signs
+without a key (Sigstore).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Trust:
 
     Args:
         public_key: PEM file; None where a Sigstore identity signs.
-        identity: of the signing workflow: `https://github.com/<owner>/<repository>/.github/workflows/<file>@<ref>`.
+        identity: of the signing workflow:
+            `https://github.com/<owner>/<repository>/.github/workflows/<file>@<ref>`.
         issuer: of that identity: `https://token.actions.githubusercontent.com` for GitHub Actions.
     """
 
@@ -33,7 +35,8 @@ class Trust:
     issuer: str | None = None
 
     def verifier(self) -> verifying.Config:
-        """What checks signatures. For an identity it asks Sigstore for its keys; nothing goes to the public log.
+        """What checks signatures. For an identity it asks Sigstore for its keys; nothing goes to
+        the public log.
 
         Raises:
             UsageError: the public key cannot be read, or is none.
@@ -42,24 +45,33 @@ class Trust:
         from model_signing import verifying
 
         if self.public_key and not self.public_key.is_file():
-            raise UsageError(f"{self.public_key} does not exist. Put the public key of who signs releases there (store.signed_by).")
+            raise UsageError(
+                f"{self.public_key} does not exist. Put the public key of who signs releases there"
+                " (store.signed_by)."
+            )
         try:
             if self.public_key:
                 return verifying.Config().use_elliptic_key_verifier(public_key=self.public_key)
-            return verifying.Config().use_sigstore_verifier(identity=str(self.identity), oidc_issuer=str(self.issuer))
-        except Exception as error:  # what cryptography and sigstore raise, and AttributeError for a key of another kind
+            return verifying.Config().use_sigstore_verifier(
+                identity=str(self.identity), oidc_issuer=str(self.issuer)
+            )
+        except Exception as error:
+            # what cryptography and sigstore raise, and AttributeError for a key of another kind
             reason = str(error).strip().rstrip(".") or type(error).__name__
             if self.public_key:
                 raise UsageError(
-                    f"{self.public_key} is not an elliptic-curve public key (PEM): {reason}. "
-                    "Make it of the private one: openssl ec -in signing.pem -pubout -out signing.pub.pem"
+                    f"{self.public_key} is not an elliptic-curve public key (PEM): {reason}. Make"
+                    " it of the private one: openssl ec -in signing.pem -pubout -out"
+                    " signing.pub.pem"
                 ) from None
             raise InfrastructureError(
-                f"Sigstore cannot be asked for the keys that signatures are checked with: {reason}. This machine must reach *.sigstore.dev."
+                f"Sigstore cannot be asked for the keys that signatures are checked with: {reason}."
+                " This machine must reach *.sigstore.dev."
             ) from None
 
     def verify(self, directory: Path, signature: Path) -> None:
-        """Check that exactly the files in `directory`, the signature aside, are what was signed by whom we trust.
+        """Check that exactly the files in `directory`, the signature aside, are what was signed by
+        whom we trust.
 
         Raises:
             RejectedError: a file was changed, added or removed since, or somebody else signed.
@@ -68,16 +80,22 @@ class Trust:
         """
         from model_signing import hashing
 
-        config = self.verifier().set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature]))
+        config = self.verifier().set_hashing_config(
+            hashing.Config().set_ignored_paths(paths=[signature])
+        )
         try:
             config.verify(directory, signature)
             if not self.public_key:
                 from sigstore.models import Bundle
 
-                check_source(Bundle.from_json(signature.read_bytes()).signing_certificate, str(self.identity))
+                check_source(
+                    Bundle.from_json(signature.read_bytes()).signing_certificate, str(self.identity)
+                )
         except RejectedError:
             raise
-        except Exception as error:  # the library raises ValueError, and what cryptography and sigstore raise
+        except (
+            Exception
+        ) as error:  # the library raises ValueError, and what cryptography and sigstore raise
             reason = str(error).strip().rstrip(".") or type(error).__name__
             raise RejectedError(f"the signature does not hold: {reason}") from None
 
@@ -110,7 +128,8 @@ class Signer:
     """Who signs what is published or kept.
 
     Args:
-        private_key: PEM file of an elliptic-curve key; None signs with the identity of the GitHub Actions workflow.
+        private_key: PEM file of an elliptic-curve key; None signs with the identity of the GitHub
+            Actions workflow.
     """
 
     private_key: Path | None
@@ -126,7 +145,9 @@ class Signer:
 
         with tempfile.TemporaryDirectory() as scratch:
             signature = Path(scratch) / "signature.json"
-            config = signing.Config().set_hashing_config(hashing.Config().set_ignored_paths(paths=[]))
+            config = signing.Config().set_hashing_config(
+                hashing.Config().set_ignored_paths(paths=[])
+            )
             try:
                 if self.private_key:
                     config = config.use_elliptic_key_signer(private_key=self.private_key)
@@ -136,11 +157,13 @@ class Signer:
             except Exception as error:
                 if self.private_key:
                     raise UsageError(
-                        f"--signing-key {self.private_key}: {str(error).strip() or type(error).__name__}. "
-                        "Make one: openssl ecparam -name prime256v1 -genkey -noout -out signing.pem"
+                        f"--signing-key {self.private_key}:"
+                        f" {str(error).strip() or type(error).__name__}. Make one: openssl ecparam"
+                        " -name prime256v1 -genkey -noout -out signing.pem"
                     ) from None
                 raise InfrastructureError(
-                    f"Sigstore does not sign: {error}. In GitHub Actions the job needs `permissions: id-token: write`."
+                    f"Sigstore does not sign: {error}. In GitHub Actions the job needs"
+                    " `permissions: id-token: write`."
                 ) from None
             return signature.read_bytes()
 
@@ -151,8 +174,14 @@ def make_key_pair(private_key: Path, public_key: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     private_key.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(private_key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

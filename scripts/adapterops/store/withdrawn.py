@@ -1,9 +1,11 @@
-"""Withdrawn releases: a signed list for each adapter, which only ever grows, of versions that nobody serves or loads again.
+"""Withdrawn releases: a signed list for each adapter, which only ever grows, of versions that
+nobody serves or loads again.
 
     withdrawn/<name>.json    the list and its signature in one object, changed by compare-and-swap
 
-The signature is that of releases (`store.signed_by`), over the canonical JSON of the list, so that writing to the bucket is not enough
-to withdraw. Removing the list, or putting a former one back, brings no version back: hosts keep what they have seen.
+The signature is that of releases (`store.signed_by`), over the canonical JSON of the list, so that
+writing to the bucket is not enough to withdraw. Removing the list, or putting a former one back,
+brings no version back: hosts keep what they have seen.
 """
 
 from __future__ import annotations
@@ -52,14 +54,17 @@ class Withdrawn:
 
 
 def refuse_withdrawn(store: ObjectStore, name: str, digest: str) -> None:
-    """Raise if the list in the store names the version, whoever signed it: in doubt nothing is released.
+    """Raise if the list in the store names the version, whoever signed it: in doubt nothing is
+    released.
 
     Raises:
         RejectedError: so it does, or it is damaged.
         InfrastructureError: the store.
     """
     if entry := read_withdrawn(store, name, None).releases.get(digest):
-        raise RejectedError(f"{name}: version {digest[:12]} is withdrawn ({entry['reason']}). Release another one.")
+        raise RejectedError(
+            f"{name}: version {digest[:12]} is withdrawn ({entry['reason']}). Release another one."
+        )
 
 
 def read_withdrawn(store: ObjectStore, name: str, trust: Trust | None) -> Withdrawn:
@@ -90,15 +95,22 @@ def from_document(content: bytes, bucket: str, name: str, trust: Trust | None) -
     if not problems and document["list"]["adapter"] != name:
         problems = ["it is of another adapter"]
     if problems:
-        raise RejectedError(f"s3://{bucket}/{_key(name)} is not a valid list of withdrawn releases: {problems[0]}")
+        raise RejectedError(
+            f"s3://{bucket}/{_key(name)} is not a valid list of withdrawn releases: {problems[0]}"
+        )
     if trust:
         _verify(document, bucket, name, trust)
-    return Withdrawn(int(document["list"]["number"]), {entry["digest"]: entry for entry in document["list"]["releases"]})
+    return Withdrawn(
+        int(document["list"]["number"]),
+        {entry["digest"]: entry for entry in document["list"]["releases"]},
+    )
 
 
 def _verify(document: dict[str, Any], bucket: str, name: str, trust: Trust) -> None:
     if document["signature"] is None:
-        raise RejectedError(f"s3://{bucket}/{_key(name)} is not signed, so that nothing is withdrawn by it.")
+        raise RejectedError(
+            f"s3://{bucket}/{_key(name)} is not signed, so that nothing is withdrawn by it."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         signature = Path(scratch) / "signature.json"
         (Path(scratch) / _SIGNED).write_bytes(canonical_json(document["list"]))
@@ -106,20 +118,31 @@ def _verify(document: dict[str, Any], bucket: str, name: str, trust: Trust) -> N
         try:
             trust.verify(Path(scratch), signature)
         except RejectedError as error:
-            raise RejectedError(f"s3://{bucket}/{_key(name)}: {error}. Nothing is withdrawn by it.") from None
+            raise RejectedError(
+                f"s3://{bucket}/{_key(name)}: {error}. Nothing is withdrawn by it."
+            ) from None
 
 
 def withdraw(
-    store: ObjectStore, name: str, digest: str, *, reason: str, signer: Signer | None, trust: Trust | None, actor: str | None = None
+    store: ObjectStore,
+    name: str,
+    digest: str,
+    *,
+    reason: str,
+    signer: Signer | None,
+    trust: Trust | None,
+    actor: str | None = None,
 ) -> Channel | None:
-    """Add a version to the list, then take it out of the channel: a trial of it ends, and a previous version takes its place.
+    """Add a version to the list, then take it out of the channel: a trial of it ends, and a
+    previous version takes its place.
 
     Args:
         store: where list and channel lie.
         name: of the adapter.
         digest: of the version, published or not.
         reason: why, on one line.
-        signer: who signs the list; None leaves it unsigned, which only hosts that ask for no signature heed.
+        signer: who signs the list; None leaves it unsigned, which only hosts that ask for no
+            signature heed.
         trust: whose signature the present list must carry to be gone on from.
         actor: who; None takes the GitHub actor or the user.
 
@@ -133,7 +156,12 @@ def withdraw(
     """
     if not _DIGEST.fullmatch(digest):
         raise UsageError(f"adapter version {digest!r}: expected 64 hex digits.")
-    entry = {"digest": digest, "reason": reason, "by": actor or who(), "at": datetime.datetime.now(datetime.UTC).isoformat()}
+    entry = {
+        "digest": digest,
+        "reason": reason,
+        "by": actor or who(),
+        "at": datetime.datetime.now(datetime.UTC).isoformat(),
+    }
     _append(store, name, entry, signer, trust)
 
     def leave(channel: Channel) -> Channel:
@@ -141,29 +169,49 @@ def withdraw(
 
     if read_channel(store, name) is None:
         return None
-    return change_channel(store, name, leave, reason=f"{digest[:12]} is withdrawn: {reason}"[:1000], actor=actor)
+    return change_channel(
+        store, name, leave, reason=f"{digest[:12]} is withdrawn: {reason}"[:1000], actor=actor
+    )
 
 
-def _append(store: ObjectStore, name: str, entry: dict[str, str], signer: Signer | None, trust: Trust | None) -> None:
+def _append(
+    store: ObjectStore, name: str, entry: dict[str, str], signer: Signer | None, trust: Trust | None
+) -> None:
     for _ in range(_ATTEMPTS):
         found = read_list(store, name)
         present = from_document(found.content, store.bucket, name, trust) if found else Withdrawn()
         if entry["digest"] in present.releases:
             return
-        # At least the second of the clock: of a list that was removed since, hosts know the number still.
+        # At least the second of the clock: of a list that was removed since, hosts know the number
+        # still.
         number = max(present.number + 1, int(datetime.datetime.now(datetime.UTC).timestamp()))
         new = Withdrawn(number, {**present.releases, entry["digest"]: entry})
         if problems := schema_problems(new.document(name), "withdrawn"):
             raise UsageError(f"withdrawn releases of {name}: {problems[0]} Nothing is written.")
-        content = (json.dumps(new.document(name, _sign(new.document(name)["list"], signer)), indent=2, ensure_ascii=False) + "\n").encode()
+        content = (
+            json.dumps(
+                new.document(name, _sign(new.document(name)["list"], signer)),
+                indent=2,
+                ensure_ascii=False,
+            )
+            + "\n"
+        ).encode()
         if len(content) > _LIST_BYTES:
-            raise UsageError(f"withdrawn releases of {name}: the list would exceed {_LIST_BYTES} bytes. Use the adapter under a new name.")
+            raise UsageError(
+                f"withdrawn releases of {name}: the list would exceed {_LIST_BYTES} bytes. Use the"
+                " adapter under a new name."
+            )
         try:
             store.swap(_key(name), content, found.etag if found else None)
         except ConflictError:
-            continue  # somebody else wrote, or the answer of this very write got lost: then it is there at the next look
+            # somebody else wrote, or the answer of this very write got lost: then it is there at
+            # the next look
+            continue
         return
-    raise InfrastructureError(f"withdrawn releases of {name}: lost the race for the write {_ATTEMPTS} times. Run it again.")
+    raise InfrastructureError(
+        f"withdrawn releases of {name}: lost the race for the write {_ATTEMPTS} times. Run it"
+        " again."
+    )
 
 
 def _sign(new: dict[str, Any], signer: Signer | None) -> str | None:

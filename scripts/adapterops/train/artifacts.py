@@ -18,23 +18,35 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 
-def save_adapter(trained: dict[str, torch.Tensor], lora: LoraConfig, recipe: Recipe, directory: Path) -> None:
+def save_adapter(
+    trained: dict[str, torch.Tensor], lora: LoraConfig, recipe: Recipe, directory: Path
+) -> None:
     """Write config and bf16 safetensors so that equal weights give equal bytes on any machine.
 
     Raises:
         RejectedError: a weight is not finite.
-        ValueError: there are other tensors than the A and B matrices of LoRA: embeddings that came along would be megabytes of it.
+        ValueError: there are other tensors than the A and B matrices of LoRA: embeddings that came
+            along would be megabytes of it.
     """
     import torch
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in sorted(trained.items())}
-    if others := [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
-        raise ValueError(f"the adapter would hold {', '.join(others[:3])}, which vLLM does not serve. Only LoRA's matrices belong in it.")
+    weights = {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, tensor in sorted(trained.items())
+    }
+    if others := [
+        name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))
+    ]:
+        raise ValueError(
+            f"the adapter would hold {', '.join(others[:3])}, which vLLM does not serve. Only"
+            " LoRA's matrices belong in it."
+        )
     if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise RejectedError(
-            f"training diverged: {broken[0]} and {len(broken) - 1} more of the adapter's {len(weights)} matrices hold what is no number. "
-            f"In {recipe.path}: lower training.learning_rate {recipe.training['learning_rate']} or raise warmup_ratio."
+            f"training diverged: {broken[0]} and {len(broken) - 1} more of the adapter's"
+            f" {len(weights)} matrices hold what is no number. In {recipe.path}: lower"
+            f" training.learning_rate {recipe.training['learning_rate']} or raise warmup_ratio."
         )
     path = directory / "adapter_model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
@@ -44,7 +56,9 @@ def save_adapter(trained: dict[str, torch.Tensor], lora: LoraConfig, recipe: Rec
     # peft records a path of this machine and sets in arbitrary order; both would change the digest.
     config["base_model_name_or_path"] = recipe.base_model.source_id
     config["revision"] = recipe.base_model.source.get("revision")
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    config = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     (directory / "adapter_config.json").write_text(text, encoding="utf-8")
@@ -58,11 +72,16 @@ def _check_written(path: Path, weights: dict[str, torch.Tensor]) -> None:
     types = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
     expected = 8 + length + 2 * sum(tensor.numel() for tensor in weights.values())
     if types != {"BF16"} or path.stat().st_size != expected:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes of {', '.join(sorted(types))}. Expected {expected} of BF16.")
+        raise ValueError(
+            f"{path}: {path.stat().st_size} bytes of {', '.join(sorted(types))}. Expected"
+            f" {expected} of BF16."
+        )
 
 
 def lora_digest(model: PeftModel) -> str:
-    """SHA-256 over the initial LoRA A matrices: equal for equal seeds, so that a lost seed is seen."""
+    """SHA-256 over the initial LoRA A matrices: equal for equal seeds, so that a lost seed is
+    seen.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if "lora_A" in name:
@@ -83,7 +102,9 @@ def peak_memory_gib() -> float:
 
 
 def loss_curve(manifest: dict[str, Any]) -> str:
-    """The training loss, and that of held-back rows if there are any, as an SVG that stands alone."""
+    """The training loss, and that of held-back rows if there are any, as an SVG that stands
+    alone.
+    """
     width, height, left, bottom = 640, 320, 52, 36
     points = [(entry["step"], entry["loss"]) for entry in manifest["training"]["loss_history"]]
     held = [(entry["step"], entry["loss"]) for entry in manifest["run"]["held_back"]]
@@ -96,19 +117,31 @@ def loss_curve(manifest: dict[str, Any]) -> str:
         return f"{x:.1f},{12 + (height - bottom - 12) * (1 - loss / top):.1f}"
 
     def line(curve: list[tuple[int, float]], colour: str) -> str:
-        return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(place(*point) for point in curve)}"/>'
+        return (
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2"'
+            f' points="{" ".join(place(*point) for point in curve)}"/>'
+        )
 
     ticks = []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = place(first, top * share).split(",")
         ticks.append(f'<line x1="{x}" y1="{y}" x2="{width - 12}" y2="{y}" stroke="#8884"/>')
-        ticks.append(f'<text x="{left - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{top * share:.2f}</text>')
+        ticks.append(
+            f'<text x="{left - 6}" y="{float(y) + 4:.1f}"'
+            f' text-anchor="end">{top * share:.2f}</text>'
+        )
         step = first + (last - first) * share
-        ticks.append(f'<text x="{place(step, 0).split(",")[0]}" y="{height - bottom + 18}" text-anchor="middle">{step:.0f}</text>')
-    legend = "loss (nats per supervised token) over steps" + ("; red: held-back rows" if held else "")
+        ticks.append(
+            f'<text x="{place(step, 0).split(",")[0]}" y="{height - bottom + 18}"'
+            f' text-anchor="middle">{step:.0f}</text>'
+        )
+    legend = "loss (nats per supervised token) over steps" + (
+        "; red: held-back rows" if held else ""
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#888">\n'
-        f"<title>Training loss from {points[0][1]:.3f} to {points[-1][1]:.3f} in {last} steps</title>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+        ' font-family="sans-serif" font-size="11" fill="#888">\n<title>Training loss from'
+        f" {points[0][1]:.3f} to {points[-1][1]:.3f} in {last} steps</title>\n"
         + "\n".join(ticks)
         + f"\n{line(points, '#2f6fdf')}\n{line(held, '#d33') if held else ''}\n"
         + f'<text x="{left}" y="{height - 4}">{legend}</text>\n</svg>\n'
@@ -120,9 +153,20 @@ def _carried_over(found: dict[str, Any] | None) -> str:
         return "not measured: the weights were in pieces on several GPUs"
     of = "held-back" if found["from"] == "held_back" else "training"
     return (
-        f"loss {found['adapter_nf4']:.4f} on NF4 → {found['adapter_bf16']:.4f}, over {found['rows']} {of} rows; base model "
-        f"perplexity {math.exp(found['base_nf4']):.2f} → {math.exp(found['base_bf16']):.2f}"
+        f"loss {found['adapter_nf4']:.4f} on NF4 → {found['adapter_bf16']:.4f}, over"
+        f" {found['rows']} {of} rows; base model perplexity {math.exp(found['base_nf4']):.2f} →"
+        f" {math.exp(found['base_bf16']):.2f}"
     )
+
+
+def _final_loss(training: dict[str, Any]) -> str:
+    return f"{training['final_loss']:.4f} nats per supervised token after {training['steps']} steps"
+
+
+def _hardware(manifest: dict[str, Any]) -> str:
+    training = manifest["training"]
+    speed, memory = training["tokens_per_second"], training["peak_memory_gib"]
+    return f"{manifest['environment']['device']}, {speed:,.0f} tokens/s, peak {memory} GiB"
 
 
 def _listed(licences: dict[str, int]) -> str:
@@ -131,10 +175,17 @@ def _listed(licences: dict[str, int]) -> str:
 
 def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
     """What this adapter is, for whoever finds it (Hugging Face model card)."""
-    base, tokens, training, lora = manifest["base_model"], manifest["tokens"], manifest["training"], recipe.lora
+    base, tokens, training, lora = (
+        manifest["base_model"],
+        manifest["tokens"],
+        manifest["training"],
+        recipe.lora,
+    )
     layers = f" of the last {lora['last_layers']} layers" if "last_layers" in lora else ""
     files = "\n".join(f"| `{file['path']}` | `{file['sha256']}` |" for file in manifest["data"])
-    packages = ", ".join(f"{name} {version}" for name, version in manifest["environment"]["packages"].items())
+    packages = ", ".join(
+        f"{name} {version}" for name, version in manifest["environment"]["packages"].items()
+    )
     return f"""---
 base_model: {base["source_id"]}
 library_name: peft
@@ -145,29 +196,31 @@ tags: [lora, qlora]
 
 # QLoRA adapter for {base["source_id"]}
 
-Trained on the answers of {tokens["rows"]:,} rows ({tokens["total"]:,} tokens, {tokens["supervised"]:,} of them supervised,
-{tokens["truncated_rows"]} rows cut, losing {tokens["truncated_supervised"]:,} tokens of answers) with NF4 base weights and LoRA of
+Trained on the answers of {tokens["rows"]:,} rows ({tokens["total"]:,} tokens,
+{tokens["supervised"]:,} of them supervised, {tokens["truncated_rows"]} rows cut, losing
+{tokens["truncated_supervised"]:,} tokens of answers) with NF4 base weights and LoRA of
 rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, on
-{", ".join(lora["target_modules"])}{layers}. It is under the base model's licence, {base["license"]}; rows: {_listed(manifest["licenses"])}.
+{", ".join(lora["target_modules"])}{layers}. It is under the base model's licence,
+{base["license"]}; rows: {_listed(manifest["licenses"])}.
 
 ![training loss](loss.svg)
 
 | | |
 |---|---|
-| final training loss | {training["final_loss"]:.4f} nats per supervised token after {training["steps"]} steps |
+| final training loss | {_final_loss(training)} |
 | on the bf16 weights, which are served | {_carried_over(manifest["run"].get("quantisation"))} |
 | base revision | `{base["revision"]}` |
 | recipe | `{manifest["recipe"]}`, seed {recipe.seed} |
 | training key | `{manifest["training_key"]}` |
 | adapter digest | `{manifest["adapter"]["digest"]}` |
-| hardware | {manifest["environment"]["device"]}, {training["tokens_per_second"]:,.0f} tokens/s, peak {training["peak_memory_gib"]} GiB |
+| hardware | {_hardware(manifest)} |
 | software | {packages} |
 
 | data | SHA-256 |
 |---|---|
 {files}
 
-How good it is, and at what, is in the gate report of the same training key; what it lost of the base model is below once it was
-judged. Load it with the base revision above and the
+How good it is, and at what, is in the gate report of the same training key; what it lost of the
+base model is below once it was judged. Load it with the base revision above and the
 `chat_template.jinja` beside this file: with another template it was not trained.
 """

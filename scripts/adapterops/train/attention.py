@@ -1,4 +1,6 @@
-"""The variable-length flash attention that PyTorch carries, for packed rows: no mask, nothing to install, nothing to compile."""
+"""The variable-length flash attention that PyTorch carries, for packed rows: no mask, nothing to
+install, nothing to compile.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ NAME = "varlen"
 
 
 def register() -> None:
-    """Make `attn_implementation: varlen` known to transformers; it builds no mask for a name without a mask function."""
+    """Make `attn_implementation: varlen` known to transformers; it builds no mask for a name
+    without a mask function.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, varlen_attention)
@@ -20,18 +24,22 @@ def register() -> None:
 
 @functools.cache
 def _options() -> tuple[Any, dict[str, Any]]:
-    """The kernel, and how this PyTorch wants to hear "causal" and "fewer key heads than query heads"."""
+    """The kernel, and how this PyTorch wants to hear "causal" and "fewer key heads than query
+    heads".
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    options: dict[str, Any] = (
+        {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    )
     if "enable_gqa" in known:
         options["enable_gqa"] = True
     return varlen_attn, options
 
 
 def varlen_attention(
-    module: torch.nn.Module,  # noqa: ARG001  # transformers calls every attention with these
+    module: torch.nn.Module,  # transformers calls every attention with these  # noqa: ARG001
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -64,13 +72,27 @@ def varlen_attention(
         [1, tokens, heads, head size], and no weights.
 
     Raises:
-        NotImplementedError: no borders, or an option that the kernel does not have; silence would train another model.
+        NotImplementedError: no borders, or an option that the kernel does not have; silence would
+            train another model.
     """
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
-        raise NotImplementedError("attn_implementation varlen takes packed rows only. Set training.packing: true.")
+        raise NotImplementedError(
+            "attn_implementation varlen takes packed rows only. Set training.packing: true."
+        )
     if dropout or sliding_window is not None or softcap is not None:
-        raise NotImplementedError("attn_implementation varlen has neither dropout nor sliding windows nor soft caps. Use flex_attention.")
+        raise NotImplementedError(
+            "attn_implementation varlen has neither dropout nor sliding windows nor soft caps. Use"
+            " flex_attention."
+        )
     kernel, options = _options()
     by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    output = kernel(*by_token, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, **options)
+    output = kernel(
+        *by_token,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        **options,
+    )
     return output[None], None

@@ -24,7 +24,9 @@ from adapterops.train.units import keep_buffers_exact, let_peft_see_units
 _KEPT = "best_weights.safetensors"
 
 
-def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tokenizer: Any, checkpoints: Path) -> AnswerTrainer:
+def build_trainer(
+    recipe: Recipe, training: dict[str, Any], rows: list[Row], tokenizer: Any, checkpoints: Path
+) -> AnswerTrainer:
     """Load the base model, hand it to TRL, which adds LoRA, and apply the kernels.
 
     Args:
@@ -44,8 +46,10 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
     arguments = training_arguments(training, recipe.seed, checkpoints)
     if arguments.n_gpu > 1:
         raise UsageError(
-            f"{arguments.n_gpu} GPUs are visible to one process, which trains on one. Set CUDA_VISIBLE_DEVICES=0, or start one for each: "
-            f"accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes {arguments.n_gpu} scripts/train_qlora.py …"
+            f"{arguments.n_gpu} GPUs are visible to one process, which trains on one. Set"
+            " CUDA_VISIBLE_DEVICES=0, or start one for each: accelerate launch --config_file"
+            f" configs/accelerate/ddp.yaml --num_processes {arguments.n_gpu}"
+            " scripts/train_qlora.py …"
         )
     sharded = in_pieces(arguments)
     if sharded:
@@ -53,12 +57,30 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
     lora = lora_config(recipe.lora, shape_of(recipe).num_hidden_layers)
     attention = training["attn_implementation"]
     capacity = training["max_length"] if training["packing"] else None
-    collate = Collator(tokenizer.pad_token_id, capacity, variable_length=attention in {"varlen", "flash_attention_2"})
-    if not (sharded and arguments.deepspeed_plugin):  # under ZeRO stage 3, whatever is made comes in pieces
-        try_attention(base_model_directory(recipe.base_model, weights=False), attention, arguments.device, collate, recipe.path)
+    collate = Collator(
+        tokenizer.pad_token_id,
+        capacity,
+        variable_length=attention in {"varlen", "flash_attention_2"},
+    )
+    if not (
+        sharded and arguments.deepspeed_plugin
+    ):  # under ZeRO stage 3, whatever is made comes in pieces
+        try_attention(
+            base_model_directory(recipe.base_model, weights=False),
+            attention,
+            arguments.device,
+            collate,
+            recipe.path,
+        )
     examples = datasets.Dataset.from_list(rows)
     trainer = AnswerTrainer(
-        model=load_base(base_model_directory(recipe.base_model), recipe.quantization, attention, arguments.device, sharded=sharded),
+        model=load_base(
+            base_model_directory(recipe.base_model),
+            recipe.quantization,
+            attention,
+            arguments.device,
+            sharded=sharded,
+        ),
         peft_config=lora,
         args=arguments,
         train_dataset=packed_rows(examples, capacity) if capacity else examples,
@@ -86,19 +108,41 @@ def build_trainer(recipe: Recipe, training: dict[str, Any], rows: list[Row], tok
 def _refuse_in_pieces(recipe: Recipe, training: dict[str, Any]) -> None:
     problems = []
     if training["fused_lora"]:
-        problems.append("training.fused_lora true reads the frozen weights itself, of which each process holds a piece. Set it to false.")
-    if training["attn_implementation"] not in {"flash_attention_2", "flex_attention", "sdpa", "eager"} and training["packing"]:
-        problems.append("training.attn_implementation varlen was not tried there. Set flex_attention or flash_attention_2.")
+        problems.append(
+            "training.fused_lora true reads the frozen weights itself, of which each process holds"
+            " a piece. Set it to false."
+        )
+    if (
+        training["attn_implementation"]
+        not in {"flash_attention_2", "flex_attention", "sdpa", "eager"}
+        and training["packing"]
+    ):
+        problems.append(
+            "training.attn_implementation varlen was not tried there. Set flex_attention or"
+            " flash_attention_2."
+        )
     if training["optim"].startswith("paged"):
-        problems.append(f"training.optim {training['optim']} pages whole parameters. Set adamw_torch, whose state is in pieces as well.")
+        problems.append(
+            f"training.optim {training['optim']} pages whole parameters. Set adamw_torch, whose"
+            " state is in pieces as well."
+        )
     if training.get("early_stopping"):
-        problems.append("training.early_stopping keeps copies of the best weights, which are in pieces. Remove it.")
+        problems.append(
+            "training.early_stopping keeps copies of the best weights, which are in pieces."
+            " Remove it."
+        )
     if problems:
-        raise UsageError("\n".join(f"{recipe.path}: under FSDP and ZeRO stage 3: {problem}" for problem in problems))
+        raise UsageError(
+            "\n".join(
+                f"{recipe.path}: under FSDP and ZeRO stage 3: {problem}" for problem in problems
+            )
+        )
 
 
 def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int) -> float:
-    """Mean negative log-likelihood in nats over the supervised tokens of the rows, `batch` rows or packs at a time, without dropout."""
+    """Mean negative log-likelihood in nats over the supervised tokens of the rows, `batch` rows or
+    packs at a time, without dropout.
+    """
     if collate.capacity:
         rows = packed_rows(datasets.Dataset.from_list(rows), collate.capacity).to_list()
     device = next(model.parameters()).device
@@ -109,7 +153,11 @@ def mean_loss(model: Any, rows: list[Row], collate: Collator, batch: int) -> flo
         for start in range(0, len(rows), batch):
             inputs = collate(rows[start : start + batch])
             count += len(inputs["targets"])
-            moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in inputs.items() if name != "labels"}
+            moved = {
+                name: value.to(device) if hasattr(value, "to") else value
+                for name, value in inputs.items()
+                if name != "labels"
+            }
             total += float(model(**moved))
     model.train(was_training)
     return total / max(1, count)
@@ -128,7 +176,11 @@ class Kept:
 
     def keep(self) -> None:
         """Copy them, in place of what was kept before."""
-        self._copies = {name: value.detach().to("cpu", copy=True) for name, value in self._model.named_parameters() if value.requires_grad}
+        self._copies = {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in self._model.named_parameters()
+            if value.requires_grad
+        }
 
     def restore(self) -> None:
         """Put the copy back; without one, nothing."""

@@ -19,7 +19,10 @@ def find_trained(output: Path, key: str) -> dict[str, Any] | None:
     """The manifest of the intact adapter in `output` if it has this training key, else None."""
     try:
         manifest = read_json(output / "train_manifest.json", "train_manifest")
-        if manifest["training_key"] == key and adapter_digest(output) == manifest["adapter"]["digest"]:
+        if (
+            manifest["training_key"] == key
+            and adapter_digest(output) == manifest["adapter"]["digest"]
+        ):
             return manifest
     except (UsageError, OSError):
         pass
@@ -27,7 +30,13 @@ def find_trained(output: Path, key: str) -> dict[str, Any] | None:
 
 
 def train_once(
-    recipe: Recipe, data: list[Path], output: Path, console: Console, *, force: bool = False, remote: Remote | None = None
+    recipe: Recipe,
+    data: list[Path],
+    output: Path,
+    console: Console,
+    *,
+    force: bool = False,
+    remote: Remote | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train into `output` unless it holds the adapter of this very key.
 
@@ -35,11 +44,20 @@ def train_once(
         The train manifest, and whether it was there already.
 
     Raises:
-        RejectedError: it holds that adapter, and today's recipe does not allow it (`judgement.judge_again`).
-        UsageError: `output` exists and is not an adapter directory, which would be lost; see also `train`.
+        RejectedError: it holds that adapter, and today's recipe does not allow it
+            (`judgement.judge_again`).
+        UsageError: `output` exists and is not an adapter directory, which would be lost; see also
+            `train`.
     """
-    if output.exists() and not (output / "train_manifest.json").is_file() and (output.is_file() or any(output.iterdir())):
-        raise UsageError(f"--output {output} exists and is not an adapter directory. Choose another path or remove it.")
+    if (
+        output.exists()
+        and not (output / "train_manifest.json").is_file()
+        and (output.is_file() or any(output.iterdir()))
+    ):
+        raise UsageError(
+            f"--output {output} exists and is not an adapter directory. Choose another path or"
+            " remove it."
+        )
     manifest = None if force else find_trained(output, training_key(recipe, data))
     if manifest:
         judge_again(manifest, recipe)

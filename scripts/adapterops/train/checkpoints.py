@@ -1,4 +1,6 @@
-"""Checkpoints of one training key: sealed when whole, found again by the same command, and in S3 so that another runner finds them."""
+"""Checkpoints of one training key: sealed when whole, found again by the same command, and in S3 so
+that another runner finds them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ _SEAL, _SIGNATURE = "seal.json", "seal.json.signature"
 _FAILURES = 3
 _KEPT = 2
 _LOOKED_AT = 20  # seals, before a training starts anew
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading a seal raises that is none
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # what reading a seal raises that is none
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -40,7 +47,8 @@ class Remote:
         signer: who signs each; None leaves them unsigned.
         trust: whose signature one must carry to be gone on from; None asks for none.
         renew: called before each use of the store: its credentials may end sooner than a training.
-        until_kept: whether they stay when the training is done, until `candidate.py keep` has the adapter.
+        until_kept: whether they stay when the training is done, until `candidate.py keep` has the
+            adapter.
     """
 
     store: ObjectStore
@@ -51,20 +59,25 @@ class Remote:
 
 
 class Checkpoints:
-    """Checkpoints in `<directory>/<first 16 of the key>/rung-<n>/checkpoint-<step>`, the newest two kept.
+    """Checkpoints in `<directory>/<first 16 of the key>/rung-<n>/checkpoint-<step>`, the newest two
+    kept.
 
     Args:
         directory: of all keys.
         key: the training key; only its own checkpoints are ever resumed.
         remote: where they lie too, under `checkpoints/<key>/`, or None.
-        processes: how many train; others divide the rows in another way, and have checkpoints of their own.
+        processes: how many train; others divide the rows in another way, and have checkpoints of
+            their own.
 
     Attributes:
-        rung: how often memory ran out: settings of another rung count other micro-batches, and have other checkpoints.
+        rung: how often memory ran out: settings of another rung count other micro-batches, and have
+            other checkpoints.
         uploaded: whether the last checkpoint is in the store as well.
     """
 
-    def __init__(self, directory: Path, key: str, remote: Remote | None = None, processes: int = 1) -> None:
+    def __init__(
+        self, directory: Path, key: str, remote: Remote | None = None, processes: int = 1
+    ) -> None:
         self._key = key
         self._root = directory
         self._remote = remote
@@ -87,7 +100,8 @@ class Checkpoints:
         return f"{_remote_prefix(self._key)}{self._name}/"
 
     def find_rung(self) -> int:
-        """The rung at which an earlier call was, here or on another machine; from now on this one's.
+        """The rung at which an earlier call was, here or on another machine; from now on this
+        one's.
 
         Raises:
             InfrastructureError: the store.
@@ -96,14 +110,17 @@ class Checkpoints:
         if self._remote:
             self._remote.renew()
             start = _remote_prefix(self._key)
-            names += [key.removeprefix(start).partition("/")[0] for key in self._remote.store.keys(start)]
+            names += [
+                key.removeprefix(start).partition("/")[0] for key in self._remote.store.keys(start)
+            ]
         several = f"-of-{self._processes}" if self._processes > 1 else ""
         found = [re.fullmatch(rf"rung-(\d+){several}", name) for name in names]
         self.rung = max((int(match.group(1)) for match in found if match), default=0)
         return self.rung
 
     def take_rung(self, what: str) -> None:
-        """Memory ran out: checkpoints so far are of no more use, and the same command, here or elsewhere, starts from the next rung.
+        """Memory ran out: checkpoints so far are of no more use, and the same command, here or
+        elsewhere, starts from the next rung.
 
         Args:
             what: changes, for whoever looks into the store.
@@ -119,7 +136,9 @@ class Checkpoints:
                 self._remote.renew()
                 self._remote.store.put_new(f"{self._prefix}taken", what.encode(), "text/plain")
             except (OSError, AdapterOpsError) as error:
-                self._count(f"that memory ran out could not be written to the object store: {error}")
+                self._count(
+                    f"that memory ran out could not be written to the object store: {error}"
+                )
 
     def seal(self, step: int) -> None:
         """Record the digests of the files of a step, upload them, and remove older checkpoints.
@@ -133,13 +152,19 @@ class Checkpoints:
         self.uploaded = False
         try:
             files = [
-                {"name": str(file.relative_to(directory)), "size": file.stat().st_size, "sha256": sha256_file(file)}
+                {
+                    "name": str(file.relative_to(directory)),
+                    "size": file.stat().st_size,
+                    "sha256": sha256_file(file),
+                }
                 for file in sorted(directory.rglob("*"))
                 if file.is_file()
             ]
             seal = {"training_key": self._key, "place": self._name, "step": step, "files": files}
             write_bytes(directory / _SEAL, (json.dumps(seal, indent=2) + "\n").encode())
-            for older in [path for path in self._local() if _step(path) <= step][:-_KEPT]:  # what is ahead may be another run's
+            for older in [path for path in self._local() if _step(path) <= step][
+                :-_KEPT
+            ]:  # what is ahead may be another run's
                 shutil.rmtree(older)
         except OSError as error:
             self.failed(step, str(error))
@@ -148,7 +173,10 @@ class Checkpoints:
             try:
                 self._upload(self._remote, directory, seal)
             except (OSError, AdapterOpsError) as error:
-                self._count(f"checkpoint of step {step} is in {directory}, and could not be uploaded: {error}")
+                self._count(
+                    f"checkpoint of step {step} is in {directory}, and could not be uploaded:"
+                    f" {error}"
+                )
                 return
             self.uploaded = True
         self._failures = 0
@@ -167,12 +195,14 @@ class Checkpoints:
         error_console.print(what, markup=False, soft_wrap=True)
         if self._failures >= _FAILURES:
             raise InfrastructureError(
-                f"{self._failures} checkpoints in a row failed ({what}): an interruption would lose what was trained. Free space below "
-                f"{self._root}, or mend the object store, and run the same command again: it goes on from the newest whole checkpoint."
+                f"{self._failures} checkpoints in a row failed ({what}): an interruption would lose"
+                f" what was trained. Free space below {self._root}, or mend the object store, and"
+                " run the same command again: it goes on from the newest whole checkpoint."
             )
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint of this rung, fetched from the store if that has a newer one; None if there is none.
+        """The newest whole checkpoint of this rung, fetched from the store if that has a newer one;
+        None if there is none.
 
         Raises:
             InfrastructureError: the store.
@@ -181,13 +211,23 @@ class Checkpoints:
         if self._remote:
             self._remote.renew()
             step = _step(found) if found else -1
-            seals = [key for key in self._remote.store.keys(self._prefix) if key.endswith(f"/{_SEAL}") and _remote_step(key) > step]
-            # Not all of them: who may write here could keep a GPU waiting with thousands that are none.
+            seals = [
+                key
+                for key in self._remote.store.keys(self._prefix)
+                if key.endswith(f"/{_SEAL}") and _remote_step(key) > step
+            ]
+            # Not all of them: who may write here could keep a GPU waiting with thousands that are
+            # none.
             for key in sorted(seals, reverse=True)[:_LOOKED_AT]:
                 try:
                     return self._fetch(self._remote, key)
-                except (RejectedError, DamagedError) as error:  # or not to be trusted: the one before it will do
-                    error_console.print(f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True)
+                except (
+                    RejectedError,
+                    DamagedError,
+                ) as error:  # or not to be trusted: the one before it will do
+                    error_console.print(
+                        f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True
+                    )
         return found
 
     def clear(self) -> None:
@@ -199,7 +239,9 @@ class Checkpoints:
             try:
                 self._remote.renew()
             except AdapterOpsError as error:
-                error_console.print(f"checkpoints stay in the object store: {error}", markup=False, soft_wrap=True)
+                error_console.print(
+                    f"checkpoints stay in the object store: {error}", markup=False, soft_wrap=True
+                )
                 return
             remove_remote(self._remote.store, self._key)
 
@@ -207,14 +249,20 @@ class Checkpoints:
         remote.renew()
         if problems := schema_problems(seal, "checkpoint_seal"):
             raise RejectedError(f"its seal would break its schema: {problems[0]}")
-        # Named by content as well: a repeated step that came out differently must not meet an object that never changes.
+        # Named by content as well: a repeated step that came out differently must not meet an
+        # object that never changes.
         place = f"{self._prefix}{seal['step']:08d}-{sha256_json(seal)[:12]}"
         for file in seal["files"]:
             remote.store.put_new(f"{place}/{file['name']}", directory / file["name"])
         if remote.signer:
-            with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(RejectedError):  # no two signatures are alike; one will do
+            with (
+                tempfile.TemporaryDirectory() as scratch,
+                contextlib.suppress(RejectedError),
+            ):  # no two signatures are alike; one will do
                 shutil.copy(directory / _SEAL, scratch)
-                remote.store.put_new(f"{place}/{_SIGNATURE}", remote.signer.sign(Path(scratch)), "application/json")
+                remote.store.put_new(
+                    f"{place}/{_SIGNATURE}", remote.signer.sign(Path(scratch)), "application/json"
+                )
         remote.store.put_new(f"{place}/{_SEAL}", directory / _SEAL, "application/json")
         keys = list(remote.store.keys(self._prefix))
         # What is ahead may be another run's, which this one could not use.
@@ -239,7 +287,9 @@ class Checkpoints:
             for file in seal["files"]:
                 folder, _, name = file["name"].rpartition("/")  # one at most, by the schema
                 into = inner(staging, folder) if folder else staging
-                remote.store.download(place + file["name"], into, name, sha256=file["sha256"], size=file["size"])
+                remote.store.download(
+                    place + file["name"], into, name, sha256=file["sha256"], size=file["size"]
+                )
             (staging / _SEAL).write_bytes(fetched.content)
         return target
 
@@ -249,11 +299,15 @@ class Checkpoints:
 
 
 def remove_remote(store: ObjectStore, key: str) -> None:
-    """Remove every checkpoint of a training key from the store; what may not be removed stays, and a line says so."""
+    """Remove every checkpoint of a training key from the store; what may not be removed stays, and
+    a line says so.
+    """
     try:
         _remove(store, list(store.keys(_remote_prefix(key))))
     except InfrastructureError as error:
-        error_console.print(f"checkpoints stay in the object store: {error}", markup=False, soft_wrap=True)
+        error_console.print(
+            f"checkpoints stay in the object store: {error}", markup=False, soft_wrap=True
+        )
 
 
 def _remove(store: ObjectStore, keys: list[str]) -> None:
@@ -262,7 +316,11 @@ def _remove(store: ObjectStore, keys: list[str]) -> None:
         try:
             store.delete(key)
         except InfrastructureError as error:
-            error_console.print(f"checkpoints that are not needed stay in the object store: {error}", markup=False, soft_wrap=True)
+            error_console.print(
+                f"checkpoints that are not needed stay in the object store: {error}",
+                markup=False,
+                soft_wrap=True,
+            )
             return
 
 
@@ -292,7 +350,11 @@ def _step(path: Path) -> int:
 
 def _whole(path: Path) -> bool:
     try:
-        files: list[dict[str, str]] = json.loads((path / _SEAL).read_text(encoding="utf-8"))["files"]
-        return bool(files) and all(sha256_file(path / file["name"]) == file["sha256"] for file in files)
+        files: list[dict[str, str]] = json.loads((path / _SEAL).read_text(encoding="utf-8"))[
+            "files"
+        ]
+        return bool(files) and all(
+            sha256_file(path / file["name"]) == file["sha256"] for file in files
+        )
     except (OSError, *_DAMAGED):
         return False

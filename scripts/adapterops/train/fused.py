@@ -1,9 +1,11 @@
-"""LoRA layers as few large matrix products, with only what the backward pass cannot cheaply make again kept in memory.
+"""LoRA layers as few large matrix products, with only what the backward pass cannot cheaply make
+again kept in memory.
 
-peft runs a projection as seven element-wise passes over its output and keeps a dropped-out copy of its input with a mask; here the
-update is added by the matrix product itself, projections that read the same input share one dropout, whose mask is made again from a
-seed, and the product of SiLU(gate) × up is computed twice instead of kept. For dropout 0 the mathematics is peft's; otherwise masks
-differ from peft's, whose projections of the same input draw one each.
+peft runs a projection as seven element-wise passes over its output and keeps a dropped-out copy of
+its input with a mask; here the update is added by the matrix product itself, projections that read
+the same input share one dropout, whose mask is made again from a seed, and the product of
+SiLU(gate) × up is computed twice instead of kept. For dropout 0 the mathematics is peft's;
+otherwise masks differ from peft's, whose projections of the same input draw one each.
 """
 
 from __future__ import annotations
@@ -41,12 +43,15 @@ class _Pass:
 
 
 def fuse(model: Any, *, recompute_mlp: bool = False, keep_dequantized: bool = False) -> int:
-    """Replace the forward passes of all LoRA projections of a peft model, grouped where they read the same input.
+    """Replace the forward passes of all LoRA projections of a peft model, grouped where they read
+    the same input.
 
     Args:
         model: a peft model with one adapter.
-        recompute_mlp: keep only the input of each MLP and compute its two large projections again (selective checkpointing).
-        keep_dequantized: hold the frozen weights in bf16 too, instead of dequantising them in every pass.
+        recompute_mlp: keep only the input of each MLP and compute its two large projections again
+            (selective checkpointing).
+        keep_dequantized: hold the frozen weights in bf16 too, instead of dequantising them in every
+            pass.
 
     Returns:
         How many projections were replaced.
@@ -54,7 +59,9 @@ def fuse(model: Any, *, recompute_mlp: bool = False, keep_dequantized: bool = Fa
     done: set[Any] = set()
     for module in list(model.modules()):
         trio = [getattr(module, name, None) for name in _MLP]
-        if all(_fusable(layer) for layer in trio) and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | _silu_classes()):
+        if all(_fusable(layer) for layer in trio) and isinstance(
+            getattr(module, "act_fn", None), torch.nn.SiLU | _silu_classes()
+        ):
             sources = tuple(_weight_source(layer, keep_dequantized) for layer in trio)
             _patch(module, _mlp_forward(module, trio, sources, recompute_mlp))
             done.update(trio)
@@ -80,7 +87,9 @@ def _kept_forward(weight: torch.Tensor) -> Callable[..., Any]:
 
 
 def _dequantized(base: Any) -> torch.Tensor:
-    weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+    weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(
+        base.weight.data, base.weight.quant_state
+    )
     return weight if base.compute_dtype is None else weight.to(base.compute_dtype)
 
 
@@ -98,7 +107,9 @@ def _fusable(layer: Any) -> bool:
 
 
 def _weight_source(layer: Any, keep: bool) -> Callable[[], torch.Tensor]:
-    """How to get the layer's frozen weight in the compute type; NF4 is dequantised on every call unless it is kept."""
+    """How to get the layer's frozen weight in the compute type; NF4 is dequantised on every call
+    unless it is kept.
+    """
     base = layer.get_base_layer()
     if not isinstance(base, bitsandbytes.nn.Linear4bit):
         return lambda: base.weight
@@ -117,13 +128,18 @@ def _patch(module: torch.nn.Module, forward: Callable[..., Any]) -> None:
     module.forward = types.MethodType(forward, module)
 
 
-def _pass(layers: Sequence[Any], sources: tuple[Callable[[], torch.Tensor], ...]) -> tuple[_Pass, list[torch.Tensor]]:
+def _pass(
+    layers: Sequence[Any], sources: tuple[Callable[[], torch.Tensor], ...]
+) -> tuple[_Pass, list[torch.Tensor]]:
     """The settings of one call, and the A and B matrices that it trains, A first."""
     drop = layers[0].lora_dropout[_ADAPTER]
     share = float(drop.p) if isinstance(drop, torch.nn.Dropout) and drop.training else 0.0
-    # From the host's generator, whose state checkpointing restores: a recomputed pass draws the same seed.
+    # From the host's generator, whose state checkpointing restores: a recomputed pass draws the
+    # same seed.
     seed = int(torch.randint(2**31 - 1, ())) if share else 0
-    matrices = [layer.lora_A[_ADAPTER].weight for layer in layers] + [layer.lora_B[_ADAPTER].weight for layer in layers]
+    matrices = [layer.lora_A[_ADAPTER].weight for layer in layers] + [
+        layer.lora_B[_ADAPTER].weight for layer in layers
+    ]
     return _Pass(sources, tuple(layer.scaling[_ADAPTER] for layer in layers), share, seed), matrices
 
 
@@ -132,7 +148,9 @@ def _plain(layers: Sequence[Any]) -> bool:
 
 
 def _patch_siblings(layers: Sequence[Any], sources: tuple[Callable[[], torch.Tensor], ...]) -> None:
-    """The first projection computes all of the group; the others, which are called with the same tensor, find theirs done."""
+    """The first projection computes all of the group; the others, which are called with the same
+    tensor, find theirs done.
+    """
     pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward_of(number: int, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +172,10 @@ def _patch_siblings(layers: Sequence[Any], sources: tuple[Callable[[], torch.Ten
 
 
 def _mlp_forward(
-    module: Any, layers: Sequence[Any], sources: tuple[Callable[[], torch.Tensor], ...], recompute: bool
+    module: Any,
+    layers: Sequence[Any],
+    sources: tuple[Callable[[], torch.Tensor], ...],
+    recompute: bool,
 ) -> Callable[..., Any]:
     original = module.forward
 
@@ -168,20 +189,28 @@ def _mlp_forward(
     return forward
 
 
-def _split(matrices: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _split(
+    matrices: Sequence[torch.Tensor], dtype: torch.dtype
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The A matrices one below the other, [projections × r, in], and the list of B matrices."""
     half = len(matrices) // 2
-    return torch.cat([matrix.to(dtype) for matrix in matrices[:half]]), [matrix.to(dtype) for matrix in matrices[half:]]
+    return torch.cat([matrix.to(dtype) for matrix in matrices[:half]]), [
+        matrix.to(dtype) for matrix in matrices[half:]
+    ]
 
 
 def _project(
     settings: _Pass, x: torch.Tensor, dropped: torch.Tensor, matrices: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Outputs [tokens, out] of each projection, and the input times all A matrices, [tokens, projections × r]."""
+    """Outputs [tokens, out] of each projection, and the input times all A matrices, [tokens,
+    projections × r].
+    """
     down, ups = _split(matrices, x.dtype)
     low = dropped @ down.T
     outputs = []
-    for weight, scale, up, part in zip(settings.weights, settings.scales, ups, low.chunk(len(ups), dim=1), strict=True):
+    for weight, scale, up, part in zip(
+        settings.weights, settings.scales, ups, low.chunk(len(ups), dim=1), strict=True
+    ):
         outputs.append((x @ weight().T).addmm_(part, up.T, alpha=scale))
     return outputs, low
 
@@ -195,14 +224,28 @@ def _project_backward(
     *,
     needs_input: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """Gradient of the input (None if not needed), and those of the matrices in their order and types."""
+    """Gradient of the input (None if not needed), and those of the matrices in their order and
+    types.
+    """
     down, ups = _split(matrices, dropped.dtype)
     parts = low.chunk(len(ups), dim=1)
-    low_gradient = torch.cat([(g @ up).mul_(scale) for g, up, scale in zip(gradients, ups, settings.scales, strict=True)], dim=1)
+    low_gradient = torch.cat(
+        [
+            (g @ up).mul_(scale)
+            for g, up, scale in zip(gradients, ups, settings.scales, strict=True)
+        ],
+        dim=1,
+    )
     half = len(matrices) // 2
     down_gradients = (low_gradient.T @ dropped).chunk(half)
-    up_gradients = [(g.T @ part).mul_(scale) for g, part, scale in zip(gradients, parts, settings.scales, strict=True)]
-    trained = [gradient.to(matrix.dtype) for gradient, matrix in zip([*down_gradients, *up_gradients], matrices, strict=True)]
+    up_gradients = [
+        (g.T @ part).mul_(scale)
+        for g, part, scale in zip(gradients, parts, settings.scales, strict=True)
+    ]
+    trained = [
+        gradient.to(matrix.dtype)
+        for gradient, matrix in zip([*down_gradients, *up_gradients], matrices, strict=True)
+    ]
     if not needs_input:
         return None, trained
     total: torch.Tensor | None = None
@@ -215,7 +258,9 @@ def _project_backward(
 
 
 class _Projections(torch.autograd.Function):
-    """Projections of one input. Keeps that input once, dropped out, which is all that the A matrices' gradients need."""
+    """Projections of one input. Keeps that input once, dropped out, which is all that the A
+    matrices' gradients need.
+    """
 
     @staticmethod
     def forward(ctx: Any, settings: _Pass, x: torch.Tensor, *matrices: torch.Tensor) -> Any:
@@ -230,7 +275,9 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         dropped, low, *matrices = ctx.saved_tensors
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        total, trained = _project_backward(ctx.settings, flat, dropped, low, matrices, needs_input=ctx.needs_input_grad[1])
+        total, trained = _project_backward(
+            ctx.settings, flat, dropped, low, matrices, needs_input=ctx.needs_input_grad[1]
+        )
         return None, None if total is None else total.view(ctx.shape), *trained
 
 
@@ -238,12 +285,21 @@ class _Mlp(torch.autograd.Function):
     """down(SiLU(gate(x)) × up(x)). Keeps x, gate and up, or with `recompute` x alone."""
 
     @staticmethod
-    def forward(ctx: Any, inner: _Pass, outer: _Pass, recompute: bool, x: torch.Tensor, *matrices: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        inner: _Pass,
+        outer: _Pass,
+        recompute: bool,
+        x: torch.Tensor,
+        *matrices: torch.Tensor,
+    ) -> Any:
         flat = x.reshape(-1, x.shape[-1])
         dropped = dropout(flat, inner.share, inner.seed)
         (gate, up), low = _project(inner, flat, dropped, matrices[:4])
         product = silu_mul(gate, up)
-        (output,), outer_low = _project(outer, product, dropout(product, outer.share, outer.seed), matrices[4:])
+        (output,), outer_low = _project(
+            outer, product, dropout(product, outer.share, outer.seed), matrices[4:]
+        )
         if recompute:
             ctx.save_for_backward(flat, low, outer_low, *matrices)
         else:
@@ -263,11 +319,25 @@ class _Mlp(torch.autograd.Function):
             dropped, (gate, up) = kept, rest[6:]
         product = dropout(silu_mul(gate, up), outer.share, outer.seed)
         flat = gradients[0].reshape(-1, gradients[0].shape[-1])
-        inside, outer_trained = _project_backward(outer, [flat], product, outer_low, matrices[4:], needs_input=True)
+        inside, outer_trained = _project_backward(
+            outer, [flat], product, outer_low, matrices[4:], needs_input=True
+        )
         assert inside is not None
         del product
         gate_gradient, up_gradient = silu_mul_backward(gate, up, inside)
         total, inner_trained = _project_backward(
-            inner, [gate_gradient, up_gradient], dropped, low, matrices[:4], needs_input=ctx.needs_input_grad[3]
+            inner,
+            [gate_gradient, up_gradient],
+            dropped,
+            low,
+            matrices[:4],
+            needs_input=ctx.needs_input_grad[3],
         )
-        return None, None, None, None if total is None else total.view(ctx.shape), *inner_trained, *outer_trained
+        return (
+            None,
+            None,
+            None,
+            None if total is None else total.view(ctx.shape),
+            *inner_trained,
+            *outer_trained,
+        )

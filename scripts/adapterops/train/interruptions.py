@@ -1,4 +1,6 @@
-"""Signals that end a training: SIGTERM and SIGINT (a spot instance that goes, a cancelled job), SIGUSR1 (Slurm, before time runs out)."""
+"""Signals that end a training: SIGTERM and SIGINT (a spot instance that goes, a cancelled job),
+SIGUSR1 (Slurm, before time runs out).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,21 @@ from typing import Any, NoReturn
 from adapterops.errors import InfrastructureError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# GitHub follows SIGINT with SIGTERM, launchers send SIGINT twice at once; who presses Ctrl-C again after this long means it.
+# GitHub follows SIGINT with SIGTERM, launchers send SIGINT twice at once; who presses Ctrl-C again
+# after this long means it.
 _AGAIN_S = 3.0
 
 
 class Interruptions:
-    """While the context lasts, a signal raises `InfrastructureError` at once, or is only noted while `stepping`.
+    """While the context lasts, a signal raises `InfrastructureError` at once, or is only noted
+    while `stepping`.
 
     Attributes:
         heard: name of the signal that came, or None.
-        stepping: whether steps are taken: a checkpoint is whole only between two of them, so that who takes them looks at `heard`.
-        when: what is under way while it is not, and what the same command would do, for the message.
+        stepping: whether steps are taken: a checkpoint is whole only between two of them, so that
+            who takes them looks at `heard`.
+        when: what is under way while it is not, and what the same command would do, for the
+            message.
     """
 
     def __init__(self) -> None:
@@ -40,7 +46,12 @@ class Interruptions:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         # transformers turns what is raised while it converts weights into an error of its own.
-        if self.heard and not self.stepping and isinstance(error, Exception) and not isinstance(error, InfrastructureError):
+        if (
+            self.heard
+            and not self.stepping
+            and isinstance(error, Exception)
+            and not isinstance(error, InfrastructureError)
+        ):
             self._end()
 
     def check(self) -> None:

@@ -1,4 +1,6 @@
-"""Whether an adapter that is trained may be written, or used again: what the recipe allows and no training key holds."""
+"""Whether an adapter that is trained may be written, or used again: what the recipe allows and no
+training key holds.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,13 @@ def judge(losses: dict[str, Any], limit: float, where: Path) -> None:
     served, trained = losses["adapter_bf16"], losses["adapter_nf4"]
     if not served - trained <= limit:
         raise RejectedError(
-            f"the adapter does not carry over to the bf16 weights that are served: its loss is {trained:.4f} nats on the NF4 weights it "
-            f"was trained on and {served:.4f} there, {served - trained:+.4f} where quantization.max_loss_increase allows {limit} (the base "
-            f"model alone: {losses['base_nf4']:.4f} and {losses['base_bf16']:.4f}). It is not written or used. In {where}: lower "
-            "training.learning_rate or num_train_epochs, or raise max_loss_increase, which trains nothing anew, and leave it to the gate, "
-            "which judges what is served."
+            "the adapter does not carry over to the bf16 weights that are served: its loss is"
+            f" {trained:.4f} nats on the NF4 weights it was trained on and {served:.4f} there,"
+            f" {served - trained:+.4f} where quantization.max_loss_increase allows {limit} (the"
+            f" base model alone: {losses['base_nf4']:.4f} and {losses['base_bf16']:.4f}). It is not"
+            f" written or used. In {where}: lower training.learning_rate or num_train_epochs, or"
+            " raise max_loss_increase, which trains nothing anew, and leave it to the gate, which"
+            " judges what is served."
         )
 
 
@@ -46,6 +50,7 @@ def judge_again(manifest: dict[str, Any], recipe: Recipe) -> None:
     cut = manifest["tokens"]["truncated_rows"]
     if cut and recipe.training["on_truncation"] == "error":
         raise RejectedError(
-            f"the adapter of this training key was trained with {cut} rows cut at max_length, and {recipe.path} has training.on_truncation "
-            f"error. Shorten these rows, raise training.max_length {recipe.training['max_length']}, or set on_truncation: allow."
+            f"the adapter of this training key was trained with {cut} rows cut at max_length, and"
+            f" {recipe.path} has training.on_truncation error. Shorten these rows, raise"
+            f" training.max_length {recipe.training['max_length']}, or set on_truncation: allow."
         )

@@ -17,17 +17,23 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def silu_mul_backward(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def silu_mul_backward(
+    gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of `silu_mul` with respect to `gate` and `up`."""
     if gate.is_cuda:
         from adapterops.train import triton_kernels
 
         return triton_kernels.silu_mul_backward(gate, up, gradient)
-    return torch.ops.aten.silu_backward(gradient * up, gate), gradient * torch.nn.functional.silu(gate)
+    return torch.ops.aten.silu_backward(gradient * up, gate), gradient * torch.nn.functional.silu(
+        gate
+    )
 
 
 def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """`values` with a share of them zeroed and the rest scaled by 1 / (1 - share); `values` itself for a share of 0."""
+    """`values` with a share of them zeroed and the rest scaled by 1 / (1 - share); `values` itself
+    for a share of 0.
+    """
     if share == 0:
         return values
     if values.is_cuda:
@@ -37,7 +43,9 @@ def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     return values * _mask(values, share, seed)
 
 
-def add_dropped_(total: torch.Tensor, values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+def add_dropped_(
+    total: torch.Tensor, values: torch.Tensor, share: float, seed: int
+) -> torch.Tensor:
     """Add `dropout(values, share, seed)` to `total` in place."""
     if total.is_cuda:
         from adapterops.train import triton_kernels
@@ -47,5 +55,7 @@ def add_dropped_(total: torch.Tensor, values: torch.Tensor, share: float, seed: 
 
 
 def _mask(like: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    chance = torch.rand(like.shape, generator=torch.Generator(like.device).manual_seed(seed), device=like.device)
+    chance = torch.rand(
+        like.shape, generator=torch.Generator(like.device).manual_seed(seed), device=like.device
+    )
     return (chance >= share).to(like.dtype) / (1 - share)

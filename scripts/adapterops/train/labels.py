@@ -1,4 +1,6 @@
-"""What a training row is, for those who make rows and those who batch them; imports nothing, since torch takes seconds."""
+"""What a training row is, for those who make rows and those who batch them; imports nothing, since
+torch takes seconds.
+"""
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 

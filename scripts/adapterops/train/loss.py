@@ -1,4 +1,6 @@
-"""Cross-entropy of the supervised tokens alone, without ever holding the logits of a whole batch."""
+"""Cross-entropy of the supervised tokens alone, without ever holding the logits of a whole
+batch.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,17 @@ import torch
 _CHUNK = 2**28
 
 
-def answer_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, kernel: str) -> torch.Tensor:
+def answer_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, kernel: str
+) -> torch.Tensor:
     """Summed negative log-likelihood.
 
     Args:
         hidden: last hidden states where a supervised token is predicted, [tokens, hidden size].
         weight: the frozen LM head, [vocabulary, hidden size].
         targets: the supervised tokens, [tokens].
-        kernel: `plain` projects all at once, `chunked` piece by piece, `liger` piece by piece in Triton.
+        kernel: `plain` projects all at once, `chunked` piece by piece, `liger` piece by piece in
+            Triton.
 
     Returns:
         A scalar in nats.
@@ -27,16 +32,22 @@ def answer_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     if kernel == "liger":
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        return torch.as_tensor(LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets))
+        return torch.as_tensor(
+            LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets)
+        )
     logits = torch.nn.functional.linear(hidden, weight).float()
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Takes the gradient of the hidden states along in the forward pass, so that no logits are kept or computed twice."""
+    """Takes the gradient of the hidden states along in the forward pass, so that no logits are kept
+    or computed twice.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         size = max(1, _CHUNK // weight.shape[0])
@@ -62,13 +73,20 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def score_answers_only(network: Any, kernel: str) -> None:
-    """Make a causal language model return the summed loss when it is given `positions` and `targets` (see `packing.Collator`).
+    """Make a causal language model return the summed loss when it is given `positions` and
+    `targets` (see `packing.Collator`).
 
-    It has to happen inside `forward`: DistributedDataParallel, FSDP and DeepSpeed see only what passes through it.
+    It has to happen inside `forward`: DistributedDataParallel, FSDP and DeepSpeed see only what
+    passes through it.
     """
     original = network.forward
 
-    def forward(*arguments: Any, positions: torch.Tensor | None = None, targets: torch.Tensor | None = None, **inputs: Any) -> Any:
+    def forward(
+        *arguments: Any,
+        positions: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
         if positions is None or targets is None:
             return original(*arguments, **inputs)
         given = {name: value for name, value in inputs.items() if value is not None}

@@ -1,6 +1,7 @@
 """How much GPU memory a training needs, from the shape of the model: nothing is loaded to find out.
 
-Every term is a tensor that lives at the peak: in the backward pass, when everything that the forward pass kept is still there.
+Every term is a tensor that lives at the peak: in the backward pass, when everything that the
+forward pass kept is still there.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 _BF16, _FP32 = 2, 4
-# NF4: half a byte a weight. Its constants: one float32 for 64 weights, or, quantised again, one byte and a float32 for 256 of those.
+# NF4: half a byte a weight. Its constants: one float32 for 64 weights, or, quantised again, one
+# byte and a float32 for 256 of those.
 _NF4 = 0.5
 _CONSTANTS = {False: 4 / 64, True: 1 / 64 + 4 / (64 * 256)}
-# State of the optimiser, bytes a trained parameter: two moments, in bf16 like the parameter or in 8 bits. Paged, they are in memory that
-# the driver moves to the host when something else needs the room: they never add to the peak.
+# State of the optimiser, bytes a trained parameter: two moments, in bf16 like the parameter or in 8
+# bits. Paged, they are in memory that the driver moves to the host when something else needs the
+# room: they never add to the peak.
 _OPTIMISER = {
     "adamw_torch": 2 * _BF16,
     "adamw_torch_fused": 2 * _BF16,
@@ -21,7 +24,8 @@ _OPTIMISER = {
     "paged_adamw_8bit": 0,
     "paged_adamw_32bit": 0,
 }
-# CUDA context, cuBLAS workspace and kernels of torch, bitsandbytes and Triton: seen by nvidia-smi, not by torch.
+# CUDA context, cuBLAS workspace and kernels of torch, bitsandbytes and Triton: seen by nvidia-smi,
+# not by torch.
 CONTEXT_BYTES = 0.7e9
 
 
@@ -47,7 +51,8 @@ class Shape:
             num_hidden_layers=config["num_hidden_layers"],
             num_attention_heads=config["num_attention_heads"],
             num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            head_dim=config.get("head_dim")
+            or config["hidden_size"] // config["num_attention_heads"],
             vocab_size=config["vocab_size"],
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
@@ -55,7 +60,10 @@ class Shape:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """Input and output width of each projection of a layer."""
-        query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        query, key = (
+            self.num_attention_heads * self.head_dim,
+            self.num_key_value_heads * self.head_dim,
+        )
         return {
             "q_proj": (self.hidden_size, query),
             "k_proj": (self.hidden_size, key),
@@ -69,11 +77,15 @@ class Shape:
     @property
     def linear_parameters(self) -> int:
         """Weights in the projections of all layers: what is quantised."""
-        return self.num_hidden_layers * sum(inputs * outputs for inputs, outputs in self.projections.values())
+        return self.num_hidden_layers * sum(
+            inputs * outputs for inputs, outputs in self.projections.values()
+        )
 
     @property
     def passed_parameters(self) -> int:
-        """Weights that a token is multiplied with: the projections and the LM head, tied or not; embeddings are only looked up."""
+        """Weights that a token is multiplied with: the projections and the LM head, tied or not;
+        embeddings are only looked up.
+        """
         return self.linear_parameters + self.vocab_size * self.hidden_size
 
     @property
@@ -112,22 +124,42 @@ class Estimate:
     def loading(self) -> float:
         """Peak while the base model is loaded: all of it, and one tensor on its way to NF4.
 
-        One, because transformers 5.19 reads synchronously where it quantises (5.0 read ahead, and filled the GPU with bf16:
-        https://github.com/huggingface/transformers/issues/43032). On one GPU it is never the largest of the three: a step holds all of this
-        too. FSDP and ZeRO stage 3 have each process load the whole, and cut it then (seen on two H200 GPUs, 2026-11-29).
+        One, because transformers 5.19 reads synchronously where it quantises (5.0 read ahead, and
+        filled the GPU with bf16: https://github.com/huggingface/transformers/issues/43032). On one
+        GPU it is never the largest of the three: a step holds all of this too. FSDP and ZeRO stage
+        3 have each process load the whole, and cut it then (seen on two H200 GPUs, 2026-11-29).
         """
-        return (self.weights + self.quantisation_constants + self.embeddings) * self.pieces + self.staging
+        return (
+            self.weights + self.quantisation_constants + self.embeddings
+        ) * self.pieces + self.staging
 
     @property
     def training(self) -> float:
-        """Peak of a training step. Activations of the last layer and the logits are not there at once: the larger counts."""
-        held = self.weights + self.quantisation_constants + self.embeddings + self.lora + self.gradients + self.optimiser
+        """Peak of a training step. Activations of the last layer and the logits are not there at
+        once: the larger counts.
+        """
+        held = (
+            self.weights
+            + self.quantisation_constants
+            + self.embeddings
+            + self.lora
+            + self.gradients
+            + self.optimiser
+        )
         return held + self.activations + max(self.working, self.logits)
 
     @property
     def evaluation(self) -> float:
-        """Peak of a forward pass without gradients, during a training or after it: the optimiser's state is still there."""
-        held = self.weights + self.quantisation_constants + self.embeddings + self.lora + self.optimiser
+        """Peak of a forward pass without gradients, during a training or after it: the optimiser's
+        state is still there.
+        """
+        held = (
+            self.weights
+            + self.quantisation_constants
+            + self.embeddings
+            + self.lora
+            + self.optimiser
+        )
         return held + max(self.forward, self.logits)
 
 
@@ -146,11 +178,12 @@ def estimate(
         shape: of the base model.
         quantization: the recipe's section.
         lora: the recipe's section.
-        training: the recipe's section. `float32_copies` is of benchmarks and in no recipe: what peft's
-            `prepare_model_for_kbit_training` and a loss over all logits at once cost.
+        training: the recipe's section. `float32_copies` is of benchmarks and in no recipe: what
+            peft's `prepare_model_for_kbit_training` and a loss over all logits at once cost.
         tokens: of the largest micro-batch, padding counted.
         supervised: of these, those with a loss; None counts all.
-        pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network. Each gathers the layer it is at, and the next one meanwhile.
+        pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network. Each gathers the layer it
+            is at, and the next one meanwhile.
     """
     parameters = shape.lora_parameters(lora)
     layer = layer_activations(shape, lora, training)
@@ -158,31 +191,46 @@ def estimate(
     trained = _FP32 if copies else _BF16
     hidden = shape.hidden_size * trained  # embeddings in float32 make the residual stream float32
     # Below the first trained layer nothing is kept: no gradient goes there.
-    kept = shape.trained_layers(lora) * (hidden if training["gradient_checkpointing"] is True else layer) + 3 * hidden
+    kept = (
+        shape.trained_layers(lora)
+        * (hidden if training["gradient_checkpointing"] is True else layer)
+        + 3 * hidden
+    )
     widest = shape.hidden_size * shape.intermediate_size * _BF16  # a projection, dequantised
-    # The backward pass of an MLP. Fused, the gradients of product, gate and up are there at once; layer by layer, when those of gate and
-    # up are made, what the down projection kept is gone: the peak is at its own, with the product's gradient through weight and LoRA.
+    # The backward pass of an MLP. Fused, the gradients of product, gate and up are there at once;
+    # layer by layer, when those of gate and up are made, what the down projection kept is gone: the
+    # peak is at its own, with the product's gradient through weight and LoRA.
     inner = 3 if training["fused_lora"] else 2
-    working: float = (inner * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + 2 * widest
+    working: float = (
+        inner * shape.intermediate_size + 4 * shape.hidden_size
+    ) * _BF16 * tokens + 2 * widest
     if training["gradient_checkpointing"] is True:
         working += layer * tokens
     elif training["gradient_checkpointing"] == "selective":
         working += 2 * shape.intermediate_size * _BF16 * tokens
-    # A forward pass keeps nothing: residual stream and norm, gate, up and product of one layer, and a projection in bf16, be it dequantised
-    # or, in the comparison with the weights that are served, read from the files.
+    # A forward pass keeps nothing: residual stream and norm, gate, up and product of one layer, and
+    # a projection in bf16, be it dequantised or, in the comparison with the weights that are
+    # served, read from the files.
     forward: float = (3 * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + widest
     if training["attn_implementation"] in {"sdpa", "eager"} and training["packing"]:
         working += tokens**2 * _BF16  # the mask
         forward += tokens**2 * _BF16
     if pieces > 1:
-        gathered = 2 * shape.linear_parameters / shape.num_hidden_layers * (_NF4 + _CONSTANTS[quantization["double_quant"]])
+        gathered = (
+            2
+            * shape.linear_parameters
+            / shape.num_hidden_layers
+            * (_NF4 + _CONSTANTS[quantization["double_quant"]])
+        )
         # In TRL's loss the LM head is whole, and so are the embeddings at the other end.
         gathered = max(gathered, shape.vocab_size * shape.hidden_size * trained)
         working, forward = working + gathered, forward + gathered
     kept_weights = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
     return Estimate(
         weights=(shape.linear_parameters * _NF4 + kept_weights) / pieces,
-        quantisation_constants=shape.linear_parameters * _CONSTANTS[quantization["double_quant"]] / pieces,
+        quantisation_constants=shape.linear_parameters
+        * _CONSTANTS[quantization["double_quant"]]
+        / pieces,
         embeddings=shape.embedding_parameters * trained / pieces,
         lora=parameters * trained / pieces,
         gradients=parameters * trained / pieces,
@@ -200,28 +248,46 @@ def estimate(
 def layer_activations(shape: Shape, lora: dict[str, Any], training: dict[str, Any]) -> float:
     """Bytes a token that one layer keeps for its backward pass."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    # Inputs of both norms; query, key, value and the output of the attention, with its float32 normaliser a head.
+    query, key = (
+        shape.num_attention_heads * shape.head_dim,
+        shape.num_key_value_heads * shape.head_dim,
+    )
+    # Inputs of both norms; query, key, value and the output of the attention, with its float32
+    # normaliser a head.
     kept: float = (2 * hidden + 2 * query + 2 * key) * _BF16 + shape.num_attention_heads * _FP32
     if not training["liger"]:
         kept += 2 * hidden * (_FP32 + _BF16)  # the norms' float32 copies and normalised values
     if training["fused_lora"]:
-        # Inputs of the attention's and of the MLP's projections, once each; the output projection's is the attention's output.
+        # Inputs of the attention's and of the MLP's projections, once each; the output projection's
+        # is the attention's output.
         kept += (2 * hidden + (query if lora["dropout"] else 0)) * _BF16 + 7 * lora["r"] * _BF16
-        return kept if training["gradient_checkpointing"] == "selective" else kept + 2 * inner * _BF16
-    kept += 2 * inner * _BF16 + (0 if training["liger"] else 2 * inner * _BF16)  # gate and up, without Liger SiLU(gate) and the product too
+        return (
+            kept if training["gradient_checkpointing"] == "selective" else kept + 2 * inner * _BF16
+        )
+    kept += 2 * inner * _BF16 + (
+        0 if training["liger"] else 2 * inner * _BF16
+    )  # gate and up, without Liger SiLU(gate) and the product too
     for name in lora["target_modules"]:
         width = shape.projections[name][0]
-        # peft keeps a dropped-out copy of each projection's input and its mask; without dropout they share the input.
-        kept += width * (_BF16 + 1) if lora["dropout"] else width * _BF16 // (3 if name in {"q_proj", "k_proj", "v_proj"} else 1)
+        # peft keeps a dropped-out copy of each projection's input and its mask; without dropout
+        # they share the input.
+        kept += (
+            width * (_BF16 + 1)
+            if lora["dropout"]
+            else width * _BF16 // (3 if name in {"q_proj", "k_proj", "v_proj"} else 1)
+        )
         kept += lora["r"] * _BF16
     return kept
 
 
 def _logits(shape: Shape, training: dict[str, Any], supervised: int) -> float:
-    """Bytes of the loss: logits of a chunk in bf16 and float32 and their gradient (`loss.answer_loss`)."""
+    """Bytes of the loss: logits of a chunk in bf16 and float32 and their gradient
+    (`loss.answer_loss`).
+    """
     if training.get("float32_copies"):
-        return 3 * supervised * shape.vocab_size * _FP32  # log-probabilities, their gradient, and that of the logits
+        return (
+            3 * supervised * shape.vocab_size * _FP32
+        )  # log-probabilities, their gradient, and that of the logits
     gradient = supervised * shape.hidden_size * _BF16
     if training["liger"]:
         # Liger's chunks hold hidden size × tokens / vocabulary rows, rounded up to a power of two.

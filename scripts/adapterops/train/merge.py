@@ -21,7 +21,8 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """How the merged model differs from adapter on base, in nats of log-probability over the whole vocabulary.
+    """How the merged model differs from adapter on base, in nats of log-probability over the whole
+    vocabulary.
 
     Args:
         mean: over all tokens and words of the vocabulary, weighted by probability.
@@ -40,7 +41,8 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
     """Write the merged model to `output`, as a whole or not at all.
 
     Raises:
-        UsageError: not an intact adapter directory, trained on another revision of the base model, or `output` holds something else.
+        UsageError: not an intact adapter directory, trained on another revision of the base model,
+            or `output` holds something else.
         RejectedError: the merged model differs by more than `tolerance`.
     """
     import torch
@@ -49,26 +51,42 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
 
     manifest = read_json(adapter / "train_manifest.json", "train_manifest")
     if adapter_digest(adapter) != manifest["adapter"]["digest"]:
-        raise UsageError(f"{adapter}: the files are not those that its train_manifest.json names. Train it again.")
-    if output.exists() and not (output / "config.json").is_file() and (output.is_file() or any(output.iterdir())):
-        raise UsageError(f"--output {output} exists and is not a model directory. Choose another path or remove it.")
+        raise UsageError(
+            f"{adapter}: the files are not those that its train_manifest.json names. Train it"
+            " again."
+        )
+    if (
+        output.exists()
+        and not (output / "config.json").is_file()
+        and (output.is_file() or any(output.iterdir()))
+    ):
+        raise UsageError(
+            f"--output {output} exists and is not a model directory. Choose another path or"
+            " remove it."
+        )
     base_model = find_base_model(manifest["base_model"]["name"], str(adapter))
     if base_model.revision != manifest["base_model"]["revision"]:
         raise UsageError(
-            f"{adapter}: trained on {base_model.name} at revision {manifest['base_model']['revision']}, and configs/base_models.yaml has "
-            f"{base_model.revision} now. Train it again, or merge it with the repository as it was then."
+            f"{adapter}: trained on {base_model.name} at revision"
+            f" {manifest['base_model']['revision']}, and configs/base_models.yaml has"
+            f" {base_model.revision} now. Train it again, or merge it with the repository as it was"
+            " then."
         )
     tokenizer = load_tokenizer(base_model)
-    # In float32: bf16 arithmetic alone moves log-probabilities four times as much as rounding the merged weights does.
-    base = AutoModelForCausalLM.from_pretrained(base_model_directory(base_model), dtype=torch.float32, trust_remote_code=False)
+    # In float32: bf16 arithmetic alone moves log-probabilities four times as much as rounding the
+    # merged weights does.
+    base = AutoModelForCausalLM.from_pretrained(
+        base_model_directory(base_model), dtype=torch.float32, trust_remote_code=False
+    )
     model = PeftModel.from_pretrained(base, adapter).eval()
     apart = _log_probabilities(model, tokenizer)
     merged = model.merge_and_unload(safe_merge=True).to(torch.bfloat16)
     difference = _compare(apart, _log_probabilities(merged.float(), tokenizer))
     if not difference.mean <= tolerance:  # also if it is not a number
         raise RejectedError(
-            f"the merged model differs from adapter on base by {difference.mean:.4f} nats on average, more than --tolerance {tolerance}. "
-            "Nothing is written; serve the adapter apart."
+            f"the merged model differs from adapter on base by {difference.mean:.4f} nats on"
+            f" average, more than --tolerance {tolerance}. Nothing is written; serve the adapter"
+            " apart."
         )
     with new_directory(output) as staging:
         merged.to(torch.bfloat16).save_pretrained(staging)

@@ -1,4 +1,6 @@
-"""The network that is trained: an NF4 base model, LoRA on its projections, and the kernels that a recipe asks for."""
+"""The network that is trained: an NF4 base model, LoRA on its projections, and the kernels that a
+recipe asks for.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,21 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# Tokens of the pack that attention is tried on. Flex attention has no kernel for heads of 64 and packs of 64 (torch 2.11 on a GPU).
+# Tokens of the pack that attention is tried on. Flex attention has no kernel for heads of 64 and
+# packs of 64 (torch 2.11 on a GPU).
 _SMALL_PACK = 256
 
 
-def nf4(quantization: dict[str, Any], compute_dtype: torch.dtype = torch.bfloat16, *, sharded: bool = False) -> Any:
+def nf4(
+    quantization: dict[str, Any],
+    compute_dtype: torch.dtype = torch.bfloat16,
+    *,
+    sharded: bool = False,
+) -> Any:
     """The recipe's `quantization` as transformers wants it.
 
-    With `sharded`, NF4 is stored as if it were of the compute type: FSDP cuts only parameters of one type, and would turn others to noise.
+    With `sharded`, NF4 is stored as if it were of the compute type: FSDP cuts only parameters of
+    one type, and would turn others to noise.
     """
     from transformers import BitsAndBytesConfig
 
@@ -45,7 +54,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_base(
-    directory: Path, quantization: dict[str, Any], attn_implementation: str, device: torch.device, *, sharded: bool = False
+    directory: Path,
+    quantization: dict[str, Any],
+    attn_implementation: str,
+    device: torch.device,
+    *,
+    sharded: bool = False,
 ) -> Any:
     """A base model in NF4, all that is not quantised in the format that the device computes in.
 
@@ -106,8 +120,9 @@ def apply_kernels(
     """
     network = model.get_base_model()
     for module in network.modules():
-        # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs NF4 weights anew in the first forward pass without gradients, as a look at the
-        # held-back rows is one: what reads the weights afterwards reads noise, and the packed product has no gradient.
+        # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs NF4 weights anew in the first forward
+        # pass without gradients, as a look at the held-back rows is one: what reads the weights
+        # afterwards reads noise, and the packed product has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if liger:
@@ -124,15 +139,27 @@ def _apply_liger(network: Any) -> None:
     try:
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
     except ImportError as error:
-        raise UsageError(f"training.liger true: Liger cannot be used here ({error}). Install liger-kernel, or set it to false.") from None
+        raise UsageError(
+            f"training.liger true: Liger cannot be used here ({error}). Install liger-kernel, or"
+            " set it to false."
+        ) from None
     # SwiGLU is in the fused MLP or left to the model, the loss is ours.
     _apply_liger_kernel_to_instance(
-        model=network, rope=True, rms_norm=True, swiglu=True, geglu=True, cross_entropy=False, fused_linear_cross_entropy=False
+        model=network,
+        rope=True,
+        rms_norm=True,
+        swiglu=True,
+        geglu=True,
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
     )
 
 
-def try_attention(directory: Path, attn_implementation: str, device: torch.device, collate: Collator, where: Path) -> None:
-    """Have two small layers of the base model's kind go over a batch and back, before gigabytes are loaded.
+def try_attention(
+    directory: Path, attn_implementation: str, device: torch.device, collate: Collator, where: Path
+) -> None:
+    """Have two small layers of the base model's kind go over a batch and back, before gigabytes are
+    loaded.
 
     Args:
         directory: the base model's; only its configuration is read.
@@ -142,53 +169,90 @@ def try_attention(directory: Path, attn_implementation: str, device: torch.devic
         where: the recipe, for messages.
 
     Raises:
-        UsageError: the attention cannot be had here, or lets a row see the one before it: training would learn from context that serving
-            never shows.
+        UsageError: the attention cannot be had here, or lets a row see the one before it: training
+            would learn from context that serving never shows.
     """
     setting = f"{where}: training.attn_implementation {attn_implementation}"
     try:
         losses = _losses_beside_two_neighbours(directory, attn_implementation, device, collate)
     except (ImportError, NotImplementedError) as error:
         here = "a GPU" if device.type == "cuda" else "a CPU"
-        others = "varlen or flex_attention" if device.type == "cuda" and collate.capacity else "sdpa"
+        others = (
+            "varlen or flex_attention" if device.type == "cuda" and collate.capacity else "sdpa"
+        )
         reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"{setting} cannot be used here, on {here}: {reason.rstrip('.')}. Set {others}.") from None
+        raise UsageError(
+            f"{setting} cannot be used here, on {here}: {reason.rstrip('.')}. Set {others}."
+        ) from None
     # Kernels may sum in another order; a row that is seen changes the loss by tenths.
     if abs(losses[0] - losses[1]) > 0.01:
         raise UsageError(
-            f"{setting} lets packed rows see each other: the loss of a row changes from {losses[0]:.3f} to {losses[1]:.3f} with its "
-            "neighbour. Set packing: false, or another attention."
+            f"{setting} lets packed rows see each other: the loss of a row changes from"
+            f" {losses[0]:.3f} to {losses[1]:.3f} with its neighbour. Set packing: false, or"
+            " another attention."
         )
 
 
-def _losses_beside_two_neighbours(directory: Path, attn_implementation: str, device: torch.device, collate: Collator) -> list[float]:
-    """Loss in nats a token of one row, behind one row and behind another; gradients are computed too."""
+def _losses_beside_two_neighbours(
+    directory: Path, attn_implementation: str, device: torch.device, collate: Collator
+) -> list[float]:
+    """Loss in nats a token of one row, behind one row and behind another; gradients are computed
+    too.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     attention.register()
     config = AutoConfig.from_pretrained(directory)
-    # Heads stay as wide, and as many for a key head, as kernels care for that; weights are large, so that what is seen shows.
-    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    config.num_attention_heads, config.num_key_value_heads = config.num_attention_heads // (config.num_key_value_heads or 1), 1
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size = 64, 64, 2, 128
+    # Heads stay as wide, and as many for a key head, as kernels care for that; weights are large,
+    # so that what is seen shows.
+    config.head_dim = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    config.num_attention_heads, config.num_key_value_heads = (
+        config.num_attention_heads // (config.num_key_value_heads or 1),
+        1,
+    )
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size = (
+        64,
+        64,
+        2,
+        128,
+    )
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     config.initializer_range = 0.5
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[0], config.layer_types[-1]]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(config, dtype=compute_dtype(device), attn_implementation=attn_implementation).to(device)
+        network = AutoModelForCausalLM.from_config(
+            config, dtype=compute_dtype(device), attn_implementation=attn_implementation
+        ).to(device)
     score_answers_only(network, "plain")
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(128, (3, 24), generator=generator).tolist()
     losses = []
     for neighbour in (first, other):
         if collate.capacity:
-            rows: list[Any] = [{"input_ids": neighbour + second, "labels": [IGNORED] * 24 + second, "seq_lengths": [24, 24]}]
+            rows: list[Any] = [
+                {
+                    "input_ids": neighbour + second,
+                    "labels": [IGNORED] * 24 + second,
+                    "seq_lengths": [24, 24],
+                }
+            ]
         else:
-            rows = [{"input_ids": neighbour, "labels": [IGNORED] * 24}, {"input_ids": second, "labels": second}]
-        small = dataclasses.replace(collate, pad_token_id=0, capacity=collate.capacity and _SMALL_PACK)
-        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in small(rows).items() if name != "labels"}
+            rows = [
+                {"input_ids": neighbour, "labels": [IGNORED] * 24},
+                {"input_ids": second, "labels": second},
+            ]
+        small = dataclasses.replace(
+            collate, pad_token_id=0, capacity=collate.capacity and _SMALL_PACK
+        )
+        batch = {
+            name: value.to(device) if hasattr(value, "to") else value
+            for name, value in small(rows).items()
+            if name != "labels"
+        }
         loss = network(**batch) / 23
         loss.backward()
         losses.append(float(loss.detach()))

@@ -1,4 +1,6 @@
-"""Rows to batches: padded to the longest row, or packed back to back without a row seeing its neighbours."""
+"""Rows to batches: padded to the longest row, or packed back to back without a row seeing its
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def packed_rows(rows: Dataset, capacity: int) -> Dataset:
-    """The rows joined into packs of at most `capacity` tokens, with the lengths of their rows in `seq_lengths`.
+    """The rows joined into packs of at most `capacity` tokens, with the lengths of their rows in
+    `seq_lengths`.
 
-    TRL's best-fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv:2404.10830) wastes about 1 % on
-    lengths as they occur. It cuts what is too long without a word, so nothing may be.
+    TRL's best-fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling",
+    arXiv:2404.10830) wastes about 1 % on lengths as they occur. It cuts what is too long without a
+    word, so nothing may be.
 
     Args:
         rows: `input_ids` and `labels`.
@@ -33,7 +37,10 @@ def packed_rows(rows: Dataset, capacity: int) -> Dataset:
     packs = pack_dataset(rows, capacity, "bfd", {"batch_size": len(lengths)})
     packed = sorted(length for pack in packs["seq_lengths"] for length in pack)
     if packed != sorted(lengths):
-        raise ValueError(f"packing turned {len(lengths)} rows of {sum(lengths)} tokens into {len(packed)} of {sum(packed)}")
+        raise ValueError(
+            f"packing turned {len(lengths)} rows of {sum(lengths)} tokens into {len(packed)} of"
+            f" {sum(packed)}"
+        )
     return packs
 
 
@@ -41,14 +48,15 @@ def packed_rows(rows: Dataset, capacity: int) -> Dataset:
 class Collator:
     """Batches of rows as the tensors that `AnswerTrainer` takes.
 
-    Beside the model's own inputs they hold `labels`, from which Trainer counts the supervised tokens of a step, `positions`, where
-    in the flattened hidden states a supervised token is predicted, and `targets`, which token that is.
+    Beside the model's own inputs they hold `labels`, from which Trainer counts the supervised
+    tokens of a step, `positions`, where in the flattened hidden states a supervised token is
+    predicted, and `targets`, which token that is.
 
     Args:
         pad_token_id: fills up.
         capacity: tokens of a pack; None for rows that are padded, one a line.
-        variable_length: pass the borders of the rows as flash-attention kernels want them (`cu_seq_lens_q` and so on) instead of
-            leaving them to be read from the position ids.
+        variable_length: pass the borders of the rows as flash-attention kernels want them
+            (`cu_seq_lens_q` and so on) instead of leaving them to be read from the position ids.
     """
 
     pad_token_id: int
@@ -66,37 +74,55 @@ class Collator:
             return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
 
         labels = filled("labels", IGNORED)
-        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-        return {"input_ids": filled("input_ids", self.pad_token_id), "attention_mask": mask, **_targets(labels)}
+        mask = torch.tensor(
+            [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+        )
+        return {
+            "input_ids": filled("input_ids", self.pad_token_id),
+            "attention_mask": mask,
+            **_targets(labels),
+        }
 
     def _packed(self, packs: list[Row], capacity: int) -> dict[str, Any]:
-        # Always full: a constant shape keeps memory constant, and kernels that are compiled for a shape are compiled once.
+        # Always full: a constant shape keeps memory constant, and kernels that are compiled for a
+        # shape are compiled once.
         size = capacity * len(packs)
         tokens = [token for row in packs for token in row["input_ids"]]
         labels = [label for row in packs for label in row["labels"]]
-        lengths = [length for row in packs for length in row.get("seq_lengths", [len(row["input_ids"])])]
+        lengths = [
+            length for row in packs for length in row.get("seq_lengths", [len(row["input_ids"])])
+        ]
         if rest := size - len(tokens):
             tokens += [self.pad_token_id] * rest
             labels += [IGNORED] * rest
             lengths.append(rest)
         borders = [0]
         for length in lengths:
-            labels[borders[-1]] = IGNORED  # the first token of a row is not predicted from the row before it
+            labels[borders[-1]] = (
+                IGNORED  # the first token of a row is not predicted from the row before it
+            )
             borders.append(borders[-1] + length)
         batch: dict[str, Any] = {
             "input_ids": torch.tensor([tokens]),
-            # They start anew with each row: transformers masks by that, and rotary embeddings count from there.
+            # They start anew with each row: transformers masks by that, and rotary embeddings count
+            # from there.
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
             **_targets(torch.tensor([labels])),
         }
         if self.variable_length:
             cumulative = torch.tensor(borders, dtype=torch.int32)
-            batch.update(cu_seq_lens_q=cumulative, cu_seq_lens_k=cumulative, max_length_q=max(lengths), max_length_k=max(lengths))
+            batch.update(
+                cu_seq_lens_q=cumulative,
+                cu_seq_lens_k=cumulative,
+                max_length_q=max(lengths),
+                max_length_k=max(lengths),
+            )
         return batch
 
 
 def _targets(labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Where supervised tokens are predicted (one before each, in the flattened batch), and which they are.
+    """Where supervised tokens are predicted (one before each, in the flattened batch), and which
+    they are.
 
     Found here, on the host: to find them on a GPU, the host would have to wait for it.
     """

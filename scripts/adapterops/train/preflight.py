@@ -27,10 +27,19 @@ if TYPE_CHECKING:
 
 PRICING = Path("configs/pricing.yaml")
 _GIB = 2**30
-# Above this share of a GPU's memory the verdict is `tight`: fragmentation and a longer row can still end it.
+# Above this share of a GPU's memory the verdict is `tight`: fragmentation and a longer row can
+# still end it.
 _TIGHT = 0.9
-# What a throughput was measured with. The first decide by factors, the others by percents; where one differs, nothing was measured.
-_DECISIVE = ("packing", "train_sampling_strategy", "fused_lora", "gradient_checkpointing", "liger", "attn_implementation")
+# What a throughput was measured with. The first decide by factors, the others by percents; where
+# one differs, nothing was measured.
+_DECISIVE = (
+    "packing",
+    "train_sampling_strategy",
+    "fused_lora",
+    "gradient_checkpointing",
+    "liger",
+    "attn_implementation",
+)
 _LESSER = ("per_device_train_batch_size", "max_length", "r")
 
 
@@ -54,21 +63,28 @@ def shape_of(recipe: Recipe) -> Shape:
     shape = Shape.of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     if shape.trained_layers(recipe.lora) > shape.num_hidden_layers:
         raise UsageError(
-            f"{recipe.path}: lora.last_layers {recipe.lora['last_layers']}: {recipe.base_model.name} has {shape.num_hidden_layers} layers. "
-            "Lower it, or remove it to train them all."
+            f"{recipe.path}: lora.last_layers {recipe.lora['last_layers']}:"
+            f" {recipe.base_model.name} has {shape.num_hidden_layers} layers. Lower it, or remove"
+            " it to train them all."
         )
     return shape
 
 
-def memory(recipe: Recipe, training: dict[str, Any], encoded: EncodedData, pieces: int = 1) -> Estimate:
-    """The estimate for the largest micro-batch of these rows: the longest row, as often as the micro-batch has rows."""
+def memory(
+    recipe: Recipe, training: dict[str, Any], encoded: EncodedData, pieces: int = 1
+) -> Estimate:
+    """The estimate for the largest micro-batch of these rows: the longest row, as often as the
+    micro-batch has rows.
+    """
     size = training["per_device_train_batch_size"]
     if training["packing"]:
         tokens = supervised = size * training["max_length"]
     else:
         tokens = size * max(map(len, encoded.input_ids))
         supervised = sum(sorted((len(row) for row in encoded.input_ids), reverse=True)[:size])
-    return estimate(shape_of(recipe), recipe.quantization, recipe.lora, training, tokens, supervised, pieces)
+    return estimate(
+        shape_of(recipe), recipe.quantization, recipe.lora, training, tokens, supervised, pieces
+    )
 
 
 def predict(
@@ -81,7 +97,8 @@ def predict(
     processes: int = 1,
     sharded: bool = False,
 ) -> dict[str, Any]:
-    """What the manifest holds against what was measured: peaks of one GPU in GiB; speed, minutes and cost of all.
+    """What the manifest holds against what was measured: peaks of one GPU in GiB; speed, minutes
+    and cost of all.
 
     Args:
         recipe: what is trained.
@@ -102,19 +119,31 @@ def predict(
     if gpu is None:
         return found
     speed, basis = throughput(recipe, training, shape_of(recipe), gpu, prices)
-    return found | {"gpu": gpu.name, "speed_from": basis, **_course(work_tokens(training, encoded), speed, gpu, processes)}
+    return found | {
+        "gpu": gpu.name,
+        "speed_from": basis,
+        **_course(work_tokens(training, encoded), speed, gpu, processes),
+    }
 
 
 def cost(seconds: float, device: str, prices: dict[str, Any], processes: int) -> dict[str, float]:
-    """`usd` of what a training took, for the manifest; nothing on a device without a price. Arguments as for `predict`."""
+    """`usd` of what a training took, for the manifest; nothing on a device without a price.
+    Arguments as for `predict`.
+    """
     gpu = gpu_named(device, prices)
     return {"usd": round(seconds / 3600 * gpu.usd_per_hour * processes, 2)} if gpu else {}
 
 
 def gpu_named(device: str, prices: dict[str, Any]) -> Gpu | None:
-    """The priced GPU type that the driver means, by the words of its name and, of several sizes, the memory in it; None for another."""
+    """The priced GPU type that the driver means, by the words of its name and, of several sizes,
+    the memory in it; None for another.
+    """
     words = re.findall(r"[a-z]+\d+|\d+", device.lower())
-    fits = [name for name in prices["gpus"] if all(part in words for part in re.findall(r"[a-z]*\d+", name))]
+    fits = [
+        name
+        for name in prices["gpus"]
+        if all(part in words for part in re.findall(r"[a-z]*\d+", name))
+    ]
     return Gpu(fits[0], **prices["gpus"][fits[0]]) if len(fits) == 1 else None
 
 
@@ -128,7 +157,9 @@ def _course(tokens: float, speed: float, gpu: Gpu, processes: int) -> dict[str, 
     }
 
 
-def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, *, pieces: int = 1) -> dict[str, Any]:
+def preflight(
+    recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, *, pieces: int = 1
+) -> dict[str, Any]:
     """Memory, tokens, minutes and cost of a training, and a verdict for each GPU type.
 
     Args:
@@ -148,7 +179,9 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, 
     prices = load_yaml(pricing, "pricing")
     tokenizer = load_tokenizer(recipe.base_model, weights=False)
     training = recipe.training
-    encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], training["on_truncation"])
+    encoded = encode_files(
+        data, tokenizer, recipe.base_model, training["max_length"], training["on_truncation"]
+    )
     needed = memory(recipe, training, encoded, pieces)
     peak = max(needed.loading, needed.training, needed.evaluation) + CONTEXT_BYTES
     total = work_tokens(training, encoded)
@@ -180,7 +213,11 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, 
         "gpus_together": pieces,
         "milder": list(milder_settings(training)),
         "memory_gib": {
-            **{part: round(value / _GIB, 3) for part, value in vars(needed).items() if part != "pieces"},
+            **{
+                part: round(value / _GIB, 3)
+                for part, value in vars(needed).items()
+                if part != "pieces"
+            },
             "context": round(CONTEXT_BYTES / _GIB, 3),
             "peak_loading": round((needed.loading + CONTEXT_BYTES) / _GIB, 2),
             "peak_training": round((needed.training + CONTEXT_BYTES) / _GIB, 2),
@@ -191,12 +228,15 @@ def preflight(recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, 
     }
 
 
-def throughput(recipe: Recipe, training: dict[str, Any], shape: Shape, gpu: Gpu, prices: dict[str, Any]) -> tuple[float, str]:
+def throughput(
+    recipe: Recipe, training: dict[str, Any], shape: Shape, gpu: Gpu, prices: dict[str, Any]
+) -> tuple[float, str]:
     """Real tokens a second of one GPU, and what the figure rests on.
 
-    The measurement with the most settings in common counts; another GPU is scaled by its bf16 rate, another model by the weights that a
-    token passes through. Both are guesses that ignore memory bandwidth: they are called scaled. One with other settings on the same GPU
-    and model is taken as it is, and called like.
+    The measurement with the most settings in common counts; another GPU is scaled by its bf16 rate,
+    another model by the weights that a token passes through. Both are guesses that ignore memory
+    bandwidth: they are called scaled. One with other settings on the same GPU and model is taken as
+    it is, and called like.
     """
     mine = {**training, "r": recipe.lora["r"]}
 
@@ -204,14 +244,27 @@ def throughput(recipe: Recipe, training: dict[str, Any], shape: Shape, gpu: Gpu,
         return sum(row[setting] == mine[setting] for setting in settings)
 
     def likeness(row: dict[str, Any]) -> tuple[bool, int, int, bool]:
-        return row["base_model"] == recipe.base_model.name, alike(row, _DECISIVE), alike(row, _LESSER), row["gpu"] == gpu.name
+        return (
+            row["base_model"] == recipe.base_model.name,
+            alike(row, _DECISIVE),
+            alike(row, _LESSER),
+            row["gpu"] == gpu.name,
+        )
 
     best = max(prices["measured"], key=likeness)
     what = f"{best['gpu']}, {best['base_model']}, {best['name']}"
     if best["gpu"] == gpu.name and best["base_model"] == recipe.base_model.name:
         every = _DECISIVE + _LESSER
-        return best["tokens_per_second"], f"{'measured' if alike(best, every) == len(every) else 'like'} {what}"
-    factor = gpu.bf16_tflops / prices["gpus"][best["gpu"]]["bf16_tflops"] * best["parameters"] / shape.passed_parameters
+        return (
+            best["tokens_per_second"],
+            f"{'measured' if alike(best, every) == len(every) else 'like'} {what}",
+        )
+    factor = (
+        gpu.bf16_tflops
+        / prices["gpus"][best["gpu"]]["bf16_tflops"]
+        * best["parameters"]
+        / shape.passed_parameters
+    )
     return best["tokens_per_second"] * factor, f"scaled from {what}"
 
 
@@ -231,10 +284,15 @@ def too_large(document: dict[str, Any], chosen: dict[str, Any]) -> str | None:
     """
     if chosen["verdict"] != "does not fit":
         return None
-    milder = f"as far as it takes: {'; then '.join(document['milder'])}. Or " if document["milder"] else ""
+    milder = (
+        f"as far as it takes: {'; then '.join(document['milder'])}. Or "
+        if document["milder"]
+        else ""
+    )
     return (
-        f"the training needs {chosen['memory_share']:.0%} of the memory of {chosen['gpu']}. In {document['recipe']}, {milder}lower "
-        "max_length or lora.r, or take another GPU: --preflight says which."
+        f"the training needs {chosen['memory_share']:.0%} of the memory of {chosen['gpu']}. In"
+        f" {document['recipe']}, {milder}lower max_length or lora.r, or take another GPU:"
+        " --preflight says which."
     )
 
 
@@ -248,24 +306,33 @@ def choose(document: dict[str, Any], gpu: str) -> dict[str, Any]:
     for entry in document["gpus"]:
         if entry["gpu"] == gpu:
             return dict(entry)
-    raise UsageError(f"--gpu {gpu} is not in {PRICING}.{did_you_mean(gpu, known)} Known: {', '.join(known)}.")
+    raise UsageError(
+        f"--gpu {gpu} is not in {PRICING}.{did_you_mean(gpu, known)} Known: {', '.join(known)}."
+    )
 
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the document for people."""
     parts = document["memory_gib"]
     answers = f"{document['truncated_supervised_tokens']:,} of them of answers"
-    lost = f"{document['truncated_rows']} rows would be cut, losing {document['truncated_tokens']:,} tokens, {answers}"
+    lost = (
+        f"{document['truncated_rows']} rows would be cut, losing {document['truncated_tokens']:,}"
+        f" tokens, {answers}"
+    )
     supervised = f"{document['supervised_tokens']:,} supervised"
     console.print(
-        f"{document['rows']} rows, {document['tokens']:,} tokens ({supervised}), {document['epochs']} epochs; {lost}", soft_wrap=True
+        f"{document['rows']} rows, {document['tokens']:,} tokens ({supervised}),"
+        f" {document['epochs']} epochs; {lost}",
+        soft_wrap=True,
     )
     console.print(
-        f"peak GiB: loading {parts['peak_loading']} · training {parts['peak_training']} · evaluation {parts['peak_evaluation']}\n"
-        f"  of it: weights {parts['weights']}, quantisation constants {parts['quantisation_constants']}, embeddings {parts['embeddings']}, "
-        f"LoRA {parts['lora']}, gradients {parts['gradients']}, optimiser {parts['optimiser']}, activations {parts['activations']}, "
-        f"working {parts['working']}, logits {parts['logits']}, context {parts['context']}; while loading, staging {parts['staging']}; "
-        f"while evaluating, forward {parts['forward']}",
+        f"peak GiB: loading {parts['peak_loading']} · training {parts['peak_training']} ·"
+        f" evaluation {parts['peak_evaluation']}\n  of it: weights {parts['weights']}, quantisation"
+        f" constants {parts['quantisation_constants']}, embeddings {parts['embeddings']}, LoRA"
+        f" {parts['lora']}, gradients {parts['gradients']}, optimiser {parts['optimiser']},"
+        f" activations {parts['activations']}, working {parts['working']}, logits"
+        f" {parts['logits']}, context {parts['context']}; while loading, staging"
+        f" {parts['staging']}; while evaluating, forward {parts['forward']}",
         soft_wrap=True,
     )
     table = Table("GPU", "verdict", "memory", "tok/s", "minutes", "cost", "speed")

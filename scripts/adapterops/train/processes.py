@@ -14,7 +14,9 @@ _Value = TypeVar("_Value")
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Each flag as it is in any of the processes. Every process has to call, and waits for the others."""
+    """Each flag as it is in any of the processes. Every process has to call, and waits for the
+    others.
+    """
     if not _several():
         return list(flags)
     found = torch.tensor(flags, dtype=torch.int32, device=PartialState().device)
@@ -32,7 +34,8 @@ def of_first(value: _Value) -> _Value:
 
 
 def divided(micro: int, accumulation: int, processes: int, where: object) -> tuple[int, int]:
-    """Micro-batch and accumulation of each process, so that the effective batch is the recipe's on however many.
+    """Micro-batch and accumulation of each process, so that the effective batch is the recipe's on
+    however many.
 
     Args:
         micro: `per_device_train_batch_size` of the recipe.
@@ -44,12 +47,17 @@ def divided(micro: int, accumulation: int, processes: int, where: object) -> tup
         UsageError: the product cannot be divided.
     """
     for fewer in range(min(accumulation, processes), 0, -1):
-        if accumulation % fewer == 0 and processes % fewer == 0 and micro % (processes // fewer) == 0:
+        if (
+            accumulation % fewer == 0
+            and processes % fewer == 0
+            and micro % (processes // fewer) == 0
+        ):
             return micro // (processes // fewer), accumulation // fewer
     raise UsageError(
-        f"{where}: training.per_device_train_batch_size {micro} × gradient_accumulation_steps {accumulation} cannot be divided among "
-        f"{processes} processes, and the effective batch is the recipe's on however many. Start a number of processes that divides both "
-        f"or one of them (--num_processes), or set gradient_accumulation_steps to a multiple of {processes}."
+        f"{where}: training.per_device_train_batch_size {micro} × gradient_accumulation_steps"
+        f" {accumulation} cannot be divided among {processes} processes, and the effective batch is"
+        " the recipe's on however many. Start a number of processes that divides both or one of"
+        f" them (--num_processes), or set gradient_accumulation_steps to a multiple of {processes}."
     )
 
 

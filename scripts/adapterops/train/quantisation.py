@@ -1,7 +1,8 @@
 """What serving changes: an adapter is trained on NF4 weights and served on the bf16 ones.
 
-Losses of adapter and base model on both, over the same rows. Usually bf16 is the better base, since NF4 only approximates it; an
-adapter that has learnt to make up for the errors of NF4 is worse there, and no number of the training shows it.
+Losses of adapter and base model on both, over the same rows. Usually bf16 is the better base, since
+NF4 only approximates it; an adapter that has learnt to make up for the errors of NF4 is worse
+there, and no number of the training shows it.
 """
 
 from __future__ import annotations
@@ -19,20 +20,26 @@ from safetensors import safe_open
 from adapterops.errors import UsageError
 from adapterops.train.labels import Row
 
-# The losses are compared on the same tokens, so few rows tell. The small model on one core: 24 rows of 75 tokens took 6 s a loss.
+# The losses are compared on the same tokens, so few rows tell. The small model on one core: 24 rows
+# of 75 tokens took 6 s a loss.
 ROWS = 12
 
 
 def sample(rows: list[Row], count: int = ROWS) -> list[Row]:
-    """`count` rows or fewer, by their content and not their place; the shortest first, so that batches hold little padding."""
-    chosen = sorted(rows, key=lambda row: hashlib.sha256(repr(row["input_ids"]).encode()).digest())[:count]
+    """`count` rows or fewer, by their content and not their place; the shortest first, so that
+    batches hold little padding.
+    """
+    chosen = sorted(rows, key=lambda row: hashlib.sha256(repr(row["input_ids"]).encode()).digest())[
+        :count
+    ]
     return sorted(chosen, key=lambda row: len(row["input_ids"]))
 
 
 def compare(model: Any, directory: Path, loss: Callable[[], float]) -> dict[str, float]:
     """Losses on NF4 and on the weights that NF4 was made from.
 
-    The latter are read from the files one projection at a time, while it is computed: a model that fits in NF4 alone is compared as well.
+    The latter are read from the files one projection at a time, while it is computed: a model that
+    fits in NF4 alone is compared as well.
 
     Args:
         model: a peft model with one adapter on an NF4 base model.
@@ -40,7 +47,8 @@ def compare(model: Any, directory: Path, loss: Callable[[], float]) -> dict[str,
         loss: mean loss in nats of `model` over some rows.
 
     Returns:
-        `adapter_nf4`, `adapter_bf16`, `base_nf4`, `base_bf16`, in nats a supervised token; the exponential is the perplexity.
+        `adapter_nf4`, `adapter_bf16`, `base_nf4`, `base_bf16`, in nats a supervised token; the
+        exponential is the perplexity.
 
     Raises:
         UsageError: the directory lacks the weights of a projection.
@@ -63,12 +71,19 @@ def _unquantised(network: Any, directory: Path) -> Iterator[None]:
         for path in sorted(directory.glob("*.safetensors")):
             file = files.enter_context(safe_open(path, framework="pt"))
             where.update(dict.fromkeys(file.keys(), file))
-        projections = {name: module for name, module in network.named_modules() if isinstance(module, Linear4bit)}
+        projections = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, Linear4bit)
+        }
         try:
             for name, module in projections.items():
                 key = f"{name.removesuffix('.base_layer')}.weight"
                 if key not in where:
-                    raise UsageError(f"{directory}: no file holds {key}, so the adapter cannot be judged on the weights it is served on.")
+                    raise UsageError(
+                        f"{directory}: no file holds {key}, so the adapter cannot be judged on the"
+                        " weights it is served on."
+                    )
                 module.exact_weight = _reader(where[key], key, module)
                 module.forward = _linear(module)
             yield

@@ -1,4 +1,6 @@
-"""QLoRA training: NF4 base model, LoRA, supervised fine-tuning on the answers (QLoRA, arXiv:2305.14314)."""
+"""QLoRA training: NF4 base model, LoRA, supervised fine-tuning on the answers (QLoRA,
+arXiv:2305.14314).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from adapterops.documents import new_directory, sha256_file, sha256_json, write_
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT, repository_path
 from adapterops.store.releases import adapter_digest, adapter_files
-from adapterops.train.artifacts import lora_digest, loss_curve, model_card, peak_memory_gib, save_adapter
+from adapterops.train.artifacts import (
+    lora_digest,
+    loss_curve,
+    model_card,
+    peak_memory_gib,
+    save_adapter,
+)
 from adapterops.train.checkpoints import Checkpoints, Remote
 from adapterops.train.encode import EncodedData, encode_files, mask_sample
 from adapterops.train.interruptions import Interruptions
@@ -34,11 +42,19 @@ MANIFEST = "train_manifest.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 
 
-def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, remote: Remote | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    data: list[Path],
+    output: Path,
+    console: Console,
+    *,
+    remote: Remote | None = None,
+) -> dict[str, Any]:
     """Train an adapter and write `output` (as a whole, or not at all).
 
-    An interrupted training leaves checkpoints beside `output`, and in `remote` if there is one; the same call goes on from there. So does
-    one that was trained and then refused: with a higher `max_loss_increase` the same call only judges again.
+    An interrupted training leaves checkpoints beside `output`, and in `remote` if there is one; the
+    same call goes on from there. So does one that was trained and then refused: with a higher
+    `max_loss_increase` the same call only judges again.
 
     Args:
         recipe: what to train and how.
@@ -48,33 +64,51 @@ def train(recipe: Recipe, data: list[Path], output: Path, console: Console, *, r
         remote: where checkpoints lie for other machines too.
 
     Returns:
-        The train manifest (`configs/schemas/train_manifest.json`), which also lies in `output`; empty in processes of rank above 0.
+        The train manifest (`configs/schemas/train_manifest.json`), which also lies in `output`;
+        empty in processes of rank above 0.
 
     Raises:
         RejectedError: the data cannot be trained on, or the loss is not a number or diverges.
-        UsageError: recipe, base model or template is at fault, or the processes cannot share the effective batch.
-        InfrastructureError: interrupted, out of memory, checkpoints cannot be written, or the base model cannot be had.
+        UsageError: recipe, base model or template is at fault, or the processes cannot share the
+            effective batch.
+        InfrastructureError: interrupted, out of memory, checkpoints cannot be written, or the base
+            model cannot be had.
     """
     with Interruptions() as interruptions:
         return _train(recipe, data, output, console, remote, interruptions)
 
 
 def _train(
-    recipe: Recipe, data: list[Path], output: Path, console: Console, remote: Remote | None, interruptions: Interruptions
+    recipe: Recipe,
+    data: list[Path],
+    output: Path,
+    console: Console,
+    remote: Remote | None,
+    interruptions: Interruptions,
 ) -> dict[str, Any]:
     started = time.monotonic()
     tracker = recipe.training.get("report_to", "tensorboard")
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise UsageError(
-            f"{recipe.path}: training.report_to {tracker}: it is not installed. pip install {tracker}, or set another of tensorboard, "
-            "wandb, trackio, none."
+            f"{recipe.path}: training.report_to {tracker}: it is not installed. pip install"
+            f" {tracker}, or set another of tensorboard, wandb, trackio, none."
         )
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(f"{output.name}.tensorboard")))  # transformers reads it
-    prices = load_yaml(ROOT / PRICING, "pricing")  # for the manifest; a mistake in it must not come out when all is computed
+    os.environ.setdefault(
+        "TENSORBOARD_LOGGING_DIR", str(output.with_name(f"{output.name}.tensorboard"))
+    )  # transformers reads it
+    prices = load_yaml(
+        ROOT / PRICING, "pricing"
+    )  # for the manifest; a mistake in it must not come out when all is computed
     key_inputs = training_key_inputs(recipe, data)
     key = sha256_json(key_inputs)
     tokenizer = load_tokenizer(recipe.base_model)
-    encoded = encode_files(data, tokenizer, recipe.base_model, recipe.training["max_length"], recipe.training["on_truncation"])
+    encoded = encode_files(
+        data,
+        tokenizer,
+        recipe.base_model,
+        recipe.training["max_length"],
+        recipe.training["on_truncation"],
+    )
     import torch
     from accelerate import PartialState
 
@@ -86,14 +120,17 @@ def _train(
     if not main:
         console = Console(quiet=True)
     console.print(
-        f"{len(encoded.input_ids)} rows, {encoded.tokens} tokens ({encoded.supervised_tokens} supervised), base model "
-        f"{recipe.base_model.name}, rank {recipe.lora['r']}, seed {recipe.seed}",
+        f"{len(encoded.input_ids)} rows, {encoded.tokens} tokens ({encoded.supervised_tokens}"
+        f" supervised), base model {recipe.base_model.name}, rank {recipe.lora['r']}, seed"
+        f" {recipe.seed}",
         soft_wrap=True,
     )
     advice = hints(recipe, len(encoded.input_ids))
     for hint in advice:
         console.print(f"hint: {hint}", markup=False, soft_wrap=True)
-    checkpoints = Checkpoints(output.parent / f".checkpoints.{output.name}", key, remote, processes.num_processes)
+    checkpoints = Checkpoints(
+        output.parent / f".checkpoints.{output.name}", key, remote, processes.num_processes
+    )
     training: dict[str, Any] = {**recipe.training, "report_to": tracker}
     rungs: list[str] = []
     checkpoints.rung = of_first(checkpoints.find_rung() if main else 0)
@@ -107,9 +144,13 @@ def _train(
         console.print(f"memory ran out before: {milder[1]}.", markup=False, soft_wrap=True)
     while True:
         if training["max_length"] != recipe.training["max_length"]:
-            encoded = encode_files(data, tokenizer, recipe.base_model, training["max_length"], "allow")
+            encoded = encode_files(
+                data, tokenizer, recipe.base_model, training["max_length"], "allow"
+            )
         try:
-            outcome = _attempt(recipe, training, encoded, tokenizer, checkpoints, console, interruptions, main=main)
+            outcome = _attempt(
+                recipe, training, encoded, tokenizer, checkpoints, console, interruptions, main=main
+            )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -117,8 +158,9 @@ def _train(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not interruptions.stepping:
             raise InfrastructureError(
-                f"out of memory ({reason}) {interruptions.when} No setting of the training makes {recipe.base_model.name} smaller: end "
-                "what else uses the memory, or take a larger GPU: --preflight says which."
+                f"out of memory ({reason}) {interruptions.when} No setting of the training makes"
+                f" {recipe.base_model.name} smaller: end what else uses the memory, or take a"
+                " larger GPU: --preflight says which."
             )
         interruptions.stepping = False
         milder = next_rung(training) if processes.num_processes == 1 else None
@@ -126,18 +168,27 @@ def _train(
             nothing = (
                 f"nothing is left to make smaller. Tried: {'; '.join(rungs) or 'nothing'}"
                 if processes.num_processes == 1
-                else "with several processes nothing is made smaller by itself, since memory may have run out in one of them alone"
+                else (
+                    "with several processes nothing is made smaller by itself, since memory may"
+                    " have run out in one of them alone"
+                )
             )
             raise InfrastructureError(
-                f"out of memory while training ({reason}), and {nothing}. In {recipe.path}: halve per_device_train_batch_size and double "
-                f"gradient_accumulation_steps, use optim: paged_adamw_8bit, lower max_length {training['max_length']}, or at last lower "
-                f"lora.r {recipe.lora['r']}; or take a larger GPU: --preflight says which."
+                f"out of memory while training ({reason}), and {nothing}. In {recipe.path}: halve"
+                " per_device_train_batch_size and double gradient_accumulation_steps, use optim:"
+                f" paged_adamw_8bit, lower max_length {training['max_length']}, or at last lower"
+                f" lora.r {recipe.lora['r']}; or take a larger GPU: --preflight says which."
             )
         if interruptions.heard:
-            raise InfrastructureError(f"interrupted by {interruptions.heard} when memory ran out. The same command starts again.")
+            raise InfrastructureError(
+                f"interrupted by {interruptions.heard} when memory ran out. The same command starts"
+                " again."
+            )
         training = milder[0]
         rungs.append(milder[1])
-        console.print(f"out of memory ({reason}). Again with {milder[1]}.", markup=False, soft_wrap=True)
+        console.print(
+            f"out of memory ({reason}). Again with {milder[1]}.", markup=False, soft_wrap=True
+        )
         checkpoints.take_rung(milder[1])
         gc.collect()
         torch.cuda.empty_cache()
@@ -147,15 +198,20 @@ def _train(
         return {}
     if quantisation := outcome["quantisation"]:
         console.print(
-            f"loss on NF4 → bf16 weights: adapter {quantisation['adapter_nf4']:.4f} → {quantisation['adapter_bf16']:.4f}, "
-            f"base model {quantisation['base_nf4']:.4f} → {quantisation['base_bf16']:.4f} ({quantisation['rows']} rows)",
+            f"loss on NF4 → bf16 weights: adapter {quantisation['adapter_nf4']:.4f} →"
+            f" {quantisation['adapter_bf16']:.4f}, base model {quantisation['base_nf4']:.4f} →"
+            f" {quantisation['base_bf16']:.4f} ({quantisation['rows']} rows)",
             soft_wrap=True,
         )
         judge(quantisation, recipe.quantization["max_loss_increase"], recipe.path)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    )
     with new_directory(output) as staging:
         save_adapter(weights, trainer.model.peft_config["default"], recipe, staging)
-        (staging / "chat_template.jinja").write_text(recipe.base_model.chat_template(), encoding="utf-8")
+        (staging / "chat_template.jinja").write_text(
+            recipe.base_model.chat_template(), encoding="utf-8"
+        )
         tokens_trained = encoded.tokens * trainer.state.epoch * outcome["share"]
         manifest = {
             "schema": "train_manifest/v1",
@@ -190,7 +246,15 @@ def _train(
                 "peak_memory_gib": peak_memory_gib(),
                 "lora_step0_sha256": outcome["lora_step0"],
             },
-            "prediction": predict(recipe, training, encoded, device, prices, processes=processes.num_processes, sharded=trainer.sharded),
+            "prediction": predict(
+                recipe,
+                training,
+                encoded,
+                device,
+                prices,
+                processes=processes.num_processes,
+                sharded=trainer.sharded,
+            ),
             "run": {
                 "processes": processes.num_processes,
                 "resumed_from_step": outcome["resumed_from"],
@@ -205,7 +269,12 @@ def _train(
                 "rank": recipe.lora["r"],
                 "dtype": "bfloat16",
                 "files": [
-                    {"name": name, "size": (staging / name).stat().st_size, "sha256": sha256_file(staging / name)} for name in adapter_files
+                    {
+                        "name": name,
+                        "size": (staging / name).stat().st_size,
+                        "sha256": sha256_file(staging / name),
+                    }
+                    for name in adapter_files
                 ],
             },
             "environment": {
@@ -249,10 +318,22 @@ def _attempt(
     from adapterops.train.work import hold_back
 
     processes = PartialState().num_processes
-    micro, accumulation = divided(training["per_device_train_batch_size"], training["gradient_accumulation_steps"], processes, recipe.path)
+    micro, accumulation = divided(
+        training["per_device_train_batch_size"],
+        training["gradient_accumulation_steps"],
+        processes,
+        recipe.path,
+    )
     if processes > 1:
-        console.print(f"{processes} processes, each with micro-batches of {micro}, accumulated over {accumulation}")
-    shared = {**training, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        console.print(
+            f"{processes} processes, each with micro-batches of {micro}, accumulated over"
+            f" {accumulation}"
+        )
+    shared = {
+        **training,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+    }
     rows = encoded.rows()
     stopping = recipe.training.get("early_stopping")
     held: list[Any] = []
@@ -275,14 +356,20 @@ def _attempt(
     kept = Kept(trainer.model)
     if held:
         trainer.kept = kept
-        watch.keep, watch.evaluate = kept.keep, lambda: mean_loss(trainer.model, held, trainer.data_collator, micro)
+        watch.keep, watch.evaluate = (
+            kept.keep,
+            lambda: mean_loss(trainer.model, held, trainer.data_collator, micro),
+        )
     trainer.add_callback(watch)
     lora_step0 = lora_digest(trainer.model)
     found = of_first(checkpoints.newest() if main else None)
     resumed_from = 0
     if found:
         if not found.is_dir():  # on another host
-            raise InfrastructureError(f"checkpoint {found} is not there on every host. Put --output on storage that all of them share.")
+            raise InfrastructureError(
+                f"checkpoint {found} is not there on every host. Put --output on storage that all"
+                " of them share."
+            )
         state = TrainerState.load_from_json(str(found / "trainer_state.json"))
         resumed_from = state.global_step
         console.print(f"resuming from step {resumed_from} ({found})", soft_wrap=True)
@@ -296,10 +383,15 @@ def _attempt(
         with watch:
             trainer.train(resume_from_checkpoint=str(found) if found else None)
     seconds = max(1e-6, time.monotonic() - began)
-    interruptions.when = f"after the last step. Its checkpoint is in {checkpoints.directory}; the same command goes on from it."
+    interruptions.when = (
+        f"after the last step. Its checkpoint is in {checkpoints.directory}; the same command goes"
+        " on from it."
+    )
     interruptions.stepping = False
     if watch.interrupted:
-        raise InfrastructureError(_interrupted(trainer, checkpoints, interruptions.heard, main=main))
+        raise InfrastructureError(
+            _interrupted(trainer, checkpoints, interruptions.heard, main=main)
+        )
     interruptions.check()
     if watch.stopped:
         kept.restore()
@@ -330,8 +422,17 @@ def _attempt(
 
 
 def _interrupted(trainer: Any, checkpoints: Checkpoints, by: str | None, *, main: bool) -> str:
-    said = f"interrupted by {by or 'a signal to another process'} at step {trainer.state.global_step} of {trainer.state.max_steps}."
+    said = (
+        f"interrupted by {by or 'a signal to another process'} at step {trainer.state.global_step}"
+        f" of {trainer.state.max_steps}."
+    )
     if main and not (checkpoints.directory / f"checkpoint-{trainer.state.global_step}").is_dir():
-        return f"{said} No checkpoint could be written: the same command resumes from an earlier one, if there is any."
+        return (
+            f"{said} No checkpoint could be written: the same command resumes from an earlier one,"
+            " if there is any."
+        )
     elsewhere = " or on another machine" if checkpoints.uploaded else ""
-    return f"{said} A checkpoint is in {checkpoints.directory}; the same command resumes, here{elsewhere}."
+    return (
+        f"{said} A checkpoint is in {checkpoints.directory}; the same command resumes,"
+        f" here{elsewhere}."
+    )

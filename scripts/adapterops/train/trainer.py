@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _ORDER = "order_rng.json"
 
 
-def training_arguments(training: dict[str, Any], seed: int, directory: Path, **changes: Any) -> SFTConfig:
+def training_arguments(
+    training: dict[str, Any], seed: int, directory: Path, **changes: Any
+) -> SFTConfig:
     """The recipe's `training` as TRL wants it.
 
     Args:
@@ -48,7 +50,8 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         "gradient_checkpointing": training["gradient_checkpointing"] is True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "optim": training["optim"],
-        # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself, and is refused if told another type.
+        # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself,
+        # and is refused if told another type.
         "bf16": _launched_with("DEEPSPEED"),
         "use_cpu": not on_gpu,
         "logging_steps": 1,  # every step is looked at; `Watch` shows one in training.logging_steps
@@ -57,7 +60,8 @@ def training_arguments(training: dict[str, Any], seed: int, directory: Path, **c
         "report_to": training.get("report_to", "none"),
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
-        # Rows come rendered, masked, checked against max_length and packed: TRL would cut them without a word.
+        # Rows come rendered, masked, checked against max_length and packed: TRL would cut them
+        # without a word.
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "remove_unused_columns": False,  # the collator makes the batch
@@ -77,7 +81,8 @@ def _launched_with(kind: str) -> bool:
 
 
 class _RepeatableOrder(torch.utils.data.Sampler[int]):
-    """An order drawn from the global generator, whose state at the draw is kept: a resumed epoch must draw the same order.
+    """An order drawn from the global generator, whose state at the draw is kept: a resumed epoch
+    must draw the same order.
 
     transformers does so for its random order alone (accelerate's seedable sampler).
     """
@@ -101,7 +106,8 @@ class _RepeatableOrder(torch.utils.data.Sampler[int]):
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for it
     """SFTTrainer for batches of `packing.Collator` and models of `network.apply_kernels`.
 
-    TRL seeds, adds the adapter and keeps it in bf16 (arXiv:2305.14314 §3) when it is made; kernels are applied after that.
+    TRL seeds, adds the adapter and keeps it in bf16 (arXiv:2305.14314 §3) when it is made; kernels
+    are applied after that.
     """
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`
@@ -123,7 +129,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
         """A training tells nobody about itself."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Written once, when the training is done: `artifacts.model_card`. TRL writes its own with every checkpoint."""
+        """Written once, when the training is done: `artifacts.model_card`. TRL writes its own with
+        every checkpoint.
+        """
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -131,8 +139,13 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
         try:
             super()._save_checkpoint(*arguments, **options)
             if self.is_world_process_zero():
-                # Between two epochs there is no order to go on with: the next is drawn from the state that Trainer itself restores.
-                if self._order is not None and self._order.drawn_from is not None and self.state.epoch % 1:
+                # Between two epochs there is no order to go on with: the next is drawn from the
+                # state that Trainer itself restores.
+                if (
+                    self._order is not None
+                    and self._order.drawn_from is not None
+                    and self.state.epoch % 1
+                ):
                     state = json.dumps(bytes(self._order.drawn_from.tolist()).hex())
                     (directory / _ORDER).write_text(state, encoding="utf-8")
                 if self.kept:
@@ -146,7 +159,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
         # Each process writes files of its own: all are there, or it is no checkpoint.
         (failed,) = any_process(bool(reason))
         if failed:
-            self.checkpoints.failed(self.state.global_step, reason or "another process could not write it")
+            self.checkpoints.failed(
+                self.state.global_step, reason or "another process could not write it"
+            )
         elif self.is_world_process_zero():
             self.checkpoints.seal(self.state.global_step)
 
@@ -154,15 +169,22 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
         if self.is_fsdp_enabled:
             load_adapter(model, Path(resume_from_checkpoint))
             return
-        types = {name: parameter.dtype for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        types = {
+            name: parameter.dtype
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # peft's load_adapter makes the adapter float32: a resumed training would go on in another precision than it began.
+        # peft's load_adapter makes the adapter float32: a resumed training would go on in another
+        # precision than it began.
         for name, parameter in self.model.named_parameters():
             if name in types:
                 parameter.data = parameter.data.to(types[name])
 
     def adapter_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name; in pieces, every process has to ask, and the first one gets them."""
+        """The trained weights by name; in pieces, every process has to ask, and the first one gets
+        them.
+        """
         state = self.accelerator.get_state_dict(self.model_wrapped) if self.sharded else None
         if not self.is_world_process_zero():
             return {}
@@ -176,15 +198,24 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
             self._resumed_order = torch.tensor(list(state), dtype=torch.uint8)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
-        """Mean negative log-likelihood in nats over supervised tokens; `num_items_in_batch` counts those of all micro-batches.
+        """Mean negative log-likelihood in nats over supervised tokens; `num_items_in_batch` counts
+        those of all micro-batches.
 
-        TRL's own loss waits for the GPU several times a micro-batch, to count and to log entropy and accuracy. It is taken where the LM
-        head lies in pieces, which it knows to gather.
+        TRL's own loss waits for the GPU several times a micro-batch, to count and to log entropy
+        and accuracy. It is taken where the LM head lies in pieces, which it knows to gather.
         """
         if self.sharded:
-            inputs = {name: value for name, value in inputs.items() if name not in {"positions", "targets"}}
+            inputs = {
+                name: value
+                for name, value in inputs.items()
+                if name not in {"positions", "targets"}
+            }
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         total = model(**inputs)

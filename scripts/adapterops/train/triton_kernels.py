@@ -41,7 +41,8 @@ def _drop_quarter(source, target, at, count, chance, share, scale, add: tl.const
 
 @triton.jit(do_not_specialize=["seed"])
 def _drop(source, target, count, share, scale, seed, add: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    # One Philox call makes four numbers; seven rounds pass BigCrush (Salmon et al., SC'11, "Parallel random numbers: as easy as 1, 2, 3").
+    # One Philox call makes four numbers; seven rounds pass BigCrush (Salmon et al., SC'11,
+    # "Parallel random numbers: as easy as 1, 2, 3").
     program = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, block)
     first, second, third, fourth = tl.rand4x(seed, program * block + lane, n_rounds=7)
@@ -60,11 +61,15 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def silu_mul_backward(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def silu_mul_backward(
+    gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See `kernels.silu_mul_backward`."""
     gate, up, gradient = gate.contiguous(), up.contiguous(), gradient.contiguous()
     gradients = torch.empty_like(gate), torch.empty_like(up)
-    _silu_mul_backward[(triton.cdiv(gate.numel(), _BLOCK),)](gate, up, gradient, *gradients, gate.numel(), block=_BLOCK)
+    _silu_mul_backward[(triton.cdiv(gate.numel(), _BLOCK),)](
+        gate, up, gradient, *gradients, gate.numel(), block=_BLOCK
+    )
     return gradients
 
 
@@ -76,7 +81,9 @@ def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     return out
 
 
-def add_dropped_(total: torch.Tensor, values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+def add_dropped_(
+    total: torch.Tensor, values: torch.Tensor, share: float, seed: int
+) -> torch.Tensor:
     """See `kernels.add_dropped_`; `total` must be contiguous."""
     if not total.is_contiguous():
         raise ValueError("a copy of `total` would be written to")
@@ -84,6 +91,10 @@ def add_dropped_(total: torch.Tensor, values: torch.Tensor, share: float, seed: 
     return total
 
 
-def _launch(source: torch.Tensor, target: torch.Tensor, share: float, seed: int, *, add: bool) -> None:
+def _launch(
+    source: torch.Tensor, target: torch.Tensor, share: float, seed: int, *, add: bool
+) -> None:
     blocks = triton.cdiv(source.numel(), 4 * _BLOCK)
-    _drop[(blocks,)](source, target, source.numel(), share, 1 / (1 - share), seed, add=add, block=_BLOCK)
+    _drop[(blocks,)](
+        source, target, source.numel(), share, 1 / (1 - share), seed, add=add, block=_BLOCK
+    )

@@ -1,7 +1,8 @@
 """What FSDP's units, in which the network lies in pieces, hide from others.
 
-FSDP lays each decoder layer into a unit, and `_fsdp_wrapped_module.` into the names of all that is in it. Seen with peft 0.21.2, accelerate
-1.15 and transformers 5.19; `test_train_units.py` fails when a version no longer needs this.
+FSDP lays each decoder layer into a unit, and `_fsdp_wrapped_module.` into the names of all that is
+in it. Seen with peft 0.21.2, accelerate 1.15 and transformers 5.19; `test_train_units.py` fails
+when a version no longer needs this.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _UNIT = "_fsdp_wrapped_module."
 def let_peft_see_units() -> None:
     """Have peft find an adapter's tensors in units.
 
-    It compares names of modules with those of a whole state, and takes the units' prefix from their beginning alone: it would write
-    adapters and checkpoints without a tensor.
+    It compares names of modules with those of a whole state, and takes the units' prefix from their
+    beginning alone: it would write adapters and checkpoints without a tensor.
     """
     prefixes = tuners_utils._get_tuner_state_dict_key_prefixes
     if hasattr(prefixes, "__wrapped__"):
@@ -35,7 +36,8 @@ def let_peft_see_units() -> None:
 
 
 def keep_buffers_exact(plugin: Any) -> None:
-    """Have FSDP leave buffers in float32: transformers tells it bf16 for all, and rotary frequencies in bf16 turn by wrong angles.
+    """Have FSDP leave buffers in float32: transformers tells it bf16 for all, and rotary
+    frequencies in bf16 turn by wrong angles.
 
     Args:
         plugin: accelerate's `fsdp_plugin`, before the network is prepared.
@@ -46,22 +48,32 @@ def keep_buffers_exact(plugin: Any) -> None:
 def load_adapter(network: Any, checkpoint: Path) -> None:
     """Put the adapter of a checkpoint into a network in units; every process calls it.
 
-    peft takes the first part of each name for what is missing in the network, whose own names begin with the unit's, and then loads
-    nothing and says nothing: a resumed training would begin anew in the middle of its schedule.
+    peft takes the first part of each name for what is missing in the network, whose own names begin
+    with the unit's, and then loads nothing and says nothing: a resumed training would begin anew in
+    the middle of its schedule.
 
     Args:
         network: the outermost unit.
         checkpoint: a directory with `adapter_model.safetensors`.
 
     Raises:
-        ValueError: a tensor of the checkpoint has no place in the network, or the network has one that the checkpoint lacks.
+        ValueError: a tensor of the checkpoint has no place in the network, or the network has one
+            that the checkpoint lacks.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
     state = load_file(checkpoint / "adapter_model.safetensors")
-    named = {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in state.items()}
-    with FullyShardedDataParallel.state_dict_type(network, StateDictType.FULL_STATE_DICT), torch.no_grad():
+    named = {
+        name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in state.items()
+    }
+    with (
+        FullyShardedDataParallel.state_dict_type(network, StateDictType.FULL_STATE_DICT),
+        torch.no_grad(),
+    ):
         result = network.load_state_dict(named, strict=False)
     missing = [name for name in result.missing_keys if ".lora_A." in name or ".lora_B." in name]
     if missing or result.unexpected_keys:
-        raise ValueError(f"{checkpoint}: the adapter does not fit the network: {(missing + result.unexpected_keys)[:3]}")
+        raise ValueError(
+            f"{checkpoint}: the adapter does not fit the network:"
+            f" {(missing + result.unexpected_keys)[:3]}"
+        )

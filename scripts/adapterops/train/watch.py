@@ -1,4 +1,6 @@
-"""Looks on while a network trains: shows progress, stops what goes wrong, and checkpoints when the machine is about to go."""
+"""Looks on while a network trains: shows progress, stops what goes wrong, and checkpoints when the
+machine is about to go.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,12 @@ from adapterops.errors import RejectedError
 from adapterops.train.interruptions import Interruptions
 from adapterops.train.processes import any_process, of_first
 
-# A loss that stays this far above its smoothed minimum, in nats and as a factor, for this many steps has diverged.
+# A loss that stays this far above its smoothed minimum, in nats and as a factor, for this many
+# steps has diverged.
 _DIVERGED_NATS, _DIVERGED_FACTOR, _DIVERGED_STEPS = 1.0, 1.5, 8
-_SMOOTHING = 0.8  # over about five steps: rows of like length come together, and their losses are alike
+_SMOOTHING = (
+    0.8  # over about five steps: rows of like length come together, and their losses are alike
+)
 
 
 @dataclass
@@ -42,18 +47,26 @@ class LossGuard:
         Raises:
             RejectedError: not a number, or diverged.
         """
-        fix = f"In {self.where}: lower training.learning_rate {self.learning_rate} or training.max_grad_norm, or raise warmup_ratio."
+        fix = (
+            f"In {self.where}: lower training.learning_rate {self.learning_rate} or"
+            " training.max_grad_norm, or raise warmup_ratio."
+        )
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
             raise RejectedError(f"training diverged: {what} at step {step}. {fix}")
-        self._smooth = loss if self._smooth is None else _SMOOTHING * self._smooth + (1 - _SMOOTHING) * loss
+        self._smooth = (
+            loss if self._smooth is None else _SMOOTHING * self._smooth + (1 - _SMOOTHING) * loss
+        )
         self._lowest = min(self._lowest, self._smooth)
-        far = self._smooth > self._lowest + _DIVERGED_NATS and self._smooth > _DIVERGED_FACTOR * self._lowest
+        far = (
+            self._smooth > self._lowest + _DIVERGED_NATS
+            and self._smooth > _DIVERGED_FACTOR * self._lowest
+        )
         self._bad = self._bad + 1 if far else 0
         if self._bad >= _DIVERGED_STEPS:
             raise RejectedError(
-                f"training diverges: at step {step} the smoothed loss is {self._smooth:.3f} after {self._lowest:.3f}, "
-                f"for {self._bad} steps. {fix}"
+                f"training diverges: at step {step} the smoothed loss is {self._smooth:.3f} after"
+                f" {self._lowest:.3f}, for {self._bad} steps. {fix}"
             )
 
 
@@ -88,7 +101,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         tokens: real tokens of an epoch.
         guard: stops a lost training.
         interruptions: whether a signal came.
-        logging_steps: how many steps share a line of the history, with their mean loss; the first and the last step end one.
+        logging_steps: how many steps share a line of the history, with their mean loss; the first
+            and the last step end one.
         checkpoint_seconds: how long a training may go on without one. Its last step has one.
         evaluate: the loss on held-back rows, or None.
         evaluate_steps: how often to look at it.
@@ -136,7 +150,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         self._bar.stop()
 
     def resume(self, state: Any) -> None:
-        """Be as if the steps that a checkpoint's state tells of had been seen here: losses, guard, and looks at the held-back rows."""
+        """Be as if the steps that a checkpoint's state tells of had been seen here: losses, guard,
+        and looks at the held-back rows.
+        """
         for entry in state.log_history:
             if "loss" in entry:
                 self.guard.see(entry["step"], float(entry["loss"]))
@@ -153,10 +169,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
             self._evaluate(state, control)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a checkpoint when it is time, a signal came or this was the last step; look at the held-back rows."""
+        """Ask for a checkpoint when it is time, a signal came or this was the last step; look at
+        the held-back rows.
+        """
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
         # Clocks and signals differ between processes, and a checkpoint is written by all of them.
-        signalled, due = any_process(self.interruptions.heard is not None, time.monotonic() - self._saved > self.checkpoint_seconds)
+        signalled, due = any_process(
+            self.interruptions.heard is not None,
+            time.monotonic() - self._saved > self.checkpoint_seconds,
+        )
         if self._due(state) and not signalled:
             self._evaluate(state, control)
         if signalled:
@@ -165,14 +186,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
             control.should_save = True
 
     def _due(self, state: Any) -> bool:
-        return self.evaluate is not None and state.global_step > 0 and state.global_step % self.evaluate_steps == 0
+        return (
+            self.evaluate is not None
+            and state.global_step > 0
+            and state.global_step % self.evaluate_steps == 0
+        )
 
     def _evaluate(self, state: Any, control: Any) -> None:
         assert self.evaluate is not None
         loss = of_first(self.evaluate())
-        state.log_history.append({"step": state.global_step, "epoch": state.epoch, "held_back_loss": loss})  # goes with the checkpoint
+        state.log_history.append(
+            {"step": state.global_step, "epoch": state.epoch, "held_back_loss": loss}
+        )  # goes with the checkpoint
         if self.main and not self.console.is_terminal:
-            self.console.print(f"step {state.global_step}/{state.max_steps} | held-back loss {loss:.4f}")
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps} | held-back loss {loss:.4f}"
+            )
         best = self._look(state.global_step, loss)
         if self.stopped:
             control.should_training_stop = True
@@ -186,8 +215,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
             return False
         if self.early_stopping.see(step, loss):
             self.stopped = (
-                f"held-back loss has not fallen for {self.early_stopping.patience} looks: {loss:.4f} at step {step}, "
-                f"{self.early_stopping.best:.4f} at step {self.early_stopping.best_step}, whose weights are kept"
+                f"held-back loss has not fallen for {self.early_stopping.patience} looks:"
+                f" {loss:.4f} at step {step}, {self.early_stopping.best:.4f} at step"
+                f" {self.early_stopping.best_step}, whose weights are kept"
             )
         return self.early_stopping.best_step == step
 
@@ -200,20 +230,23 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")
-        self.guard.see(state.global_step, float(logs["loss"]), None if norm is None else float(norm))
+        self.guard.see(
+            state.global_step, float(logs["loss"]), None if norm is None else float(norm)
+        )
         if not self._record(state.global_step, state.max_steps, state.epoch, logs):
             return
         loss = self.history[-1]["loss"]
         elapsed = time.monotonic() - self._started
-        # Epochs are what Trainer counts in fractions; steps before a resumption took none of this time.
+        # Epochs are what Trainer counts in fractions; steps before a resumption took none of this
+        # time.
         share = (state.global_step - self._first_step) / max(1, state.global_step)
         speed = self.tokens * state.epoch * share / elapsed
         if self.console.is_terminal:
             self._bar.update(self._task, loss=f"{loss:.3f}", speed=f"{speed:.0f}")
         elif self.main:
             self.console.print(
-                f"step {state.global_step}/{state.max_steps} | loss {loss:.4f} | lr {logs['learning_rate']:.2e} | "
-                f"{speed:.0f} tok/s | {elapsed:.0f} s"
+                f"step {state.global_step}/{state.max_steps} | loss {loss:.4f} | lr"
+                f" {logs['learning_rate']:.2e} | {speed:.0f} tok/s | {elapsed:.0f} s"
             )
 
     def _record(self, step: int, last: int, epoch: float, logs: dict[str, Any]) -> bool:
@@ -222,6 +255,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         if step != 1 and step % self.logging_steps and step != last and not self.stopped:
             return False
         loss = sum(self._losses) / len(self._losses)
-        self.history.append({"step": step, "epoch": round(epoch, 3), "loss": round(loss, 5), "learning_rate": logs["learning_rate"]})
+        self.history.append(
+            {
+                "step": step,
+                "epoch": round(epoch, 3),
+                "loss": round(loss, 5),
+                "learning_rate": logs["learning_rate"],
+            }
+        )
         self._losses = []
         return True
