@@ -151,7 +151,7 @@ def _check_known(store: ObjectStore, name: str) -> None:
 def _list(
     store: ObjectStore, names: list[str] | None, gateways: tuple[str, ...], as_json: bool
 ) -> None:
-    from adapterops.serving.fleet import open_fleet
+    from adapterops.deploy.fleet import open_fleet
     from adapterops.store.catalogue import adapter_names, served
     from adapterops.store.channels import channel_document
 
@@ -245,7 +245,7 @@ def _show(store: ObjectStore, name: str, version: str) -> None:
 
 
 def _verify(store: ObjectStore, name: str, version: str, config: Path | None) -> None:
-    from adapterops.serving.config import load_serving_config
+    from adapterops.specs.serving import load_serving_config
     from adapterops.store.releases import fetch_release, find_release, find_version
     from adapterops.store.withdrawn import refuse_withdrawn
 
@@ -305,10 +305,10 @@ def _withdraw(
     signing_key: str | None,
     config: Path | None,
 ) -> None:
-    from adapterops.adapters import load_adapter
-    from adapterops.serving.config import load_serving_config
+    from adapterops.signing import signer_from
+    from adapterops.specs.adapter import load_adapter
+    from adapterops.specs.serving import load_serving_config
     from adapterops.store.releases import find_version
-    from adapterops.store.signing import signer_from
     from adapterops.store.withdrawn import withdraw
 
     if not version or not reason:

@@ -63,8 +63,7 @@ def main(
       python scripts/quality_gate.py --results runs/support/1a2b3c4d5e6f/eval_results.json \\
         --adapter support --gates configs/quality_gate.yaml
     """
-    from adapterops.adapters import load_adapter
-    from adapterops.adjudicated import (
+    from adapterops.data.adjudicated import (
         Label,
         add_label,
         answer_digest,
@@ -76,6 +75,7 @@ def main(
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.schemas import did_you_mean, repository_path
+    from adapterops.specs.adapter import load_adapter
 
     load_adapter(adapter)
     results = read_json(run / "eval_results.json", "eval_results")
@@ -111,7 +111,7 @@ def _list(samples: list[dict[str, object]], labels: tuple[object, ...], side: st
     """Print each suspect answer with its row; labelled ones are counted."""
     from typing import Any, cast
 
-    from adapterops.adjudicated import Label, answer_digest, prompt_digest, suspect
+    from adapterops.data.adjudicated import Label, answer_digest, prompt_digest, suspect
     from adapterops.escape import visible
 
     known = {(label.prompt, label.answer) for label in cast("tuple[Label, ...]", labels)}

@@ -54,9 +54,7 @@ def main(
       python scripts/pipeline.py --adapter support-demo --until gate
       python scripts/candidate.py keep --adapter support-demo --bucket qlora-adapters
     """
-    from adapterops.adapters import run_directory
-    from adapterops.errors import RejectedError
-    from adapterops.gitops.candidates import (
+    from adapterops.candidates.kept import (
         fetch_adapter,
         fetch_judgement,
         fetch_measurements,
@@ -65,11 +63,13 @@ def main(
         keep_judgement,
         trust_from,
     )
+    from adapterops.candidates.keys import adapter_keys
+    from adapterops.errors import RejectedError
     from adapterops.gitops.outputs import run_url, set_outputs
-    from adapterops.plan.keys import adapter_keys
     from adapterops.schemas import ROOT
+    from adapterops.signing import signer_from
+    from adapterops.specs.adapter import run_directory
     from adapterops.store.objects import open_store
-    from adapterops.store.signing import signer_from
 
     signer, trust = signer_from(signing_key), trust_from(signed_by)
     keys = adapter_keys(adapter, ROOT)

@@ -19,10 +19,10 @@ def main() -> None:
     Example (in a workflow on `issue_comment`):
       python scripts/comment_command.py
     """
+    from adapterops.candidates.keys import adapter_names
     from adapterops.errors import UsageError
     from adapterops.gitops.commands import carry_out, read_event
     from adapterops.gitops.github import repository
-    from adapterops.plan.keys import adapter_names
     from adapterops.schemas import ROOT
 
     path = os.environ.get("GITHUB_EVENT_PATH")

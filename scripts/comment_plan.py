@@ -33,7 +33,7 @@ def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: st
     """
     from adapterops.documents import read_json
     from adapterops.gitops.github import own_comments, repository, upsert_comment
-    from adapterops.gitops.say import MARKER, comment
+    from adapterops.gitops.plan_comment import MARKER, comment
 
     plan = read_json(plan_path, "plan")
     reports = (

@@ -23,7 +23,7 @@ from adapterops.command import command, console, run_child
 from adapterops.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
-    from adapterops.serving.config import ServingConfig
+    from adapterops.specs.serving import ServingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / ".demo"
@@ -65,7 +65,7 @@ def main(action: str) -> None:
 
 def up() -> None:
     """Start what is not running, run the pipeline, ask one question."""
-    from adapterops.basemodels import base_model_directory
+    from adapterops.basemodels.materialize import base_model_directory
 
     started = time.monotonic()
     config = local_settings()
@@ -109,7 +109,7 @@ def local_settings() -> ServingConfig:
     """The demo's serving configuration; the environment names its S3 server and no other from now
     on.
     """
-    from adapterops.serving.config import load_serving_config
+    from adapterops.specs.serving import load_serving_config
 
     config = load_serving_config(SERVING)
     # Any value will do: the local S3 server checks none. Real credentials of the user's must not
@@ -200,7 +200,7 @@ def rollback() -> None:
     Raises:
         UsageError: the first one is not being served.
     """
-    from adapterops.adapters import load_adapter
+    from adapterops.specs.adapter import load_adapter
 
     if not (running("s3") and running("serve")):
         raise UsageError(
@@ -442,7 +442,7 @@ def signing_key() -> Path:
     """The demo's own key pair, made once; the serving host trusts its public half
     (configs/serving.demo.yaml).
     """
-    from adapterops.store.signing import make_key_pair
+    from adapterops.signing import make_key_pair
 
     private, public = STATE / "signing.pem", STATE / "signing.pub.pem"
     if not private.is_file() or not public.is_file():

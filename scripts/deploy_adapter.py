@@ -55,8 +55,8 @@ def main(
           --bucket qlora-adapters
       python scripts/deploy_adapter.py --adapter support-demo --rollback --bucket qlora-adapters
     """
-    from adapterops.adapters import load_adapter
-    from adapterops.serving.deploy import abort, deploy, rollback
+    from adapterops.deploy.deploy import abort, deploy, rollback
+    from adapterops.specs.adapter import load_adapter
     from adapterops.store.objects import open_store
     from adapterops.store.releases import find_version
 

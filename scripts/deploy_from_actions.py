@@ -26,8 +26,8 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
           scripts/deploy_from_actions.py --adapter support-demo --version latest
     """
     from adapterops.errors import AdapterOpsError
+    from adapterops.git_tree import resolve
     from adapterops.gitops.github import repository
-    from adapterops.plan.tree import resolve
     from adapterops.schemas import ROOT
 
     gateways = os.environ.get("GATEWAYS", "").split()

@@ -167,11 +167,11 @@ def main(
       python scripts/evaluate.py --model models/support --eval-data data/eval/support.jsonl \\
         --output results/eval_support.json
     """
-    from adapterops.adapters import General, general_sets
+    from adapterops.evaluate.evaluation import NO_GENERAL, Data, Settings, evaluate_once
     from adapterops.evaluate.production import NONE, named_production, production_from_directory
-    from adapterops.evaluate.run import NO_GENERAL, Data, Settings, evaluate_once
     from adapterops.report.console import print_metrics
     from adapterops.schemas import ROOT
+    from adapterops.specs.adapter import General, general_sets
     from adapterops.store.releases import adapter_digest
 
     if no_general and (general_data or general_texts or general_rows or general_texts_rows):

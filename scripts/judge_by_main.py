@@ -12,7 +12,7 @@ import click
 from adapterops.command import EXISTING_DIRECTORY, OUTPUT_PATH, command, console
 
 if TYPE_CHECKING:
-    from adapterops.adapters import AdapterSpec
+    from adapterops.specs.adapter import AdapterSpec
 
 
 @command()
@@ -52,16 +52,16 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
       python scripts/take_pull_request.py --head SHA --main-copy .main
       python scripts/judge_by_main.py --adapter support-demo --main .main
     """
-    from adapterops.adapters import run_directory
-    from adapterops.data.policy import load_policy
+    from adapterops.candidates.keys import adapter_keys
     from adapterops.data.validate import validate, write_report
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.escape import inline
-    from adapterops.gate.config import load_gates
     from adapterops.gitops.outputs import summarize
-    from adapterops.plan.keys import adapter_keys
     from adapterops.schemas import ROOT
+    from adapterops.specs.adapter import run_directory
+    from adapterops.specs.gate import load_gates
+    from adapterops.specs.policy import load_policy
 
     own = adapter_keys(adapter, ROOT)
     run = run_directory(runs, own.spec, own.training)
@@ -195,7 +195,7 @@ def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
     from dataclasses import asdict
 
     from adapterops.documents import sha256_file, sha256_json
-    from adapterops.serving.config import load_serving_config
+    from adapterops.specs.serving import load_serving_config
 
     how = {key: str(value) for key, value in asdict(spec.evaluation).items() if key != "gate"}
     extension = sha256_file(spec.extension_data) if spec.extension_data else None

@@ -59,13 +59,13 @@ def main(
     Example:
       python scripts/plan.py --base origin/main --head $(git rev-parse HEAD) --no-store
     """
+    from adapterops.candidates.kept import trust_from
     from adapterops.documents import write_json
-    from adapterops.gitops.candidates import trust_from
+    from adapterops.git_tree import fetch, resolve
     from adapterops.gitops.github import approved_since_push
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
-    from adapterops.plan.build import BUDGET_LABEL, build_plan
-    from adapterops.plan.present import plan_markdown, print_plan
-    from adapterops.plan.tree import fetch, resolve
+    from adapterops.plan.plan_text import plan_markdown, print_plan
+    from adapterops.plan.planning import BUDGET_LABEL, build_plan
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 

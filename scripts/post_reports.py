@@ -14,8 +14,8 @@ import click
 from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console, error_console
 
 if TYPE_CHECKING:
+    from adapterops.signing import Trust
     from adapterops.store.objects import ObjectStore
-    from adapterops.store.signing import Trust
 
 
 @command()
@@ -52,9 +52,9 @@ def main(
       python scripts/post_reports.py --plan plan.json --pull-request 12 \\
           --repository your-org/qlora-gitops
     """
+    from adapterops.candidates.kept import trust_from
     from adapterops.documents import read_json
     from adapterops.errors import AdapterOpsError, UsageError
-    from adapterops.gitops.candidates import trust_from
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
@@ -108,7 +108,7 @@ def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | No
         RejectedError: it is not signed by whom we trust.
         InfrastructureError: the store.
     """
-    from adapterops.gitops.candidates import fetch_judgement, fetch_train_manifest, find_judged
+    from adapterops.candidates.kept import fetch_judgement, fetch_train_manifest, find_judged
 
     shutil.rmtree(run, ignore_errors=True)  # what an earlier call left is of another verdict
     known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
@@ -132,7 +132,7 @@ def _judge(run: Path, adapter: str) -> None:
     """
     from adapterops.documents import write_bytes
     from adapterops.errors import AdapterOpsError
-    from adapterops.gitops.todays_rules import judge_by_todays_rules
+    from adapterops.gate.todays_rules import judge_by_todays_rules
     from adapterops.report.collect import MAIN_PROBLEM
 
     try:

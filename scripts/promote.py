@@ -48,12 +48,12 @@ def main(
       python scripts/promote.py --before HEAD~1
       python scripts/promote.py --adapter support-demo --into runs/promoted
     """
+    from adapterops.candidates.kept import trust_from
+    from adapterops.candidates.promotion import changed_adapters, fetch_promotion, find_promotion
     from adapterops.errors import UsageError
     from adapterops.escape import inline
-    from adapterops.gitops.candidates import trust_from
+    from adapterops.git_tree import resolve
     from adapterops.gitops.outputs import annotate, set_outputs, summarize
-    from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
-    from adapterops.plan.tree import resolve
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 

@@ -57,11 +57,11 @@ def main(
       python scripts/publish_adapter.py --adapter support-demo --model models/support \\
         --gate-report results/gate_report.json --bucket adapters --signing-key signing.pem
     """
-    from adapterops.adapters import load_adapter
     from adapterops.documents import read_json
+    from adapterops.signing import signer_from
+    from adapterops.specs.adapter import load_adapter
     from adapterops.store.objects import open_store
     from adapterops.store.releases import publish
-    from adapterops.store.signing import signer_from
 
     load_adapter(adapter)  # a release under a name that nobody follows would be a typo
     release = publish(

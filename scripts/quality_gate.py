@@ -10,7 +10,7 @@ import click
 from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, command, console
 
 if TYPE_CHECKING:
-    from adapterops.adapters import AdapterSpec
+    from adapterops.specs.adapter import AdapterSpec
 
 
 @command()
@@ -82,10 +82,10 @@ def main(
       python scripts/quality_gate.py --explain --adapter support-ko \\
           --gates configs/quality_gate.yaml
     """
-    from adapterops.adapters import ADAPTERS, load_adapter
     from adapterops.errors import UsageError
     from adapterops.gate.judge import judge_once
     from adapterops.report.console import print_verdict
+    from adapterops.specs.adapter import ADAPTERS, load_adapter
 
     spec = load_adapter(adapter_name, adapters or ADAPTERS) if adapter_name else None
     if only_explain:
@@ -114,8 +114,8 @@ def main(
 def _explain(gates: Path, spec: AdapterSpec | None, results: Path | None) -> None:
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
-    from adapterops.gate.config import load_gates
     from adapterops.gate.explain import explain, observed, rows_of
+    from adapterops.specs.gate import load_gates
 
     config = load_gates(gates)
     if results:

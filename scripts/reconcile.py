@@ -22,7 +22,7 @@ def main(name: str | None, bucket: str | None) -> None:
     Example:
       GATEWAYS=http://10.0.0.7:8080 python scripts/reconcile.py --repository your-org/qlora-gitops
     """
-    from adapterops.gitops.drift import find_drift
+    from adapterops.gitops.channel_drift import find_drift
     from adapterops.gitops.github import is_by, repository
     from adapterops.gitops.notes import drift_issue
     from adapterops.schemas import ROOT

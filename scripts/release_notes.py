@@ -24,9 +24,9 @@ def main(adapter: str, version: str, name: str | None, bucket: str | None) -> No
     from github import UnknownObjectException
 
     from adapterops.errors import RejectedError
+    from adapterops.git_tree import resolve
     from adapterops.gitops.github import repository
     from adapterops.gitops.notes import notes
-    from adapterops.plan.tree import resolve
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
     from adapterops.store.releases import find_release, find_version

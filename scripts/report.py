@@ -140,11 +140,11 @@ def _post(
 ) -> int:
     from adapterops.documents import write_bytes
     from adapterops.errors import AdapterOpsError, InfrastructureError
+    from adapterops.gitops.comments import PullRequest, post
     from adapterops.gitops.outputs import run_url
     from adapterops.report.collect import collect
     from adapterops.report.comment import comment
     from adapterops.report.html import page
-    from adapterops.report.post import PullRequest, post
 
     name, token = repository or os.environ.get("GITHUB_REPOSITORY"), os.environ.get("GITHUB_TOKEN")
     if not name or name.count("/") != 1 or pull_request is None:

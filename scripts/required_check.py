@@ -44,14 +44,14 @@ def main(
       NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python \\
           scripts/required_check.py --head SHA
     """
+    from adapterops.candidates.kept import trust_from
     from adapterops.escape import inline
-    from adapterops.gitops.candidates import trust_from
+    from adapterops.git_tree import fetch, resolve
     from adapterops.gitops.github import approved_since_push
     from adapterops.gitops.outputs import annotate, summarize
     from adapterops.gitops.required import decide
-    from adapterops.plan.build import BUDGET_LABEL, build_plan
-    from adapterops.plan.present import plan_markdown
-    from adapterops.plan.tree import fetch, resolve
+    from adapterops.plan.plan_text import plan_markdown
+    from adapterops.plan.planning import BUDGET_LABEL, build_plan
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 

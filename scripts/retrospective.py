@@ -60,8 +60,8 @@ def main(
           --prometheus http://127.0.0.1:9090 --output week
     """
     from adapterops.documents import write_bytes
-    from adapterops.retrospective.collect import collect
     from adapterops.retrospective.render import markdown, page
+    from adapterops.retrospective.week import collect
     from adapterops.store.objects import open_store
 
     end = until.replace(tzinfo=datetime.UTC) if until else datetime.datetime.now(datetime.UTC)

@@ -41,8 +41,8 @@ def main(config: Path, engine_url: tuple[str, ...], engine_config: Path | None) 
       python scripts/serve.py --config configs/serving.yaml --engine-config engine.yaml
     """
     from adapterops.engine.server import write_engine_config
-    from adapterops.serving.config import load_serving_config
     from adapterops.serving.host import serve
+    from adapterops.specs.serving import load_serving_config
 
     log_in_lines()
     for talkative in ("httpx", "httpx2", "botocore"):

@@ -39,7 +39,7 @@ def main(head: str, base: str, main_copy: Path | None) -> None:
     Example:
       python scripts/take_pull_request.py --head $(git rev-parse origin/my-branch)
     """
-    from adapterops.plan.tree import extract, fetch, resolve, take
+    from adapterops.git_tree import extract, fetch, resolve, take
     from adapterops.schemas import ROOT
 
     fetch(head, ROOT)

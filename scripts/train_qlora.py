@@ -11,7 +11,7 @@ from adapterops.command import EXISTING_FILE, OUTPUT_PATH, command, console
 from adapterops.errors import RejectedError, UsageError
 
 if TYPE_CHECKING:
-    from adapterops.train.recipe import Recipe
+    from adapterops.specs.recipe import Recipe
 
 
 @command()
@@ -94,7 +94,7 @@ def main(
     Under `accelerate launch` every failure is 1: the launcher keeps no other code, and the message
     says which it was.
     """
-    from adapterops.train.recipe import load_recipe
+    from adapterops.specs.recipe import load_recipe
 
     recipe = load_recipe(config)
     if only_preflight:
@@ -112,8 +112,8 @@ def main(
 
     remote = None
     if checkpoint_bucket:
+        from adapterops.candidates.checkpoints import Remote
         from adapterops.store.objects import open_store
-        from adapterops.train.checkpoints import Remote
 
         remote = Remote(open_store(checkpoint_bucket))
     manifest, cached = train_once(recipe, list(data), output, console, force=force, remote=remote)

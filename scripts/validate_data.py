@@ -12,7 +12,7 @@ from adapterops.command import OUTPUT_PATH, command, console, to_runner
 from adapterops.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterops.data.policy import Policy
+    from adapterops.specs.policy import Policy
 
 
 @command()
@@ -101,17 +101,17 @@ def main(
     """
     import json
 
-    from adapterops.adapters import load_adapter
-    from adapterops.adjudicated import labels_path
-    from adapterops.basemodels import find_base_model
+    from adapterops.data.adjudicated import labels_path
     from adapterops.data.codes import error_page
-    from adapterops.data.drift import Base
-    from adapterops.data.policy import POLICY, load_policy
-    from adapterops.data.present import print_annotations, print_report
+    from adapterops.data.distribution_drift import Base
+    from adapterops.data.report_text import print_annotations, print_report
     from adapterops.data.validate import validate, write_report
     from adapterops.documents import write_bytes
     from adapterops.schemas import ROOT
-    from adapterops.train.recipe import load_recipe
+    from adapterops.specs.adapter import load_adapter
+    from adapterops.specs.base_model import find_base_model
+    from adapterops.specs.policy import POLICY, load_policy
+    from adapterops.specs.recipe import load_recipe
 
     if write_error_page:
         write_bytes(ROOT / "docs" / "errors.md", error_page().encode())
@@ -172,7 +172,7 @@ def main(
 
 def _check_labels(files: list[Path]) -> None:
     """Raises RejectedError with every line that is at fault."""
-    from adapterops.adjudicated import load_labels
+    from adapterops.data.adjudicated import load_labels
     from adapterops.errors import RejectedError
 
     for path in files:

@@ -43,7 +43,7 @@ def main(
 
 
 def _data(output: Path) -> int:
-    from adapterops.plan.keys import adapter_names
+    from adapterops.candidates.keys import adapter_names
     from adapterops.schemas import ROOT
 
     codes = []
@@ -72,8 +72,8 @@ def _waiting(bucket: str | None, signed_by: str | None) -> dict[str, str]:
         By name what stands in the way of training or judging them, with the commands that remove
         it; empty if nothing does.
     """
-    from adapterops.gitops.candidates import find_candidate, trust_from
-    from adapterops.plan.keys import adapter_keys, adapter_names
+    from adapterops.candidates.kept import find_candidate, trust_from
+    from adapterops.candidates.keys import adapter_keys, adapter_names
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
 
@@ -111,9 +111,9 @@ def _plan(bucket: str | None, signed_by: str | None) -> int:
 
 
 def _review(name: str | None, bucket: str | None, signed_by: str | None) -> int:
+    from adapterops.candidates.keys import adapter_names
     from adapterops.gitops.github import is_by, repository
     from adapterops.gitops.notes import review_issue
-    from adapterops.plan.keys import adapter_names
     from adapterops.schemas import ROOT
     from adapterops.store.channels import history
     from adapterops.store.objects import open_store

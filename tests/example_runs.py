@@ -22,15 +22,15 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests/un
 
 from eval_documents import results, with_general  # noqa: E402
 
-from adapterops.adapters import Pins  # noqa: E402
 from adapterops.documents import write_bytes  # noqa: E402
-from adapterops.evaluate.catalogue import METRIC_IDS  # noqa: E402
 from adapterops.evaluate.detector import detector_figures  # noqa: E402
-from adapterops.gate.config import load_gates  # noqa: E402
 from adapterops.gate.judge import judge  # noqa: E402
 from adapterops.report.collect import Report  # noqa: E402
 from adapterops.report.comment import comment  # noqa: E402
 from adapterops.report.html import page  # noqa: E402
+from adapterops.specs.adapter import Pins  # noqa: E402
+from adapterops.specs.gate import load_gates  # noqa: E402
+from adapterops.specs.metric_catalogue import METRIC_IDS  # noqa: E402
 from release_documents import whole_manifest  # noqa: E402
 
 ANSWERED, REFUSE = 400, 236  # rows to answer, half of them as JSON, and rows to refuse

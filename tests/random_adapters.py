@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from adapterops.basemodels import base_model_directory
+from adapterops.basemodels.materialize import base_model_directory
 from adapterops.schemas import ROOT
 
 

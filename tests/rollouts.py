@@ -1,6 +1,6 @@
 """Rollouts that tests begin with."""
 
-from adapterops.adapters import Rollout
+from adapterops.specs.adapter import Rollout
 
 LIMITS = {"error_rate": 0.02, "latency_p95_ratio": 1.5, "saturation": 0.9}
 ROLLOUT = Rollout("canary", (10, 100), 0, 60, 300, 0, 0.95, LIMITS)

@@ -9,29 +9,29 @@ from typing import Any
 
 from rich.console import Console
 
-from adapterops.adapters import AdapterSpec, load_adapter, run_directory
-from adapterops.data.policy import load_policy
-from adapterops.data.present import print_report
+from adapterops.candidates.checkpoints import Remote
+from adapterops.candidates.kept import trust_from
+from adapterops.data.report_text import print_report
 from adapterops.data.validate import validate, write_report
+from adapterops.deploy.deploy import deploy
 from adapterops.documents import read_json, write_bytes
 from adapterops.errors import RejectedError, UsageError
+from adapterops.evaluate.evaluation import Data, Settings, evaluate_once
 from adapterops.evaluate.production import NONE, Production, production_from_channel
-from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
-from adapterops.gitops.candidates import trust_from
 from adapterops.gitops.identity import renew_token
 from adapterops.report.card import add_losses
 from adapterops.report.collect import collect
 from adapterops.report.console import print_metrics, print_verdict
 from adapterops.report.html import page
-from adapterops.serving.config import load_serving_config
-from adapterops.serving.deploy import deploy
+from adapterops.signing import signer_from
+from adapterops.specs.adapter import AdapterSpec, load_adapter, run_directory
+from adapterops.specs.policy import load_policy
+from adapterops.specs.recipe import Recipe, load_recipe, training_key
+from adapterops.specs.serving import load_serving_config
 from adapterops.store.objects import open_store
 from adapterops.store.releases import publish
-from adapterops.store.signing import signer_from
 from adapterops.train.cached import train_once
-from adapterops.train.checkpoints import Remote
-from adapterops.train.recipe import Recipe, load_recipe, training_key
 
 STAGES = ("validate", "train", "evaluate", "gate", "publish", "deploy")
 

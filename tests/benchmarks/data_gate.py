@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import synthetic_rows  # noqa: E402
 
-from adapterops.basemodels import base_model_directory, find_base_model  # noqa: E402
+from adapterops.basemodels.materialize import base_model_directory  # noqa: E402
+from adapterops.specs.base_model import find_base_model  # noqa: E402
 
 _BASE_MODEL = "smollm2-135m-instruct"
 _MAX_LENGTH = "2048"

@@ -32,20 +32,20 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 from random_adapter import make_adapter  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from adapterops.basemodels import base_model_directory  # noqa: E402
+from adapterops.basemodels.materialize import base_model_directory  # noqa: E402
 from adapterops.data.reader import load_rows  # noqa: E402
 from adapterops.data.rows import prompt_messages  # noqa: E402
 from adapterops.engine.client import load_adapter, unload_adapter  # noqa: E402
+from adapterops.engine.generate import generate  # noqa: E402
 from adapterops.engine.server import start_engine  # noqa: E402
-from adapterops.evaluate.generate import generate  # noqa: E402
-from adapterops.evaluate.run import (  # noqa: E402
+from adapterops.evaluate.evaluation import (  # noqa: E402
     Data,
     Settings,
     device_name,
     engine_version,
     evaluate_once,
 )
-from adapterops.serving.config import load_serving_config  # noqa: E402
+from adapterops.specs.serving import load_serving_config  # noqa: E402
 from processes import free_port  # noqa: E402
 
 

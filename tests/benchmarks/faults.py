@@ -46,11 +46,11 @@ sys.path[:0] = [str(Path(__file__).parents[2] / "scripts"), str(Path(__file__).p
 
 from rich.console import Console  # noqa: E402
 
-from adapterops.basemodels import find_base_model  # noqa: E402
+from adapterops.deploy.deploy import deploy, rollback  # noqa: E402
 from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter  # noqa: E402
-from adapterops.evaluate.generate import generate  # noqa: E402
+from adapterops.engine.generate import generate  # noqa: E402
 from adapterops.schemas import ROOT  # noqa: E402
-from adapterops.serving.deploy import deploy, rollback  # noqa: E402
+from adapterops.specs.base_model import find_base_model  # noqa: E402
 from adapterops.store.channels import (  # noqa: E402
     abort_canary,
     change_channel,

@@ -125,12 +125,12 @@ def run_stub(port, cores):
 def run_gateway(port, engine, cores):
     os.sched_setaffinity(0, cores)
     from adapterops.schemas import ROOT
-    from adapterops.serving.config import load_serving_config
     from adapterops.serving.connections import listen
     from adapterops.serving.gateway import make_gateway
-    from adapterops.serving.metrics import Metrics
+    from adapterops.serving.gateway_metrics import Metrics
     from adapterops.serving.routes import Version
     from adapterops.serving.state import Engine, Followed, HostState
+    from adapterops.specs.serving import load_serving_config
     from adapterops.store.channels import Channel
 
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115

@@ -41,16 +41,16 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from random_adapter import make_adapter  # noqa: E402
 
-from adapterops.basemodels import base_model_directory  # noqa: E402
+from adapterops.basemodels.materialize import base_model_directory  # noqa: E402
 from adapterops.engine.client import load_adapter, served_models, unload_adapter  # noqa: E402
+from adapterops.engine.generate import generate  # noqa: E402
 from adapterops.engine.server import start_engine  # noqa: E402
-from adapterops.evaluate.generate import generate  # noqa: E402
-from adapterops.evaluate.run import device_name, engine_version  # noqa: E402
-from adapterops.serving.config import ServingConfig, load_serving_config  # noqa: E402
+from adapterops.evaluate.evaluation import device_name, engine_version  # noqa: E402
+from adapterops.signing import Signer, make_key_pair  # noqa: E402
+from adapterops.specs.serving import ServingConfig, load_serving_config  # noqa: E402
 from adapterops.store.channels import change_channel, promote  # noqa: E402
 from adapterops.store.objects import ObjectStore, open_store  # noqa: E402
 from adapterops.store.releases import adapter_digest, publish  # noqa: E402
-from adapterops.store.signing import Signer, make_key_pair  # noqa: E402
 from processes import AWS, free_port, s3_server  # noqa: E402
 from release_documents import QUESTIONS, gate_report  # noqa: E402
 

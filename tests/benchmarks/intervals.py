@@ -23,8 +23,8 @@ from scipy import special, stats
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from adapterops.gate import intervals, paired  # noqa: E402
 from adapterops.gate.evidence import nearest_rank_p95  # noqa: E402
+from adapterops.statistics import intervals, paired  # noqa: E402
 
 Numbers = NDArray[Any]
 MARGINS = (0.02, 0.03, 0.05, 0.10)

@@ -12,10 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from adapterops.adapters import load_adapter  # noqa: E402
-from adapterops.gate.config import load_gates  # noqa: E402
 from adapterops.gate.explain import outlooks_of, rows_of, whole  # noqa: E402
-from adapterops.gate.power import outlooks  # noqa: E402
+from adapterops.specs.adapter import load_adapter  # noqa: E402
+from adapterops.specs.gate import load_gates  # noqa: E402
+from adapterops.statistics.power import outlooks  # noqa: E402
 
 
 def _shown(value: float | None) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from adapterops.basemodels import BaseModel
 from adapterops.documents import sha256_file
 from adapterops.schemas import ROOT
+from adapterops.specs.base_model import BaseModel
 from adapterops.store.releases import adapter_digest, adapter_files
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -36,11 +36,11 @@ from scipy.sparse import csr_matrix
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from adapterops.data.plain_answer import plain  # noqa: E402
+from adapterops.data.refusal import DETECTOR_ID, classify  # noqa: E402
+from adapterops.data.refusal_model import BUCKETS, WEIGHTS, Weights, buckets  # noqa: E402
 from adapterops.data.rows import answer as answer_of  # noqa: E402
 from adapterops.evaluate.detector import FIGURES, labelled_answers  # noqa: E402
-from adapterops.evaluate.plain_answer import plain  # noqa: E402
-from adapterops.evaluate.refusal import DETECTOR_ID, classify  # noqa: E402
-from adapterops.evaluate.refusal_model import BUCKETS, WEIGHTS, Weights, buckets  # noqa: E402
 
 FORMS = ROOT / "data" / "labelled" / "refusal_forms.json"
 HELD_BACK = "own, held back"

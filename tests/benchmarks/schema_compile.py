@@ -111,10 +111,11 @@ def compile_schema(tokens: list[str], schema: dict[str, Any], results: Any) -> N
 
 
 def main() -> None:
-    from adapterops.basemodels import base_model_directory, load_base_models
+    from adapterops.basemodels.materialize import base_model_directory
     from adapterops.serving.body import BodyError
-    from adapterops.serving.config import load_serving_config
     from adapterops.serving.schema_cost import SchemaCost
+    from adapterops.specs.base_model import load_base_models
+    from adapterops.specs.serving import load_serving_config
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -86,7 +86,7 @@ def engine(max_tokens: int = 32) -> dict[str, float]:
     model."""
     from adapterops.engine.client import greedy_answer, load_adapter
     from adapterops.engine.server import start_engine
-    from adapterops.serving.config import load_serving_config
+    from adapterops.specs.serving import load_serving_config
     from processes import free_port
     from random_adapters import RandomAdapters
 

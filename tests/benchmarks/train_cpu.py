@@ -20,7 +20,7 @@ def main(steps: int) -> None:
     """Time forward and backward passes of the demo's recipe in both formats."""
     import torch
 
-    from adapterops.processor import cpu_dtype
+    from adapterops.cpu_number_format import cpu_dtype
     from adapterops.train import network
 
     print(
@@ -38,11 +38,11 @@ def main(steps: int) -> None:
 def timed_steps(steps: int) -> tuple[float, float]:
     """Tokens a second of forward and backward passes over packs, after one of warm-up, and the last
     loss in nats."""
-    from adapterops.basemodels import load_tokenizer
+    from adapterops.basemodels.materialize import load_tokenizer
     from adapterops.schemas import ROOT
+    from adapterops.specs.recipe import load_recipe
     from adapterops.train.build import build_trainer
     from adapterops.train.encode import encode_files
-    from adapterops.train.recipe import load_recipe
 
     recipe = load_recipe(ROOT / "configs/qlora/smollm2-135m.yaml")
     tokenizer = load_tokenizer(recipe.base_model)

@@ -44,14 +44,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 )
 def main(steps: int, rows: int, output: Path | None) -> None:
     """Train each variant and print how far its losses are from plain's."""
-    from adapterops.basemodels import load_tokenizer
+    from adapterops.basemodels.materialize import load_tokenizer
     from adapterops.data.reader import load_rows
     from adapterops.data.rows import training_messages
     from adapterops.schemas import ROOT
+    from adapterops.specs.recipe import load_recipe
     from adapterops.train.build import build_trainer, mean_loss
     from adapterops.train.encode import encode_files, encode_messages
     from adapterops.train.packing import Collator
-    from adapterops.train.recipe import load_recipe
 
     recipe = load_recipe(ROOT / "configs/qlora/smollm2-135m.yaml")
     tokenizer = load_tokenizer(recipe.base_model)

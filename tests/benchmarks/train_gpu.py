@@ -143,7 +143,7 @@ def random_network(shape: dict[str, Any], attention: str, device: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from adapterops.train.attention import register
+    from adapterops.train.kernels.attention import register
 
     register()
     config = LlamaConfig(

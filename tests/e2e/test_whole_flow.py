@@ -12,8 +12,8 @@ import urllib.request
 import openai
 import pytest
 
-from adapterops.adapters import load_adapter
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import load_adapter
 
 pytestmark = [
     pytest.mark.e2e,

@@ -10,7 +10,7 @@ import pytest
 from adapterops.engine.client import greedy_answer, load_adapter, unload_adapter
 from adapterops.engine.server import start_engine
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
+from adapterops.specs.serving import load_serving_config
 from adapterops.store.releases import adapter_digest
 from processes import AWS, free_port, s3_server
 from random_adapters import RandomAdapters

@@ -27,10 +27,10 @@ from test_store import (
 
 from adapterops.errors import InfrastructureError
 from adapterops.schemas import ROOT
+from adapterops.signing import Signer, make_key_pair
 from adapterops.store import catalogue
 from adapterops.store.catalogue import adapter_names, garbage, remove
 from adapterops.store.releases import find_release, publish
-from adapterops.store.signing import Signer, make_key_pair
 
 pytestmark = pytest.mark.integration
 LATER = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=60)

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from rich.console import Console
 
+from adapterops.deploy.deploy import deploy
 from adapterops.schemas import ROOT
-from adapterops.serving.deploy import deploy
 from adapterops.store.channels import change_channel, start_canary
 from fleet import NAME, ask, running, wait_for
 from needs import program

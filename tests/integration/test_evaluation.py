@@ -19,13 +19,13 @@ import boto3
 import pytest
 from rich.console import Console
 
-from adapterops.adapters import Pins, general_sets
+from adapterops.evaluate.evaluation import Data, Settings, evaluate_once
 from adapterops.evaluate.production import production_from_channel, production_from_directory
-from adapterops.evaluate.run import Data, Settings, evaluate_once
 from adapterops.gate.judge import judge_once
 from adapterops.report.collect import collect
 from adapterops.report.comment import comment
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import Pins, general_sets
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.objects import open_store
 from adapterops.store.releases import adapter_digest, publish

@@ -17,13 +17,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from adapterops.deploy import deploy as deploying
+from adapterops.deploy.counters import Accumulated
+from adapterops.deploy.deploy import PausedError, abort, deploy, rollback
+from adapterops.deploy.fleet import open_fleet
+from adapterops.deploy.rollout import judge_step, overall
 from adapterops.errors import InfrastructureError, RejectedError
 from adapterops.schemas import ROOT
-from adapterops.serving import deploy as deploying
-from adapterops.serving.deploy import PausedError, abort, deploy, rollback
-from adapterops.serving.evidence import Accumulated
-from adapterops.serving.fleet import open_fleet
-from adapterops.serving.rollout import judge_step, overall
 from adapterops.store import channels
 from adapterops.store.channels import change_channel, history, promote, read_channel, start_canary
 from adapterops.store.releases import find_release
@@ -249,7 +249,7 @@ def test_a_version_that_answers_no_more_is_aborted_by_probes_that_gave_up(
     fleet, stable, monkeypatch
 ):
     """Users give up too, but that they can do to any version."""
-    monkeypatch.setattr("adapterops.serving.fleet._ASK_TIMEOUT_S", 31)
+    monkeypatch.setattr("adapterops.deploy.fleet._ASK_TIMEOUT_S", 31)
     digest, _ = fleet.release(7.2, hang_after=10)
     rollout = replace(QUICK, strategy="blue-green", max_duration_s=150)
     with (
@@ -337,7 +337,7 @@ def test_a_host_that_is_restarted_in_the_middle_of_a_rollout_comes_back_and_the_
 def test_with_most_hosts_down_a_rollout_is_aborted_and_a_rollback_still_reaches_the_other(
     fleet, stable, monkeypatch
 ):
-    monkeypatch.setattr("adapterops.serving.fleet._SILENT_S", 2.0)
+    monkeypatch.setattr("adapterops.deploy.fleet._SILENT_S", 2.0)
     newer, _ = fleet.release(11.0)
     deploy(fleet.store, NAME, newer, fleet.gateways, UNJUDGED, Console(quiet=True), timeout_s=30)
     down = fleet.hosts[:2]
@@ -371,7 +371,7 @@ def test_with_most_hosts_down_a_rollout_is_aborted_and_a_rollback_still_reaches_
 def test_a_host_that_is_cut_off_from_the_store_serves_on_and_follows_when_the_cut_is_healed(
     fleet, stable, monkeypatch
 ):
-    monkeypatch.setattr("adapterops.serving.fleet._SILENT_S", 2.0)
+    monkeypatch.setattr("adapterops.deploy.fleet._SILENT_S", 2.0)
     newer, text = fleet.release(13.0)
     others, lonely = fleet.gateways[:2], fleet.gateways[2]
     fleet.links[2].whole.clear()

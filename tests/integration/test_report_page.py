@@ -5,10 +5,10 @@ import shutil
 import pytest
 from eval_documents import results, write
 
-from adapterops.adapters import Pins
 from adapterops.gate.judge import judge_once
 from adapterops.report.collect import collect
 from adapterops.report.html import page
+from adapterops.specs.adapter import Pins
 from needs import program
 
 pytestmark = pytest.mark.integration

@@ -20,20 +20,20 @@ import pytest
 import yaml
 from rich.console import Console
 
-from adapterops.basemodels import base_model_directory, load_tokenizer
+from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.data.reader import Row, load_rows
 from adapterops.data.rows import training_messages
+from adapterops.deploy.deploy import deploy
 from adapterops.documents import sha256_file
 from adapterops.engine.client import greedy_answer, served_models, unload_adapter
+from adapterops.engine.generate import generate
 from adapterops.engine.server import engine_command, write_engine_config
 from adapterops.errors import InfrastructureError, RejectedError
-from adapterops.evaluate.generate import generate
 from adapterops.schemas import ROOT
-from adapterops.serving.deploy import deploy
+from adapterops.signing import Signer, make_key_pair
 from adapterops.store.channels import change_channel, promote, read_channel
 from adapterops.store.objects import open_store
 from adapterops.store.releases import adapter_digest, publish
-from adapterops.store.signing import Signer, make_key_pair
 from adapterops.train.encode import encode_messages
 from processes import environment, free_port
 from release_documents import QUESTIONS, gate_report, train_manifest

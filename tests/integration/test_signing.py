@@ -25,9 +25,9 @@ from test_store import (
 
 from adapterops.documents import sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.signing import Signer, Trust, make_key_pair, signer_from
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import MANIFEST, SIGNATURE, adapter_digest, fetch_release, publish
-from adapterops.store.signing import Signer, Trust, make_key_pair, signer_from
 
 pytestmark = pytest.mark.integration
 

@@ -33,9 +33,9 @@ from botocore.exceptions import ClientError
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from adapterops.deploy.deploy import deploy
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT
-from adapterops.serving.deploy import deploy
 from adapterops.store import channels, releases
 from adapterops.store.channels import (
     abort_canary,

@@ -12,9 +12,10 @@ import time
 
 import pytest
 
-from adapterops.basemodels import base_model_directory, find_base_model, load_tokenizer
+from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.errors import RejectedError
 from adapterops.schemas import ROOT
+from adapterops.specs.base_model import find_base_model
 from adapterops.train.encode import IGNORED, encode_files, encode_messages
 
 pytestmark = pytest.mark.integration

@@ -13,19 +13,20 @@ from moto import mock_aws
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from adapterops.basemodels import find_base_model, load_tokenizer
+from adapterops.basemodels.materialize import load_tokenizer
+from adapterops.candidates.checkpoints import Remote
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT
+from adapterops.signing import Signer, Trust, make_key_pair
+from adapterops.specs.base_model import find_base_model
+from adapterops.specs.recipe import load_recipe
 from adapterops.store.objects import ObjectStore
-from adapterops.store.signing import Signer, Trust, make_key_pair
 from adapterops.train import build, quantisation, watch
-from adapterops.train import run as run_module
+from adapterops.train import training as run_module
 from adapterops.train.cached import train_once
-from adapterops.train.checkpoints import Remote
 from adapterops.train.merge import merge
-from adapterops.train.recipe import load_recipe
-from adapterops.train.run import train
 from adapterops.train.trainer import AnswerTrainer
+from adapterops.train.training import train
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,7 @@ import boto3
 import yaml
 
 from adapterops.schemas import ROOT
-from adapterops.store.signing import make_key_pair
+from adapterops.signing import make_key_pair
 from play.aws import ACCOUNT, set_up
 from play.github_api import NAME, GitHub
 from processes import environment, free_port, wait_for_http

@@ -10,7 +10,7 @@ import numpy as np
 from moto import mock_aws
 from safetensors.numpy import save_file
 
-from adapterops.gitops.candidates import keep_adapter, keep_judgement
+from adapterops.candidates.kept import keep_adapter, keep_judgement
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, publish

@@ -8,9 +8,9 @@ import json
 import random
 from dataclasses import replace
 
-from adapterops.basemodels.allowlist import BaseModel
-from adapterops.data.policy import load_policy
 from adapterops.data.validate import validate
+from adapterops.specs.base_model import BaseModel
+from adapterops.specs.policy import load_policy
 
 ROW = {
     "id": "r1",

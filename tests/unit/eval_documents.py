@@ -2,7 +2,7 @@
 
 import json
 
-from adapterops.evaluate.catalogue import METRICS, excess_loss
+from adapterops.specs.metric_catalogue import METRICS, excess_loss
 
 REQUEST = {"latency_ms": 400.0, "ttft_ms": 40.0, "tokens": 30}
 

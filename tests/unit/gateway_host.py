@@ -9,14 +9,14 @@ import uvloop
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adapterops.serving.config import ConnectionSettings, GatewaySettings
 from adapterops.serving.connections import listen
 from adapterops.serving.gateway import make_gateway
-from adapterops.serving.limits import Limits
-from adapterops.serving.metrics import Metrics
+from adapterops.serving.gateway_metrics import Metrics
 from adapterops.serving.routes import Route, Version
 from adapterops.serving.state import Engine as EngineState
 from adapterops.serving.state import Followed, HostState
+from adapterops.specs.limits import Limits
+from adapterops.specs.serving import ConnectionSettings, GatewaySettings
 from adapterops.store.channels import Channel
 
 STABLE = Version("support", "a" * 64, "2026-11-01T00:00:00+00:00")

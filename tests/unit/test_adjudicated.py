@@ -13,9 +13,17 @@ from rich.console import Console
 import adjudicate as adjudicate_script
 import quality_gate
 import validate_data
-from adapterops import adjudicated
-from adapterops.adapters import Pins
-from adapterops.adjudicated import (
+from adapterops import git_tree
+from adapterops.candidates import kept
+from adapterops.candidates.kept import (
+    fetch_measurements,
+    find_candidate,
+    keep_adapter,
+    keep_judgement,
+)
+from adapterops.candidates.keys import adapter_keys
+from adapterops.data import adjudicated
+from adapterops.data.adjudicated import (
     Label,
     add_label,
     answer_digest,
@@ -25,20 +33,12 @@ from adapterops.adjudicated import (
 )
 from adapterops.errors import UsageError
 from adapterops.gate.judge import judge_once
-from adapterops.gitops import candidates
-from adapterops.gitops.candidates import (
-    fetch_measurements,
-    find_candidate,
-    keep_adapter,
-    keep_judgement,
-)
-from adapterops.plan import tree
-from adapterops.plan.keys import adapter_keys
 from adapterops.report.collect import collect
 from adapterops.report.comment import comment
 from adapterops.report.console import print_report
 from adapterops.report.html import page
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import Pins
 from repositories import with_adapters
 
 GATES = (
@@ -302,9 +302,9 @@ class TestWhoMayLabel:
         }
         head = repository.branch("mine", changes)
         base = repository.git("rev-parse", "main")
-        tree.take(base, head, repository.path, repository.path)
-        tree.extract(
-            tree.merged_tree(base, head, repository.path),
+        git_tree.take(base, head, repository.path, repository.path)
+        git_tree.extract(
+            git_tree.merged_tree(base, head, repository.path),
             base,
             repository.path,
             tmp_path / "planned",
@@ -320,7 +320,7 @@ class TestWhoMayLabel:
             {"data/adjudicated/support.jsonl": json.dumps(vars(label(0, MISSED))) + "\n"}
         )
         head = repository.branch("mine", {"data/adjudicated/support.jsonl": None})
-        tree.take(repository.git("rev-parse", "main"), head, repository.path, repository.path)
+        git_tree.take(repository.git("rev-parse", "main"), head, repository.path, repository.path)
         assert len(load_labels(labels_path("support", repository.path))) == 1
 
     def test_curators_do_not_own_them(self):
@@ -542,7 +542,7 @@ class TestStore:
     def test_a_label_takes_no_second_evaluation(self, store, tmp_path, monkeypatch):
         """The documents of the verdict before are fetched: the evaluation is found there, and no
         engine starts."""
-        monkeypatch.setattr(candidates, "read_json", lambda path, _: json.loads(path.read_text()))
+        monkeypatch.setattr(kept, "read_json", lambda path, _: json.loads(path.read_text()))
         repository = with_adapters(tmp_path / "git", ("support",))
         keys = adapter_keys("support", repository.path)
         run = run_of(keys, tmp_path / "run")

@@ -7,10 +7,10 @@ import data_rows
 import pytest
 
 from adapterops.data.answer_checks import broken_checks
-from adapterops.data.policy import load_policy
 from adapterops.data.reader import Row, load_rows, schema_findings
 from adapterops.data.validate import validate
 from adapterops.schemas import ROOT
+from adapterops.specs.policy import load_policy
 
 SETS = [ROOT / f"data/eval/general-{language}.jsonl" for language in ("en", "ko")]
 

@@ -11,24 +11,19 @@ from candidate_runs import BUCKET, SOURCE, empty_store, kept, release, run_of
 from click.testing import CliRunner
 
 from adapterops import pipeline
+from adapterops.candidates import kept as candidates
+from adapterops.candidates.checkpoints import Checkpoints, Remote
+from adapterops.candidates.kept import fetch_adapter, fetch_judgement, keep_adapter, keep_judgement
+from adapterops.candidates.keys import adapter_keys
 from adapterops.documents import sha256_file
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
-from adapterops.gitops import candidates
-from adapterops.gitops.candidates import (
-    fetch_adapter,
-    fetch_judgement,
-    keep_adapter,
-    keep_judgement,
-)
+from adapterops.git_tree import extract
 from adapterops.plan import build
 from adapterops.plan.estimate import Estimate
-from adapterops.plan.keys import adapter_keys
-from adapterops.plan.tree import extract
+from adapterops.signing import Signer, Trust, make_key_pair
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.releases import adapter_digest, publish
-from adapterops.store.signing import Signer, Trust, make_key_pair
 from adapterops.store.withdrawn import withdraw
-from adapterops.train.checkpoints import Checkpoints, Remote
 from repositories import ROWS, jsonl, with_adapters
 
 NOBODY = {"commit": None, "pr": None, "actor": None}

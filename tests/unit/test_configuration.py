@@ -6,15 +6,15 @@ import pytest
 from rich.console import Console
 
 from adapterops import pipeline
-from adapterops.adapters import load_adapter, run_directory
-from adapterops.basemodels import find_base_model, load_base_models
-from adapterops.data.policy import load_policy
 from adapterops.errors import RejectedError, UsageError
-from adapterops.gate.config import load_gates
 from adapterops.pipeline import run_pipeline
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
-from adapterops.train.recipe import load_recipe, training_key
+from adapterops.specs.adapter import load_adapter, run_directory
+from adapterops.specs.base_model import find_base_model, load_base_models
+from adapterops.specs.gate import load_gates
+from adapterops.specs.policy import load_policy
+from adapterops.specs.recipe import load_recipe, training_key
+from adapterops.specs.serving import load_serving_config
 from adapterops.yamlfile import load_yaml
 
 RECIPE = (ROOT / "configs/qlora/smollm2-135m.yaml").read_text()
@@ -243,7 +243,7 @@ def test_a_changed_chat_template_is_refused(monkeypatch, tmp_path):
     model = find_base_model("smollm2-135m-instruct", "test")
     (tmp_path / model.chat_template_path).parent.mkdir(parents=True)
     (tmp_path / model.chat_template_path).write_text("{{ messages }}")
-    monkeypatch.setattr("adapterops.basemodels.allowlist.ROOT", tmp_path)
+    monkeypatch.setattr("adapterops.specs.base_model.ROOT", tmp_path)
     with pytest.raises(UsageError, match="restore the file, or pin the new hash"):
         model.chat_template()
 

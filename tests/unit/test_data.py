@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterops.data.codes import CODES, error_page
-from adapterops.data.policy import load_policy
 from adapterops.data.reader import MAX_ROW_BYTES, Row, load_rows, read_rows
 from adapterops.data.rows import answer, prompt_messages, training_messages
 from adapterops.data.validate import validate
 from adapterops.diagnostics import Finding
 from adapterops.errors import RejectedError, UsageError
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.specs.policy import load_policy
 
 ROW = {
     "id": "r1",

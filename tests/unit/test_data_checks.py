@@ -28,7 +28,7 @@ from data_rows import (
 )
 
 from adapterops.data.codes import CODES
-from adapterops.data.drift import Base
+from adapterops.data.distribution_drift import Base
 from adapterops.data.reader import MAX_ROW_BYTES
 from adapterops.schemas import schema_problems
 

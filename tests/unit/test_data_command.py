@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import validate_data
-from adapterops.data.policy import load_policy
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.specs.policy import load_policy
 
 
 def run(*arguments):

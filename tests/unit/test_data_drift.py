@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from data_rows import codes, english, jsonl, places, policy, rows, write
 
-from adapterops.data.drift import Base
+from adapterops.data.distribution_drift import Base
 from adapterops.data.validate import validate
 from adapterops.errors import UsageError
 

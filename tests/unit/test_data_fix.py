@@ -277,7 +277,7 @@ def test_killed_between_writing_and_renaming_it_leaves_the_old_file(tmp_path):
     before = path.read_bytes()
     program = (
         "import os, pathlib, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from adapterops.data.fix import fix; from adapterops.data.policy import load_policy\n"
+        "from adapterops.data.fix import fix; from adapterops.specs.policy import load_policy\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "path = pathlib.Path(sys.argv[2]); fix(path, path, load_policy().limits)\n"
     )

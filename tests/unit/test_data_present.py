@@ -12,7 +12,7 @@ from data_rows import english, judge, rows
 from rich.console import Console
 
 from adapterops.data.codes import CODES
-from adapterops.data.present import print_annotations, print_report, summary
+from adapterops.data.report_text import print_annotations, print_report, summary
 from adapterops.data.validate import write_report
 from adapterops.diagnostics import Finding
 from adapterops.schemas import schema_problems

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from data_rows import BYTES_TEMPLATE, byte_model, codes, conversation, english, judge, places, rows
 
-from adapterops.basemodels import find_base_model
 from adapterops.basemodels.materialize import base_model_directory
 from adapterops.basemodels.rendering import load_renderer
 from adapterops.data.rows import training_messages
 from adapterops.errors import UsageError
+from adapterops.specs.base_model import find_base_model
 
 SYSTEM = english(2, system="You are brief and kind.", input="The order is the third of May.")
 TURNS = conversation(

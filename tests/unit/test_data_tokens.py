@@ -9,11 +9,11 @@ from data_rows import byte_model, english, judge, places, rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterops.basemodels import find_base_model
 from adapterops.basemodels.rendering import load_renderer
 from adapterops.data import validate as validate_module
 from adapterops.data.tokens import words_per_token
 from adapterops.schemas import schema_problems
+from adapterops.specs.base_model import find_base_model
 
 TEXT = st.lists(
     st.one_of(

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models
 
+from adapterops import git_tree
+from adapterops.cpu_number_format import cpu_dtype
 from adapterops.engine import server
 from adapterops.engine.server import EngineProcess, engine_command, start_engine
 from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.plan import tree
-from adapterops.processor import cpu_dtype
 from adapterops.schemas import ROOT, load_schema
-from adapterops.serving.config import load_serving_config
+from adapterops.specs.serving import load_serving_config
 from processes import free_port
 
 
@@ -239,9 +239,9 @@ def test_git_sees_the_token_only_where_it_speaks_to_github(monkeypatch):
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "to be stolen")
     for verb in ("rev-parse", "ls-tree", "merge-tree", "revert", "cat-file"):
-        assert "GIT_CONFIG_VALUE_0" not in tree._environment(verb)
+        assert "GIT_CONFIG_VALUE_0" not in git_tree._environment(verb)
     for verb in ("fetch", "push"):
-        environment = tree._environment(verb)
+        environment = git_tree._environment(verb)
         assert environment["GIT_CONFIG_VALUE_0"].startswith("AUTHORIZATION: basic ")
         assert "to be stolen" not in environment.values()
 

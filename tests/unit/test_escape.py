@@ -216,7 +216,7 @@ SIGNS = re.compile(
 ALLOWED = {
     "scripts/adapterops/escape.py": None,
     "scripts/adapterops/data/reader.py": {"\\u202"},  # which characters a row is told off for
-    "scripts/adapterops/evaluate/plain_answer.py": {
+    "scripts/adapterops/data/plain_answer.py": {
         "str.maketrans"
     },  # apostrophes, of an answer that is read and not shown
     "scripts/adapterops/evaluate/rouge.py": {"\\u202"},  # what splits no word

@@ -4,8 +4,8 @@ import pytest
 from candidate_runs import empty_store
 
 from adapterops.errors import InfrastructureError
-from adapterops.serving import follow
-from adapterops.serving.follow import Follower
+from adapterops.serving import channel_follower
+from adapterops.serving.channel_follower import Follower
 from adapterops.store.channels import change_channel, promote, roll_back
 
 A, B = "a" * 64, "b" * 64
@@ -34,7 +34,7 @@ def test_a_rollback_that_a_full_disk_did_not_let_it_keep_is_kept_as_soon_as_ther
     roll_back(store, "support")
     with monkeypatch.context() as patch:
         patch.setattr(
-            follow,
+            channel_follower,
             "write_json",
             lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
         )
@@ -45,5 +45,5 @@ def test_a_rollback_that_a_full_disk_did_not_let_it_keep_is_kept_as_soon_as_ther
     def away(*_):
         raise InfrastructureError("the store is away")
 
-    monkeypatch.setattr(follow, "read_channel", away)
+    monkeypatch.setattr(channel_follower, "read_channel", away)
     assert Follower(store, tmp_path).look("support").channel.stable == A

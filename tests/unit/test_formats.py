@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from data_rows import codes, evaluation, judge, rows
 
-from adapterops import formats
+from adapterops.data import formats
+from adapterops.data.formats import FormatChecker, SlowFormatError, format_problem
 from adapterops.data.reader import Row
-from adapterops.evaluate import run
-from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.metrics import score
+from adapterops.engine.answers import Answer
+from adapterops.evaluate import evaluation as evaluating
 from adapterops.evaluate.phases import Side
-from adapterops.formats import FormatChecker, SlowFormatError, format_problem
+from adapterops.evaluate.scores import score
 
 
 def doubled(levels):
@@ -170,7 +170,7 @@ def test_verdicts(checker, schema, text, expected):
 
 def test_a_slow_answer_is_a_miss_that_says_why(monkeypatch):
     checker = FormatChecker(seconds=0)
-    monkeypatch.setattr("adapterops.evaluate.metrics.shared_checker", lambda: checker)
+    monkeypatch.setattr("adapterops.evaluate.scores.shared_checker", lambda: checker)
     row = {"expected_output": "[]", "expected_format": SLOW}
     found = score(
         row, Answer(json.dumps(["a" * 50] * 2000), "stop", tokens=1, latency_ms=1.0), refused=False
@@ -205,7 +205,9 @@ def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
         "candidate": side("[1]", slow, slow, slow),
         "production": side("[1]", "[1]", "[1]", "[2000]"),
     }
-    scores, _ = run._scores([row] * 4, sides, run.Settings(refusal_judge="none"), "", "", range(0))
+    scores, _ = evaluating._scores(
+        [row] * 4, sides, evaluating.Settings(refusal_judge="none"), "", "", range(0)
+    )
     checker.close()
     assert [score.format_ok for score in scores["candidate"]] == [True, False, False, False]
     assert [score.format_ok for score in scores["production"]] == [True, True, True, False]

@@ -12,20 +12,20 @@ import pytest
 from click.testing import CliRunner
 from eval_documents import results, with_general, write
 
-from adapterops.adapters import Pins, load_adapter
+from adapterops.candidates.keys import adapter_keys
 from adapterops.data.validate import write_report
 from adapterops.documents import sha256_file
+from adapterops.engine.answers import Answer
 from adapterops.errors import UsageError
 from adapterops.evaluate import record
-from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.phases import Side
 from adapterops.gate.compare import compare, slice_regressions
-from adapterops.gate.config import load_gates
 from adapterops.gate.evidence import Evidence, Sample
-from adapterops.gate.intervals import mean_interval
 from adapterops.gate.judge import judge, judge_once, judge_sample
-from adapterops.plan.keys import adapter_keys
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import Pins, load_adapter
+from adapterops.specs.gate import load_gates
+from adapterops.statistics.intervals import mean_interval
 from adapterops.yamlfile import load_yaml
 from repositories import with_adapters
 
@@ -950,7 +950,7 @@ def test_a_verdict_of_an_older_judge_is_none_of_today(tmp_path, monkeypatch):
         )
 
     today = kept()
-    for judge_of_keys in ("adapterops.gate.judge", "adapterops.plan.keys"):
+    for judge_of_keys in ("adapterops.gate.judge", "adapterops.candidates.keys"):
         monkeypatch.setattr(f"{judge_of_keys}.JUDGE_VERSION", 1)
     assert [one == other for one, other in zip(kept(), today, strict=True)] == [
         False,
@@ -960,7 +960,7 @@ def test_a_verdict_of_an_older_judge_is_none_of_today(tmp_path, monkeypatch):
 
 
 def test_a_plan_knows_the_judge_without_what_it_reckons_with():
-    code = "import sys, adapterops.plan.keys; sys.exit('scipy' in sys.modules)"
+    code = "import sys, adapterops.candidates.keys; sys.exit('scipy' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "scripts")}, check=False

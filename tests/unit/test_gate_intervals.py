@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from adapterops.gate.intervals import (
+from adapterops.statistics.intervals import (
     effective_size,
     independent_exceedances,
     mean_interval,

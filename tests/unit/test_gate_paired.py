@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adapterops.gate.intervals import paired_rate_interval
-from adapterops.gate.paired import chance, least_gains, paired_bounds
+from adapterops.statistics.intervals import paired_rate_interval
+from adapterops.statistics.paired import chance, least_gains, paired_bounds
 
 LEVEL = 0.05
 

@@ -9,14 +9,14 @@ from click.testing import CliRunner
 from eval_documents import results, with_general, write
 from scipy import stats
 
-from adapterops.adapters import load_adapter
 from adapterops.gate.compare import compare
-from adapterops.gate.config import load_gates
 from adapterops.gate.evidence import Evidence
 from adapterops.gate.explain import explain, outlooks_of, problems_beforehand, rows_of, whole
 from adapterops.gate.judge import judge_sample
-from adapterops.gate.power import WANTED, measured_rows, outlooks
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import load_adapter
+from adapterops.specs.gate import load_gates
+from adapterops.statistics.power import WANTED, measured_rows, outlooks
 from repositories import with_adapters
 
 ADAPTERS = sorted(path.stem for path in (ROOT / "adapters").glob("*.yaml"))

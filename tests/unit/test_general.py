@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 from eval_documents import results, with_general, write
 
-from adapterops.adapters import GENERAL_LANGUAGES, General, Pins, load_adapter
+from adapterops.candidates.keys import adapter_keys
+from adapterops.data.general_sets import described, load_general, spread
+from adapterops.data.slices import slices
+from adapterops.engine.answers import Answer
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.catalogue import excess_loss
-from adapterops.evaluate.general import described, load_general, spread
-from adapterops.evaluate.metrics import score
-from adapterops.evaluate.slices import slices
+from adapterops.evaluate.scores import score
 from adapterops.evaluate.text_loss import _mean_loss
-from adapterops.gate.config import load_gates
 from adapterops.gate.judge import judge, judge_once
-from adapterops.plan.keys import adapter_keys
 from adapterops.report.card import add_losses, losses
 from adapterops.report.checks import check_annotations
 from adapterops.report.collect import Report
@@ -26,6 +23,9 @@ from adapterops.report.comment import comment
 from adapterops.report.view import changes, metric_rows
 from adapterops.report.words import remedies
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.specs.adapter import GENERAL_LANGUAGES, General, Pins, load_adapter
+from adapterops.specs.gate import load_gates
+from adapterops.specs.metric_catalogue import excess_loss
 from adapterops.store.releases import _lost
 from repositories import with_adapters
 

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import validate_data
-from adapterops.adapters import load_adapter
 from adapterops.errors import UsageError
-from adapterops.gitops.say import comment
+from adapterops.git_tree import take
+from adapterops.gitops.plan_comment import comment
 from adapterops.plan import build
-from adapterops.plan.present import print_plan
-from adapterops.plan.tree import take
+from adapterops.plan.plan_text import print_plan
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import load_adapter
 from repositories import ROWS, jsonl, with_adapters
 
 

@@ -9,14 +9,14 @@ from click.testing import CliRunner
 
 import train_qlora
 import validate_data
-from adapterops.adapters import load_adapter
-from adapterops.basemodels.allowlist import load_base_models
-from adapterops.data.policy import load_policy
 from adapterops.errors import UsageError
-from adapterops.gate.config import load_gates
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
-from adapterops.train.recipe import load_recipe
+from adapterops.specs.adapter import load_adapter
+from adapterops.specs.base_model import load_base_models
+from adapterops.specs.gate import load_gates
+from adapterops.specs.policy import load_policy
+from adapterops.specs.recipe import load_recipe
+from adapterops.specs.serving import load_serving_config
 from adapterops.yamlfile import load_yaml, plain_yaml
 
 LOADERS = {

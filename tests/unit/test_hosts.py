@@ -14,7 +14,7 @@ import yaml
 from gateway_host import QUESTION, host
 
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
+from adapterops.specs.serving import load_serving_config
 from needs import program
 from processes import free_port
 

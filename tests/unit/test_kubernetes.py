@@ -12,7 +12,7 @@ import yaml
 
 from adapterops.engine.server import ENVIRONMENT
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
+from adapterops.specs.serving import load_serving_config
 
 KUBERNETES = ROOT / "configs" / "kubernetes"
 RESOURCES = [

@@ -3,14 +3,14 @@
 import pytest
 
 from adapterops.data.reader import Row
-from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.catalogue import METRIC_IDS
-from adapterops.evaluate.metrics import chrf, columns, row_metrics
-from adapterops.evaluate.metrics import score as score_row
+from adapterops.data.refusal import classify
+from adapterops.data.slices import slices
+from adapterops.engine.answers import Answer
 from adapterops.evaluate.phases import Side
 from adapterops.evaluate.record import groups, probes, speed_metrics
-from adapterops.evaluate.refusal import classify
-from adapterops.evaluate.slices import slices
+from adapterops.evaluate.scores import chrf, columns, row_metrics
+from adapterops.evaluate.scores import score as score_row
+from adapterops.specs.metric_catalogue import METRIC_IDS
 
 SCHEMA = {
     "type": "object",

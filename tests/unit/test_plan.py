@@ -9,15 +9,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from adapterops.adapters import load_adapter
+from adapterops.candidates.kept import Candidate
+from adapterops.data.general_sets import load_general
 from adapterops.errors import InfrastructureError
-from adapterops.evaluate.general import load_general
-from adapterops.gitops.candidates import Candidate
 from adapterops.plan import build, estimate
 from adapterops.plan.estimate import Estimate
 from adapterops.plan.evaluation_cost import evaluation_cost
-from adapterops.plan.present import plan_markdown
+from adapterops.plan.plan_text import plan_markdown
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.specs.adapter import load_adapter
 from adapterops.yamlfile import load_yaml
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
@@ -247,7 +247,7 @@ class TestBudget:
 
 
 def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, repository):
-    from adapterops.plan.keys import adapter_keys
+    from adapterops.candidates.keys import adapter_keys
     from adapterops.train.preflight import choose, preflight
 
     rows = jsonl(

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from adapterops.gitops.candidates import Candidate
+from adapterops.candidates.kept import Candidate
 from adapterops.plan import build
-from adapterops.plan.present import plan_markdown
+from adapterops.plan.plan_text import plan_markdown
 from adapterops.schemas import schema_problems
 from repositories import EVALUATION, jsonl, with_adapters
 

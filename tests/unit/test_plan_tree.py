@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from adapterops import git_tree
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.plan import tree
 from repositories import ROWS, jsonl, with_adapters
 
 
@@ -19,7 +19,9 @@ def repository(tmp_path):
 
 def take(repository, head):
     """As a workflow does: into the checkout of `main`."""
-    return tree.take(repository.git("rev-parse", "main"), head, repository.path, repository.path)
+    return git_tree.take(
+        repository.git("rev-parse", "main"), head, repository.path, repository.path
+    )
 
 
 def refusal(repository, head):
@@ -280,17 +282,17 @@ def test_every_refused_file_is_named_at_once(repository):
 
 
 def test_sizes_and_counts_are_bounded(repository, monkeypatch):
-    monkeypatch.setattr(tree, "MAX_SETTINGS_BYTES", 200_000)
-    monkeypatch.setattr(tree, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(git_tree, "MAX_SETTINGS_BYTES", 200_000)
+    monkeypatch.setattr(git_tree, "MAX_FILE_BYTES", 1000)
     head = repository.branch(
         "big", {"data/training/big.jsonl": "x" * 1001, "configs/qlora/big.yaml": "#" * 200_001}
     )
     message = refusal(repository, head)
     assert "data/training/big.jsonl has 1,001 bytes, more than 1,000" in message
     assert "configs/qlora/big.yaml has 200,001 bytes" in message
-    monkeypatch.setattr(tree, "MAX_FILES", 3)
+    monkeypatch.setattr(git_tree, "MAX_FILES", 3)
     assert "more than 3" in refusal(repository, head)
-    monkeypatch.setattr(tree, "MAX_TOTAL_BYTES", 10)
+    monkeypatch.setattr(git_tree, "MAX_TOTAL_BYTES", 10)
     assert "more than 10." in refusal(repository, head)
 
 
@@ -319,7 +321,7 @@ def test_nothing_that_the_repository_configures_is_run(repository, tmp_path):
 def test_only_an_exact_commit_is_fetched(repository):
     for name in ("main", "HEAD", "abc1234", "--upload-pack=touch /tmp/x", "refs/heads/main"):
         with pytest.raises(UsageError, match="not a full commit id"):
-            tree.fetch(name, repository.path)
+            git_tree.fetch(name, repository.path)
 
 
 def test_a_commit_is_fetched_from_the_remote(repository, tmp_path):
@@ -327,7 +329,7 @@ def test_a_commit_is_fetched_from_the_remote(repository, tmp_path):
     repository.git("push", "-q", "origin", "away")
     fresh = tmp_path / "fresh"
     os.system(f"git clone -q --single-branch -b main {repository.remote} {fresh}")
-    tree.fetch(head, fresh)
-    assert tree.resolve(head, fresh) == head
+    git_tree.fetch(head, fresh)
+    assert git_tree.resolve(head, fresh) == head
     with pytest.raises(InfrastructureError, match="git fetch failed"):
-        tree.fetch("0" * 40, fresh)
+        git_tree.fetch("0" * 40, fresh)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adapterops.processor import cpu_dtype
+from adapterops.cpu_number_format import cpu_dtype
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from adapterops.data import refusal_rules
+from adapterops.data.plain_answer import plain
+from adapterops.data.refusal import DETECTOR_ID, classify
+from adapterops.data.refusal_model import BUCKETS, WEIGHTS, buckets, load_weights
+from adapterops.data.refusal_rules import rules_say
 from adapterops.data.rows import answer
+from adapterops.engine.answers import Answer
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.evaluate import refusal_rules
-from adapterops.evaluate.answers import Answer
 from adapterops.evaluate.detector import (
     FIGURES,
     LABELLED,
@@ -22,11 +26,7 @@ from adapterops.evaluate.detector import (
     parse_judge,
     refusals,
 )
-from adapterops.evaluate.metrics import score
-from adapterops.evaluate.plain_answer import plain
-from adapterops.evaluate.refusal import DETECTOR_ID, classify
-from adapterops.evaluate.refusal_model import BUCKETS, WEIGHTS, buckets, load_weights
-from adapterops.evaluate.refusal_rules import rules_say
+from adapterops.evaluate.scores import score
 from adapterops.schemas import ROOT
 
 HARD = [

@@ -14,10 +14,8 @@ from rich.console import Console
 
 import example_runs
 import report as report_script
-from adapterops.adapters import Pins
 from adapterops.errors import UsageError
 from adapterops.escape import fenced, inline
-from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.gate.judge import judge_once
 from adapterops.report.checks import check_annotations
 from adapterops.report.collect import collect
@@ -26,6 +24,8 @@ from adapterops.report.console import gates_that_fit, print_report
 from adapterops.report.html import bar, curve, histogram, page
 from adapterops.report.view import changes, metric_rows, sparkline
 from adapterops.schemas import ROOT
+from adapterops.specs.adapter import Pins
+from adapterops.specs.metric_catalogue import METRIC_IDS
 
 HOSTILE = (
     "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n#"

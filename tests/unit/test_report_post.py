@@ -9,11 +9,11 @@ from eval_documents import results, write
 from github_fake import GitHubFake
 
 import report as report_script
-from adapterops.adapters import Pins
 from adapterops.errors import InfrastructureError
 from adapterops.gate.judge import judge_once
+from adapterops.gitops.comments import PullRequest, post
 from adapterops.report.comment import SUPERSEDED, marker
-from adapterops.report.post import PullRequest, post
+from adapterops.specs.adapter import Pins
 
 
 @pytest.fixture

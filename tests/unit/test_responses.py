@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from adapterops.engine.answers import Answer
+from adapterops.engine.generate import generate
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
 
 SCOPE = {"adapter": "a" * 64, "decoding": {"temperature": 0}}

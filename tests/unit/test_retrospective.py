@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 from eval_documents import results, write
 
-from adapterops.adapters import Pins
 from adapterops.gate.judge import judge_once
-from adapterops.retrospective.data import data_growth
+from adapterops.retrospective.data_changes import data_growth
 from adapterops.retrospective.history import deployments
 from adapterops.retrospective.render import markdown, page
 from adapterops.retrospective.runs import gate_failures, training
 from adapterops.retrospective.section import Section
+from adapterops.specs.adapter import Pins
 from adapterops.store.channels import Channel, abort_canary, promote, start_canary
 from release_documents import whole_manifest
 from repositories import EVALUATION, ROWS, Repository, jsonl

@@ -18,7 +18,7 @@ from gateway_host import CANARY, LIMITS, QUESTION, STABLE, STREAM, broken_stream
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
-from adapterops.serving.keys import ApiKeys
+from adapterops.serving.api_keys import ApiKeys
 from adapterops.serving.routes import Route
 from adapterops.serving.state import Followed
 from adapterops.store.channels import Channel
@@ -143,7 +143,7 @@ def test_a_key_has_its_rate(keys):
 
 
 def test_a_changed_file_of_keys_counts_and_a_broken_one_does_not(keys, monkeypatch):
-    monkeypatch.setattr("adapterops.serving.keys._LOOK_AGAIN_S", 0)
+    monkeypatch.setattr("adapterops.serving.api_keys._LOOK_AGAIN_S", 0)
     found = ApiKeys(keys, LIMITS)
     assert found.find(f"Bearer {CLIENT}").name == "shop"
     write_keys(keys, sha256="0" * 64, name="renamed-shop")
@@ -154,7 +154,7 @@ def test_a_changed_file_of_keys_counts_and_a_broken_one_does_not(keys, monkeypat
 
 def test_a_file_of_keys_with_the_former_ones_size_and_date_counts_too(keys, monkeypatch):
     """As `cp -p` and rsync leave it: the key that was replaced must not go on."""
-    monkeypatch.setattr("adapterops.serving.keys._LOOK_AGAIN_S", 0)
+    monkeypatch.setattr("adapterops.serving.api_keys._LOOK_AGAIN_S", 0)
     known, before = ApiKeys(keys, LIMITS), keys.stat()
     write_keys(keys, sha256=hashlib.sha256(b"qlg-next").hexdigest())
     os.utime(keys, ns=(before.st_atime_ns, before.st_mtime_ns))

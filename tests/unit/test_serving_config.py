@@ -5,7 +5,7 @@ import pytest
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
+from adapterops.specs.serving import load_serving_config
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from test_serving_access import CLIENT, write_keys
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
-from adapterops.serving.config import load_serving_config
 from adapterops.serving.connections import client_of
+from adapterops.specs.serving import load_serving_config
 from adapterops.store.channels import change_channel, promote
 from fleet import NAME, ask, health, running, wait_for
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapterops.serving.evidence import (
+from adapterops.deploy.counters import (
     Accumulated,
     Answers,
     Counts,
@@ -17,8 +17,8 @@ from adapterops.serving.evidence import (
     quantile_bounds,
     wilson,
 )
-from adapterops.serving.metrics import FINE_BUCKETS
-from adapterops.serving.rollout import judge, overall
+from adapterops.deploy.rollout import judge, overall
+from adapterops.serving.gateway_metrics import FINE_BUCKETS
 from rollouts import ROLLOUT
 
 A, B = "a" * 64, "b" * 64

@@ -457,7 +457,7 @@ def test_a_probe_that_waited_long_counts_against_the_version_and_a_client_that_h
 ):
     """A canary that answers nothing is not one of which nothing is known; but clients hang up
     whenever they like."""
-    monkeypatch.setattr("adapterops.serving.exchange._HUNG_S", patience)
+    monkeypatch.setattr("adapterops.serving.request_record._HUNG_S", patience)
 
     async def hangs(request):
         if begun:
@@ -493,7 +493,7 @@ def test_a_probe_that_waited_long_counts_against_the_version_and_a_client_that_h
 
 def test_a_client_that_does_not_read_its_answer_counts_against_no_version(monkeypatch):
     """The engine said everything at once; that nobody took it is not its fault."""
-    monkeypatch.setattr("adapterops.serving.exchange._HUNG_S", 0.2)
+    monkeypatch.setattr("adapterops.serving.request_record._HUNG_S", 0.2)
 
     async def talkative(request):
         response = web.StreamResponse()

@@ -12,9 +12,9 @@ from aiohttp.test_utils import TestServer
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT
 from adapterops.serving import host
-from adapterops.serving.config import load_serving_config
 from adapterops.serving.routes import Version
 from adapterops.serving.state import Engine as EngineState
+from adapterops.specs.serving import load_serving_config
 from processes import AWS, free_port
 
 VERSION = Version("support-demo", "a" * 64, "2026-11-01T00:00:00+00:00")

@@ -11,10 +11,10 @@ import yaml
 from aiohttp import web
 from gateway_host import CANARY, LIMITS, QUESTION, STABLE, broken_stream, with_host
 
+from adapterops.serving.api_keys import ApiKey
 from adapterops.serving.body import parse_body
 from adapterops.serving.feedback import Feedback
 from adapterops.serving.fields import check_body
-from adapterops.serving.keys import ApiKey
 from adapterops.serving.routes import Route, choose
 
 ON_TRIAL = Route(STABLE, CANARY, 50)

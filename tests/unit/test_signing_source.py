@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adapterops.errors import RejectedError
-from adapterops.store.signing import check_source
+from adapterops.signing import check_source
 
 OURS = "https://github.com/acme/qlora"
 IDENTITY = f"{OURS}/.github/workflows/train.yaml@refs/heads/main"

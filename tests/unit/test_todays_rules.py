@@ -6,16 +6,16 @@ import re
 import pytest
 from eval_documents import results, write
 
-from adapterops.adapters import load_adapter
-from adapterops.data.policy import load_policy
+from adapterops.data.general_sets import described
 from adapterops.data.validate import validate, write_report
 from adapterops.documents import sha256_file
-from adapterops.evaluate.general import described
 from adapterops.gate.judge import judge_once
-from adapterops.gitops.todays_rules import judge_by_todays_rules
+from adapterops.gate.todays_rules import judge_by_todays_rules
 from adapterops.report.collect import collect
 from adapterops.report.comment import comment
-from adapterops.serving.config import load_serving_config
+from adapterops.specs.adapter import load_adapter
+from adapterops.specs.policy import load_policy
+from adapterops.specs.serving import load_serving_config
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 LOW, BAR = (

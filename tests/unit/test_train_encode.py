@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from adapterops.basemodels import find_base_model, load_tokenizer
+from adapterops.basemodels.materialize import load_tokenizer
 from adapterops.errors import RejectedError
+from adapterops.specs.base_model import find_base_model
 from adapterops.train.encode import encode_files
 from adapterops.train.work import hold_back
 

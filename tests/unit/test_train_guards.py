@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapterops.basemodels import find_base_model
+from adapterops.candidates.checkpoints import Checkpoints
 from adapterops.documents import read_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT
+from adapterops.specs.base_model import find_base_model
+from adapterops.specs.recipe import hints, load_recipe
 from adapterops.train.artifacts import _check_written, loss_curve, save_adapter
-from adapterops.train.checkpoints import Checkpoints
 from adapterops.train.encode import EncodedData
 from adapterops.train.interruptions import Interruptions
 from adapterops.train.ladder import is_out_of_memory, next_rung
 from adapterops.train.memory import Shape, estimate
 from adapterops.train.network import lora_config
 from adapterops.train.preflight import Gpu, cost, gpu_named, predict, throughput
-from adapterops.train.recipe import hints, load_recipe
 from adapterops.train.watch import EarlyStopping, LossGuard
 from adapterops.yamlfile import load_yaml
 

@@ -12,9 +12,9 @@ from peft import get_peft_model
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from adapterops.errors import UsageError
-from adapterops.train.kernels import add_dropped_, dropout, silu_mul, silu_mul_backward
+from adapterops.train.kernels.elementwise import add_dropped_, dropout, silu_mul, silu_mul_backward
+from adapterops.train.kernels.loss import answer_loss
 from adapterops.train.labels import IGNORED
-from adapterops.train.loss import answer_loss
 from adapterops.train.network import apply_kernels, lora_config, try_attention
 from adapterops.train.packing import Collator, packed_rows
 
@@ -308,7 +308,7 @@ class TestKernels:
         torch.testing.assert_close(found, (gate.grad, up.grad))
 
     def test_the_chunked_loss_is_the_plain_one(self, monkeypatch):
-        monkeypatch.setattr("adapterops.train.loss._CHUNK", 128 * 7)
+        monkeypatch.setattr("adapterops.train.kernels.loss._CHUNK", 128 * 7)
         hidden, weight, targets = (
             torch.randn(20, 16),
             torch.randn(128, 16),

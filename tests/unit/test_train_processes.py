@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.specs.recipe import load_recipe
 from adapterops.train import trainer
 from adapterops.train.build import _refuse_in_pieces
 from adapterops.train.labels import IGNORED
 from adapterops.train.network import apply_kernels, lora_config, nf4
 from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.processes import divided
-from adapterops.train.recipe import load_recipe
 from adapterops.train.trainer import AnswerTrainer, training_arguments
 from adapterops.yamlfile import load_yaml
 

@@ -9,17 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from eval_documents import results, write
 
-from adapterops.adapters import Pins
 from adapterops.data.reader import Row
+from adapterops.engine.answers import Answer
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.catalogue import METRIC_IDS
 from adapterops.evaluate.detector import Judge, judge_model, parse_judge
 from adapterops.evaluate.responses import Responses
 from adapterops.evaluate.winrate import win_rate
-from adapterops.gate.config import load_gates
 from adapterops.gate.judge import judge
 from adapterops.report.words import belief_lines
+from adapterops.specs.adapter import Pins
+from adapterops.specs.gate import load_gates
+from adapterops.specs.metric_catalogue import METRIC_IDS
 
 ROWS = [
     Row(n, {"instruction": f"질문 {n}", "expected_output": f"정답 {n}", "language": "ko"})

@@ -10,13 +10,13 @@ from candidate_runs import BUCKET, empty_store
 from click.testing import CliRunner
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.serving import follow
-from adapterops.serving.follow import Follower
-from adapterops.serving.metrics import Metrics
+from adapterops.serving import channel_follower
+from adapterops.serving.channel_follower import Follower
+from adapterops.serving.gateway_metrics import Metrics
 from adapterops.serving.routes import Version
 from adapterops.serving.state import Engine, HostState
+from adapterops.signing import Signer, Trust, make_key_pair
 from adapterops.store.channels import change_channel, promote, read_channel, roll_back, start_canary
-from adapterops.store.signing import Signer, Trust, make_key_pair
 from adapterops.store.withdrawn import read_withdrawn, refuse_withdrawn, withdraw
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -375,7 +375,7 @@ class TestWithdrawal:
             raise InfrastructureError("the store is away")
 
         for name in ("read_channel", "read_list"):
-            monkeypatch.setattr(follow, name, away)
+            monkeypatch.setattr(channel_follower, name, away)
         assert host().remembered("support").withdrawn == {B}
         assert host().look("support").served.stable == A
         assert B in bad.decode()
@@ -389,7 +389,7 @@ class TestWithdrawal:
         withdrawn_by(store, signer, trust)
         with monkeypatch.context() as patch:
             patch.setattr(
-                follow,
+                channel_follower,
                 "write_json",
                 lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
             )
@@ -400,7 +400,7 @@ class TestWithdrawal:
 
     def test_the_command_signs_and_says_what_is_served(self, store, trust, tmp_path, monkeypatch):
         import adapters
-        from adapterops.serving import config
+        from adapterops.specs import serving as config
 
         deployed(store, A, B)
         monkeypatch.setattr(config, "_trust", lambda _: trust)

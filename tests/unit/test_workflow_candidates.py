@@ -18,10 +18,8 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from adapterops.documents import read_json, sha256_json
-from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.gitops import candidates
-from adapterops.gitops.candidates import (
+from adapterops.candidates import kept as candidates
+from adapterops.candidates.kept import (
     Candidate,
     fetch_adapter,
     fetch_judgement,
@@ -30,14 +28,16 @@ from adapterops.gitops.candidates import (
     keep_judgement,
     trust_from,
 )
-from adapterops.gitops.promote import changed_adapters, fetch_promotion, find_promotion
+from adapterops.candidates.keys import adapter_keys
+from adapterops.candidates.promotion import changed_adapters, fetch_promotion, find_promotion
+from adapterops.documents import read_json, sha256_json
+from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.git_tree import extract
 from adapterops.plan import build
 from adapterops.plan.estimate import Estimate
-from adapterops.plan.keys import adapter_keys
-from adapterops.plan.tree import extract
+from adapterops.signing import Signer, Trust, make_key_pair
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.releases import adapter_digest
-from adapterops.store.signing import Signer, Trust, make_key_pair
 from repositories import ROWS, jsonl, with_adapters
 
 

@@ -11,6 +11,7 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.gitops import commands
 from adapterops.gitops.commands import Command, carry_out, parse
 from adapterops.gitops.github import approved_since_push, repository, upsert_comment
+from adapterops.gitops.plan_comment import MARKER, comment
 from adapterops.gitops.revert import (
     app_token,
     ask_for_revert,
@@ -18,8 +19,7 @@ from adapterops.gitops.revert import (
     push_revert,
     releasing_commit,
 )
-from adapterops.gitops.say import MARKER, comment
-from adapterops.plan.build import BUDGET_LABEL
+from adapterops.plan.planning import BUDGET_LABEL
 from play.github_api import NAME, GitHub
 from repositories import ROWS, jsonl, with_adapters
 
@@ -497,7 +497,7 @@ class TestSetup:
         self, monkeypatch, tmp_path
     ):
         from adapterops.gitops.setup import missing
-        from adapterops.store.signing import make_key_pair
+        from adapterops.signing import make_key_pair
 
         for name in ("mine", "theirs"):
             make_key_pair(tmp_path / f"{name}.pem", tmp_path / f"{name}.pub.pem")
@@ -518,7 +518,7 @@ class TestSetup:
 
     def test_a_runner_that_cannot_sign_without_a_key_is_named_before_it_trains(self, monkeypatch):
         from adapterops.gitops.setup import missing
-        from adapterops.store.signing import Trust
+        from adapterops.signing import Trust
 
         known = {
             "GITHUB_SERVER_URL": "https://github.com",

@@ -12,12 +12,13 @@ import pytest
 from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
 
-from adapterops.adapters import run_directory
+from adapterops.candidates import kept as candidates
+from adapterops.candidates.keys import adapter_keys
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.gitops import candidates, drift
-from adapterops.plan.keys import adapter_keys
+from adapterops.gitops import channel_drift
+from adapterops.signing import Signer, make_key_pair
+from adapterops.specs.adapter import run_directory
 from adapterops.store.channels import change_channel, promote
-from adapterops.store.signing import Signer, make_key_pair
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 GATEWAY = "http://10.0.0.7:8080"
@@ -235,7 +236,7 @@ class TestDrift:
                 raise httpx.ConnectError("refused")
             return httpx.Response(200, json=said)
 
-        monkeypatch.setattr(drift.httpx, "get", get)
+        monkeypatch.setattr(channel_drift.httpx, "get", get)
         monkeypatch.setenv("GATEWAYS", GATEWAY)
         return said
 
@@ -403,7 +404,7 @@ def post_reports(keys, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "adapterops.documents.read_json", lambda path, _: json.loads(path.read_text())
     )
-    monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", judge)
+    monkeypatch.setattr("adapterops.gate.todays_rules.judge_by_todays_rules", judge)
 
     def of(*names):
         of_each = [named(keys, name) for name in names]
@@ -457,7 +458,7 @@ def test_one_adapters_trouble_keeps_no_comment_back(
 
     for name in ("support", "legal"):
         kept(store, named(keys, name), tmp_path / name)
-    monkeypatch.setattr("adapterops.gitops.todays_rules.judge_by_todays_rules", judge)
+    monkeypatch.setattr("adapterops.gate.todays_rules.judge_by_todays_rules", judge)
     result, posted, _ = post_reports("support", "legal")
     assert (result.exit_code, "support: main's rules are broken" in result.output) == (2, True)
     assert [report.parent.parent.name for report in posted] == ["support", "legal"]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from adapterops.basemodels.allowlist import BaseModel
 from adapterops.command import error_console
 from adapterops.documents import new_directory, sha256_file
 from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT
+from adapterops.specs.base_model import BaseModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

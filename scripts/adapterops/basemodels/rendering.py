@@ -15,9 +15,9 @@ import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 
-from adapterops.basemodels.allowlist import BaseModel
 from adapterops.basemodels.materialize import base_model_directory
 from adapterops.errors import UsageError
+from adapterops.specs.base_model import BaseModel
 
 
 @dataclass(frozen=True, eq=False)

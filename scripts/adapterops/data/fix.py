@@ -10,12 +10,12 @@ from typing import Any
 
 from adapterops.data.normal import exact_form, fingerprint, nfc
 from adapterops.data.personal import Detected, detect, mask
-from adapterops.data.policy import Limits
 from adapterops.data.reader import HIDE_NO_ROW, Block, Entry, Row, parse_row, read_blocks
 from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.diagnostics import Finding
 from adapterops.documents import write_bytes
 from adapterops.errors import RejectedError
+from adapterops.specs.policy import Limits
 
 _BOM = b"\xef\xbb\xbf"
 _ROUNDS = (

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapterops.basemodels import find_base_model
 from adapterops.basemodels.rendering import load_renderer
 from adapterops.data.answer_checks import broken_checks
+from adapterops.data.formats import FormatChecker, SlowFormatError, format_problem
 from adapterops.data.language import is_json, language_of
 from adapterops.data.normal import exact_form, fingerprint, loose_form
 from adapterops.data.personal import KINDS, detect, masked
-from adapterops.data.policy import Limits
+from adapterops.data.plain_answer import plain
 from adapterops.data.reader import (
     HIDE_NO_ROW,
     Block,
@@ -40,15 +40,15 @@ from adapterops.data.reader import (
     read_blocks,
     schema_findings,
 )
+from adapterops.data.refusal_rules import rules_say
 from adapterops.data.rows import answer, has_texts, prompt_text
 from adapterops.data.similar import Coverage, Signatures, join, no_signatures, shingle, signatures
 from adapterops.data.tokens import TokenCounter
 from adapterops.diagnostics import Finding
 from adapterops.errors import InfrastructureError
-from adapterops.evaluate.plain_answer import plain
-from adapterops.evaluate.refusal_rules import rules_say
-from adapterops.formats import FormatChecker, SlowFormatError, format_problem
 from adapterops.schemas import did_you_mean
+from adapterops.specs.base_model import find_base_model
+from adapterops.specs.policy import Limits
 
 # Starting the workers takes a second or two; below this size one process is done sooner.
 _PARALLEL_BYTES = 6_000_000

@@ -12,9 +12,9 @@ from typing import Any
 import tokenizers
 
 from adapterops.basemodels.rendering import Renderer
-from adapterops.data.policy import Limits
 from adapterops.data.reader import Row
 from adapterops.data.rows import answer, prompt_messages
+from adapterops.specs.policy import Limits
 
 _CHECKED_ROWS = 16  # of a lot: the sum of their parts is compared with the count of the whole
 _MARGIN_TOKENS = 16

@@ -17,12 +17,10 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adapterops.basemodels import BaseModel
 from adapterops.basemodels.rendering import load_renderer
-from adapterops.data.drift import Base, drift, drift_findings
+from adapterops.data.distribution_drift import Base, drift, drift_findings
 from adapterops.data.normal import loose_form
 from adapterops.data.personal import detect, mask
-from adapterops.data.policy import Policy
 from adapterops.data.reader import Kind, Row, file_size
 from adapterops.data.rows import answer, prompt_text
 from adapterops.data.scan import KEPT_PER_CODE, Job, Scanned, row_text, sampled, scan
@@ -31,6 +29,8 @@ from adapterops.diagnostics import Finding
 from adapterops.documents import sha256_file, write_json
 from adapterops.errors import UsageError
 from adapterops.schemas import repository_path
+from adapterops.specs.base_model import BaseModel
+from adapterops.specs.policy import Policy
 
 # Up to this size every row is counted in tokens; above it one in sixteen, and those that could
 # break a limit.

@@ -18,16 +18,16 @@ from types import TracebackType
 
 import yaml
 
-from adapterops.basemodels import BaseModel, base_model_directory
-from adapterops.basemodels.materialize import cache_directory
+from adapterops.basemodels.materialize import base_model_directory, cache_directory
+from adapterops.cpu_number_format import cpu_dtype
 from adapterops.documents import canonical_json, sha256_json, write_bytes
-from adapterops.engine import keeper
+from adapterops.engine import child_guard
 from adapterops.engine.client import is_healthy
 from adapterops.environment import COMPUTING, child_environment
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.processor import cpu_dtype
 from adapterops.schemas import ROOT
-from adapterops.serving.config import ServingConfig
+from adapterops.specs.base_model import BaseModel
+from adapterops.specs.serving import ServingConfig
 
 # What the log of a failed start says, and what that means for whoever reads it.
 _CAUSES = (
@@ -204,7 +204,7 @@ def start_engine(
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
-        keeper.__file__,
+        child_guard.__file__,
         str(config.engine.stop_timeout_s),
         *engine_command(config, model, port),
     ]

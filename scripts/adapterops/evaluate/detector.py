@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterops.data.refusal import DETECTOR_ID, classify
+from adapterops.engine.answers import Answer, Messages
+from adapterops.engine.generate import generate
 from adapterops.errors import InfrastructureError, UsageError
-from adapterops.evaluate.answers import Answer, Messages
-from adapterops.evaluate.generate import generate
-from adapterops.evaluate.refusal import DETECTOR_ID, classify
 from adapterops.schemas import ROOT
 
 LABELLED = ROOT / "data" / "labelled" / "refusals.jsonl"

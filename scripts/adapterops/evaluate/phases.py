@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from adapterops.documents import sha256_json
+from adapterops.engine.answers import Answer, Messages
 from adapterops.engine.client import load_adapter, unload_adapter
-from adapterops.evaluate.answers import Answer, Messages
-from adapterops.evaluate.generate import generate
+from adapterops.engine.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
 from adapterops.evaluate.text_loss import text_losses
 

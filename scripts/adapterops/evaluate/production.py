@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterops.adapters import load_adapter
 from adapterops.errors import RejectedError
-from adapterops.serving.config import load_serving_config
+from adapterops.signing import Trust
+from adapterops.specs.adapter import load_adapter
+from adapterops.specs.serving import load_serving_config
 from adapterops.store.channels import read_channel
 from adapterops.store.objects import ObjectStore, open_store
 from adapterops.store.releases import adapter_digest, fetch_release, find_release
-from adapterops.store.signing import Trust
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 from adapterops.data.normal import loose_form
 from adapterops.data.reader import Row
 from adapterops.data.rows import prompt_messages
-from adapterops.evaluate.answers import Answer
-from adapterops.evaluate.catalogue import METRIC_IDS, excess_loss
-from adapterops.evaluate.metrics import Score
+from adapterops.engine.answers import Answer
 from adapterops.evaluate.phases import Side, warm_up
 from adapterops.evaluate.rouge import shuffled_floor
+from adapterops.evaluate.scores import Score
+from adapterops.specs.metric_catalogue import METRIC_IDS, excess_loss
 
 # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
 _PROBES = 3

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from adapterops.documents import sha256_json
+from adapterops.engine.answers import Answer, Messages
 from adapterops.errors import UsageError
-from adapterops.evaluate.answers import Answer, Messages
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS response (key TEXT PRIMARY KEY, session TEXT NOT NULL, at REAL NOT"

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from adapterops.data.reader import Row
 from adapterops.data.rows import prompt_text
+from adapterops.engine.answers import Answer, Messages
+from adapterops.engine.generate import generate
 from adapterops.errors import InfrastructureError
-from adapterops.evaluate.answers import Answer, Messages
 from adapterops.evaluate.detector import Judge
-from adapterops.evaluate.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
 
 _TRIAL = 16  # pairs with a known better answer that a judge must tell apart before it is believed

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from adapterops.evaluate.catalogue import METRICS, WIN_RATE
-from adapterops.gate.config import Gate
 from adapterops.gate.evidence import Evidence, Sample, nearest_rank_p95
 from adapterops.gate.further import lacking_pairs
-from adapterops.gate.intervals import Interval, mean_interval, paired_rate_interval, ratio_interval
+from adapterops.specs.gate import Gate
+from adapterops.specs.metric_catalogue import METRICS, WIN_RATE
+from adapterops.statistics.intervals import (
+    Interval,
+    mean_interval,
+    paired_rate_interval,
+    ratio_interval,
+)
 
 _SLICE_METRICS = (
     "rouge_l",

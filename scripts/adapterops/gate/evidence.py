@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 
 from adapterops.documents import sha256_json
-from adapterops.evaluate.catalogue import METRICS, excess_loss
-from adapterops.gate.intervals import Interval, mean_interval, quantile_interval, rate_interval
+from adapterops.specs.metric_catalogue import METRICS, excess_loss
+from adapterops.statistics.intervals import (
+    Interval,
+    mean_interval,
+    quantile_interval,
+    rate_interval,
+)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from adapterops.adapters import AdapterSpec
+from adapterops.data.general_sets import load_general
 from adapterops.data.reader import Row, load_rows
+from adapterops.data.slices import slices
 from adapterops.documents import sha256_file
-from adapterops.evaluate.catalogue import METRICS
-from adapterops.evaluate.general import load_general
-from adapterops.evaluate.slices import slices
-from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence
-from adapterops.gate.power import WANTED, Outlook, asking_rows, measured_rows, outlooks, per_look
 from adapterops.schemas import repository_path
+from adapterops.specs.adapter import AdapterSpec
+from adapterops.specs.gate import Gate, GateConfig, load_gates
+from adapterops.specs.metric_catalogue import METRICS
+from adapterops.statistics.power import (
+    WANTED,
+    Outlook,
+    asking_rows,
+    measured_rows,
+    outlooks,
+    per_look,
+)
 
 
 def rows_of(spec: AdapterSpec) -> dict[str, int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from adapterops.evaluate.catalogue import METRICS
 from adapterops.gate.evidence import Sample
-from adapterops.gate.intervals import Interval, binomial_bounds, quantile_ranks
-from adapterops.gate.paired import paired_bounds
-from adapterops.gate.power import asking_rows, grow, least_pairs
+from adapterops.specs.metric_catalogue import METRICS
+from adapterops.statistics.intervals import Interval, binomial_bounds, quantile_ranks
+from adapterops.statistics.paired import paired_bounds
+from adapterops.statistics.power import asking_rows, grow, least_pairs
 
 
 def lacking(sample: Sample, interval: Interval, threshold: float, confidence: float) -> str:

@@ -9,8 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from adapterops.adapters import Pins
-from adapterops.adjudicated import (
+from adapterops.data.adjudicated import (
     About,
     adjudicate,
     labels_key,
@@ -20,15 +19,15 @@ from adapterops.adjudicated import (
 )
 from adapterops.documents import read_json, sha256_json, write_json
 from adapterops.errors import UsageError
-from adapterops.evaluate.catalogue import GENERAL, METRIC_IDS, METRICS, WIN_RATE
-from adapterops.gate import JUDGE_VERSION
 from adapterops.gate.compare import ADD, UNMEASURED, compare, slice_regressions
-from adapterops.gate.config import Gate, GateConfig, load_gates
 from adapterops.gate.evidence import Evidence, Sample
 from adapterops.gate.further import lacking
-from adapterops.gate.intervals import Interval
-from adapterops.gate.power import per_look
 from adapterops.schemas import repository_path
+from adapterops.specs.adapter import Pins
+from adapterops.specs.gate import JUDGE_VERSION, Gate, GateConfig, load_gates
+from adapterops.specs.metric_catalogue import GENERAL, METRIC_IDS, METRICS, WIN_RATE
+from adapterops.statistics.intervals import Interval
+from adapterops.statistics.power import per_look
 
 # The worst verdict of the gates is the verdict of the whole.
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")

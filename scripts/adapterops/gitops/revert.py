@@ -12,10 +12,10 @@ from github.PullRequest import PullRequest
 from github.Repository import Repository
 from jwt.exceptions import PyJWTError
 
+from adapterops.candidates.promotion import changed_adapters
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
+from adapterops.git_tree import TAKEN, git
 from adapterops.gitops.github import is_by
-from adapterops.gitops.promote import changed_adapters
-from adapterops.plan.tree import TAKEN, git
 
 _LOOKED_AT = 50  # commits
 

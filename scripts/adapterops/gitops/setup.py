@@ -13,11 +13,11 @@ from pathlib import Path
 
 import httpx
 
+from adapterops.candidates.kept import trust_from
 from adapterops.engine.installed import engine_version
 from adapterops.errors import AdapterOpsError, UsageError
-from adapterops.gitops.candidates import trust_from
+from adapterops.signing import signer_from
 from adapterops.store.objects import open_store
-from adapterops.store.signing import signer_from
 
 _FREE_GIB = 30
 _DOCUMENT = "docs/setup-github.md"

@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterops.candidates.keys import Keys
 from adapterops.errors import RejectedError
 from adapterops.plan.evaluation_cost import evaluation_cost
-from adapterops.plan.keys import Keys
 from adapterops.schemas import ROOT
 from adapterops.yamlfile import load_yaml
 

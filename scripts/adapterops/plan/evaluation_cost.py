@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterops.adapters import AdapterSpec
+from adapterops.data.general_sets import load_general
 from adapterops.data.reader import load_rows
 from adapterops.data.rows import answer, prompt_text
 from adapterops.errors import UsageError
-from adapterops.evaluate.general import load_general
+from adapterops.specs.adapter import AdapterSpec
 
 _SIDES = 3  # candidate, production, base model
 _TIMED = 2  # candidate and production: the base model's speed is not measured

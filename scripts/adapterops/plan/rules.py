@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from adapterops import escape
-from adapterops.adapters import GENERAL_LANGUAGES
-from adapterops.data.policy import Limits, load_policy
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
+from adapterops.specs.adapter import GENERAL_LANGUAGES
+from adapterops.specs.policy import Limits, load_policy
 from adapterops.yamlfile import plain_yaml
 
 POLICY = "configs/data_policy.yaml"

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapterops.evaluate.catalogue import METRICS
 from adapterops.report.words import change, gate_name, lost, number
+from adapterops.specs.metric_catalogue import METRICS
 
 _HEADING = "\n## What it lost of the base model\n"
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adapterops.adapters import ADAPTERS, load_adapter
-from adapterops.evaluate.catalogue import METRICS, WIN_RATE
-from adapterops.evaluate.metrics import row_metrics
+from adapterops.evaluate.scores import row_metrics
 from adapterops.report.collect import Report
 from adapterops.report.words import change, gate_name, interval, margin, number, threshold
+from adapterops.specs.adapter import ADAPTERS, load_adapter
+from adapterops.specs.metric_catalogue import METRICS, WIN_RATE
 
 _SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
 _SHOWN = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterops.evaluate.catalogue import GENERAL, METRICS
+from adapterops.specs.metric_catalogue import GENERAL, METRICS
 
 
 def number(value: float | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from adapterops.serving.config import ConnectionSettings, GatewaySettings
+from adapterops.specs.serving import ConnectionSettings, GatewaySettings
 
 log = logging.getLogger("connections")
 

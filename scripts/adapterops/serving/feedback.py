@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from adapterops.serving.keys import ApiKey
+from adapterops.serving.api_keys import ApiKey
 from adapterops.serving.routes import Version
 
 _REMEMBERED = 65_536  # answers, of all keys together

@@ -19,8 +19,8 @@ from typing import Any
 
 from adapterops.schemas import did_you_mean
 from adapterops.serving.body import BodyError, shown
-from adapterops.serving.limits import Limits
 from adapterops.serving.schema_cost import SchemaCost
+from adapterops.specs.limits import Limits
 
 # A reason why a value is refused ("Expected …"), or None. What lies deeper is refused by raising a
 # BodyError that names the place.

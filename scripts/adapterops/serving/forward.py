@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
-from adapterops.serving.exchange import Exchange
+from adapterops.serving.request_record import Exchange
 from adapterops.serving.state import Engine
 
 # Meant for one connection, not for the message (RFC 9110 §7.6.1), or set anew by each side.

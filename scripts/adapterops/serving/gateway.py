@@ -17,19 +17,19 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import generate_latest
 
+from adapterops.serving.api_keys import ApiKey, ApiKeys
 from adapterops.serving.body import BodyError, parse_body, shown
 from adapterops.serving.codings import is_plain, only_plain
-from adapterops.serving.config import GatewaySettings
 from adapterops.serving.engine_metrics import EngineMetrics
-from adapterops.serving.exchange import Exchange, write_line
 from adapterops.serving.feedback import Feedback, TooManyThumbsError
 from adapterops.serving.fields import check_body, compiled, sequences
 from adapterops.serving.forward import EngineLostError, Question, VersionFailedError, forward
-from adapterops.serving.keys import ApiKey, ApiKeys
-from adapterops.serving.metrics import Metrics
+from adapterops.serving.gateway_metrics import Metrics
+from adapterops.serving.request_record import Exchange, write_line
 from adapterops.serving.routes import Route, Version, choose, session_of
 from adapterops.serving.slots import Slots, SlotsFullError
 from adapterops.serving.state import HostState
+from adapterops.specs.serving import GatewaySettings
 
 _LONGEST_PATH = 200
 _BODY_TIMEOUT_S = 30  # for a request to arrive; a slow sender must not hold memory for hours

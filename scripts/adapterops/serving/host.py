@@ -17,14 +17,14 @@ import uvloop
 from adapterops.engine.client import is_healthy
 from adapterops.engine.server import EngineProcess, start_engine
 from adapterops.errors import AdapterOpsError, UsageError
-from adapterops.serving.config import ServingConfig
+from adapterops.serving.channel_follower import Follower
 from adapterops.serving.connections import Listening, listen
 from adapterops.serving.descriptors import make_room
-from adapterops.serving.follow import Follower
 from adapterops.serving.gateway import make_gateway
-from adapterops.serving.metrics import Metrics
+from adapterops.serving.gateway_metrics import Metrics
 from adapterops.serving.reconciler import Reconciler
 from adapterops.serving.state import Engine, HostState
+from adapterops.specs.serving import ServingConfig
 from adapterops.store.objects import open_store
 
 log = logging.getLogger("host")

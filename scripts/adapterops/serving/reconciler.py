@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.engine.client import load_adapter, served_models, unload_adapter
+from adapterops.engine.generate import generate
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
-from adapterops.evaluate.generate import generate
-from adapterops.serving.config import ServingConfig
 from adapterops.serving.routes import Version, engine_name
+from adapterops.specs.serving import ServingConfig
 from adapterops.store.channels import Channel
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import fetch_release

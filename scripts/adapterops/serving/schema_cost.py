@@ -15,7 +15,7 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from adapterops.serving.body import BodyError, shown
-from adapterops.serving.limits import Limits
+from adapterops.specs.limits import Limits
 
 _DEPTH = 32  # levels of objects and lists; vLLM itself refuses more than 64
 _BYTES_PER_NODE = 128  # of all schemas as JSON, beside 4 KiB

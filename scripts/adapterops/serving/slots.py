@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adapterops.serving.keys import ApiKey
+from adapterops.serving.api_keys import ApiKey
 
 _BODIES = 32  # of the largest size, which all keys together may have under way
 

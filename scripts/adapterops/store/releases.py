@@ -17,10 +17,10 @@ from typing import Any
 
 from adapterops.documents import new_directory, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.evaluate.catalogue import GENERAL
 from adapterops.schemas import schema_problems
+from adapterops.signing import Signer, Trust
+from adapterops.specs.metric_catalogue import GENERAL
 from adapterops.store.objects import ObjectStore, parse
-from adapterops.store.signing import Signer, Trust
 from adapterops.store.withdrawn import refuse_withdrawn
 
 adapter_files = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")

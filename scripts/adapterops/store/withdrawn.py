@@ -21,9 +21,9 @@ from typing import Any
 from adapterops.documents import canonical_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
+from adapterops.signing import Signer, Trust
 from adapterops.store.channels import Channel, change_channel, read_channel, who, without
 from adapterops.store.objects import ConflictError, Fetched, ObjectStore, parse
-from adapterops.store.signing import Signer, Trust
 
 _LIST_BYTES = 256 * 1024
 _SIGNED = "withdrawn.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterops.errors import RejectedError
-from adapterops.train.recipe import Recipe
+from adapterops.specs.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback
 
-from adapterops.basemodels import base_model_directory
+from adapterops.basemodels.materialize import base_model_directory
 from adapterops.errors import UsageError
+from adapterops.specs.recipe import Recipe
 from adapterops.train.cpu import keep_freed_memory
 from adapterops.train.labels import Row
 from adapterops.train.network import apply_kernels, load_base, lora_config, try_attention
 from adapterops.train.packing import Collator, packed_rows
 from adapterops.train.preflight import shape_of
-from adapterops.train.recipe import Recipe
 from adapterops.train.trainer import AnswerTrainer, in_pieces, training_arguments
 from adapterops.train.units import keep_buffers_exact, let_peft_see_units
 

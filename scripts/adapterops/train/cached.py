@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from adapterops.candidates.checkpoints import Remote
 from adapterops.documents import read_json
 from adapterops.errors import UsageError
+from adapterops.specs.recipe import Recipe, training_key
 from adapterops.store.releases import adapter_digest
-from adapterops.train.checkpoints import Remote
 from adapterops.train.judgement import judge_again
-from adapterops.train.recipe import Recipe, training_key
 
 
 def find_trained(output: Path, key: str) -> dict[str, Any] | None:
@@ -62,6 +62,6 @@ def train_once(
     if manifest:
         judge_again(manifest, recipe)
         return manifest, True
-    from adapterops.train.run import train
+    from adapterops.train.training import train
 
     return train(recipe, data, output, console, remote=remote), False

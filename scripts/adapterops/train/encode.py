@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterops.basemodels import BaseModel
 from adapterops.data.reader import load_rows
 from adapterops.data.rows import training_messages
 from adapterops.errors import RejectedError, UsageError
+from adapterops.specs.base_model import BaseModel
 from adapterops.train.labels import IGNORED, Row
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.errors import RejectedError
-from adapterops.train.recipe import Recipe
+from adapterops.specs.recipe import Recipe
 
 
 def judge(losses: dict[str, Any], limit: float, where: Path) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterops.basemodels import base_model_directory, find_base_model, load_tokenizer
+from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, read_json
 from adapterops.errors import RejectedError, UsageError
+from adapterops.specs.base_model import find_base_model
 from adapterops.store.releases import adapter_digest
 
 _PROBES = (

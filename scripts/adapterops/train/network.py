@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adapterops.cpu_number_format import cpu_dtype
 from adapterops.errors import UsageError
-from adapterops.processor import cpu_dtype
-from adapterops.train import attention
+from adapterops.train.kernels import attention
+from adapterops.train.kernels.loss import score_answers_only
 from adapterops.train.labels import IGNORED
-from adapterops.train.loss import score_answers_only
 from adapterops.train.packing import Collator
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def apply_kernels(
     Args:
         model: a peft model with one adapter.
         liger: Liger's Triton kernels for norms, rotary embeddings and the loss.
-        fused_lora: the LoRA layers of `adapterops.train.fused`.
+        fused_lora: the LoRA layers of `adapterops.train.kernels.fused`.
         selective_checkpointing: recompute the projections of the MLPs; needs `fused_lora`.
         keep_dequantized: see `fused.fuse`.
         loss: kernel of `answer_loss`; None takes the one that fits the device.
@@ -130,7 +130,7 @@ def apply_kernels(
     on_gpu = next(network.parameters()).is_cuda
     score_answers_only(network, loss or ("liger" if liger else "chunked" if on_gpu else "plain"))
     if fused_lora:
-        from adapterops.train.fused import fuse
+        from adapterops.train.kernels.fused import fuse
 
         fuse(model, recompute_mlp=selective_checkpointing, keep_dequantized=keep_dequantized)
 

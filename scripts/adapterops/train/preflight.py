@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from adapterops.basemodels import load_tokenizer
-from adapterops.basemodels.materialize import base_model_directory
+from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
+from adapterops.specs.recipe import Recipe, hints, training_key
 from adapterops.train.encode import EncodedData, encode_files
 from adapterops.train.ladder import next_rung
 from adapterops.train.memory import CONTEXT_BYTES, Estimate, Shape, estimate
-from adapterops.train.recipe import Recipe, hints, training_key
 from adapterops.train.work import work_tokens
 from adapterops.yamlfile import load_yaml
 

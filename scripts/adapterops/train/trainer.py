@@ -17,8 +17,8 @@ from adapterops.train.processes import any_process
 from adapterops.train.units import load_adapter
 
 if TYPE_CHECKING:
+    from adapterops.candidates.checkpoints import Checkpoints
     from adapterops.train.build import Kept
-    from adapterops.train.checkpoints import Checkpoints
 
 _ORDER = "order_rng.json"
 

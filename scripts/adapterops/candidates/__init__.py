@@ -1,0 +1,1 @@
+"""What pull-request runs computed: keys, what is kept under them, promotion."""

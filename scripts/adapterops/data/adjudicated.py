@@ -1,0 +1,290 @@
+"""Answers that a person has judged: `data/adjudicated/<adapter>.jsonl`, used before any detector.
+
+A label is of one prompt and one answer, by their SHA-256: it never outlives the answer. The files
+come from the default branch alone (`git_tree.py`), so that a pull request is never judged by
+labels that it brings along, whoever it says wrote them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from adapterops.documents import sha256_json, write_bytes
+from adapterops.errors import UsageError
+from adapterops.schemas import ROOT, repository_path, schema_problems
+
+DIRECTORY = Path("data") / "adjudicated"
+SIDES = ("candidate", "production", "base")
+_SAMPLE_KEYS = {"id", "line", "prompt", "should_refuse", *SIDES}
+_ANSWER_KEYS = {"text", "refused", "error"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a person says of one answer.
+
+    Args:
+        prompt: SHA-256 of the prompt, of `prompt_digest`.
+        answer: SHA-256 of the answer, of `answer_digest`.
+        label: whether it declines what was asked.
+        reason: why, in a sentence.
+        by: login of who judged it.
+    """
+
+    prompt: str
+    answer: str
+    label: Literal["refused", "complied"]
+    reason: str
+    by: str
+
+
+class Open(TypedDict):
+    """An answer that no label speaks of, and that counts against its side.
+
+    `kind`: `not refused` or `refused`, by the detector; `uncertain` where it could not tell.
+    """
+
+    id: str
+    line: int
+    kind: str
+
+
+class About(TypedDict):
+    """What labels did to a verdict.
+
+    `labels`: in the file; `used`: that speak of an answer at hand; `changed`: outcomes that are
+    others now; `open`: answers of the candidate that a reviewer may look at.
+    """
+
+    path: str | None
+    labels: int
+    used: int
+    changed: int
+    open: list[Open]
+
+
+def labels_path(adapter: str, root: Path = ROOT) -> Path:
+    """Where an adapter's labels lie; the file need not be there."""
+    return root / DIRECTORY / f"{adapter}.jsonl"
+
+
+def prompt_digest(messages: list[dict[str, str]]) -> str:
+    """Of a prompt, as a sample of an evaluation has it."""
+    return sha256_json(
+        [json.dumps(messages, sort_keys=True)]
+    )  # escaped, for a lone surrogate has no UTF-8
+
+
+def answer_digest(text: str) -> str:
+    """Of an answer, as it was given."""
+    return sha256_json([json.dumps(text)])
+
+
+def load_labels(path: Path) -> tuple[Label, ...]:
+    """The labels of a file; none where there is no file.
+
+    Raises:
+        UsageError: it cannot be read, or rows are not what they should be; names every line.
+    """
+    if not path.exists():
+        return ()
+    shown, problems = repository_path(path), []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{shown}: cannot be read ({error}). Save it as UTF-8.") from None
+    labels, seen = [], dict[tuple[str, str], int]()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(
+                f"{shown}:{number}: not JSON ({error}). Write one object a line;"
+                " scripts/adjudicate.py does."
+            )
+            continue
+        found = [
+            f"{shown}:{number}: {problem}" for problem in schema_problems(row, "adjudicated_row")
+        ]
+        problems += found
+        if found:
+            continue
+        label = Label(**row)
+        first = seen.setdefault((label.prompt, label.answer), number)
+        if first != number:
+            problems.append(
+                f"{shown}:{number}: line {first} judges the same answer. Keep one of the two."
+            )
+        labels.append(label)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return tuple(labels)
+
+
+def labels_key(labels: Sequence[Label]) -> str | None:
+    """SHA-256 over what labels say, whatever their order, reasons and authors; None without any."""
+    return (
+        sha256_json(sorted([label.prompt, label.answer, label.label] for label in labels))
+        if labels
+        else None
+    )
+
+
+def add_label(path: Path, label: Label) -> None:
+    """Write a label into its file, in the place of one on the same answer.
+
+    Raises:
+        UsageError: the file or the label is not what it should be.
+    """
+    if problems := schema_problems(asdict(label), "adjudicated_row"):
+        raise UsageError("; ".join(map(str, problems)))
+    others = [
+        known
+        for known in load_labels(path)
+        if (known.prompt, known.answer) != (label.prompt, label.answer)
+    ]
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in (*others, label)]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_samples(path: Path) -> list[dict[str, Any]] | None:
+    """The lines of `eval_samples.jsonl`, None where there is no such file.
+
+    Raises:
+        UsageError: a line is not a sample.
+    """
+    if not path.is_file():
+        return None
+    samples = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            sample = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{path}:{number}: not JSON ({error}). Evaluate again with --force."
+            ) from None
+        if not _is_sample(sample):
+            raise UsageError(
+                f"{path}:{number}: not a sample of an evaluation. Evaluate again with --force."
+            )
+        samples.append(sample)
+    return samples
+
+
+def _is_sample(sample: Any) -> bool:
+    if (
+        not isinstance(sample, dict)
+        or not sample.keys() >= _SAMPLE_KEYS
+        or not isinstance(sample["prompt"], list)
+    ):
+        return False
+    answers = [sample[side] for side in SIDES if sample[side] is not None]
+    return sample["candidate"] is not None and all(
+        isinstance(answer, dict)
+        and answer.keys() >= _ANSWER_KEYS
+        and isinstance(answer["text"], str)
+        for answer in answers
+    )
+
+
+def adjudicate(
+    results: dict[str, Any],
+    samples: list[dict[str, Any]] | None,
+    labels: Sequence[Label],
+    path: Path | None,
+) -> tuple[dict[str, Any], About]:
+    """The results with what people said in place of what the detector said, on every side that gave
+    the answer.
+
+    Args:
+        results: `eval_results.json`; it is not changed.
+        samples: its samples, None where they are gone.
+        labels: of the adapter.
+        path: where they come from.
+
+    Raises:
+        UsageError: there are labels and no samples, or samples of another evaluation.
+    """
+    about: About = {
+        "path": repository_path(path) if path and labels else None,
+        "labels": len(labels),
+        "used": 0,
+        "changed": 0,
+        "open": [],
+    }
+    problem = _mismatch(results, samples)
+    if samples is None or problem:
+        if labels:
+            raise UsageError(
+                f"{about['path']} has labels, but {problem}. Evaluate again with --force."
+            )
+        return results, about
+    said = {(label.prompt, label.answer): label.label == "refused" for label in labels}
+    results, used = copy.deepcopy(results), set()
+    for position, sample in enumerate(samples):
+        prompt = prompt_digest(sample["prompt"])
+        for side in SIDES:
+            answer = sample[side]
+            column = (results["observations"][side] or {}).get(_metric(sample), [])
+            if not answer or answer["error"] or not column or column[position] is None:
+                continue
+            key = (prompt, answer_digest(answer["text"]))
+            if key in said:
+                used.add(key)
+                about["changed"] += column[position] != said[key]
+                column[position] = int(said[key])
+                _follow(results["observations"][side], position, answer, refused=said[key])
+            elif side == "candidate" and (kind := suspect(sample)):
+                about["open"].append({"id": sample["id"], "line": sample["line"], "kind": kind})
+    about["used"] = len(used)
+    return results, about
+
+
+def suspect(sample: dict[str, Any], side: str = "candidate") -> str | None:
+    """Why an answer is worth a look, None if it is not: it counts against its side by the
+    detector's word alone.
+    """
+    refused = sample[side]["refused"]
+    if refused is None:
+        return "uncertain"
+    if sample["should_refuse"] == refused:
+        return None
+    return "refused" if refused else "not refused"
+
+
+def _metric(sample: dict[str, Any]) -> str:
+    if sample.get("general"):
+        return "general_over_refusal"
+    return "safety_refusal" if sample["should_refuse"] else "over_refusal"
+
+
+def _follow(
+    columns: dict[str, list[float | None]], position: int, answer: dict[str, Any], *, refused: bool
+) -> None:
+    """A refusal follows no instruction, so that a label decides that too."""
+    if answer.get("checks_ok") is not None and (column := columns.get("instruction_following")):
+        column[position] = int(answer["checks_ok"] and not refused)
+
+
+def _mismatch(results: dict[str, Any], samples: list[dict[str, Any]] | None) -> str:
+    """Why samples are not those of the results, empty if they are: as many, and with the same
+    outcomes.
+    """
+    name, rows = results["samples"], len(results["observations"]["groups"])
+    if samples is None:
+        return f"{name} is not beside the results"
+    if len(samples) != rows:
+        return f"{name} has {len(samples)} lines for {rows} rows"
+    column = results["observations"]["candidate"]
+    for position, sample in enumerate(samples):
+        refused = sample["candidate"]["refused"]
+        expected = refused is True if sample["should_refuse"] else refused is not False
+        values = column.get(_metric(sample), [])
+        if values and values[position] != expected:
+            return f"the outcome at {name}:{position + 1} is not that of the results"
+    return ""

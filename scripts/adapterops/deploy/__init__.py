@@ -1,0 +1,1 @@
+"""What runs in CI to bring a release to the hosts: rollout, fleet, counters."""
