@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo rollback down report validate test test-tools test-fast play lint format lock clean
+.PHONY: help setup demo rollback down report validate test test-tools test-fast play lint format types lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+types: setup  ## write the typed shapes of documents from configs/schemas
+	@$(BIN)/python tests/generate_shapes.py
 
 lock:  ## resolve the requirements*.in files; UPGRADE=1 takes the newest versions
 	@$(PYTHON) scripts/bootstrap.py --lock $(if $(UPGRADE),--upgrade)

@@ -1,4 +1,4 @@
-"""The map of rooms in CONTRIBUTING.md holds: each imports those above it, none imports one below."""
+"""The map of rooms in CONTRIBUTING.md holds: each imports what stands above it, nothing below."""
 
 import ast
 import re
