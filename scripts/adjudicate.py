@@ -77,10 +77,11 @@ def main(
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.schemas import did_you_mean, repository_path
+    from adapterops.shapes.eval_results import EvalResults
     from adapterops.specs.adapter import load_adapter
 
     load_adapter(adapter)
-    results = read_json(run / "eval_results.json", "eval_results")
+    results = read_json(run / "eval_results.json", EvalResults)
     samples = read_samples(run / Path(results["samples"]).name)
     if samples is None:
         raise UsageError(

@@ -276,9 +276,10 @@ def second_version(first: Path, directory: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     from adapterops.documents import new_directory, read_json, sha256_file, write_json
+    from adapterops.shapes.train_manifest import TrainManifest
     from adapterops.store.releases import adapter_digest, adapter_files
 
-    manifest = read_json(first / "train_manifest.json", "train_manifest")
+    manifest = read_json(first / "train_manifest.json", TrainManifest)
     with new_directory(directory / "model") as model:
         for name in adapter_files:
             (model / name).write_bytes((first / name).read_bytes())
@@ -297,7 +298,7 @@ def second_version(first: Path, directory: Path) -> Path:
         ]
         manifest["adapter"] |= {"digest": adapter_digest(model), "files": files}
         manifest["key_inputs"] |= {"demo": "lora_B of the trained adapter, times 0.99"}
-        write_json(model / "train_manifest.json", manifest, "train_manifest")
+        write_json(model / "train_manifest.json", manifest, TrainManifest)
     return directory / "model"
 
 

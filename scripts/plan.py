@@ -69,6 +69,7 @@ def main(
     from adapterops.plan.plan_text import plan_markdown, print_plan
     from adapterops.plan.planning import BUDGET_LABEL, build_plan
     from adapterops.schemas import ROOT
+    from adapterops.shapes.plan import Plan
     from adapterops.store.objects import open_store
 
     fetch(head, ROOT)
@@ -78,7 +79,7 @@ def main(
         resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust
     )
     if output:
-        write_json(output, plan, "plan")
+        write_json(output, plan, Plan)
     print_plan(plan, console)
     summarize(plan_markdown(plan))
     for problem in plan["problems"]:

@@ -60,6 +60,8 @@ def main(
         --gate-report results/gate_report.json --bucket adapters --signing-key signing.pem
     """
     from adapterops.documents import read_json
+    from adapterops.shapes.gate_report import GateReport
+    from adapterops.shapes.train_manifest import TrainManifest
     from adapterops.signing import signer_from
     from adapterops.specs.adapter import load_adapter
     from adapterops.store.objects import open_store
@@ -70,8 +72,8 @@ def main(
         open_store(bucket),
         adapter,
         model,
-        read_json(gate_report, "gate_report"),
-        read_json(model / "train_manifest.json", "train_manifest"),
+        read_json(gate_report, GateReport),
+        read_json(model / "train_manifest.json", TrainManifest),
         source={
             "commit": commit or os.environ.get("GITHUB_SHA"),
             "pr": pr,

@@ -117,11 +117,12 @@ def _explain(gates: Path, spec: AdapterSpec | None, results: Path | None) -> Non
     from adapterops.documents import read_json
     from adapterops.errors import UsageError
     from adapterops.gate.explain import explain, observed, rows_of
+    from adapterops.shapes.eval_results import EvalResults
     from adapterops.specs.gate import load_gates
 
     config = load_gates(gates)
     if results:
-        document = read_json(results, "eval_results")
+        document = read_json(results, EvalResults)
         config, counts = observed(config, document)
         registered = bool(document["evaluation_data"]["extension"])
     elif spec:

@@ -135,12 +135,13 @@ def _preflight(
     recipe: Recipe, data: list[Path], gpu: str | None, report: Path | None, pieces: int
 ) -> None:
     from adapterops.documents import write_json
+    from adapterops.shapes.preflight import Preflight
     from adapterops.train.preflight import choose, preflight, show, too_large
 
     document = preflight(recipe, data, pieces=pieces)
     show(document, console)
     if report:
-        write_json(report, document, "preflight")
+        write_json(report, document, Preflight)
     if gpu:
         problem = too_large(document, choose(document, gpu))
         if problem:

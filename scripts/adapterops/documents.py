@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapterops.errors import UsageError
-from adapterops.schemas import schema_problems
+from adapterops.schemas import schema_of, schema_problems
 
+T = TypeVar("T")  # a shape: one of the TypedDicts of `adapterops.shapes`
 _JUST_MADE_S = 60  # a staging directory may not be locked yet
 
 
@@ -68,13 +69,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_json(path: Path, document: dict[str, Any], schema: str) -> None:
-    """Validate `document` against `configs/schemas/<schema>.json`, then write it.
+def write_json(path: Path, document: T, shape: type[T]) -> None:
+    """Validate `document` against the schema of its shape, then write it.
 
     Raises:
         RuntimeError: the document breaks its own schema, which is a defect of the stage and not of
             its input.
     """
+    schema = schema_of(shape)
     problems = schema_problems(document, schema)
     if problems:
         raise RuntimeError(
@@ -85,7 +87,7 @@ def write_json(path: Path, document: dict[str, Any], schema: str) -> None:
     )
 
 
-def read_json(path: Path, schema: str) -> dict[str, Any]:
+def read_json(path: Path, shape: type[T]) -> T:
     """Read a document that an earlier stage wrote and check it against its schema.
 
     Raises:
@@ -107,6 +109,7 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
         raise UsageError(
             f"{path}:{line}: not JSON ({error}). Remove the file and run its stage again."
         ) from None
+    schema = schema_of(shape)
     problems = schema_problems(document, schema)
     if problems:
         raise UsageError(
@@ -114,7 +117,7 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
             + "\n".join(f"  {p}" for p in problems)
             + "\nRun its stage again."
         )
-    return document  # type: ignore[no-any-return]  # an object, by its schema
+    return document  # type: ignore[no-any-return]  # of that shape, by its schema
 
 
 @contextlib.contextmanager

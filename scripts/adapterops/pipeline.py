@@ -24,6 +24,8 @@ from adapterops.report.card import add_losses
 from adapterops.report.collect import collect
 from adapterops.report.console import print_metrics, print_verdict
 from adapterops.report.html import page
+from adapterops.shapes.data_report import DataReport
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.signing import signer_from
 from adapterops.specs.adapter import AdapterSpec, load_adapter, run_directory
 from adapterops.specs.policy import load_policy
@@ -202,7 +204,7 @@ def _require_judged(data_report: Path) -> None:
     """
     if not data_report.is_file():
         raise UsageError(f"{data_report} is missing: {_NOT_RUN}")
-    if read_json(data_report, "data_report")["verdict"] != "PASS":
+    if read_json(data_report, DataReport)["verdict"] != "PASS":
         raise RejectedError(f"{data_report}: the data was refused. Mend it, and leave out --from.")
 
 
@@ -215,7 +217,7 @@ def _trained(model: Path) -> dict[str, Any]:
     manifest = model / "train_manifest.json"
     if not manifest.is_file():
         raise UsageError(f"{manifest} is missing: {_NOT_RUN}")
-    return read_json(manifest, "train_manifest")
+    return read_json(manifest, TrainManifest)
 
 
 def _production(

@@ -123,6 +123,11 @@ _Validator: Any = jsonschema.validators.extend(
 )  # type: ignore[no-untyped-call]
 
 
+def schema_of(shape: type) -> str:
+    """The name of the schema that a shape of `adapterops.shapes` was written from: its module."""
+    return shape.__module__.rpartition(".")[2]
+
+
 def schema_problems(value: Any, schema: str) -> list[SchemaProblem]:
     """Every violation of the schema `configs/schemas/<schema>.json`, in document order."""
     problems: list[SchemaProblem] = []

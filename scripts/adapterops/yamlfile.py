@@ -8,13 +8,15 @@ import math
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from adapterops import escape
 from adapterops.errors import UsageError
-from adapterops.schemas import SchemaProblem, schema_problems
+from adapterops.schemas import SchemaProblem, schema_of, schema_problems
+
+T = TypeVar("T")  # a shape: one of the TypedDicts of `adapterops.shapes`
 
 # No settings file comes near these. They are looked at before or while the text is parsed: the
 # parser's time is quadratic in the depth.
@@ -32,13 +34,13 @@ Sound = Callable[..., Any]
 
 
 def load_yaml(
-    path: Path, schema: str, check: Callable[[Sound], list[SchemaProblem]] | None = None
-) -> dict[str, Any]:
-    """Read a YAML file and check it against `configs/schemas/<schema>.json`.
+    path: Path, shape: type[T], check: Callable[[Sound], list[SchemaProblem]] | None = None
+) -> T:
+    """Read a YAML file and check it against the schema of its shape.
 
     Args:
         path: the file.
-        schema: name of the schema.
+        shape: what it holds, one of `adapterops.shapes`.
         check: what no schema can say. It is asked about the values that are sound, so that a broken
             one hides nothing else.
 
@@ -49,7 +51,7 @@ def load_yaml(
     lines: _Lines = {(): 1}
     problems: list[tuple[int, str]] = []
     value = _read(path, lines, problems)
-    broken = schema_problems(value, schema)
+    broken = schema_problems(value, schema_of(shape))
     if check:
         faulty = {problem.path for problem in broken if not problem.key}
 
@@ -69,7 +71,7 @@ def load_yaml(
         place = (*problem.path, problem.key) if problem.key else problem.path
         problems.append((lines.get(place, lines.get(problem.path, 1)), str(problem)))
     _raise(path, problems)
-    return value  # type: ignore[no-any-return]  # a mapping, by its schema
+    return value  # type: ignore[no-any-return]  # of that shape, by its schema
 
 
 def plain_yaml(path: Path) -> Any:

@@ -36,13 +36,12 @@ def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: st
     from adapterops.documents import read_json
     from adapterops.gitops.github import own_comments, repository, upsert_comment
     from adapterops.gitops.plan_comment import MARKER, comment
+    from adapterops.shapes.data_report import DataReport
+    from adapterops.shapes.plan import Plan
 
-    plan = read_json(plan_path, "plan")
+    plan = read_json(plan_path, Plan)
     reports = (
-        [
-            read_json(path, "data_report")
-            for path in sorted(data_reports.glob("data-report-*/*.json"))
-        ]
+        [read_json(path, DataReport) for path in sorted(data_reports.glob("data-report-*/*.json"))]
         if data_reports
         else []
     )

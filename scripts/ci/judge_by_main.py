@@ -61,6 +61,8 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     from adapterops.escape import inline
     from adapterops.gitops.outputs import summarize
     from adapterops.schemas import ROOT
+    from adapterops.shapes.eval_results import EvalResults
+    from adapterops.shapes.gate_report import GateReport
     from adapterops.specs.adapter import run_directory
     from adapterops.specs.gate import load_gates
     from adapterops.specs.policy import load_policy
@@ -95,7 +97,7 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     if evidence and _bars(own.spec) == _bars(theirs.spec):
         console.print(f"{adapter}: gates and evaluation rows are those of the default branch")
         return 0
-    production = read_json(results, "eval_results")["production"]["digest"]
+    production = read_json(results, EvalResults)["production"]["digest"]
     compared = runs / "releases" / adapter / f"sha256-{production}" if production else None
     if not evidence:
         results, data_report = run / "main" / "eval_results.json", run / "main" / "data_report.json"
@@ -131,14 +133,14 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     ]
     gate += ["--adapters", root / "adapters", "--data-report", data_report]
     judged = _call(gate)
-    if judged in (0, 1) and read_json(report, "gate_report")["extension"]["wanted"]:
+    if judged in (0, 1) and read_json(report, GateReport)["extension"]["wanted"]:
         console.print("The first rows do not decide; the extension rows are drawn, once.")
         if _call([*evaluate, "--draw-extension"]) != 0:
             return 3
         judged = _call(gate)
     if judged not in (0, 1):
         return 3
-    verdict = read_json(report, "gate_report")
+    verdict = read_json(report, GateReport)
     said = (
         f"By the default branch's rules {adapter} would be {verdict['verdict']}:"
         f" {verdict['reason']}"

@@ -58,9 +58,10 @@ def main(
     from adapterops.documents import read_json
     from adapterops.errors import AdapterOpsError, UsageError
     from adapterops.schemas import ROOT
+    from adapterops.shapes.plan import Plan
     from adapterops.store.objects import open_store
 
-    plan = read_json(plan_path, "plan")
+    plan = read_json(plan_path, Plan)
     name = repository or os.environ.get("GITHUB_REPOSITORY")
     if not name:
         raise UsageError(

@@ -9,6 +9,7 @@ from adapterops import pipeline
 from adapterops.errors import RejectedError, UsageError
 from adapterops.pipeline import run_pipeline
 from adapterops.schemas import ROOT
+from adapterops.shapes.recipe import Recipe
 from adapterops.specs.adapter import load_adapter, run_directory
 from adapterops.specs.base_model import find_base_model, load_base_models
 from adapterops.specs.gate import load_gates
@@ -94,14 +95,14 @@ def test_dangerous_or_broken_yaml_is_refused(tmp_path, text, reason):
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=reason):
-        load_yaml(path, "recipe")
+        load_yaml(path, Recipe)
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"a: \xff\n")
     with pytest.raises(UsageError, match="not UTF-8 at byte 3"):
-        load_yaml(path, "recipe")
+        load_yaml(path, Recipe)
 
 
 def test_a_base_model_off_the_list_is_refused(recipe):

@@ -11,6 +11,7 @@ import pytest
 from adapterops.documents import canonical_json, new_directory, read_json, write_bytes, write_json
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.shapes.gate_report import GateReport
 
 
 def test_equal_values_have_equal_bytes():
@@ -28,7 +29,7 @@ def test_nan_is_not_json():
 
 def test_a_document_that_breaks_its_schema_is_never_written(tmp_path):
     with pytest.raises(RuntimeError, match="gate_report"):
-        write_json(tmp_path / "x.json", {"schema": "gate_report/v1"}, "gate_report")
+        write_json(tmp_path / "x.json", {"schema": "gate_report/v1"}, GateReport)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,12 +51,12 @@ def test_a_damaged_document_is_named_with_the_way_out(tmp_path, content, reason)
     path = tmp_path / "gate_report.json"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=reason):
-        read_json(path, "gate_report")
+        read_json(path, GateReport)
 
 
 def test_a_missing_document_names_its_stage(tmp_path):
     with pytest.raises(UsageError, match="The stage that writes it has not run"):
-        read_json(tmp_path / "gate_report.json", "gate_report")
+        read_json(tmp_path / "gate_report.json", GateReport)
 
 
 def test_a_directory_appears_only_when_its_block_ends_well(tmp_path):
@@ -116,4 +117,4 @@ def test_a_document_does_not_take_the_place_of_a_device(tmp_path):
 def test_a_document_that_is_nested_too_deep_is_misuse(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(UsageError, match="nested too deep"):
-        read_json(tmp_path / "deep.json", "gate_report")
+        read_json(tmp_path / "deep.json", GateReport)

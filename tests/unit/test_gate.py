@@ -23,6 +23,7 @@ from adapterops.gate.compare import compare, slice_regressions
 from adapterops.gate.evidence import Evidence, Sample
 from adapterops.gate.judge import judge, judge_once, judge_sample
 from adapterops.schemas import ROOT
+from adapterops.shapes.quality_gate import QualityGate
 from adapterops.specs.adapter import Pins, load_adapter
 from adapterops.specs.gate import load_gates
 from adapterops.statistics.intervals import mean_interval
@@ -790,7 +791,7 @@ def test_a_gate_file_that_cannot_be_meant_is_refused_with_the_way_out(gates, tex
 
 
 def test_the_production_gates_keep_the_guides_bars_and_ask_for_evidence_on_safety():
-    asked = load_yaml(ROOT / "configs/quality_gate.yaml", "quality_gate")["gates"]
+    asked = load_yaml(ROOT / "configs/quality_gate.yaml", QualityGate)["gates"]
     bars = {
         name: {key: gate[key] for key in ("min", "max") if key in gate}
         for name, gate in asked.items()

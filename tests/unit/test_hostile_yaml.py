@@ -11,6 +11,8 @@ import train_qlora
 import validate_data
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.shapes.api_keys import ApiKeys
+from adapterops.shapes.pricing import Pricing
 from adapterops.specs.adapter import load_adapter
 from adapterops.specs.base_model import load_base_models
 from adapterops.specs.gate import load_gates
@@ -25,8 +27,8 @@ LOADERS = {
     "gate": (load_gates, "configs/quality_gate.demo.yaml"),
     "serving": (load_serving_config, "configs/serving.demo.yaml"),
     "base_models": (load_base_models, "configs/base_models.yaml"),
-    "pricing": (lambda path: load_yaml(path, "pricing"), "configs/pricing.yaml"),
-    "api_keys": (lambda path: load_yaml(path, "api_keys"), None),
+    "pricing": (lambda path: load_yaml(path, Pricing), "configs/pricing.yaml"),
+    "api_keys": (lambda path: load_yaml(path, ApiKeys), None),
     "adapter": (lambda path: load_adapter("x", path.parent), "adapters/support-demo.yaml"),
 }
 STEERING = [

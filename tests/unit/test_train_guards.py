@@ -13,6 +13,8 @@ from adapterops.candidates.checkpoints import Checkpoints
 from adapterops.documents import read_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT
+from adapterops.shapes.preflight import Preflight
+from adapterops.shapes.pricing import Pricing
 from adapterops.specs.base_model import find_base_model
 from adapterops.specs.recipe import hints, load_recipe
 from adapterops.train.artifacts import _check_written, loss_curve, save_adapter
@@ -30,7 +32,7 @@ LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128, 128256, tie_word_embeddings=False)
 
 @pytest.fixture
 def prices():
-    return load_yaml(ROOT / "configs/pricing.yaml", "pricing")
+    return load_yaml(ROOT / "configs/pricing.yaml", Pricing)
 
 
 @pytest.fixture
@@ -530,7 +532,7 @@ class TestMemory:
 class TestPreflight:
     @pytest.fixture(scope="class")
     def prices(self):
-        return load_yaml(ROOT / "configs/pricing.yaml", "pricing")
+        return load_yaml(ROOT / "configs/pricing.yaml", Pricing)
 
     @pytest.fixture
     def speed(self, prices):
@@ -619,7 +621,7 @@ class TestPreflight:
         assert cost(7200, "cpu (x86_64)", prices, 2) == {}
 
     def test_prices_are_complete_and_named_gpus_known(self):
-        prices = load_yaml(ROOT / "configs/pricing.yaml", "pricing")
+        prices = load_yaml(ROOT / "configs/pricing.yaml", Pricing)
         assert {"a100-40", "a100-80", "h100", "h200", "l4", "rtx-4090"} <= set(prices["gpus"])
         assert {row["gpu"] for row in prices["measured"]} <= set(prices["gpus"])
         for row in prices["measured"]:
@@ -707,7 +709,7 @@ class TestPreflightCommand:
     def test_it_says_what_each_gpu_would_need_and_writes_it(self, run, tmp_path):
         result = run("--gpu", "l4", "--report", str(tmp_path / "preflight.json"))
         assert result.exit_code == 0, result.output
-        document = read_json(tmp_path / "preflight.json", "preflight")
+        document = read_json(tmp_path / "preflight.json", Preflight)
         assert {entry["gpu"]: entry["verdict"] for entry in document["gpus"]}["l4"] == "fits"
         assert document["rows"] == 1
         for words in (
@@ -731,7 +733,7 @@ class TestPreflightCommand:
         peaks = []
         for pieces in ("1", "4"):
             assert run("--pieces", pieces, "--report", str(tmp_path / pieces)).exit_code == 0
-            peaks.append(read_json(tmp_path / pieces, "preflight")["memory_gib"]["peak_training"])
+            peaks.append(read_json(tmp_path / pieces, Preflight)["memory_gib"]["peak_training"])
         assert peaks[1] < peaks[0]
 
     def test_a_gpu_that_has_no_price_is_misuse(self, run):

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.shapes.recipe import Recipe
 from adapterops.specs.recipe import load_recipe
 from adapterops.train import trainer
 from adapterops.train.build import _refuse_in_pieces
@@ -149,7 +150,7 @@ def test_the_loss_that_trl_takes_of_pieces_is_ours(packing, tmp_path):
             for n in (9, 17, 12)
         ]
     )
-    training = load_yaml(ROOT / "configs/qlora/smollm2-135m.yaml", "recipe")["training"]
+    training = load_yaml(ROOT / "configs/qlora/smollm2-135m.yaml", Recipe)["training"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), pad_token="-", eos_token="-"
     )

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from trl import SFTTrainer
 
 from adapterops.schemas import ROOT
+from adapterops.shapes.recipe import Recipe
 from adapterops.train.labels import IGNORED
 from adapterops.train.network import apply_kernels, lora_config
 from adapterops.train.packing import Collator
@@ -39,7 +40,7 @@ def trainer(tmp_path):
                 vocab_size=128,
             )
         )
-        training = load_yaml(ROOT / "configs/qlora/smollm2-135m.yaml", "recipe")["training"]
+        training = load_yaml(ROOT / "configs/qlora/smollm2-135m.yaml", Recipe)["training"]
         training = {
             **training,
             "per_device_train_batch_size": batch,

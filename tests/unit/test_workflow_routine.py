@@ -502,6 +502,7 @@ def test_the_plans_comment_is_kept_up_to_date(github, repository, monkeypatch, t
     from adapterops.documents import write_json
     from adapterops.plan import build
     from adapterops.plan.estimate import Estimate
+    from adapterops.shapes.plan import Plan
 
     monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
     number = github.pull_request("data", "a" * 40)
@@ -510,7 +511,7 @@ def test_the_plans_comment_is_kept_up_to_date(github, repository, monkeypatch, t
         "lower", {"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.10")}
     )
     plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
-    write_json(tmp_path / "plan.json", plan, "plan")
+    write_json(tmp_path / "plan.json", plan, Plan)
     for _ in range(2):
         assert (
             run(

@@ -37,6 +37,8 @@ from adapterops.candidates.keys import Keys
 from adapterops.documents import new_directory, read_json, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.shapes.gate_report import GateReport
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.signing import Signer, Trust
 from adapterops.store.channels import read_channel
 from adapterops.store.incoming import inner
@@ -326,7 +328,7 @@ def _download(
         if file["name"] in names:
             key = f"{_prefix(training_key)}/adapter/sha256-{digest}/{file['name']}"
             store.download(key, staging, file["name"], sha256=file["sha256"], size=file["size"])
-    manifest = read_json(staging / _MANIFEST, "train_manifest")
+    manifest = read_json(staging / _MANIFEST, TrainManifest)
     if manifest["adapter"]["digest"] != digest or manifest["training_key"] != training_key:
         raise InfrastructureError(
             f"{_prefix(training_key)}: the candidate's files contradict each other. It is not used."
@@ -358,7 +360,7 @@ def keep_adapter(
         UsageError: the directory holds an adapter of another key.
         InfrastructureError: the store.
     """
-    manifest = read_json(model / _MANIFEST, "train_manifest")
+    manifest = read_json(model / _MANIFEST, TrainManifest)
     digest = adapter_digest(model)
     if manifest["training_key"] != training_key or manifest["adapter"]["digest"] != digest:
         raise UsageError(
@@ -420,7 +422,7 @@ def keep_judgement(
         UsageError: a document is missing.
         InfrastructureError: the store.
     """
-    report = read_json(run / "gate_report.json", "gate_report")
+    report = read_json(run / "gate_report.json", GateReport)
     digest = adapter_digest(run / "model")
     if report["adapter"]["digest"] != digest or report["adapter"]["training_key"] != keys.training:
         raise RejectedError(
@@ -490,7 +492,7 @@ def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) ->
         store.download(
             f"{prefix}/{file['sha256']}", place, name, sha256=file["sha256"], size=file["size"]
         )
-    report = read_json(run / "gate_report.json", "gate_report")
+    report = read_json(run / "gate_report.json", GateReport)
     if (report["verdict"], report["adapter"]["digest"]) != (
         judgement["verdict"],
         judgement["digest"],

@@ -13,6 +13,7 @@ from adapterops.data.adjudicated import labels_key, labels_path, load_labels
 from adapterops.documents import sha256_file, sha256_json
 from adapterops.engine.installed import engine_version
 from adapterops.errors import UsageError
+from adapterops.shapes.quality_gate import QualityGate
 from adapterops.specs.adapter import AdapterSpec, load_adapter
 from adapterops.specs.gate import JUDGE_VERSION
 from adapterops.specs.metric_catalogue import METRIC_IDS
@@ -85,7 +86,7 @@ def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
         "pins": [spec.pins.evaluation, spec.pins.extension],
         "extension_data": sha256_file(spec.extension_data) if spec.extension_data else None,
         "general_data": [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)],
-        "gates": load_yaml(spec.evaluation.gate, "quality_gate"),
+        "gates": load_yaml(spec.evaluation.gate, QualityGate),
         "evaluation": {
             key: value for key, value in asdict(spec.evaluation).items() if key != "gate"
         },

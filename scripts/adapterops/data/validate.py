@@ -29,6 +29,7 @@ from adapterops.diagnostics import Finding
 from adapterops.documents import sha256_file, write_json
 from adapterops.errors import UsageError
 from adapterops.schemas import repository_path
+from adapterops.shapes.data_report import DataReport as DataReportDocument
 from adapterops.specs.base_model import BaseModel
 from adapterops.specs.policy import Policy
 
@@ -219,7 +220,7 @@ def validate(
 
 def write_report(path: Path, report: DataReport) -> None:
     """Write `data_report.json`."""
-    write_json(path, report.document, "data_report")
+    write_json(path, report.document, DataReportDocument)
 
 
 def _refuse_twice(paths: list[Path]) -> None:

@@ -35,6 +35,8 @@ from adapterops.evaluate.responses import Responses
 from adapterops.evaluate.scores import Score, columns, row_metrics, score
 from adapterops.evaluate.winrate import win_rate
 from adapterops.schemas import ROOT, repository_path
+from adapterops.shapes.eval_results import EvalResults
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.adapter import General
 from adapterops.specs.base_model import find_base_model
 from adapterops.specs.metric_catalogue import METRIC_IDS
@@ -120,7 +122,7 @@ def evaluate_once(
         RejectedError: the evaluation rows are invalid.
         InfrastructureError: the engine does not start or does not answer.
     """
-    manifest = read_json(model / "train_manifest.json", "train_manifest")
+    manifest = read_json(model / "train_manifest.json", TrainManifest)
     digest = adapter_digest(model)
     if digest != manifest["adapter"]["digest"]:
         raise UsageError(
@@ -182,7 +184,7 @@ def evaluate_once(
         samples_path = output.with_name(f"{output.stem}_samples.jsonl")
     if not force and samples_path.is_file():
         with contextlib.suppress(UsageError):
-            results = read_json(output, "eval_results")
+            results = read_json(output, EvalResults)
             if results["eval_key"] in enough:
                 return results, True
 
@@ -305,7 +307,7 @@ def evaluate_once(
         for i, row in enumerate(drawn)
     ]
     write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
-    write_json(output, results, "eval_results")
+    write_json(output, results, EvalResults)
     return results, False
 
 

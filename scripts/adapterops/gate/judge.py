@@ -23,6 +23,9 @@ from adapterops.gate.compare import ADD, UNMEASURED, compare, slice_regressions
 from adapterops.gate.evidence import Evidence, Sample
 from adapterops.gate.further import lacking
 from adapterops.schemas import repository_path
+from adapterops.shapes.data_report import DataReport
+from adapterops.shapes.eval_results import EvalResults
+from adapterops.shapes.gate_report import GateReport
 from adapterops.specs.adapter import Pins
 from adapterops.specs.gate import JUDGE_VERSION, Gate, GateConfig, load_gates
 from adapterops.specs.metric_catalogue import GENERAL, METRIC_IDS, METRICS, WIN_RATE
@@ -82,7 +85,7 @@ def judge_once(
             nothing.
     """
     pins = pins or Pins()
-    results, config = read_json(results_path, "eval_results"), load_gates(gates_path)
+    results, config = read_json(results_path, EvalResults), load_gates(gates_path)
     _check_shape(results, results_path)
     where = labels_path(pins.name) if pins.name else None
     labels = load_labels(where) if where else ()
@@ -104,10 +107,10 @@ def judge_once(
     )
     former = None
     with contextlib.suppress(UsageError):
-        former = read_json(output, "gate_report")
+        former = read_json(output, GateReport)
     if former and former["gate_key"] != key:
         former = None
-    found = read_json(data_report, "data_report") if data_report else None
+    found = read_json(data_report, DataReport) if data_report else None
     report = judge(
         results,
         config,
@@ -120,14 +123,14 @@ def judge_once(
     if former and not force and former["verdict"] != "ERROR" and _stands(former, report):
         if found and _UNCHECKED in former["warnings"]:
             former["warnings"].remove(_UNCHECKED)
-            write_json(output, former, "gate_report")
+            write_json(output, former, GateReport)
         return former, True
     report["judged_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     # A verdict that was given before is shown beside this one; an ERROR between them was none, and
     # hides none.
     given = [former["verdict"]] if former and former["verdict"] != "ERROR" else []
     report["former_verdicts"] = [*former["former_verdicts"], *given] if former else []
-    write_json(output, report, "gate_report")
+    write_json(output, report, GateReport)
     return report, False
 
 

@@ -13,6 +13,8 @@ from adapterops.documents import read_json, sha256_file, sha256_json, write_json
 from adapterops.errors import UsageError
 from adapterops.evaluate.detector import judge_model
 from adapterops.gate.judge import judge_once
+from adapterops.shapes.eval_results import EvalResults
+from adapterops.shapes.gate_report import GateReport
 from adapterops.specs.adapter import ADAPTERS, AdapterSpec, Pins, load_adapter
 from adapterops.specs.gate import load_gates
 from adapterops.specs.serving import load_serving_config
@@ -48,7 +50,7 @@ def judge_by_todays_rules(run: Path, adapter: str, adapters: Path = ADAPTERS) ->
     if not (adapters / f"{adapter}.yaml").is_file():  # it is new, or gone from there
         shutil.rmtree(run / _MAIN, ignore_errors=True)
         return
-    own = read_json(run / "gate_report.json", "gate_report")
+    own = read_json(run / "gate_report.json", GateReport)
     try:
         spec = load_adapter(adapter, adapters)
         gates, asked = load_gates(spec.evaluation.gate), _asked(spec)
@@ -59,7 +61,7 @@ def judge_by_todays_rules(run: Path, adapter: str, adapters: Path = ADAPTERS) ->
             " them there, then comment /rerun-gate."
         )
         nothing = {"errors": [said], "warnings": [], "gates": [], "comparisons": [], "slices": []}
-        write_json(theirs, {**own, **nothing, "verdict": "ERROR", "reason": said}, "gate_report")
+        write_json(theirs, {**own, **nothing, "verdict": "ERROR", "reason": said}, GateReport)
         return
     otherwise = _differing(own_results, asked)
     if not otherwise and own["gate_config"]["sha256"] == gates.sha256:
@@ -136,7 +138,7 @@ def _general(sets: dict[str, Any]) -> str:
 
 def _differing(results: Path, asked: dict[str, Any]) -> list[str]:
     """The settings that the evaluation was made with otherwise, each with both values."""
-    made = _made(read_json(results, "eval_results"))
+    made = _made(read_json(results, EvalResults))
     return [
         f"{setting}: {value} there, {made[setting]} here"
         for setting, value in asked.items()

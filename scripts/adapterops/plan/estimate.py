@@ -11,6 +11,7 @@ from adapterops.candidates.keys import Keys
 from adapterops.errors import RejectedError
 from adapterops.plan.evaluation_cost import evaluation_cost
 from adapterops.schemas import ROOT
+from adapterops.shapes.pricing import Pricing
 from adapterops.yamlfile import load_yaml
 
 PRICING = "configs/pricing.yaml"
@@ -50,7 +51,7 @@ def estimate(keys: Keys, action: str) -> Estimate:
     """
     if action in ("reuse", "none"):
         return Estimate(0.0, 0.0, "nothing is computed")
-    prices = load_yaml(ROOT / PRICING, "pricing")
+    prices = load_yaml(ROOT / PRICING, Pricing)
     training = _training(keys) if action == "train" else Estimate(0.0, 0.0, "")
     if training.minutes is None or training.usd is None:
         return training
@@ -97,4 +98,4 @@ def cap_usd(root: Path) -> float:
     Raises:
         UsageError: the file is missing or breaks its schema.
     """
-    return float(load_yaml(root / PRICING, "pricing")["cap_usd"])
+    return float(load_yaml(root / PRICING, Pricing)["cap_usd"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import UsageError
+from adapterops.shapes.gate_report import GateReport
 
 MAIN_PROBLEM = Path("main/problem.txt")
 _SAMPLE = {
@@ -67,7 +68,7 @@ def collect(run: Path, gate_report: Path | None = None) -> Report:
         UsageError: there is no verdict, or a document breaks its schema, or is of another
             evaluation than the verdict.
     """
-    gate = read_json(gate_report or run / "gate_report.json", "gate_report")
+    gate = read_json(gate_report or run / "gate_report.json", GateReport)
     results = _optional(run / "eval_results.json", "eval_results")
     samples: tuple[dict[str, Any], ...] = ()
     if results:

@@ -13,6 +13,7 @@ from typing import Any
 from adapterops.retrospective.history import aware
 from adapterops.retrospective.section import Section
 from adapterops.schemas import ROOT, schema_problems
+from adapterops.shapes.pricing import Pricing
 from adapterops.yamlfile import load_yaml
 
 _PRICING = "configs/pricing.yaml"
@@ -66,7 +67,7 @@ def training(
     judged = {report["adapter"]["digest"]: report["adapter"]["name"] for _, report in reports}
     prices = {
         name: gpu["usd_per_hour"]
-        for name, gpu in load_yaml(ROOT / _PRICING, "pricing")["gpus"].items()
+        for name, gpu in load_yaml(ROOT / _PRICING, Pricing)["gpus"].items()
     }
     hours: dict[tuple[str, str, str], float] = collections.defaultdict(float)
     count: collections.Counter[tuple[str, str, str]] = collections.Counter()

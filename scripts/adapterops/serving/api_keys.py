@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapterops.errors import UsageError
+from adapterops.shapes.api_keys import ApiKeys as ApiKeysDocument
 from adapterops.specs.limits import Limits
 from adapterops.yamlfile import load_yaml
 
@@ -145,7 +146,7 @@ def _stamp(path: Path | None) -> tuple[int, int]:
 
 
 def _load(path: Path, limits: Limits) -> dict[str, ApiKey]:
-    entries: list[dict[str, Any]] = load_yaml(path, "api_keys")["keys"]
+    entries: list[dict[str, Any]] = load_yaml(path, ApiKeysDocument)["keys"]
     for what in ("name", "sha256"):
         values = [entry[what] for entry in entries]
         if twice := sorted({value for value in values if values.count(value) > 1}):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, SchemaProblem, did_you_mean, repository_path
+from adapterops.shapes.adapter import Adapter
 from adapterops.yamlfile import Sound, load_yaml
 
 ADAPTERS = ROOT / "adapters"
@@ -180,7 +181,7 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
             f" Adapters: {', '.join(known)}."
         )
     root = directory.parent
-    spec = load_yaml(path, "adapter", functools.partial(_together, name, root))
+    spec = load_yaml(path, Adapter, functools.partial(_together, name, root))
     return AdapterSpec(
         name=name,
         path=path,

@@ -10,6 +10,7 @@ from typing import Any
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean
+from adapterops.shapes.base_models import BaseModels
 from adapterops.yamlfile import load_yaml
 
 ALLOW_LIST = Path("configs/base_models.yaml")
@@ -86,7 +87,7 @@ def load_base_models(path: Path = ROOT / ALLOW_LIST) -> dict[str, BaseModel]:
         UsageError: the file is not what its schema says.
     """
     models = {}
-    for name, entry in load_yaml(path, "base_models")["models"].items():
+    for name, entry in load_yaml(path, BaseModels)["models"].items():
         models[name] = BaseModel(
             name=name,
             source=entry["source"],

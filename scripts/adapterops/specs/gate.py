@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from adapterops.documents import sha256_file
 from adapterops.schemas import SchemaProblem
+from adapterops.shapes.quality_gate import QualityGate
 from adapterops.specs.metric_catalogue import METRICS, WIN_RATE
 from adapterops.yamlfile import Sound, load_yaml
 
@@ -87,7 +88,7 @@ def load_gates(path: Path) -> GateConfig:
         UsageError: it breaks its schema, or asks for something that cannot be; all problems at
             once.
     """
-    values = load_yaml(path, "quality_gate", _impossible)
+    values = load_yaml(path, QualityGate, _impossible)
     confidence = values.get("confidence", 0.95)
     asked = [
         *values["gates"].items(),

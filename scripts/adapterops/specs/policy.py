@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.schemas import ROOT, SchemaProblem
+from adapterops.shapes.data_policy import DataPolicy
 from adapterops.yamlfile import Sound, load_yaml
 
 POLICY = ROOT / "configs" / "data_policy.yaml"
@@ -64,7 +65,7 @@ def load_policy(path: Path = POLICY) -> Policy:
     Raises:
         UsageError: schema violations, or a range whose minimum exceeds its maximum.
     """
-    values = load_yaml(path, "data_policy", _inverted)
+    values = load_yaml(path, DataPolicy, _inverted)
     limits = Limits(**_limits(values["limits"]))
     overrides = []
     for entry in values["datasets"]:

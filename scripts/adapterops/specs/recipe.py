@@ -8,6 +8,8 @@ from typing import Any
 
 from adapterops.documents import sha256_file, sha256_json
 from adapterops.schemas import ROOT, SchemaProblem, repository_path
+from adapterops.shapes.recipe import Recipe as RecipeDocument
+from adapterops.shapes.serving import Serving
 from adapterops.specs.base_model import BaseModel, find_base_model, load_base_models, not_allowed
 from adapterops.yamlfile import Sound, load_yaml
 
@@ -59,7 +61,7 @@ def load_recipe(path: Path) -> Recipe:
         UsageError: schema violations, a base model that is not on the allow-list, or options that
             do not go together.
     """
-    values = load_yaml(path, "recipe", _together)
+    values = load_yaml(path, RecipeDocument, _together)
     base_model = find_base_model(values["base_model"], f"{path}: base_model")
     return Recipe(
         path, base_model, values["seed"], values["quantization"], values["lora"], values["training"]
@@ -119,7 +121,7 @@ def _servable(rank: int, base_model: BaseModel, directory: Path = ROOT / "config
     like those.
     """
     configs = {
-        repository_path(path): load_yaml(path, "serving")
+        repository_path(path): load_yaml(path, Serving)
         for path in sorted(directory.glob("serving*.yaml"))
     }
     mine = {

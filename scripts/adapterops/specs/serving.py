@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterops.schemas import ROOT, SchemaProblem
+from adapterops.shapes.serving import Serving
 from adapterops.signing import Trust
 from adapterops.specs.base_model import BaseModel, find_base_model, load_base_models, not_allowed
 from adapterops.specs.limits import Limits
@@ -105,7 +106,7 @@ def load_serving_config(path: Path) -> ServingConfig:
         UsageError: it breaks its schema, or its settings contradict each other; all problems at
             once.
     """
-    values = load_yaml(path, "serving", _together)
+    values = load_yaml(path, Serving, _together)
     base_model, keys = (
         find_base_model(values["base_model"], f"{path}: base_model"),
         values["gateway"]["api_keys"],

@@ -10,6 +10,7 @@ from rich.console import Console
 from adapterops.candidates.checkpoints import Remote
 from adapterops.documents import read_json
 from adapterops.errors import UsageError
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.recipe import Recipe, training_key
 from adapterops.store.releases import adapter_digest
 from adapterops.train.judgement import judge_again
@@ -18,7 +19,7 @@ from adapterops.train.judgement import judge_again
 def find_trained(output: Path, key: str) -> dict[str, Any] | None:
     """The manifest of the intact adapter in `output` if it has this training key, else None."""
     try:
-        manifest = read_json(output / "train_manifest.json", "train_manifest")
+        manifest = read_json(output / "train_manifest.json", TrainManifest)
         if (
             manifest["training_key"] == key
             and adapter_digest(output) == manifest["adapter"]["digest"]

@@ -9,6 +9,7 @@ from typing import Any
 from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, read_json
 from adapterops.errors import RejectedError, UsageError
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.base_model import find_base_model
 from adapterops.store.releases import adapter_digest
 
@@ -50,7 +51,7 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    manifest = read_json(adapter / "train_manifest.json", "train_manifest")
+    manifest = read_json(adapter / "train_manifest.json", TrainManifest)
     if adapter_digest(adapter) != manifest["adapter"]["digest"]:
         raise UsageError(
             f"{adapter}: the files are not those that its train_manifest.json names. Train it"

@@ -14,6 +14,7 @@ from rich.table import Table
 from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
+from adapterops.shapes.pricing import Pricing
 from adapterops.specs.recipe import Recipe, hints, training_key
 from adapterops.train.encode import EncodedData, encode_files
 from adapterops.train.ladder import next_rung
@@ -175,7 +176,7 @@ def preflight(
         UsageError: recipe or pricing is at fault.
         InfrastructureError: tokenizer and configuration of the base model cannot be had.
     """
-    prices = load_yaml(pricing, "pricing")
+    prices = load_yaml(pricing, Pricing)
     tokenizer = load_tokenizer(recipe.base_model, weights=False)
     training = recipe.training
     encoded = encode_files(

@@ -22,6 +22,8 @@ from adapterops.candidates.checkpoints import Checkpoints, Remote
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_json
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT, repository_path
+from adapterops.shapes.pricing import Pricing
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.recipe import Recipe, hints, training_key_inputs
 from adapterops.store.releases import adapter_digest, adapter_files
 from adapterops.train.artifacts import (
@@ -97,7 +99,7 @@ def _train(
         "TENSORBOARD_LOGGING_DIR", str(output.with_name(f"{output.name}.tensorboard"))
     )  # transformers reads it
     prices = load_yaml(
-        ROOT / PRICING, "pricing"
+        ROOT / PRICING, Pricing
     )  # for the manifest; a mistake in it must not come out when all is computed
     key_inputs = training_key_inputs(recipe, data)
     key = sha256_json(key_inputs)
@@ -286,7 +288,7 @@ def _train(
             "total_seconds": round(time.monotonic() - started, 2),
             "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_json(staging / MANIFEST, manifest, "train_manifest")
+        write_json(staging / MANIFEST, manifest, TrainManifest)
         (staging / "loss.svg").write_text(loss_curve(manifest), encoding="utf-8")
         (staging / "README.md").write_text(model_card(manifest, recipe), encoding="utf-8")
     checkpoints.clear()
