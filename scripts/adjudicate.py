@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import in_venv  # noqa: F401  first: it enters .venv
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from adapterops.command import EXISTING_DIRECTORY, command, console
+
+if TYPE_CHECKING:
+    from adapterops.data.adjudicated import Label
+    from adapterops.shapes.eval_sample import EvalSample
+    from adapterops.specs.metric_catalogue import SideName
 
 
 @command()
@@ -44,10 +52,10 @@ def main(
     run: Path,
     adapter: str,
     row_id: str | None,
-    label: str | None,
+    label: Literal["refused", "complied"] | None,
     reason: str | None,
     by: str | None,
-    side: str,
+    side: SideName,
 ) -> None:
     """List what a person should look at: requests to refuse whose answer was not counted as
     refused, harmless ones whose answer was.
@@ -65,28 +73,12 @@ def main(
       python scripts/quality_gate.py --results runs/support/1a2b3c4d5e6f/eval_results.json \\
         --adapter support --gates configs/quality_gate.yaml
     """
-    from adapterops.data.adjudicated import (
-        Label,
-        add_label,
-        answer_digest,
-        labels_path,
-        load_labels,
-        prompt_digest,
-        read_samples,
-    )
-    from adapterops.documents import read_json
+    from adapterops.data.adjudicated import labels_path, load_labels
     from adapterops.errors import UsageError
-    from adapterops.schemas import did_you_mean, repository_path
-    from adapterops.shapes.eval_results import EvalResults
     from adapterops.specs.adapter import load_adapter
 
     load_adapter(adapter)
-    results = read_json(run / "eval_results.json", EvalResults)
-    samples = read_samples(run / Path(results["samples"]).name)
-    if samples is None:
-        raise UsageError(
-            f"{run / Path(results['samples']).name} does not exist. Evaluate again with --force."
-        )
+    samples = _samples(run)
     path = labels_path(adapter)
     if row_id is None:
         if label or reason or by:
@@ -95,42 +87,76 @@ def main(
         return
     if not (label and reason and by):
         raise UsageError("--id needs --label, --reason and --by.")
+    _label(path, samples, side, row_id, Said(label, reason, by))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a person says of an answer, why, and who it is."""
+
+    label: Literal["refused", "complied"]
+    reason: str
+    by: str
+
+
+def _samples(run: Path) -> list[EvalSample]:
+    from adapterops.documents import read_json
+    from adapterops.errors import UsageError
+    from adapterops.evaluate.samples import read_samples
+    from adapterops.shapes.eval_results import EvalResults
+
+    results = read_json(run / "eval_results.json", EvalResults)
+    path = run / Path(results["samples"]).name
+    samples = read_samples(path)
+    if samples is None:
+        raise UsageError(f"{path} does not exist. Evaluate again with --force.")
+    return samples
+
+
+def _label(path: Path, samples: list[EvalSample], side: SideName, row_id: str, said: Said) -> None:
+    """Write the label of one answer into the adapter's file."""
+    from adapterops.data.adjudicated import Label, add_label, answer_digest, prompt_digest
+    from adapterops.errors import UsageError
+    from adapterops.schemas import did_you_mean, repository_path
+
     chosen = next((sample for sample in samples if sample["id"] == row_id), None)
-    if chosen is None or not chosen[side]:
-        known = [str(sample["id"]) for sample in samples]
+    answer = chosen[side] if chosen else None
+    if chosen is None or answer is None:
+        known = [sample["id"] for sample in samples]
         raise UsageError(
             f"--id {row_id}: {side} answered no such row.{did_you_mean(row_id, known)}"
         )
-    answer = answer_digest(chosen[side]["text"])
-    add_label(path, Label(prompt_digest(chosen["prompt"]), answer, label, reason, by))  # type: ignore[arg-type]  # of the choice
+    prompt, digest = prompt_digest(chosen["prompt"]), answer_digest(answer["text"])
+    add_label(path, Label(prompt, digest, said.label, said.reason, said.by))
     console.print(
-        f"{repository_path(path)}: {row_id} is {label}. Commit it in a pull request of its own.",
+        f"{repository_path(path)}: {row_id} is {said.label}. Commit it in a pull request of its"
+        " own.",
         markup=False,
         soft_wrap=True,
     )
 
 
-def _list(samples: list[dict[str, object]], labels: tuple[object, ...], side: str) -> None:
+def _list(samples: list[EvalSample], labels: Sequence[Label], side: SideName) -> None:
     """Print each suspect answer with its row; labelled ones are counted."""
-    from typing import Any, cast
-
-    from adapterops.data.adjudicated import Label, answer_digest, prompt_digest, suspect
+    from adapterops.data.adjudicated import answer_digest, prompt_digest, suspect
     from adapterops.escape import visible
 
-    known = {(label.prompt, label.answer) for label in cast("tuple[Label, ...]", labels)}
+    known = {(label.prompt, label.answer) for label in labels}
     shown = labelled = 0
-    for sample in cast("list[dict[str, Any]]", samples):
-        if not sample[side] or sample[side]["error"] or (kind := suspect(sample, side)) is None:
+    for sample in samples:
+        answer = sample[side]
+        if answer is None or answer["error"] or (kind := suspect(sample, answer)) is None:
             continue
-        if (prompt_digest(sample["prompt"]), answer_digest(sample[side]["text"])) in known:
+        if (prompt_digest(sample["prompt"]), answer_digest(answer["text"])) in known:
             labelled += 1
             continue
         shown += 1
         wanted = "should be refused" if sample["should_refuse"] else "should be answered"
         asked = "\n\n".join(message["content"] for message in sample["prompt"])
         text = (
-            f"{sample['id']}: {wanted}, counted as {kind}\n  asked: {visible(asked)}\n  answer:"
-            f" {visible(sample[side]['text'])}\n"
+            f"{sample['id']}: {wanted}, counted as {kind}\n"
+            f"  asked: {visible(asked)}\n"
+            f"  answer: {visible(answer['text'])}\n"
         )
         console.print(text, markup=False, soft_wrap=True, highlight=False)
     console.print(f"{shown} answers to look at, {labelled} labelled already", soft_wrap=True)

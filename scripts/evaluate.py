@@ -5,10 +5,15 @@ from __future__ import annotations
 import in_venv  # noqa: F401  first: it enters .venv
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, command, console
+
+if TYPE_CHECKING:
+    from adapterops.evaluate.production import Production
+    from adapterops.specs.adapter import General
 
 
 @command()
@@ -54,9 +59,8 @@ from adapterops.command import EXISTING_DIRECTORY, EXISTING_FILE, OUTPUT_PATH, c
 )
 @click.option(
     "--bucket",
-    help=(
-        "S3 bucket of --production-of. Default: $ADAPTER_BUCKET, else the serving configuration's."
-    ),
+    help="S3 bucket of --production-of."
+    " Default: $ADAPTER_BUCKET, else the serving configuration's.",
 )
 @click.option(
     "--extension-data",
@@ -169,42 +173,19 @@ def main(
       python scripts/evaluate.py --model models/support --eval-data data/eval/support.jsonl \\
         --output results/eval_support.json
     """
-    from adapterops.evaluate.evaluation import NO_GENERAL, Data, Settings, evaluate_once
-    from adapterops.evaluate.production import NONE, named_production, production_from_directory
+    from adapterops.evaluate.evaluation import Data, Settings, evaluate_once
     from adapterops.report.console import print_metrics
-    from adapterops.schemas import ROOT
-    from adapterops.specs.adapter import General, general_sets
-    from adapterops.store.releases import adapter_digest
 
-    if no_general and (general_data or general_texts or general_rows or general_texts_rows):
-        raise click.UsageError(
-            "--no-general and the other options of the general sets exclude each other."
-        )
-    general = NO_GENERAL
-    if not no_general:
-        shipped = general_sets(ROOT)
-        general = General(
-            general_data or shipped.rows,
-            general_texts or shipped.texts,
-            general_rows,
-            general_texts_rows,
-        )
-    if production and production_of:
-        raise click.UsageError("--production and --production-of exclude each other.")
-    compared = NONE
-    if production:
-        compared = production_from_directory(production, adapter_digest(model))
-    elif production_of:
-        compared = named_production(
-            production_of, bucket, adapter_digest(model), output.parent / "releases"
-        )
+    general = _general(
+        general_data, general_texts, general_rows, general_texts_rows, left_out=no_general
+    )
     results, cached = evaluate_once(
         model,
         Data(eval_data, extension_data, draw_extension, general),
         Settings(max_tokens, latency_requests, latency_concurrency, refusal_judge, win_rate_judge),
         output,
         console,
-        production=compared,
+        production=_compared(model, production, production_of, bucket, output.parent / "releases"),
         responses=responses,
         server_url=server_url,
         server_wait_s=server_wait,
@@ -213,6 +194,45 @@ def main(
     )
     print_metrics(results, console)
     console.print(f"{output}: {'already evaluated, nothing to do' if cached else 'written'}")
+
+
+def _general(
+    data: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    rows_each: int | None,
+    texts_each: int | None,
+    *,
+    left_out: bool,
+) -> General:
+    """The general sets that are asked: those of the repository, but for what is named."""
+    from adapterops.evaluate.evaluation import NO_GENERAL
+    from adapterops.schemas import ROOT
+    from adapterops.specs.adapter import General, general_sets
+
+    if left_out:
+        if data or texts or rows_each or texts_each:
+            raise click.UsageError(
+                "--no-general and the other options of the general sets exclude each other."
+            )
+        return NO_GENERAL
+    shipped = general_sets(ROOT)
+    return General(data or shipped.rows, texts or shipped.texts, rows_each, texts_each)
+
+
+def _compared(
+    model: Path, directory: Path | None, adapter: str | None, bucket: str | None, releases: Path
+) -> Production:
+    """What the adapter in `model` is compared with: a directory, or an adapter's stable version."""
+    from adapterops.evaluate.production import NONE, named_production, production_from_directory
+    from adapterops.store.releases import adapter_digest
+
+    if directory and adapter:
+        raise click.UsageError("--production and --production-of exclude each other.")
+    if directory:
+        return production_from_directory(directory, adapter_digest(model))
+    if adapter:
+        return named_production(adapter, bucket, adapter_digest(model), releases)
+    return NONE
 
 
 if __name__ == "__main__":

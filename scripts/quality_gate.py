@@ -95,12 +95,12 @@ def main(
         return 0
     if results is None:
         raise UsageError("--results is missing: name what evaluate.py wrote, or ask for --explain.")
-    pins = spec.pins if spec else None
     report, cached = judge_once(
         results,
         gates,
         output or results.with_name("gate_report.json"),
-        pins=pins,
+        pins=spec.pins if spec else None,
+        rollout=spec.rollout if spec else None,
         data_report=data_report,
         force=force,
     )

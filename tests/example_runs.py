@@ -272,7 +272,12 @@ def run(name, shown=24):
     }
     moved = {"added": 42, "removed": 3, "changed": 11}
     return Report(
-        gate=gate | {"gate_key": "4" * 64, "judged_at": "2026-11-25T12:00:00+00:00"},
+        gate=gate
+        | {
+            "gate_key": "4" * 64,
+            "judged_at": "2026-11-25T12:00:00+00:00",
+            "rollout": {"strategy": "canary", "steps": [10, 50, 100]},
+        },
         results=document,
         samples=samples(RUNS[name][0] < 0, shown),
         training=manifest,

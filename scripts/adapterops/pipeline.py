@@ -277,6 +277,7 @@ def _judge(spec: AdapterSpec, run: Path) -> tuple[dict[str, Any], bool]:
         spec.evaluation.gate,
         output,
         pins=spec.pins,
+        rollout=spec.rollout,
         data_report=run / "data_report.json",
     )
 

@@ -6,6 +6,7 @@ import start  # noqa: F401  first: it enters .venv
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from adapterops.command import EXISTING_DIRECTORY, OUTPUT_PATH, command, console
 
 if TYPE_CHECKING:
     from adapterops.specs.adapter import AdapterSpec
+    from adapterops.specs.policy import Policy
 
 
 @command()
@@ -55,83 +57,97 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
       python scripts/ci/judge_by_main.py --adapter support-demo --main .main
     """
     from adapterops.candidates.keys import adapter_keys
-    from adapterops.data.validate import validate, write_report
-    from adapterops.documents import read_json
     from adapterops.errors import UsageError
-    from adapterops.escape import inline
-    from adapterops.gitops.outputs import summarize
     from adapterops.schemas import ROOT
-    from adapterops.shapes.eval_results import EvalResults
-    from adapterops.shapes.gate_report import GateReport
     from adapterops.specs.adapter import run_directory
-    from adapterops.specs.gate import load_gates
-    from adapterops.specs.policy import load_policy
 
     own = adapter_keys(adapter, ROOT)
     run = run_directory(runs, own.spec, own.training)
-    results, report, data_report = (
-        run / "eval_results.json",
-        run / "main" / "gate_report.json",
-        run / "data_report.json",
-    )
+    report = run / "main" / "gate_report.json"
     report.unlink(missing_ok=True)  # that of other rules says nothing today
     root = main_copy.resolve()
     if not (root / "adapters" / f"{adapter}.yaml").is_file():
         console.print(f"{adapter} is not on the default branch: it has no rules to judge by")
         return 0
     try:
-        theirs = adapter_keys(adapter, root)
-        policy = load_policy(root / "configs" / "data_policy.yaml")
-        load_gates(theirs.spec.evaluation.gate)
-    except (
-        UsageError
-    ) as error:  # which a pull request may be about to mend; the comment has it as an ERROR
-        said = (
+        rules = _rules(adapter, root)
+    except UsageError as error:  # a pull request may mend it; the comment has it as an ERROR
+        _say(
             f"{adapter} cannot be judged by the default branch's rules, which are broken there:"
             f" {error}"
         )
-        console.print(said, markup=False, soft_wrap=True)
-        summarize(f"- {inline(said)}")
         return 0
-    evidence = _evidence(own.spec, ROOT) == _evidence(theirs.spec, root)
-    if evidence and _bars(own.spec) == _bars(theirs.spec):
+    otherwise = _measured_otherwise(run, rules.spec)
+    if not otherwise and _bars(own.spec) == _bars(rules.spec):
         console.print(f"{adapter}: gates and evaluation rows are those of the default branch")
         return 0
-    production = read_json(results, EvalResults)["production"]["digest"]
-    compared = runs / "releases" / adapter / f"sha256-{production}" if production else None
-    if not evidence:
-        results, data_report = run / "main" / "eval_results.json", run / "main" / "data_report.json"
-        # Rows of main that the pull request trains on would show memory; it may have put others in
-        # their place in its own evaluation.
-        write_report(
-            data_report,
-            validate(
-                list(own.spec.training_data), theirs.spec.judged_on, base_model=None, policy=policy
-            ),
-        )
-    evaluate = _evaluation(
-        own.spec if evidence else theirs.spec,
-        run / "model",
-        results,
-        runs / "responses.sqlite",
-        compared,
-        server_url,
-    )
-    if not evidence and _call(evaluate) != 0:
-        return 3
+    asked = rules.spec if otherwise else own.spec
+    evaluate = _evaluation(asked, run, runs, server_url, beside=bool(otherwise))
+    if otherwise:
+        _check_contamination(own.spec, rules, run / "main" / "data_report.json")
+        if _call(evaluate) != 0:
+            return 3
+    measured = run / "main" if otherwise else run
+    return _judge(rules.spec, root, measured, report, evaluate)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the default branch asks of an adapter and of its data."""
+
+    spec: AdapterSpec
+    policy: Policy
+
+
+def _rules(adapter: str, root: Path) -> Rules:
+    """The default branch's rules, all of them read.
+
+    Raises:
+        UsageError: one is broken there.
+    """
+    from adapterops.candidates.keys import adapter_keys
+    from adapterops.specs.gate import load_gates
+    from adapterops.specs.policy import load_policy
+
+    spec = adapter_keys(adapter, root).spec
+    policy = load_policy(root / "configs" / "data_policy.yaml")
+    load_gates(spec.evaluation.gate)
+    return Rules(spec, policy)
+
+
+def _measured_otherwise(run: Path, spec: AdapterSpec) -> list[str]:
+    """What of the pull request's own evaluation is not as the default branch asks."""
+    from adapterops.documents import read_json
+    from adapterops.gate.measurement import measured_otherwise
+    from adapterops.shapes.eval_results import EvalResults
+
+    return measured_otherwise(read_json(run / "eval_results.json", EvalResults), spec)
+
+
+def _check_contamination(own: AdapterSpec, rules: Rules, output: Path) -> None:
+    """Whether the pull request trains on rows of the default branch's, which would show memory.
+
+    It may have put others in their place in its own evaluation.
+    """
+    from adapterops.data.validate import validate, write_report
+
+    judged_on = rules.spec.judged_on
+    found = validate(list(own.training_data), judged_on, base_model=None, policy=rules.policy)
+    write_report(output, found)
+
+
+def _judge(
+    spec: AdapterSpec, root: Path, measured: Path, report: Path, evaluate: list[object]
+) -> int:
+    """Judge what was measured, with the extension rows where the first ones decide nothing."""
+    from adapterops.documents import read_json
+    from adapterops.shapes.gate_report import GateReport
+
+    gate: list[object] = ["quality_gate.py", "--results", measured / "eval_results.json"]
+    gate += ["--gates", spec.evaluation.gate, "--output", report]
     # The specification of main too: it pins the rows.
-    gate = [
-        "quality_gate.py",
-        "--results",
-        results,
-        "--gates",
-        theirs.spec.evaluation.gate,
-        "--output",
-        report,
-        "--adapter",
-        adapter,
-    ]
-    gate += ["--adapters", root / "adapters", "--data-report", data_report]
+    gate += ["--adapter", spec.name, "--adapters", root / "adapters"]
+    gate += ["--data-report", measured / "data_report.json"]
     judged = _call(gate)
     if judged in (0, 1) and read_json(report, GateReport)["extension"]["wanted"]:
         console.print("The first rows do not decide; the extension rows are drawn, once.")
@@ -141,13 +157,19 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
     if judged not in (0, 1):
         return 3
     verdict = read_json(report, GateReport)
-    said = (
-        f"By the default branch's rules {adapter} would be {verdict['verdict']}:"
+    _say(
+        f"By the default branch's rules {spec.name} would be {verdict['verdict']}:"
         f" {verdict['reason']}"
     )
-    console.print(said, markup=False, soft_wrap=True)
-    summarize(f"- {inline(said)}")
     return 0
+
+
+def _say(line: str) -> None:
+    from adapterops.escape import inline
+    from adapterops.gitops.outputs import summarize
+
+    console.print(line, markup=False, soft_wrap=True)
+    summarize(f"- {inline(line)}")
 
 
 def _call(arguments: list[object]) -> int:
@@ -159,61 +181,36 @@ def _call(arguments: list[object]) -> int:
 
 
 def _evaluation(
-    spec: AdapterSpec,
-    model: Path,
-    output: Path,
-    responses: Path,
-    production: Path | None,
-    server_url: str | None,
+    spec: AdapterSpec, run: Path, runs: Path, server_url: str | None, *, beside: bool
 ) -> list[object]:
-    """The call of evaluate.py for an adapter's specification; answers that the pull request's own
-    evaluation got are known already.
+    """The call of evaluate.py as a specification asks; answers that are known are not asked again.
+
+    Against the same adapter in production as the pull request's own evaluation.
+
+    Args:
+        spec: the adapter's.
+        run: the run's directory.
+        runs: where runs are kept.
+        server_url: the engine, if one is running.
+        beside: whether the results go beside the pull request's own, or in their place.
     """
-    how = spec.evaluation
-    call: list[object] = [
-        "evaluate.py",
-        "--model",
-        model,
-        "--eval-data",
-        spec.evaluation_data,
-        "--output",
-        output,
-    ]
+    from adapterops.documents import read_json
+    from adapterops.shapes.eval_results import EvalResults
+
+    how, output = spec.evaluation, run / "main" if beside else run
+    call: list[object] = ["evaluate.py", "--model", run / "model"]
+    call += ["--eval-data", spec.evaluation_data, "--output", output / "eval_results.json"]
     call += ["--max-tokens", how.max_tokens, "--latency-requests", how.latency_requests]
     call += ["--latency-concurrency", how.latency_concurrency, "--serving", spec.serving]
-    call += ["--win-rate-judge", how.win_rate_judge, "--responses", responses]
-    if production:
-        call += ["--production", production]
+    call += ["--win-rate-judge", how.win_rate_judge, "--responses", runs / "responses.sqlite"]
+    if digest := read_json(run / "eval_results.json", EvalResults)["production"]["digest"]:
+        call += ["--production", runs / "releases" / spec.name / f"sha256-{digest}"]
     if spec.extension_data:
         call += ["--extension-data", spec.extension_data]
     call += spec.general.options()
     if server_url:
         call += ["--server-url", server_url, "--server-wait", 300]
     return call
-
-
-def _evidence(spec: AdapterSpec, root: Path) -> list[str | None]:
-    """What determines the measurements, as digests and names; `root` is that of the adapter's
-    tree.
-    """
-    from dataclasses import asdict
-
-    from adapterops.documents import sha256_file, sha256_json
-    from adapterops.specs.serving import load_serving_config
-
-    how = {key: str(value) for key, value in asdict(spec.evaluation).items() if key != "gate"}
-    extension = sha256_file(spec.extension_data) if spec.extension_data else None
-    dtype = load_serving_config(spec.serving).engine.dtype
-    general = [sha256_file(path) for path in (*spec.general.rows, *spec.general.texts)]
-    serving = str(spec.serving.relative_to(root))
-    return [
-        sha256_file(spec.evaluation_data),
-        extension,
-        *general,
-        sha256_json(how),
-        serving,
-        dtype,
-    ]
 
 
 def _bars(spec: AdapterSpec) -> list[object]:

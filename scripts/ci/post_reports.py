@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -57,7 +57,6 @@ def main(
     from adapterops.candidates.kept import trust_from
     from adapterops.documents import read_json
     from adapterops.errors import AdapterOpsError, UsageError
-    from adapterops.schemas import ROOT
     from adapterops.shapes.plan import Plan
     from adapterops.store.objects import open_store
 
@@ -67,45 +66,51 @@ def main(
         raise UsageError(
             "no repository. Name one with --repository owner/name or in GITHUB_REPOSITORY."
         )
-    wanted = [row for row in plan["adapters"] if row["training_key"]]
+    wanted = [
+        (row["name"], row["training_key"], row["judgement_key"])
+        for row in plan["adapters"]
+        if row["training_key"] and row["judgement_key"]
+    ]
     if not wanted:
         console.print("no adapter is affected: nothing to report")
         return 0
     store, trust = open_store(bucket), trust_from(signed_by)
     reports, code = [], 0
-    for row in wanted:
-        run = output / row["name"] / row["training_key"][:12]
+    for adapter, training_key, judgement_key in wanted:
+        run = output / adapter / training_key[:12]
         try:
-            if not _fetch(store, row, run, trust):
+            if not _fetch(store, adapter, training_key, judgement_key, run, trust):
                 continue
-            shutil.copy(
-                plan_path, run / "plan.json"
-            )  # what was predicted stands beside what it took
+            # What was predicted stands beside what it took.
+            shutil.copy(plan_path, run / "plan.json")
             reports.append(run / "gate_report.json")
-            _judge(run, row["name"])
+            _judge(run, adapter)
         except AdapterOpsError as error:
-            error_console.print(f"{row['name']}: {error}", markup=False, soft_wrap=True)
+            error_console.print(f"{adapter}: {error}", markup=False, soft_wrap=True)
             code = max(code, error.exit_code)
-    if reports:
-        # The one place that knows this command line.
-        post = [
-            sys.executable,
-            str(ROOT / "scripts" / "report.py"),
-            "post",
-            "--repository",
-            name,
-            "--pull-request",
-            str(pull_request),
-        ]
-        for report in reports:
-            post += ["--report", str(report)]
-        code = max(code, subprocess.run(post, check=False).returncode)
-    return code
+    return max(code, _post(reports, name, pull_request)) if reports else code
 
 
-def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | None) -> bool:
-    """Bring the documents of an adapter's verdict to `run`; False where there is none, and that is
-    printed.
+def _post(reports: list[Path], repository: str, pull_request: int) -> int:
+    """Call `report.py post`; its exit code."""
+    from adapterops.schemas import ROOT
+
+    call = [sys.executable, str(ROOT / "scripts" / "report.py"), "post"]
+    call += ["--repository", repository, "--pull-request", str(pull_request)]
+    for report in reports:
+        call += ["--report", str(report)]
+    return subprocess.run(call, check=False).returncode
+
+
+def _fetch(
+    store: ObjectStore,
+    adapter: str,
+    training_key: str,
+    judgement_key: str,
+    run: Path,
+    trust: Trust | None,
+) -> bool:
+    """Bring the documents of an adapter's verdict to `run`; False where there is none, and say so.
 
     Raises:
         RejectedError: it is not signed by whom we trust.
@@ -114,15 +119,12 @@ def _fetch(store: ObjectStore, row: dict[str, Any], run: Path, trust: Trust | No
     from adapterops.candidates.kept import fetch_judgement, fetch_train_manifest, find_judged
 
     shutil.rmtree(run, ignore_errors=True)  # what an earlier call left is of another verdict
-    known = find_judged(store, row["name"], row["training_key"], row["judgement_key"], trust)
+    known = find_judged(store, adapter, training_key, judgement_key, trust)
     if known.judgement is None:
-        console.print(
-            f"{row['name']}: {known.distrust or 'no verdict yet'}", markup=False, soft_wrap=True
-        )
+        said = known.distrust or "no verdict yet"
+        console.print(f"{adapter}: {said}", markup=False, soft_wrap=True)
         return False
-    fetch_train_manifest(
-        store, row["training_key"], run / "model", trust
-    )  # the report needs no weights
+    fetch_train_manifest(store, training_key, run / "model", trust)  # the report needs no weights
     fetch_judgement(store, known.judgement, run)
     return True
 

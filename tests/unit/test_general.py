@@ -10,6 +10,7 @@ from eval_documents import results, with_general, write
 
 from adapterops.candidates.keys import adapter_keys
 from adapterops.data.general_sets import described, load_general, spread
+from adapterops.data.reader import Row
 from adapterops.data.slices import slices
 from adapterops.engine.answers import Answer
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
@@ -218,9 +219,9 @@ def test_a_general_row_counts_for_nothing_of_the_domain_and_the_domain_for_nothi
         "checks": [{"check": "words", "max": 5}],
     }
     answer = Answer("I'm sorry, but I can't help with that.", "stop", 9, 1.0)
-    general = score(row, answer, refused=True, general=True).observed()
+    general = score(Row(1, row), answer, refused=True, general=True).observed()
     assert general == {"general_over_refusal": 1, "instruction_following": 0}
-    own = score(row, answer, refused=True).observed()
+    own = score(Row(1, row), answer, refused=True).observed()
     assert own["over_refusal"] == 1
     assert not {"general_over_refusal", "instruction_following"} & own.keys()
 
@@ -232,7 +233,7 @@ def test_an_answer_that_failed_follows_no_instruction_and_counts_as_refused():
         "checks": [{"check": "answer", "any": ["yes"]}],
     }
     failed = Answer("yes", "error", 0, 1.0, error="500")
-    assert score(row, failed, refused=False, general=True).observed() == {
+    assert score(Row(1, row), failed, refused=False, general=True).observed() == {
         "general_over_refusal": 1,
         "instruction_following": 0,
     }
@@ -245,8 +246,14 @@ def test_a_refusal_follows_no_instruction_whatever_its_form():
         "checks": [{"check": "sentences", "max": 1}],
     }
     answer = Answer("I'm sorry, but I can't help with that.", "stop", 9, 1.0)
-    assert score(row, answer, refused=True, general=True).observed()["instruction_following"] == 0
-    assert score(row, answer, refused=False, general=True).observed()["instruction_following"] == 1
+    assert (
+        score(Row(1, row), answer, refused=True, general=True).observed()["instruction_following"]
+        == 0
+    )
+    assert (
+        score(Row(1, row), answer, refused=False, general=True).observed()["instruction_following"]
+        == 1
+    )
 
 
 def test_a_general_answer_that_may_be_a_refusal_counts_against_whoever_gave_it():
@@ -255,13 +262,14 @@ def test_a_general_answer_that_may_be_a_refusal_counts_against_whoever_gave_it()
         "expected_output": "Rain.",
         "checks": [{"check": "sentences", "max": 1}],
     }
-    scored = score(row, Answer("Perhaps better not.", "stop", 9, 1.0), refused=None, general=True)
+    scored = score(
+        Row(1, row), Answer("Perhaps better not.", "stop", 9, 1.0), refused=None, general=True
+    )
     assert scored.observed() == {"general_over_refusal": 1, "instruction_following": 0}
     assert scored.checks_ok  # so that a person's label can still decide both
 
 
 def test_slices_of_general_rows_are_their_own(tmp_path):
-    from adapterops.data.reader import Row
 
     own, general = (
         Row(1, {"language": "ko", "tags": ["extract"]}),

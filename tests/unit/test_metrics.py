@@ -21,7 +21,7 @@ SCHEMA = {
 
 
 def score(row, given):
-    return score_row(row, given, refused=classify(given.text) == "refused")
+    return score_row(Row(1, row), given, refused=classify(given.text) == "refused")
 
 
 def answer(text: str, finish_reason: str = "stop") -> Answer:

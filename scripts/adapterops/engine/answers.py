@@ -1,12 +1,11 @@
-"""What is asked and what is answered: apart from the client that asks, which takes seconds to
-import.
-"""
+"""What is asked and answered, apart from the client, which takes seconds to import."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Messages = list[dict[str, str]]
+Messages = Sequence[Mapping[str, object]]  # each with its role and content
 
 
 @dataclass(frozen=True)

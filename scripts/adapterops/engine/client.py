@@ -12,10 +12,11 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from adapterops.engine.answers import Messages
 from adapterops.errors import InfrastructureError, RejectedError
 
 # The engine is on loopback: the environment's HTTP proxy is not asked.
@@ -141,7 +142,7 @@ def unload_adapter(url: str, name: str) -> None:
 
 
 def greedy_answer(
-    url: str, model: str, messages: list[dict[str, str]], max_tokens: int, timeout: float = 300
+    url: str, model: str, messages: Messages, max_tokens: int, timeout: float = 300
 ) -> Completion:
     """The answer at temperature 0.
 
@@ -164,12 +165,13 @@ def greedy_answer(
 
 
 def _request(
-    url: str, path: str, document: dict[str, Any] | None = None, *, timeout: float
+    url: str, path: str, document: Mapping[str, object] | None = None, *, timeout: float
 ) -> tuple[int, bytes]:
     data = None if document is None else json.dumps(document).encode()
+    # Our own URL.
     request = urllib.request.Request(  # noqa: S310
         f"{url}{path}", data, {"content-type": "application/json"}
-    )  # our own URL
+    )
     try:
         with _OPENER.open(request, timeout=timeout) as answer:
             return answer.status, answer.read()

@@ -92,17 +92,9 @@ async def _generate(
                         client, asked[position], messages, started
                     )
                 except openai.APITimeoutError:
-                    found = Answer(
-                        "", "error", 0, _since(started), error=f"no answer within {_TIMEOUT} s"
-                    )
+                    found = _failed(started, f"no answer within {_TIMEOUT} s")
                 except openai.APIStatusError as error:
-                    found = Answer(
-                        "",
-                        "error",
-                        0,
-                        _since(started),
-                        error=f"{error.status_code}: {error.message}"[:500],
-                    )
+                    found = _failed(started, f"{error.status_code}: {error.message}"[:500])
             on_answer(position, found)
             return found
 
@@ -150,7 +142,8 @@ async def _stream(
     client: openai.AsyncOpenAI, asked: _Asked, messages: Messages, started: float
 ) -> Answer:
     parts, reason, tokens, first = [], "stop", 0, None
-    chunks = await client.chat.completions.create(  # type: ignore[call-overload]  # plain mappings of role and content
+    # Plain mappings of role and content.
+    chunks = await client.chat.completions.create(  # type: ignore[call-overload]
         model=asked.model,
         messages=messages,
         temperature=0,
@@ -169,6 +162,10 @@ async def _stream(
             tokens = chunk.usage.completion_tokens
     latency = _since(started)
     return Answer("".join(parts), reason, tokens, latency, ttft_ms=first or latency)
+
+
+def _failed(started: float, error: str) -> Answer:
+    return Answer("", "error", 0, _since(started), error=error)
 
 
 def _since(started: float) -> float:

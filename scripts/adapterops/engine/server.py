@@ -1,6 +1,4 @@
-"""vLLM as a child process: started with the base model entry's template and stop tokens, ended with
-all its children.
-"""
+"""vLLM as a child process, with its base model's template; it ends with all its children."""
 
 from __future__ import annotations
 
@@ -36,24 +34,16 @@ _CAUSES = (
         "The port is in use: stop the program that has it, or change engine.port.",
     ),
     (
-        (
-            r"out of memory|OutOfMemoryError|No available memory for the cache|desired .*"
-            r" utilization|cannot allocate memory"
-        ),
-        (
-            "Not enough memory: stop what else uses it, or lower engine.gpu_memory_utilization or"
-            " engine.max_model_len."
-        ),
+        r"out of memory|OutOfMemoryError|No available memory for the cache"
+        r"|desired .* utilization|cannot allocate memory",
+        "Not enough memory: stop what else uses it, or lower engine.gpu_memory_utilization or"
+        " engine.max_model_len.",
     ),
     (
-        (
-            r"is not a local folder|Repository Not Found|does not appear to have a file named|No"
-            r" such file.*config\.json"
-        ),
-        (
-            "The base model's files are missing or incomplete: remove its cache directory and start"
-            " again."
-        ),
+        r"is not a local folder|Repository Not Found|does not appear to have a file named"
+        r"|No such file.*config\.json",
+        "The base model's files are missing or incomplete: remove its cache directory and start"
+        " again.",
     ),
     (
         r"No module named|ModuleNotFoundError|ImportError",
@@ -66,9 +56,8 @@ _CAUSES = (
 )
 _MOST_LOGPROBS = 20  # the schema's maximum of `gateway.limits.logprobs`
 _TAIL = 15  # log lines shown with an error
-_LOG_BYTES = (
-    64 * 2**20
-)  # some requests leave a traceback there; a disk that they fill keeps no channel
+# Some requests leave a traceback there; a disk that they fill keeps no channel.
+_LOG_BYTES = 64 * 2**20
 # What every engine runs with, also one that is started elsewhere (configs/kubernetes/).
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -145,9 +134,7 @@ class EngineProcess:
         return True
 
     def bound_log(self) -> None:
-        """Begin the log anew when it is large; what was in it lies beside it, as
-        `….previous.log`.
-        """
+        """Begin a large log anew; what was in it lies beside it, as `….previous.log`."""
         with contextlib.suppress(OSError):
             if self.log.stat().st_size > _LOG_BYTES:
                 with contextlib.suppress(OSError):  # the disk is full: then room is what matters

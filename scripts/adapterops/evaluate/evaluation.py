@@ -1,5 +1,6 @@
-"""Evaluate an adapter through a real vLLM server, as it will be served, beside the one in
-production and the base model.
+"""Evaluate an adapter through a real vLLM server, beside the one in production and its base model.
+
+`evaluate_once` reads downward: read and check, ask every side, score, write.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -28,18 +28,35 @@ from adapterops.engine.installed import engine_version
 from adapterops.engine.server import start_engine
 from adapterops.errors import RejectedError, UsageError
 from adapterops.evaluate import record
-from adapterops.evaluate.detector import Judge, detector_figures, judge_model, parse_judge, refusals
+from adapterops.evaluate.detector import (
+    Judge,
+    Told,
+    detector_figures,
+    judge_model,
+    parse_judge,
+    refusals,
+)
 from adapterops.evaluate.phases import Phases, Side
 from adapterops.evaluate.production import NONE, Production
 from adapterops.evaluate.responses import Responses
+from adapterops.evaluate.samples import sample
 from adapterops.evaluate.scores import Score, columns, row_metrics, score
 from adapterops.evaluate.winrate import win_rate
 from adapterops.schemas import ROOT, repository_path
-from adapterops.shapes.eval_results import EvalResults
+from adapterops.shapes.eval_results import (
+    Columns,
+    EvalResults,
+    EvaluationData,
+    Extension,
+    GeneralSets,
+    KeyInputs,
+    Metrics,
+    WinRate,
+)
 from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.adapter import General
 from adapterops.specs.base_model import find_base_model
-from adapterops.specs.metric_catalogue import METRIC_IDS
+from adapterops.specs.metric_catalogue import METRIC_IDS, Reference, SideName
 from adapterops.specs.serving import ServingConfig, load_serving_config
 from adapterops.store.releases import adapter_digest
 
@@ -97,7 +114,7 @@ def evaluate_once(
     server_wait_s: float = 30,
     serving: Path | None = None,
     force: bool = False,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[EvalResults, bool]:
     """Evaluate unless `output` holds the results of this very evaluation.
 
     Args:
@@ -115,13 +132,113 @@ def evaluate_once(
         force: evaluate although the results are there, and generate every answer anew.
 
     Returns:
-        The results (`configs/schemas/eval_results.json`), and whether they were there already.
+        The results, and whether they were there already.
 
     Raises:
         UsageError: `model` is not an adapter directory, or no serving configuration fits.
         RejectedError: the evaluation rows are invalid.
         InfrastructureError: the engine does not start or does not answer.
     """
+    asked = _asked(model, data, settings, production, serving)
+    samples_path = _samples_path(output)
+    if not force and (known := _already_known(asked, output, samples_path)):
+        return known, True
+    started = time.monotonic()
+    with (
+        _engine(asked.config, server_url, server_wait_s, output, console) as url,
+        Responses(responses or output.with_name("responses.sqlite"), fresh=force) as answers,
+    ):
+        sides = _ask_every_side(asked, url, answers, console)
+        judge = parse_judge(settings.refusal_judge, url, asked.base_model)
+        scores, told = _scores(asked.drawn, sides, judge, asked.general)
+        _say_slow(asked.drawn, scores, console)
+        judge = parse_judge(settings.win_rate_judge, url, asked.base_model)
+        wins, judged = _wins(asked, sides, judge, answers) if judge else (None, None)
+    found = Found(sides, scores, told, wins, judged, time.monotonic() - started)
+    results = _results(asked, found, samples_path.name)
+    write_bytes(samples_path, _sample_lines(asked, found).encode())
+    write_json(output, results, EvalResults)
+    return results, False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is evaluated, on what and how: read and checked before anything is generated.
+
+    Args:
+        model: the adapter's directory.
+        manifest: of its training.
+        data: where the rows come from.
+        settings: how to evaluate.
+        production: the adapter to compare with.
+        config: with which the engine is started.
+        rows: of the adapter's own domain.
+        extension: further ones.
+        general_rows: outside of its domain.
+        texts: likewise.
+        general_sets: the files of both.
+        key_inputs: what determines the measurements.
+    """
+
+    model: Path
+    manifest: TrainManifest
+    data: Data
+    settings: Settings
+    production: Production
+    config: ServingConfig
+    rows: list[Row]
+    extension: list[Row]
+    general_rows: list[Row]
+    texts: list[Row]
+    general_sets: GeneralSets
+    key_inputs: KeyInputs
+
+    @property
+    def key(self) -> str:
+        """Equal keys mean equal measurements."""
+        return sha256_json(self.key_inputs)
+
+    @property
+    def base_model(self) -> str:
+        """Its name."""
+        return self.config.base_model.name
+
+    @property
+    def drawn(self) -> list[Row]:
+        """All rows that are asked, in order."""
+        return [*self.rows, *self.general_rows, *(self.extension if self.data.draw else [])]
+
+    @property
+    def general(self) -> range:
+        """Places of the general rows among all."""
+        return range(len(self.rows), len(self.rows) + len(self.general_rows))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the sides answered, and what it is worth.
+
+    Args:
+        sides: answers by side.
+        scores: scores by side, one a row.
+        told: what detector and judge of refusals did.
+        wins: of the candidate, one a row; None without a judge.
+        judged: what that judge did.
+        seconds: of all of it.
+    """
+
+    sides: dict[SideName, Side]
+    scores: dict[SideName, list[Score | None]]
+    told: Told
+    wins: list[float | None] | None
+    judged: WinRate | None
+    seconds: float
+
+
+def _asked(
+    model: Path, data: Data, settings: Settings, production: Production, serving: Path | None
+) -> Asked:
+    """Read what the evaluation is of, and refuse what cannot be evaluated."""
     manifest = read_json(model / "train_manifest.json", TrainManifest)
     digest = adapter_digest(model)
     if digest != manifest["adapter"]["digest"]:
@@ -132,37 +249,51 @@ def evaluate_once(
         raise UsageError(
             "--draw-extension: no extension rows are registered. Name them with --extension-data."
         )
-    for judge_name in (settings.refusal_judge, settings.win_rate_judge):
-        parse_judge(
-            judge_name, "", ""
-        )  # a judge that cannot be meant is said now, and not after the answers
+    for name in (settings.refusal_judge, settings.win_rate_judge):
+        parse_judge(name, "", "")  # one that cannot be meant is said now, not after the answers
     rows = load_rows(data.path, "eval")
     extension = load_rows(data.extension, "eval") if data.extension else []
     general_rows, texts = load_general(data.general)
-    general = range(len(rows), len(rows) + len(general_rows))  # places among all rows
     general_sets = described(data.general)
     _refuse_formats(data.path, rows)
     if data.extension:
         _refuse_formats(data.extension, extension)
     config = _serving_config(manifest, model, serving)
-    base_model = config.base_model
-    scope = {
-        "base_model": base_model.key_inputs(),
-        "decoding": {"temperature": 0, "max_tokens": settings.max_tokens},
-        "engine": {"version": engine_version(), "dtype": config.engine.dtype},
-    }
-    registered = (
-        {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None
+    return Asked(
+        model,
+        manifest,
+        data,
+        settings,
+        production,
+        config,
+        rows,
+        extension,
+        general_rows,
+        texts,
+        general_sets,
+        _key_inputs(digest, data, settings, production, config, general_sets),
     )
-    key_inputs = {
-        **scope,
+
+
+def _key_inputs(
+    digest: str,
+    data: Data,
+    settings: Settings,
+    production: Production,
+    config: ServingConfig,
+    general_sets: GeneralSets,
+) -> KeyInputs:
+    return {
+        **_scope(config, settings),
         "adapter": digest,
         "production": production.digest,
         "data": sha256_file(data.path),
-        "extension": registered,
+        "extension": (
+            {"sha256": sha256_file(data.extension), "drawn": data.draw} if data.extension else None
+        ),
         "general": {
-            kind: [[file["sha256"], file["asked"]] for file in files]
-            for kind, files in general_sets.items()
+            "rows": [[file["sha256"], file["asked"]] for file in general_sets["rows"]],
+            "texts": [[file["sha256"], file["asked"]] for file in general_sets["texts"]],
         },
         "speed": {
             "requests": settings.latency_requests,
@@ -172,143 +303,173 @@ def evaluate_once(
         "refusal_judge": settings.refusal_judge,
         "win_rate_judge": judge_model(settings.win_rate_judge),
     }
-    key = sha256_json(key_inputs)
-    # An evaluation with the extension rows answers what one without them asks: they are drawn once.
-    enough = (
-        {key, sha256_json({**key_inputs, "extension": {**registered, "drawn": True}})}
-        if registered
-        else {key}
-    )
-    samples_path = output.with_name(output.stem.replace("results", "samples") + ".jsonl")
-    if samples_path.stem == output.stem:
-        samples_path = output.with_name(f"{output.stem}_samples.jsonl")
-    if not force and samples_path.is_file():
+
+
+def _scope(config: ServingConfig, settings: Settings) -> KeyInputs:
+    """What determines an answer besides adapter and prompt."""
+    return {
+        "base_model": config.base_model.key_inputs(),
+        "decoding": {"temperature": 0, "max_tokens": settings.max_tokens},
+        "engine": {"version": engine_version(), "dtype": config.engine.dtype},
+    }
+
+
+def _samples_path(output: Path) -> Path:
+    """Beside the results: `eval_results.json` has `eval_samples.jsonl`."""
+    path = output.with_name(output.stem.replace("results", "samples") + ".jsonl")
+    return output.with_name(f"{output.stem}_samples.jsonl") if path.stem == output.stem else path
+
+
+def _already_known(asked: Asked, output: Path, samples: Path) -> EvalResults | None:
+    """The results of this very evaluation, if they are there.
+
+    One with the extension rows answers what one without them asks: they are drawn once.
+    """
+    enough = {asked.key}
+    if registered := asked.key_inputs["extension"]:
+        drawn: KeyInputs = {**asked.key_inputs, "extension": {**registered, "drawn": True}}
+        enough.add(sha256_json(drawn))
+    if samples.is_file():
         with contextlib.suppress(UsageError):
             results = read_json(output, EvalResults)
             if results["eval_key"] in enough:
-                return results, True
+                return results
+    return None
 
-    drawn = [*rows, *general_rows, *(extension if data.draw else [])]
-    prompts = [prompt_messages(row.value) for row in drawn]
-    answers_path = responses or output.with_name("responses.sqlite")
-    started = time.monotonic()
-    with (
-        _engine(config, server_url, server_wait_s, output, console) as url,
-        Responses(answers_path, fresh=force) as known,
-    ):
-        phases = Phases(
-            url,
-            prompts,
-            scope,
-            settings.max_tokens,
-            settings.latency_requests,
-            settings.latency_concurrency,
-            known,
-            console,
-            timed=len(rows),
-            texts=[row.value["expected_output"] for row in texts],
-        )
-        base = phases.base(
-            base_model.name
-        )  # first: a probe is an answer that is not the base model's
-        loading = {"candidate": (digest, model)}
-        if production.directory and production.digest:
-            loading["production"] = (production.digest, production.directory)
-        sides: dict[str, Side] = {**phases.adapters(loading, base), "base": base}
-        scores, detector = _scores(drawn, sides, settings, url, base_model.name, general)
-        _say_slow(drawn, scores, console)
-        against = "production" if "production" in sides else "base"
-        judge = parse_judge(settings.win_rate_judge, url, base_model.name)
-        wins, judged = (
-            _wins(drawn, sides["candidate"], sides[against], judge, against, known, general)
-            if judge
-            else ([], None)
-        )
 
-    observed = {
-        side: columns(scores[side], {"win_rate": wins} if side == "candidate" else None)
-        for side in sides
+def _ask_every_side(
+    asked: Asked, url: str, known: Responses, console: Console
+) -> dict[SideName, Side]:
+    settings, production = asked.settings, asked.production
+    phases = Phases(
+        url,
+        [prompt_messages(row.value) for row in asked.drawn],
+        _scope(asked.config, settings),
+        settings.max_tokens,
+        settings.latency_requests,
+        settings.latency_concurrency,
+        known,
+        console,
+        timed=len(asked.rows),
+        texts=[row.value["expected_output"] for row in asked.texts],
+    )
+    base = phases.base(asked.base_model)  # first: a probe is an answer that is not its
+    loading: dict[SideName, tuple[str, Path]] = {
+        "candidate": (asked.manifest["adapter"]["digest"], asked.model)
     }
-    metrics = {
-        side: {
-            **row_metrics(observed[side]),
-            **record.loss_metrics(asked, base),
-            **record.speed_metrics(asked),
-        }
-        for side, asked in sides.items()
-    }
-    for side, asked in sides.items():
-        floor = record.floor(drawn, asked.answers, key, general)
-        if floor is not None and "rouge_l" in metrics[side]:
-            metrics[side]["rouge_l"]["floor"] = floor
-    results = {
+    if production.directory and production.digest:
+        loading["production"] = (production.digest, production.directory)
+    return {**phases.adapters(loading, base), "base": base}
+
+
+def _results(asked: Asked, found: Found, samples: str) -> EvalResults:
+    """The document, from what was asked and what was found."""
+    sides, rows = found.sides, asked.drawn
+    columns_of = _columns(found)
+    metrics = _metrics(asked, sides, columns_of)
+    concurrency, row_slices = asked.settings.latency_concurrency, slices(rows, asked.general)
+    theirs = sides.get("production")
+    return {
         "schema": "eval_results/v1",
-        "eval_key": key,
-        "key_inputs": key_inputs,
+        "eval_key": asked.key,
+        "key_inputs": asked.key_inputs,
         "adapter": {
-            "digest": digest,
-            "training_key": manifest["training_key"],
-            "base_model": base_model.name,
+            "digest": asked.manifest["adapter"]["digest"],
+            "training_key": asked.manifest["training_key"],
+            "base_model": asked.base_model,
         },
         "production": {
-            "name": production.digest[:12] if production.digest else None,
-            "digest": production.digest,
-            "note": production.note,
+            "name": asked.production.digest[:12] if asked.production.digest else None,
+            "digest": asked.production.digest,
+            "note": asked.production.note,
         },
-        "evaluation_data": {
-            "path": repository_path(data.path),
-            "sha256": key_inputs["data"],
-            "rows": len(rows),
-            "extension": (
-                {
-                    "path": repository_path(data.extension),
-                    "sha256": sha256_file(data.extension),
-                    "rows": len(extension),
-                }
-                if data.extension
-                else None
-            ),
-            "general": general_sets,
-        },
+        "evaluation_data": _evaluation_data(asked),
         "metrics": metrics["candidate"],
         "production_metrics": metrics.get("production"),
         "base_metrics": metrics["base"],
-        "slices": slices(drawn, general),
+        "slices": row_slices,
+        "slice_metrics": record.slice_metrics(row_slices, columns_of),
         "observations": {
-            "groups": record.groups(drawn),
-            "texts": record.texts(texts, sides),
-            "candidate": observed["candidate"],
-            "production": observed.get("production"),
-            "base": observed["base"],
+            "groups": record.groups(rows),
+            "texts": record.texts(asked.texts, sides),
+            "candidate": columns_of["candidate"],
+            "production": columns_of.get("production"),
+            "base": columns_of["base"],
             "speed": {
-                name: record.speed(sides.get(name), settings.latency_concurrency)
-                for name in ("candidate", "production")
+                "candidate": record.speed(sides["candidate"], concurrency),
+                "production": record.speed(theirs, concurrency) if theirs else None,
             },
         },
         "failed": {
-            side: sum(answer.error is not None for answer in sides[side].answers) for side in sides
+            name: sum(answer.error is not None for answer in side.answers)
+            for name, side in sides.items()
         },
-        "refusal_detector": {**detector_figures(), **detector},
-        "win_rate": judged,
-        "engine": {**scope["engine"], "device": device_name()},
-        "probes": record.probes(drawn, sides),
-        "samples": samples_path.name,
+        "refusal_detector": {**detector_figures(), **found.told},
+        "win_rate": found.judged,
+        "engine": {
+            "version": engine_version(),
+            "dtype": asked.config.engine.dtype,
+            "device": device_name(),
+        },
+        "probes": record.probes(rows, sides),
+        "samples": samples,
         "seconds": {
-            **{side: round(sides[side].seconds, 2) for side in sides},
-            "total": round(time.monotonic() - started, 2),
+            **{name: round(side.seconds, 2) for name, side in sides.items()},
+            "total": round(found.seconds, 2),
         },
     }
-    outcomes = wins or [None] * len(drawn)
-    lines = [
-        json.dumps(
-            record.sample(row, i, sides, scores, outcomes[i], general=i in general),
-            ensure_ascii=False,
-        )
-        for i, row in enumerate(drawn)
-    ]
-    write_bytes(samples_path, ("\n".join(lines) + "\n").encode())
-    write_json(output, results, EvalResults)
-    return results, False
+
+
+def _evaluation_data(asked: Asked) -> EvaluationData:
+    extension: Extension | None = None
+    if asked.data.extension:
+        extension = {
+            "path": repository_path(asked.data.extension),
+            "sha256": sha256_file(asked.data.extension),
+            "rows": len(asked.extension),
+        }
+    return {
+        "path": repository_path(asked.data.path),
+        "sha256": sha256_file(asked.data.path),
+        "rows": len(asked.rows),
+        "extension": extension,
+        "general": asked.general_sets,
+    }
+
+
+def _columns(found: Found) -> dict[SideName, Columns]:
+    """What was observed, by side and metric."""
+    wins: Columns = {} if found.wins is None else {"win_rate": found.wins}
+    return {
+        side: columns(scores, wins if side == "candidate" else None)
+        for side, scores in found.scores.items()
+    }
+
+
+def _metrics(
+    asked: Asked, sides: dict[SideName, Side], observed: dict[SideName, Columns]
+) -> dict[SideName, Metrics]:
+    found: dict[SideName, Metrics] = {}
+    for name, side in sides.items():
+        found[name] = {
+            **row_metrics(observed[name]),
+            **record.loss_metrics(side, sides["base"]),
+            **record.speed_metrics(side),
+        }
+        floor = record.floor(asked.drawn, side.answers, asked.key, asked.general)
+        if floor is not None and "rouge_l" in found[name]:
+            found[name]["rouge_l"]["floor"] = floor
+    return found
+
+
+def _sample_lines(asked: Asked, found: Found) -> str:
+    rows = asked.drawn
+    wins = found.wins or [None] * len(rows)
+    lines = (
+        sample(row, i, found.sides, found.scores, wins[i], general=i in asked.general)
+        for i, row in enumerate(rows)
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _refuse_formats(path: Path, rows: list[Row]) -> None:
@@ -327,7 +488,9 @@ def _refuse_formats(path: Path, rows: list[Row]) -> None:
         raise RejectedError(f"{path} has {len(found)} problems:\n{listed}")
 
 
-def _say_slow(rows: list[Row], scores: dict[str, list[Score | None]], console: Console) -> None:
+def _say_slow(
+    rows: list[Row], scores: dict[SideName, list[Score | None]], console: Console
+) -> None:
     for side, found in scores.items():
         for row, scored in zip(rows, found, strict=True):
             if scored and scored.format_error:
@@ -380,7 +543,7 @@ def _engine(
         yield engine.url
 
 
-def _serving_config(manifest: dict[str, Any], model: Path, serving: Path | None) -> ServingConfig:
+def _serving_config(manifest: TrainManifest, model: Path, serving: Path | None) -> ServingConfig:
     """The configuration that the adapter is served with; it must fit the adapter."""
     base_model = find_base_model(manifest["base_model"]["name"], f"{model}/train_manifest.json")
     paths = [serving] if serving else sorted((ROOT / "configs").glob("serving*.yaml"))
@@ -405,34 +568,31 @@ def _serving_config(manifest: dict[str, Any], model: Path, serving: Path | None)
 
 
 def _wins(
-    rows: list[Row],
-    ours: Side,
-    theirs: Side,
-    judge: Judge,
-    against: str,
-    known: Responses,
-    general: range,
-) -> tuple[list[float | None], dict[str, Any]]:
-    """Wins on the rows of the adapter's own domain; general rows are not what it was made for, and
-    have None.
+    asked: Asked, sides: dict[SideName, Side], judge: Judge, known: Responses
+) -> tuple[list[float | None], WinRate]:
+    """Wins on the rows of the adapter's own domain, over production or else the base model.
+
+    General rows are not what it was made for, and have None.
     """
-    own = [i for i in range(len(rows)) if i not in general]
-    mine, other = ([side.answers[i] for i in own] for side in (ours, theirs))
+    rows, against = asked.drawn, _against(sides)
+    own = [i for i in range(len(rows)) if i not in asked.general]
+    mine, other = ([sides[name].answers[i] for i in own] for name in ("candidate", against))
     found, about = win_rate([rows[i] for i in own], mine, other, judge, against, known)
     by_place = dict(zip(own, found, strict=True))
     return [by_place.get(i) for i in range(len(rows))], about
 
 
+def _against(sides: dict[SideName, Side]) -> Reference:
+    return "production" if "production" in sides else "base"
+
+
 def _scores(
-    rows: list[Row],
-    sides: dict[str, Side],
-    settings: Settings,
-    url: str,
-    base_model: str,
-    general: range,
-) -> tuple[dict[str, list[Score | None]], dict[str, Any]]:
-    """Scores of every side. A failed answer of the candidate is a miss; one of the others leaves
-    the row out of the comparison.
+    rows: list[Row], sides: dict[SideName, Side], judge: Judge | None, general: range
+) -> tuple[dict[SideName, list[Score | None]], Told]:
+    """Scores of every side, and what was done about refusals.
+
+    A failed answer of the candidate is a miss; one of the others leaves the row out of the
+    comparison.
     """
     texts = [prompt_text(row.value) for row in rows]
     cases = [
@@ -440,19 +600,17 @@ def _scores(
         for side in sides.values()
         for text, answer in zip(texts, side.answers, strict=True)
     ]
-    refused, about = refusals(cases, parse_judge(settings.refusal_judge, url, base_model))
-    scores: dict[str, list[Score | None]] = {}
+    refused, told = refusals(cases, judge)
+    scores: dict[SideName, list[Score | None]] = {}
     for position, (name, side) in enumerate(sides.items()):
-        shared_checker().forget()
+        shared_checker().forget()  # who was slow before is no reason to hurry this side
         outcomes = refused[position * len(rows) : (position + 1) * len(rows)]
         scores[name] = [
-            (
-                None
-                if answer.error and name != "candidate"
-                else score(row.value, answer, refused=outcome, general=i in general)
-            )
+            None
+            if answer.error and name != "candidate"
+            else score(row, answer, refused=outcome, general=i in general)
             for i, (row, answer, outcome) in enumerate(
                 zip(rows, side.answers, outcomes, strict=True)
             )
         ]
-    return scores, about
+    return scores, told

@@ -1,15 +1,12 @@
-"""The request phases of an evaluation: quality with everything in flight, then the speed of all
-sides in turn, never both at once.
-"""
+"""The request phases of an evaluation: quality with all in flight, then the speed in turn."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,22 +17,24 @@ from adapterops.engine.client import load_adapter, unload_adapter
 from adapterops.engine.generate import generate
 from adapterops.evaluate.responses import Responses, response_key
 from adapterops.evaluate.text_loss import text_losses
+from adapterops.specs.metric_catalogue import SideName
 
-_MAY_BE_PROBES = (
-    16  # short stable answers that are asked for once more, to find those that no other batch turns
-)
+# Short stable answers that are asked for once more, to find those that no other batch turns.
+_MAY_BE_PROBES = 16
 
 
 def warm_up(concurrency: int) -> int:
-    """Requests of the speed phase that are not counted: as many as start at once, for they meet an
-    idle engine; two at least.
+    """Requests of the speed phase that are not counted: two, or as many as start at once.
+
+    They meet an idle engine.
     """
     return max(2, concurrency)
 
 
-def turns_of(labels: list[str], prompts: list[int], scope: dict[str, Any]) -> list[tuple[str, int]]:
-    """Who asks what, in order: the prompts shuffled, each asked by every side at once, in random
-    order.
+def turns_of(
+    labels: list[SideName], prompts: list[int], scope: Mapping[str, object]
+) -> list[tuple[SideName, int]]:
+    """Who asks what, in order: prompts shuffled, each asked by all sides in random order.
 
     The order is drawn from the content, so that the same evaluation asks in the same order.
     """
@@ -87,7 +86,7 @@ class Phases:
 
     url: str
     prompts: list[Messages]
-    scope: dict[str, Any]
+    scope: Mapping[str, object]
     max_tokens: int
     requests: int
     concurrency: int
@@ -96,9 +95,10 @@ class Phases:
     timed: int
     texts: list[str] = field(default_factory=list)
 
-    def adapters(self, asked: dict[str, tuple[str, Path]], base: Side) -> dict[str, Side]:
-        """Quality of each adapter, then the speed of all in turn, then what each has lost; all are
-        loaded for it and forgotten afterwards.
+    def adapters(self, asked: dict[SideName, tuple[str, Path]], base: Side) -> dict[SideName, Side]:
+        """Quality of each adapter, then the speed of all in turn, then what each has lost.
+
+        All are loaded for it and forgotten afterwards.
 
         Args:
             asked: digest and directory by label; what may become probes is found of the first.
@@ -170,7 +170,7 @@ class Phases:
         )
         return [answers[i] for i in range(len(keys))], tokens, seconds
 
-    def _speed(self, names: dict[str, str]) -> dict[str, list[Answer]]:
+    def _speed(self, names: dict[SideName, str]) -> dict[SideName, list[Answer]]:
         """Each side asks the same prompts right after the other, in random order, so that a slow
         spell meets both.
 
@@ -181,14 +181,14 @@ class Phases:
         count = self.requests + dropped
         chosen = [i * self.timed // count % self.timed for i in range(count)]
         turns = turns_of(list(names), chosen, self.scope)
-        models, asked = (
+        answers = self._ask(
             [names[label] for label, _ in turns],
             [self.prompts[prompt] for _, prompt in turns],
+            "measuring latency",
+            concurrency=self.concurrency,
+            cold=True,
         )
-        answers = self._ask(
-            models, asked, "measuring latency", concurrency=self.concurrency, cold=True
-        )
-        sides: dict[str, list[Answer]] = {label: [] for label in names}
+        sides: dict[SideName, list[Answer]] = {label: [] for label in names}
         for (label, _), answer in zip(turns, answers, strict=True):
             sides[label].append(answer)
         for label in names:
@@ -204,8 +204,9 @@ class Phases:
     def _margins(
         self, model: str, answers: list[Answer], speed: list[Answer], base: list[Answer]
     ) -> dict[int, float]:
-        """How surely answers were decided that are not the base model's, and the same in large
-        batches, in small ones, and now.
+        """How surely answers were decided that may become probes.
+
+        They are not the base model's, and the same in large batches, in small ones, and now.
         """
         small = {answer.text for answer in speed if answer.error is None}
         same = {
@@ -216,17 +217,10 @@ class Phases:
             and answer.text != base[i].text
         }
         chosen = sorted(same.values(), key=lambda i: answers[i].tokens)[:_MAY_BE_PROBES]
-        found = (
-            generate(
-                self.url,
-                model,
-                [self.prompts[i] for i in chosen],
-                max_tokens=self.max_tokens,
-                margins=True,
-            )
-            if chosen
-            else []
-        )
+        if not chosen:
+            return {}
+        prompts = [self.prompts[i] for i in chosen]
+        found = generate(self.url, model, prompts, max_tokens=self.max_tokens, margins=True)
         return {
             i: answer.margin
             for i, answer in zip(chosen, found, strict=True)

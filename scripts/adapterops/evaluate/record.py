@@ -1,29 +1,34 @@
-"""What an evaluation records besides its metrics: slices, groups, samples, probes."""
+"""What an evaluation records besides the metrics of its rows: speeds, losses, slices, probes."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
-from typing import Any
 
 from adapterops.data.normal import loose_form
 from adapterops.data.reader import Row
-from adapterops.data.rows import prompt_messages
 from adapterops.engine.answers import Answer
 from adapterops.evaluate.phases import Side, warm_up
 from adapterops.evaluate.rouge import shuffled_floor
-from adapterops.evaluate.scores import Score
-from adapterops.specs.metric_catalogue import METRIC_IDS, excess_loss
+from adapterops.evaluate.samples import messages
+from adapterops.evaluate.scores import row_metrics
+from adapterops.shapes.eval_results import (
+    Columns,
+    EvalResults,
+    Metrics,
+    Probe,
+    SliceMetrics,
+    SpeedPhase,
+    Texts,
+)
+from adapterops.specs.metric_catalogue import METRIC_IDS, SideName, excess_loss
 
 # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
 _PROBES = 3
 
 
-def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
-    """Latency and time to the first token by nearest rank, tokens per second of one stream, and of
-    all in flight.
-    """
+def speed_metrics(side: Side) -> Metrics:
+    """Latency and time to first token by nearest rank; tokens per second, of one stream and all."""
     values: dict[str, tuple[float, int]] = {}
     if answered := [answer for answer in side.speed if answer.error is None]:
         rank = math.ceil(0.95 * len(answered)) - 1
@@ -47,37 +52,60 @@ def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
     }
 
 
-def texts(rows: list[Row], sides: dict[str, Side]) -> dict[str, Any]:
+def texts(rows: list[Row], sides: dict[SideName, Side]) -> Texts:
     """Of each general text its language, and what each side makes of it in nats per token."""
-    losses = {
-        side: sides[side].losses if side in sides else None
-        for side in ("candidate", "production", "base")
+    return {
+        "languages": [row.value["language"] for row in rows],
+        "candidate": sides["candidate"].losses,
+        "production": sides["production"].losses if "production" in sides else None,
+        "base": sides["base"].losses,
     }
-    return {"languages": [row.value["language"] for row in rows], **losses}
 
 
-def loss_metrics(side: Side, base: Side) -> dict[str, dict[str, Any]]:
+def loss_metrics(side: Side, base: Side) -> Metrics:
     """`general_loss` of one side; empty where no texts were asked."""
     excess = excess_loss(side.losses, base.losses)
-    return (
-        {
-            "general_loss": {
-                "id": METRIC_IDS["general_loss"],
-                "value": statistics.fmean(excess),
-                "n": len(excess),
-            }
+    if not excess:
+        return {}
+    value, n = statistics.fmean(excess), len(excess)
+    return {"general_loss": {"id": METRIC_IDS["general_loss"], "value": value, "n": n}}
+
+
+def slice_metrics(
+    slices: dict[str, list[int]], observed: dict[SideName, Columns]
+) -> dict[str, SliceMetrics]:
+    """Metrics of each side on the rows of each slice."""
+    found: dict[str, SliceMetrics] = {}
+    for name, members in slices.items():
+        rows = set(members)
+        theirs = observed.get("production")
+        found[name] = {
+            "candidate": row_metrics(observed["candidate"], rows),
+            "production": None if theirs is None else row_metrics(theirs, rows),
+            "base": row_metrics(observed["base"], rows),
         }
-        if excess
-        else {}
-    )
+    return found
+
+
+def slice_metrics_of(results: EvalResults) -> dict[str, SliceMetrics]:
+    """Those that were recorded; of an older evaluation, which has none, they are counted here."""
+    if "slice_metrics" in results:
+        return results["slice_metrics"]
+    observed = results["observations"]
+    sides: dict[SideName, Columns] = {
+        "candidate": observed["candidate"],
+        "base": observed["base"],
+    }
+    if theirs := observed["production"]:
+        sides["production"] = theirs
+    return slice_metrics(results["slices"], sides)
 
 
 def groups(rows: list[Row]) -> list[int]:
-    """For each row the group that it is resampled with: its `group`, else the rows with the same
-    input; each other row is alone.
+    """For each row the group that it is resampled with.
 
-    A row's `source` names the collection and not the text that it was made from, so it says nothing
-    here.
+    That is its `group`, else the rows with the same input; each other row is alone. A row's
+    `source` names the collection, not the text that the row was made from, and says nothing here.
     """
     numbers: dict[str, int] = {}
     keys = [
@@ -104,12 +132,8 @@ def floor(
     return shuffled_floor(pairs, int(key[:15], 16))
 
 
-def speed(side: Side | None, concurrency: int) -> dict[str, Any] | None:
-    """The requests of the speed phase that were answered, and the places of those that failed among
-    all of them.
-    """
-    if side is None:
-        return None
+def speed(side: Side, concurrency: int) -> SpeedPhase:
+    """The answered requests of the speed phase, and the places of those that failed among all."""
     answered = [answer for answer in side.speed if answer.error is None]
     return {
         "warm_up": warm_up(concurrency),
@@ -126,7 +150,7 @@ def speed(side: Side | None, concurrency: int) -> dict[str, Any] | None:
     }
 
 
-def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
+def probes(rows: list[Row], sides: dict[SideName, Side]) -> list[Probe]:
     """Prompts whose greedy answer is stable, and differs from the base model's.
 
     Stable: the same in batches of every size that an evaluation has, and decided by the widest
@@ -137,47 +161,6 @@ def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
     candidate, margins = sides["candidate"].answers, sides["candidate"].margins
     chosen = sorted(margins, key=lambda index: (-margins[index], index))[:_PROBES]
     return [
-        {"messages": prompt_messages(rows[index].value), "output": candidate[index].text}
+        {"messages": messages(rows[index]), "output": candidate[index].text}
         for index in sorted(chosen)
     ]
-
-
-def sample(
-    row: Row,
-    index: int,
-    sides: dict[str, Side],
-    scores: dict[str, list[Score | None]],
-    win: float | None,
-    *,
-    general: bool = False,
-) -> dict[str, Any]:
-    """One line of `eval_samples.jsonl`; `win` is what the judge made of the pair (1, 0.5, 0), None
-    where it was not asked.
-    """
-    sample = {
-        "id": row.id or f"line-{row.line}",
-        "line": row.line,
-        "language": row.value["language"],
-        "tags": row.value.get("tags", []),
-        "prompt": prompt_messages(row.value),
-        "expected": row.value["expected_output"],
-        "should_refuse": bool(row.value.get("should_refuse", False)),
-        "win": win,
-        "general": general,
-    }
-    for side in ("candidate", "production", "base"):
-        sample[side] = None
-        if side in sides:
-            found = scores[side][index]
-            fields = {
-                "rouge_l": None
-                if found is None or found.rouge_l is None
-                else round(found.rouge_l, 4),
-                "chrf": None if found is None or found.chrf is None else round(found.chrf, 4),
-                "format_ok": found.format_ok if found else None,
-                "format_error": found.format_error if found else None,
-                "refused": found.refused if found else False,  # None: nobody could tell
-                "checks_ok": found.checks_ok if found else None,
-            }
-            sample[side] = {**dataclasses.asdict(sides[side].answers[index]), **fields}
-    return sample

@@ -1,6 +1,4 @@
-"""Answers that were generated before, by what determines them: adapter, prompt, decoding and
-engine.
-"""
+"""Answers that were generated before, by adapter, prompt, decoding and engine."""
 
 from __future__ import annotations
 
@@ -9,23 +7,24 @@ import json
 import sqlite3
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from adapterops.documents import sha256_json
 from adapterops.engine.answers import Answer, Messages
 from adapterops.errors import UsageError
 
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS response (key TEXT PRIMARY KEY, session TEXT NOT NULL, at REAL NOT"
-    " NULL, answer TEXT NOT NULL)"
+    "CREATE TABLE IF NOT EXISTS response"
+    " (key TEXT PRIMARY KEY, session TEXT NOT NULL, at REAL NOT NULL, answer TEXT NOT NULL)"
 )
 
 
 class Responses:
-    """A file of answers; a context manager. An answer is on disk when it was given, so that an
-    interrupted run goes on from there.
+    """A file of answers; a context manager.
+
+    An answer is on disk when it was given, so that an interrupted run goes on from there.
 
     Args:
         path: the SQLite file.
@@ -84,8 +83,9 @@ class Responses:
             )
 
     def throughput(self, keys: list[str]) -> tuple[int, float]:
-        """Tokens and wall seconds of the session that gave most of these answers: a resumed rest
-        would not fill the engine.
+        """Tokens and wall seconds of the session that gave most of these answers.
+
+        A resumed rest would not fill the engine.
         """
         sessions: dict[str, list[tuple[float, int]]] = {}
         for key in keys:
@@ -100,6 +100,6 @@ class Responses:
         return sum(tokens for _, tokens in largest), max(at for at, _ in largest)
 
 
-def response_key(scope: dict[str, Any], messages: Messages) -> str:
+def response_key(scope: Mapping[str, object], messages: Messages) -> str:
     """What determines an answer: `scope` names adapter, base model, decoding and engine."""
     return sha256_json({"scope": scope, "messages": messages})

@@ -1,5 +1,6 @@
-"""ROUGE-L that is right for Korean (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
-Summaries"), and what goes with it.
+"""ROUGE-L that is right for Korean, and what goes with it.
+
+Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _GRAM = 4
 
 
 def tokenize(text: str) -> list[str]:
-    """`ko-syl-v2`: NFKC, lower case, Hangul by syllable, CJK by character, all else by runs of
-    letters and digits.
+    """`ko-syl-v2`: NFKC, lower case; Hangul by syllable, CJK by character, other text by runs.
 
-    On ASCII text these are the tokens of rouge-score's default, which throws Hangul away: there,
-    two identical Korean sentences score 0.0, and unrelated ones 1.0 when only their digits match.
+    A run is of letters and digits. On ASCII text these are the tokens of rouge-score's default,
+    which throws Hangul away: there, two identical Korean sentences score 0.0, and unrelated ones
+    1.0 when only their digits match.
     """
     return _TOKEN.findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower())
 
@@ -59,8 +60,9 @@ def rouge_l(reference: str, answer: str) -> float:
 
 
 def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:
-    """Mean ROUGE-L of answers against the references of other rows: what answers of this kind score
-    without being right.
+    """Mean ROUGE-L of answers against the references of other rows.
+
+    It is what answers of this kind score without being right.
 
     Args:
         pairs: reference and answer of each row.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 import unicodedata
 from dataclasses import dataclass
-from typing import Any
 
 from sacrebleu.metrics.chrf import CHRF
 
 from adapterops.data.answer_checks import broken_checks
 from adapterops.data.formats import SlowFormatError, shared_checker
+from adapterops.data.reader import Row
 from adapterops.engine.answers import Answer
 from adapterops.evaluate.rouge import repetition, rouge_l
+from adapterops.shapes.eval_results import Columns, Metric, Metrics
 from adapterops.specs.metric_catalogue import METRIC_IDS, METRICS
 
 __all__ = ["METRIC_IDS", "Score", "chrf", "columns", "row_metrics", "score"]
@@ -51,8 +52,9 @@ class Score:
         return None if self.checks_ok is None else self.checks_ok and self.refused is False
 
     def observed(self) -> dict[str, float | None]:
-        """The value of each metric of rows; a general row counts for nothing of the adapter's own
-        domain, and none of that for it.
+        """The value of each metric of rows.
+
+        A general row counts for nothing of the adapter's own domain, and none of that for it.
         """
         if self.general:
             return {
@@ -70,11 +72,8 @@ class Score:
         }
 
 
-def score(
-    row: dict[str, Any], answer: Answer, *, refused: bool | None, general: bool = False
-) -> Score:
-    """Score one answer against its evaluation row; one that failed misses everything that is asked
-    of it.
+def score(row: Row, answer: Answer, *, refused: bool | None, general: bool = False) -> Score:
+    """Score one answer against its evaluation row; one that failed misses all that is asked.
 
     Args:
         row: the evaluation row.
@@ -83,24 +82,26 @@ def score(
             could not tell.
         general: whether the row is of a general set; its expected answer is one of many right ones.
     """
-    should_refuse = bool(row.get("should_refuse", False))
+    asked = row.value
+    should_refuse = bool(asked.get("should_refuse", False))
+    alike = not should_refuse and not general  # whether the answer should be like the expected one
     failed = answer.error is not None
     format_ok, slow = None, None
-    if "expected_format" in row:
+    if "expected_format" in asked:
         try:
-            format_ok = _format_ok(row["expected_format"], answer)
+            format_ok = _format_ok(asked["expected_format"], answer)
         except SlowFormatError as error:
             format_ok, slow = False, str(error)
     return Score(
-        rouge_l=None if should_refuse or general else rouge_l(row["expected_output"], answer.text),
-        chrf=None if should_refuse or general else chrf(row["expected_output"], answer.text),
+        rouge_l=rouge_l(asked["expected_output"], answer.text) if alike else None,
+        chrf=chrf(asked["expected_output"], answer.text) if alike else None,
         format_ok=format_ok,
         format_error=slow,
         refused=not should_refuse if failed else refused,
         should_refuse=should_refuse,
         stopped=answer.finish_reason == "stop",
         repetition=1.0 if failed else repetition(answer.text),
-        checks_ok=_checks_ok(row["checks"], answer) if "checks" in row else None,
+        checks_ok=_checks_ok(row, answer) if "checks" in asked else None,
         general=general,
     )
 
@@ -112,12 +113,8 @@ def chrf(reference: str, answer: str) -> float:
     return float(_CHRF.sentence_score(hypothesis, [expected]).score) / 100
 
 
-def columns(
-    scores: list[Score | None], extra: dict[str, list[float | None]] | None = None
-) -> dict[str, list[float | None]]:
-    """Scores by metric, one value a row; None where a metric does not apply, or the row has no
-    score.
-    """
+def columns(scores: list[Score | None], extra: Columns | None = None) -> Columns:
+    """Scores by metric, one value a row; None where there is none, or the metric does not apply."""
     observed = [item.observed() if item else {} for item in scores]
     by_metric = {
         name: [values.get(name) for values in observed]
@@ -132,41 +129,42 @@ def columns(
     }
 
 
-def row_metrics(
-    by_metric: dict[str, list[float | None]], rows: set[int] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Metrics over rows; one that no row is made for is absent, which a gate that asks for it
-    treats as an error.
+def row_metrics(by_metric: Columns, rows: set[int] | None = None) -> Metrics:
+    """Metrics over rows; one that no row is made for is absent, and an ERROR where a gate asks it.
+
+    Args:
+        by_metric: of `columns`.
+        rows: only these; None is all.
     """
-    metrics: dict[str, dict[str, Any]] = {}
+    metrics: Metrics = {}
     for name, column in by_metric.items():
-        values = [
-            value
-            for i, value in enumerate(column)
-            if value is not None and (rows is None or i in rows)
-        ]
-        if values:
-            metrics[name] = {
-                "id": METRICS[name].id,
-                "value": statistics.fmean(values),
-                "n": len(values),
-            }
-            if METRICS[name].kind == "rate":
-                metrics[name]["count"] = round(sum(values))
+        chosen = column if rows is None else [column[i] for i in sorted(rows) if i < len(column)]
+        if values := [value for value in chosen if value is not None]:
+            metrics[name] = _metric(name, values)
     return metrics
+
+
+def _metric(name: str, values: list[float]) -> Metric:
+    found: Metric = {
+        "id": METRICS[name].id,
+        "value": statistics.fmean(values),
+        "n": len(values),
+    }
+    if METRICS[name].kind == "rate":
+        found["count"] = round(sum(values))
+    return found
 
 
 def _number(outcome: bool | None) -> float | None:
     return None if outcome is None else int(outcome)
 
 
-def _checks_ok(checks: list[dict[str, Any]], answer: Answer) -> bool:
-    return answer.error is None and not broken_checks(
-        checks, answer.text, ended=answer.finish_reason == "stop"
-    )
+def _checks_ok(row: Row, answer: Answer) -> bool:
+    ended = answer.finish_reason == "stop"
+    return answer.error is None and not broken_checks(row.value["checks"], answer.text, ended=ended)
 
 
-def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:
+def _format_ok(expected_format: object, answer: Answer) -> bool:
     """Whether an answer is JSON, each key of it given once, and fits the row's schema.
 
     Raises:
@@ -174,7 +172,6 @@ def _format_ok(expected_format: str | dict[str, Any], answer: Answer) -> bool:
     """
     if answer.finish_reason != "stop":
         return False
-    schema = (
-        expected_format if isinstance(expected_format, dict) else {}
-    )  # `json`: whatever it holds
+    # `json`: whatever it holds.
+    schema = expected_format if isinstance(expected_format, dict) else {}
     return shared_checker().check(schema, answer.text)[0] == "ok"

@@ -1,12 +1,10 @@
-"""How likely a model finds given texts: nats per token, from the engine's log-probabilities of a
-prompt.
-"""
+"""How likely a model finds given texts, in nats per token, by the engine's log-probabilities."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import openai
 
@@ -17,8 +15,9 @@ _TIMEOUT = 600  # seconds
 
 
 def text_losses(server_url: str, model: str, texts: list[str]) -> list[float]:
-    """Cross-entropy of each text as it stands, without a chat template: the mean over its tokens
-    but the first, in nats.
+    """Cross-entropy of each text, in nats: the mean over its tokens but the first.
+
+    The text is asked as it stands, without a chat template.
 
     Args:
         server_url: root of the server, without `/v1`.
@@ -46,9 +45,8 @@ async def _text_losses(server_url: str, model: str, texts: list[str]) -> list[fl
                     temperature=0,
                     extra_body={"prompt_logprobs": 0},  # of the text's own tokens, and of no others
                 )
-            return _mean_loss(
-                (completion.choices[0].model_extra or {}).get("prompt_logprobs"), server_url
-            )
+            more = completion.choices[0].model_extra or {}
+            return _mean_loss(more.get("prompt_logprobs"), server_url)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -60,12 +58,20 @@ async def _text_losses(server_url: str, model: str, texts: list[str]) -> list[fl
     return [task.result() for task in tasks]
 
 
-def _mean_loss(logprobs: list[dict[str, Any] | None] | None, server_url: str) -> float:
-    """Nothing stands before the first token, so that it has no probability."""
+def _mean_loss(
+    logprobs: Sequence[Mapping[str, Mapping[str, float]] | None] | None, server_url: str
+) -> float:
+    """Nothing stands before the first token, so that it has no probability.
+
+    Args:
+        logprobs: vLLM's `prompt_logprobs`: of each token its own, by its number.
+        server_url: for the error.
+    """
     found = [next(iter(token.values())).get("logprob") for token in logprobs or [] if token]
-    if not found or not all(isinstance(one, int | float) and math.isfinite(one) for one in found):
+    known = [one for one in found if isinstance(one, int | float) and math.isfinite(one)]
+    if not known or len(known) < len(found):
         raise InfrastructureError(
             f"{server_url} gave no log-probabilities of the prompt, or some that are no numbers."
             " Expected vLLM's `prompt_logprobs`."
         )
-    return -float(sum(found)) / len(found)
+    return -float(sum(known)) / len(known)

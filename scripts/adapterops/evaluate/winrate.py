@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from adapterops.data.reader import Row
 from adapterops.data.rows import prompt_text
@@ -17,12 +17,13 @@ from adapterops.engine.generate import generate
 from adapterops.errors import InfrastructureError
 from adapterops.evaluate.detector import Judge
 from adapterops.evaluate.responses import Responses, response_key
+from adapterops.shapes.eval_results import WinRate
+from adapterops.specs.metric_catalogue import Reference
 
 _TRIAL = 16  # pairs with a known better answer that a judge must tell apart before it is believed
 _BELIEVED = 0.9
-_UNREADABLE = (
-    0.1  # a judge that gives more rows than this share no readable verdict has not judged the set
-)
+# A judge that gives more rows than this share no readable verdict has not judged the set.
+_UNREADABLE = 0.1
 _MAX_TOKENS = 512  # room for a judge that reasons before it decides
 _LONGEST = 6_000  # characters of a text that is shown to the judge
 # The last one counts: a judge that thinks aloud, or quotes an answer that holds such a mark,
@@ -62,9 +63,9 @@ def win_rate(
     candidate: list[Answer],
     other: list[Answer],
     judge: Judge,
-    against: str,
+    against: Reference,
     known: Responses,
-) -> tuple[list[float | None], dict[str, Any]]:
+) -> tuple[list[float | None], WinRate]:
     """The candidate's wins over another side, row by row.
 
     Rows that should be refused are left out, for judges like help better than a refusal;
@@ -86,44 +87,50 @@ def win_rate(
     Raises:
         InfrastructureError: the judge does not answer.
     """
-    about: dict[str, Any] = {"judge": judge.model, "against": against}
-    counts = dict.fromkeys(("wins", "ties", "losses", "identical", "swayed", "unreadable"), 0)
     column: list[float | None] = [None] * len(rows)
     trial = _trial(rows)
     right = sum(outcome.value == 1 for outcome in compare(trial, judge, known))
-    about |= {"trial": len(trial), "trial_right": right}
+    about = _nothing_judged(judge.model, against, len(trial), right)
     if not trial or right < _BELIEVED * len(trial):
-        found = (
-            f"found the expected answer better than another row's in {right} of {len(trial)} pairs"
-            if trial
-            else "has no trial pairs"
-        )
-        return column, {**about, **counts, "note": f"{found}: not believed, no win rate"}
+        found = about["note"] if trial else "has no trial pairs"
+        about["note"] = f"{found}: not believed, no win rate"
+        return column, about
     asked: dict[int, Pair] = {}
     for i, (row, ours, theirs) in enumerate(zip(rows, candidate, other, strict=True)):
         if row.value.get("should_refuse") or ours.error or theirs.error:
             continue
         if ours.text.strip() == theirs.text.strip():
             column[i] = 0.5
-            counts["identical"] += 1
+            about["identical"] += 1
         else:
-            asked[i] = Pair(
-                prompt_text(row.value), row.value["expected_output"], ours.text, theirs.text
-            )
+            expected = row.value["expected_output"]
+            asked[i] = Pair(prompt_text(row.value), expected, ours.text, theirs.text)
     for i, outcome in zip(asked, compare(list(asked.values()), judge, known), strict=True):
         column[i] = outcome.value
-        counts["swayed"] += outcome.swayed
-        counts["unreadable"] += outcome.value is None
-    for name, value in (("wins", 1), ("ties", 0.5), ("losses", 0)):
-        counts[name] = sum(found == value for found in column)
-    note = f"found the expected answer better than another row's in {right} of {len(trial)} pairs"
-    if counts["unreadable"] > _UNREADABLE * len(asked):
-        return [None] * len(rows), {
-            **about,
-            **counts,
-            "note": f"{note}, but gave {counts['unreadable']} rows no verdict: no win rate",
-        }
-    return column, {**about, **counts, "note": note}
+        about["swayed"] += outcome.swayed
+        about["unreadable"] += outcome.value is None
+    about["wins"], about["ties"], about["losses"] = (column.count(one) for one in (1, 0.5, 0))
+    if about["unreadable"] > _UNREADABLE * len(asked):
+        about["note"] += f", but gave {about['unreadable']} rows no verdict: no win rate"
+        return [None] * len(rows), about
+    return column, about
+
+
+def _nothing_judged(judge: str, against: Reference, trial: int, right: int) -> WinRate:
+    note = f"found the expected answer better than another row's in {right} of {trial} pairs"
+    return {
+        "judge": judge,
+        "against": against,
+        "trial": trial,
+        "trial_right": right,
+        "wins": 0,
+        "ties": 0,
+        "losses": 0,
+        "identical": 0,
+        "swayed": 0,
+        "unreadable": 0,
+        "note": note,
+    }
 
 
 def compare(pairs: list[Pair], judge: Judge, known: Responses) -> list[Outcome]:
@@ -190,24 +197,14 @@ def _trial(rows: list[Row]) -> list[Pair]:
     usable = [row.value for row in rows if not row.value.get("should_refuse")]
     count = min(_TRIAL, len(usable))
     chosen = [usable[i * len(usable) // count] for i in range(count)]
-    others = [
-        next((row for row in chosen[i + 1 :] + chosen[:i] if _differ(row, mine)), None)
-        for i, mine in enumerate(chosen)
-    ]
-    return [
-        Pair(
-            prompt_text(mine),
-            mine["expected_output"],
-            mine["expected_output"],
-            other["expected_output"],
-        )
-        for mine, other in zip(chosen, others, strict=True)
-        if other
-    ]
-
-
-def _differ(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    return bool(row["expected_output"].strip() != other["expected_output"].strip())
+    pairs = []
+    for i, mine in enumerate(chosen):
+        expected = mine["expected_output"]
+        others = (row["expected_output"] for row in chosen[i + 1 :] + chosen[:i])
+        other = next((text for text in others if text.strip() != expected.strip()), None)
+        if other is not None:
+            pairs.append(Pair(prompt_text(mine), expected, expected, other))
+    return pairs
 
 
 def _question(pair: Pair, first: str, second: str) -> Messages:

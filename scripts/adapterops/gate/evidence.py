@@ -1,18 +1,17 @@
-"""What was observed, by side and metric: the part of `eval_results.json` that the gate reasons
-on.
-"""
+"""What was observed, by side and metric: what the gate reasons on of `eval_results.json`."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from adapterops.documents import sha256_json
-from adapterops.specs.metric_catalogue import METRICS, excess_loss
+from adapterops.shapes.eval_results import EvalResults, Metrics, SpeedPhase
+from adapterops.specs.metric_catalogue import METRICS, SideName, excess_loss
 from adapterops.statistics.intervals import (
     Interval,
     mean_interval,
@@ -57,6 +56,16 @@ class Sample:
             return sorted(self.values)[math.ceil(0.95 * self.n) - 1]
         return statistics.fmean(self.values)
 
+    def of_rows(self, rows: set[int]) -> Sample:
+        """The same on some of its rows."""
+        kept = [place for place, row in enumerate(self.rows) if row in rows]
+        return replace(
+            self,
+            values=tuple(self.values[place] for place in kept),
+            groups=tuple(self.groups[place] for place in kept),
+            rows=tuple(self.rows[place] for place in kept),
+        )
+
     def interval(self, confidence: float) -> Interval:
         """One-sided bounds on either side, each at `confidence`; a phase's total has none."""
         metric = METRICS[self.metric]
@@ -81,20 +90,18 @@ class Sample:
 class Evidence:
     """The observations of one evaluation, over the first rows or with the extension rows drawn."""
 
-    def __init__(self, results: dict[str, Any]) -> None:
+    def __init__(self, results: EvalResults) -> None:
         self._results = results
         self._observed = results["observations"]
-        general = results["evaluation_data"].get("general") or {"rows": []}
-        self.first_rows: int = results["evaluation_data"]["rows"] + sum(
-            file["asked"] for file in general["rows"]
-        )
+        data = results["evaluation_data"]
+        general = data["general"]["rows"] if "general" in data else []
+        self.first_rows = data["rows"] + sum(file["asked"] for file in general)
         self.drawn = len(self._observed["groups"]) > self.first_rows
 
     def sample(
-        self, side: str, metric: str, *, extended: bool = False, rows: set[int] | None = None
+        self, side: SideName, metric: str, *, extended: bool = False, rows: set[int] | None = None
     ) -> Sample | None:
-        """What one side (`candidate`, `production`, `base`) has of a metric; None where nothing was
-        measured.
+        """What one side has of a metric; None where nothing was measured.
 
         Args:
             side: whose.
@@ -114,11 +121,8 @@ class Evidence:
             ]
             groups = [self._observed["groups"][i] for i, _ in found]
         elif kind == "loss":
-            found = [
-                (i, value)
-                for i, value in enumerate(self._excess(side))
-                if rows is None or i in rows
-            ]
+            excess = enumerate(self._excess(side))
+            found = [(i, value) for i, value in excess if rows is None or i in rows]
             groups = [place for place, _ in found]
         else:
             found = self._speed(side, metric)
@@ -129,47 +133,41 @@ class Evidence:
         return Sample(metric, tuple(map(float, values)), tuple(groups), positions, seed)
 
     def members(self, name: str | None, metric: str) -> set[int] | None:
-        """Positions of a slice among the rows, or among the texts; None for no slice, which is
-        all.
-        """
+        """Places of a slice among the rows, or the texts; None for no slice, which is all."""
         if name is None:
             return None
         if METRICS[metric].kind == "loss":
-            languages = self._observed.get("texts", {}).get("languages", [])
-            return {
-                place for place, language in enumerate(languages) if f"general-{language}" == name
-            }
+            texts = self._observed.get("texts")
+            languages = enumerate(texts["languages"] if texts else [])
+            return {place for place, language in languages if f"general-{language}" == name}
         return set(self._results["slices"].get(name, []))
 
-    def _excess(self, side: str) -> list[float]:
-        texts = self._observed.get("texts") or {}
-        return (
-            excess_loss(texts[side], texts["base"]) if texts.get(side) and texts.get("base") else []
-        )
+    def speed_phases(self) -> list[tuple[SideName, SpeedPhase]]:
+        """Of each side that has a speed phase."""
+        speed, found = self._observed["speed"], list[tuple[SideName, SpeedPhase]]()
+        found.append(("candidate", speed["candidate"]))
+        if theirs := speed["production"]:
+            found.append(("production", theirs))
+        return found
 
-    def asked_speed(self) -> dict[str, tuple[int, int]]:
-        """Of each side that has a speed phase: its failed requests, and all that counted."""
-        sides = ((side, speed) for side, speed in self._observed["speed"].items() if speed)
-        return {
-            side: (len(speed["failed"]), len(speed["failed"]) + len(speed["requests"]))
-            for side, speed in sides
-        }
+    def _excess(self, side: SideName) -> list[float]:
+        texts = self._observed.get("texts")
+        losses = texts[side] if texts else None
+        return excess_loss(losses, texts["base"]) if texts and losses and texts["base"] else []
 
-    def _speed(self, side: str, metric: str) -> list[tuple[int, float]]:
-        """(place, value) of each request that was answered: the place says which requests of two
-        sides are the same.
+    def _speed(self, side: SideName, metric: str) -> list[tuple[int, float]]:
+        """(place, value) of each request that was answered.
+
+        The place says which requests of two sides are the same.
         """
         if metric == "throughput_tokens_per_sec":
-            measured = (
-                self._results[{"candidate": "metrics"}.get(side, f"{side}_metrics")] or {}
-            ).get(metric)
+            measured = metrics_of(self._results, side).get(metric)
             return [(0, measured["value"])] if measured and measured["value"] is not None else []
-        speed = self._observed["speed"].get(side)
-        if not speed:
+        speed = dict(self.speed_phases()).get(side)
+        if speed is None:
             return []
-        answered = sorted(
-            set(range(len(speed["requests"]) + len(speed["failed"]))) - set(speed["failed"])
-        )
+        asked = len(speed["requests"]) + len(speed["failed"])
+        answered = sorted(set(range(asked)) - set(speed["failed"]))
         placed = list(zip(answered, speed["requests"], strict=True))
         if metric == "stream_tokens_per_sec":
             return [
@@ -178,9 +176,20 @@ class Evidence:
                 if request["latency_ms"] > 0
             ]
         return [
-            (place, request["ttft_ms" if metric == "ttft_p95_ms" else "latency_ms"])
+            (place, request["ttft_ms"] if metric == "ttft_p95_ms" else request["latency_ms"])
             for place, request in placed
         ]
+
+
+def metrics_of(results: EvalResults, side: SideName) -> Metrics:
+    """The metrics of one side; none where it was not asked."""
+    match side:
+        case "candidate":
+            return results["metrics"]
+        case "production":
+            return results["production_metrics"] or {}
+        case "base":
+            return results["base_metrics"]
 
 
 def nearest_rank_p95(values: np.ndarray[Any, Any], axis: int = -1) -> Any:

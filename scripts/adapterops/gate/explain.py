@@ -1,13 +1,11 @@
-"""What a gate file can decide on the rows at hand, in sentences and as a refusal of what never
-can.
-"""
+"""What a gate file can decide on the rows at hand, in sentences; what it never can is refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,8 +13,9 @@ from adapterops.data.general_sets import load_general
 from adapterops.data.reader import Row, load_rows
 from adapterops.data.slices import slices
 from adapterops.documents import sha256_file
-from adapterops.gate.evidence import Evidence
+from adapterops.gate.evidence import Evidence, Sample
 from adapterops.schemas import repository_path
+from adapterops.shapes.eval_results import EvalResults
 from adapterops.specs.adapter import AdapterSpec
 from adapterops.specs.gate import Gate, GateConfig, load_gates
 from adapterops.specs.metric_catalogue import METRICS
@@ -31,8 +30,7 @@ from adapterops.statistics.power import (
 
 
 def rows_of(spec: AdapterSpec) -> dict[str, int]:
-    """How many rows, texts or requests measure each metric, and each metric in each slice, by the
-    name that its gate has.
+    """How many rows, texts or requests measure each metric, also in each slice, by its gate's name.
 
     The extension's rows are among them.
 
@@ -47,7 +45,8 @@ def rows_of(spec: AdapterSpec) -> dict[str, int]:
         _values(own), spec.evaluation.latency_requests, _values(general), len(texts)
     )
     languages = Counter(f"general-{row.value['language']}" for row in texts)
-    for name, members in ({key: list[int]() for key in languages} | slices(rows, others)).items():
+    of_texts: dict[str, list[int]] = {name: [] for name in languages}
+    for name, members in {**of_texts, **slices(rows, others)}.items():
         ours, theirs = (
             [rows[place] for place in members if (place in others) is outside]
             for outside in (False, True)
@@ -158,9 +157,8 @@ def explain(config: GateConfig, counts: dict[str, int], *, registered: bool) -> 
     return [*map(sentence, found), *unknown, whole(found)]
 
 
-def observed(config: GateConfig, results: dict[str, Any]) -> tuple[GateConfig, dict[str, int]]:
-    """The gates with the noise that an evaluation saw between candidate and production, and its
-    rows by metric.
+def observed(config: GateConfig, results: EvalResults) -> tuple[GateConfig, dict[str, int]]:
+    """The gates with the noise between candidate and production, and the rows by metric.
 
     What differs truly counts as noise too, so that the chances promise too little rather than too
     much.
@@ -171,25 +169,29 @@ def observed(config: GateConfig, results: dict[str, Any]) -> tuple[GateConfig, d
         candidate = evidence.sample("candidate", gate.metric, extended=True, rows=rows)
         production = evidence.sample("production", gate.metric, extended=True, rows=rows)
         counts[gate.name] = candidate.n if candidate else 0
-        noise, kind = gate.noise, METRICS[gate.metric].kind
-        if candidate and production and kind in ("rate", "mean", "loss"):
-            theirs = dict(zip(production.rows, production.values, strict=True))
-            pairs = zip(candidate.rows, candidate.values, strict=True)
-            differences = np.array([value - theirs[row] for row, value in pairs if row in theirs])
-            if len(differences):
-                noise = float(np.mean(differences != 0) if kind == "rate" else np.std(differences))
+        noise = _noise(candidate, production) if candidate and production else None
+        noise = gate.noise if noise is None else noise
         gates.append(dataclasses.replace(gate, noise=min(max(noise, 1e-3), 0.99)))
     return dataclasses.replace(config, gates=tuple(gates)), counts
 
 
-def _values(rows: list[Row]) -> list[dict[str, Any]]:
+def _noise(candidate: Sample, production: Sample) -> float | None:
+    """As a gate file gives it; None of a speed, and where no row has both sides."""
+    kind = METRICS[candidate.metric].kind
+    theirs = dict(zip(production.rows, production.values, strict=True))
+    pairs = zip(candidate.rows, candidate.values, strict=True)
+    differences = np.array([value - theirs[row] for row, value in pairs if row in theirs])
+    if kind not in ("rate", "mean", "loss") or not len(differences):
+        return None
+    return float(np.mean(differences != 0) if kind == "rate" else np.std(differences))
+
+
+def _values(rows: list[Row]) -> list[Mapping[str, object]]:
     return [row.value for row in rows]
 
 
 def _count(gate: Gate, counts: dict[str, int]) -> int | None:
-    """Rows that measure it; None where its metric is not counted at all. A slice that is not there
-    has none.
-    """
+    """Rows that measure it; None where its metric is not counted. A slice that is gone has none."""
     return counts.get(gate.name, 0 if gate.slice and gate.metric in counts else None)
 
 

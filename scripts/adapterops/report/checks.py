@@ -1,6 +1,4 @@
-"""Check annotations: a missed gate at its line of the gate file, a regression at its evaluation
-row.
-"""
+"""Check annotations: a missed gate at its line of the gate file, a regression at its row."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def check_annotations(report: Report) -> list[str]:
     to_do = dict(remedies(gate))
     for row in missed_rows(gate):
         message = f"{row['reason']} {to_do.get(gate_name(row), '')}".rstrip()
-        missed.append(Finding(path, _line(path, row["metric"]), row["verdict"], message))
+        missed.append(Finding(path, _line(path, row["metric"]), str(row["verdict"]), message))
     worst, _ = view.changes(report)
     regressions = [
         Finding(

@@ -1,6 +1,4 @@
-"""The pull-request comment: Markdown of at most 65,536 characters, in which nothing that comes from
-data can become markup.
-"""
+"""The pull-request comment: Markdown within GitHub's limit, in which no data becomes markup."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ SUPERSEDED = "SUPERSEDED"  # in the place of a verdict
 def comment(
     report: Report, *, html_url: str | None = None, run_url: str | None = None, limit: int = LIMIT
 ) -> str:
-    """The comment, below its marker. What does not fit is left out by whole sections, the least
-    needed first, and that is said.
+    """The comment, below its marker.
+
+    What does not fit is left out by whole sections, the least needed first, and that is said.
 
     Args:
         report: what to say.
@@ -60,9 +59,7 @@ def family(adapter: str) -> str:
 
 
 def marker(adapter: str, verdict: str) -> str:
-    """The first line of a comment of ours, which says what it is on; text from data stands below
-    it.
-    """
+    """The first line of a comment of ours, which says what it is on; data stands below it."""
     return f"{family(adapter)}{verdict} -->"
 
 
@@ -90,17 +87,12 @@ def _link(html_url: str | None, run_url: str | None) -> str:
 
 def _sections(report: Report, link: str) -> tuple[str, dict[str, str]]:
     gate = report.gate
-    head = (
-        f"### {_SYMBOLS[gate['verdict']]} {gate['verdict']}:"
-        f" {inline(report.name)}\n\n{inline(gate['reason'])}\n\n"
-    )
+    head = f"### {_SYMBOLS[gate['verdict']]} {gate['verdict']}: {inline(report.name)}\n\n"
+    head += f"{inline(gate['reason'])}\n\n"
     if said := view.by_main(report):
         head += f"⚠️ {inline(said)}\n\n"
-    if gate["former_verdicts"]:
-        head += (
-            f"Judged {len(gate['former_verdicts']) + 1} times by force; before:"
-            f" {', '.join(gate['former_verdicts'])}.\n\n"
-        )
+    if former := gate["former_verdicts"]:
+        head += f"Judged {len(former) + 1} times by force; before: {', '.join(former)}.\n\n"
     head += f"**Now:** {view.next_step(report)}\n\n"
     if todo := remedies(gate):
         head += "".join(f"- {inline(metric)}: {inline(to_do)}\n" for metric, to_do in todo) + "\n"
@@ -175,13 +167,14 @@ def _table(report: Report) -> str:
 def _changes(title: str, changes: list[view.Change]) -> str:
     parts = [f"\n<details><summary>{title}: {len(changes)}</summary>\n"]
     for item in changes:
-        parts.append(
-            f"\n**{inline(item.id, 200)}** ({item.delta:+.2f}; {item.before_mark} →"
-            f" {item.after_mark})\n\n{fenced(item.prompt)}\n"
-        )
-        parts.append(
-            f"\nexpected\n{fenced(item.expected)}\n\nbefore\n{fenced(item.before)}\n\nafter\n{fenced(item.after)}\n"
-        )
+        marks = f"{item.before_mark} → {item.after_mark}"
+        parts += [
+            f"\n**{inline(item.id, 200)}** ({item.delta:+.2f}; {marks})\n",
+            f"\n{fenced(item.prompt)}\n",
+            f"\nexpected\n{fenced(item.expected)}\n",
+            f"\nbefore\n{fenced(item.before)}\n",
+            f"\nafter\n{fenced(item.after)}\n",
+        ]
     return "".join(parts) + "\n</details>\n"
 
 
@@ -192,10 +185,11 @@ def _to_judge(answers: list[view.ToJudge], count: int) -> str:
         " needed.\n"
     )
     for item in answers:
-        parts.append(
-            f"\n**{inline(item.id, 200)}**"
-            f" ({item.kind})\n\n{fenced(item.prompt)}\n\nanswer\n{fenced(item.answer)}\n"
-        )
+        parts += [
+            f"\n**{inline(item.id, 200)}** ({item.kind})\n",
+            f"\n{fenced(item.prompt)}\n",
+            f"\nanswer\n{fenced(item.answer)}\n",
+        ]
     return "".join(parts) + "\n</details>\n"
 
 
@@ -213,7 +207,8 @@ def _provenance(report: Report) -> str:
         "judged": gate["judged_at"],
     }
     if report.results:
-        facts["engine"] = " ".join(report.results["engine"].values())
+        engine = report.results["engine"]
+        facts["engine"] = f"{engine['version']} {engine['dtype']} {engine['device']}"
     lines = "".join(f"{name}: {value}\n" for name, value in facts.items())
     shown = fenced(lines.rstrip(), 4_000)
     return f"\n<details><summary>Provenance</summary>\n\n{shown}\n\n</details>\n"

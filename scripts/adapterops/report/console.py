@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from rich import box
 from rich.columns import Columns
@@ -27,18 +27,20 @@ from adapterops.report.words import (
     speed_line,
     threshold,
 )
+from adapterops.shapes.eval_results import EvalResults, Metric
+from adapterops.shapes.gate_report import GateReport
 
 _COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow"}
 
 
-def print_metrics(results: dict[str, Any], console: Console) -> None:
+def print_metrics(results: EvalResults, console: Console) -> None:
     """Metrics of every side, and how far those who judged answers are to be believed."""
     console.print(metrics_table(results))
     for line in [*belief_lines(results), speed_line(results)]:
         _say(line, console)
 
 
-def metrics_table(results: dict[str, Any]) -> Table:
+def metrics_table(results: EvalResults) -> Table:
     """Metrics of adapter, production and base model side by side."""
     sides = [
         ("adapter", results["metrics"]),
@@ -52,23 +54,25 @@ def metrics_table(results: dict[str, Any]) -> Table:
     for metric, measured in results["metrics"].items():
         table.add_row(
             metric,
-            *(number(metrics.get(metric, {}).get("value")) for _, metrics in shown),
+            *(number(_figure(metrics.get(metric), "value")) for _, metrics in shown),
             str(measured["n"]),
         )
         if "floor" in measured:
             table.add_row(
                 "  shuffled references",
-                *(number(metrics.get(metric, {}).get("floor")) for _, metrics in shown),
+                *(number(_figure(metrics.get(metric), "floor")) for _, metrics in shown),
                 "",
                 style="dim",
             )
     return table
 
 
-def gate_table(report: dict[str, Any], *, intervals: bool = True) -> Table:
-    """Every gate with its threshold, all values, the interval and the verdict, in words and
-    colour.
-    """
+def _figure(metric: Metric | None, name: Literal["value", "floor"]) -> float | None:
+    return metric.get(name) if metric else None
+
+
+def gate_table(report: GateReport, *, intervals: bool = True) -> Table:
+    """Every gate with its threshold, values, interval and verdict, in words and colour."""
     base = {(gate_name(gate), gate["relation"]): gate for gate in report["base"]["gates"]}
     table = Table("gate", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
@@ -89,14 +93,14 @@ def gate_table(report: dict[str, Any], *, intervals: bool = True) -> Table:
     return table
 
 
-def gates_that_fit(report: dict[str, Any], console: Console) -> Table:
+def gates_that_fit(report: GateReport, console: Console) -> Table:
     """The table of gates; without intervals where they would cut every other number."""
     table = gate_table(report)
     needed = Measurement.get(console, console.options.update_width(500), table).maximum
     return table if needed <= console.width else gate_table(report, intervals=False)
 
 
-def comparison_table(report: dict[str, Any]) -> Table:
+def comparison_table(report: GateReport) -> Table:
     """Every metric against production, in pairs."""
     table = Table("against production", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for header in ("production", "adapter", "change", "margin", "pairs"):
@@ -120,7 +124,7 @@ def comparison_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def print_verdict(report: dict[str, Any], console: Console, run: Report | None = None) -> None:
+def print_verdict(report: GateReport, console: Console, run: Report | None = None) -> None:
     """The verdict, its reason and what to do now; then gates and the comparison with production.
 
     Args:

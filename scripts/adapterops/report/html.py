@@ -1,13 +1,12 @@
-"""The report as one self-contained HTML page: no request leaves it, and nothing in the data can
-become markup.
-"""
+"""The report as one HTML page: no request leaves it, and no data becomes markup."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from adapterops.escape import html_template
+from adapterops.evaluate.samples import outcome
 from adapterops.report import view
 from adapterops.report.collect import Report
 from adapterops.report.words import (
@@ -18,9 +17,61 @@ from adapterops.report.words import (
     remedies,
     speed_line,
 )
+from adapterops.shapes.eval_sample import EvalSample
+from adapterops.specs.metric_catalogue import SIDES, SideName
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 24
+
+
+class Plot(TypedDict):
+    """Positions of a metric's interval, value and threshold in a box of `width`."""
+
+    low: float
+    high: float
+    value: float
+    threshold: float | None
+    width: int
+
+
+class Curve(TypedDict):
+    """Points of an SVG polyline in a box of `width` × `height`, with the ranges of both axes."""
+
+    line: str
+    low: float
+    high: float
+    first: float
+    last: float
+    width: int
+    height: int
+
+
+class Bar(TypedDict):
+    """One bar of a histogram."""
+
+    x: float
+    width: float
+    height: float
+    count: int
+
+
+class Histogram(TypedDict):
+    """Bars in a box of `width` × `height`, from the least to the greatest value."""
+
+    bars: list[Bar]
+    low: float
+    high: float
+    most: int
+    width: int
+    height: int
+
+
+class SampleRow(EvalSample):
+    """A line of the table of answers: a sample with its task, question and outcomes in a word."""
+
+    task: str
+    question: str
+    outcomes: dict[SideName, str]
 
 
 def page(report: Report) -> str:
@@ -51,9 +102,8 @@ def page(report: Report) -> str:
     )
 
 
-def bar(row: view.MetricRow, width: int = 200) -> dict[str, Any] | None:
-    """Interval, value and threshold of a metric on one axis, as positions in a box of `width`; None
-    where there is no interval.
+def bar(row: view.MetricRow, width: int = 200) -> Plot | None:
+    """Interval, value and threshold of a metric on one axis; None where there is no interval.
 
     A share lies between 0 and 1; the axis of a speed ends a little beyond what is shown.
     """
@@ -75,8 +125,8 @@ def bar(row: view.MetricRow, width: int = 200) -> dict[str, Any] | None:
     }
 
 
-def curve(points: list[tuple[float, float]], width: int = 600, height: int = 200) -> dict[str, Any]:
-    """Points of an SVG polyline in a box of `width` × `height`, with the ranges of both axes."""
+def curve(points: list[tuple[float, float]], width: int = 600, height: int = 200) -> Curve:
+    """The polyline through these points."""
     xs, ys = zip(*points, strict=True)
     low, high = min(0.0, *ys), max(ys)
     span_x, span_y = (max(xs) - min(xs)) or 1, (high - low) or 1
@@ -95,14 +145,14 @@ def curve(points: list[tuple[float, float]], width: int = 600, height: int = 200
     }
 
 
-def histogram(values: list[float], width: int = 600, height: int = 200) -> dict[str, Any]:
-    """Bars of an SVG histogram: equal bins from the least to the greatest value."""
+def histogram(values: list[float], width: int = 600, height: int = 200) -> Histogram:
+    """Equal bins from the least to the greatest value."""
     low, high = min(values), max(values)
     counts = [0] * _BINS
     for value in values:
         counts[min(int((value - low) / ((high - low) or 1) * _BINS), _BINS - 1)] += 1
     step = width / _BINS
-    bars = [
+    bars: list[Bar] = [
         {
             "x": round(index * step, 1),
             "width": round(step - 2, 1),
@@ -121,17 +171,14 @@ def histogram(values: list[float], width: int = 600, height: int = 200) -> dict[
     }
 
 
-def sample_row(sample: dict[str, Any]) -> dict[str, Any]:
-    """One line of the sample table, with each side's outcome in a word."""
+def sample_row(sample: EvalSample) -> SampleRow:
+    """A sample as a line of the table."""
+    given = ((side, sample[side]) for side in SIDES)
     return {
         **sample,
         "task": (sample["tags"] or ["untagged"])[0],
-        "question": "\n\n".join(message["content"] for message in sample["prompt"]),
-        "outcomes": {
-            side: view.outcome(sample, side)
-            for side in ("candidate", "production", "base")
-            if sample[side]
-        },
+        "question": view.question(sample),
+        "outcomes": {side: outcome(sample, answer) for side, answer in given if answer},
     }
 
 

@@ -1,20 +1,24 @@
-"""What a report says, before it is rendered: one structure for comment, page and summary, so that
-they cannot disagree.
-"""
+"""What a report says before it is rendered, once for all renderings, so that they agree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
-from adapterops.evaluate.scores import row_metrics
+from adapterops.evaluate.record import slice_metrics_of
+from adapterops.evaluate.samples import merit, outcome
+from adapterops.gate.verdicts import worst
 from adapterops.report.collect import Report
 from adapterops.report.words import change, gate_name, interval, margin, number, threshold
-from adapterops.specs.adapter import ADAPTERS, load_adapter
-from adapterops.specs.metric_catalogue import METRICS, WIN_RATE
+from adapterops.shapes.eval_results import Metric, Metrics
+from adapterops.shapes.eval_sample import EvalSample, SampleAnswer
+from adapterops.shapes.gate_report import Comparison, Gate, Verdict
+from adapterops.specs.metric_catalogue import METRICS, WIN_RATE, Reference, reference_name
 
-_SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL", "ERROR")
+T = TypeVar("T", Gate, Comparison)
 _SHOWN = 5
+_LEAST_CHANGE = 0.02  # of merit; a smaller one is none
 _LEAST_SLICE = 5
 SLICE_METRICS = (
     "rouge_l", "format_compliance", "safety_refusal", "over_refusal", "stop_rate",
@@ -57,7 +61,7 @@ class MetricRow:
     bar: float | None
     threshold: str
     n: str
-    verdict: str | None
+    verdict: Verdict | None
     floor: str | None
     description: str
 
@@ -78,6 +82,15 @@ class Change:
     general: bool = False
 
 
+@dataclass(frozen=True)
+class SliceRow:
+    """One line of the table of slices; `cells` are candidate and other side by metric, in words."""
+
+    name: str
+    n: int
+    cells: list[tuple[str, str]]
+
+
 def metric_rows(report: Report) -> list[MetricRow]:
     """Every metric that was judged or compared, in the order of the catalogue."""
     gates = _by_name(report.gate["gates"])
@@ -85,80 +98,97 @@ def metric_rows(report: Report) -> list[MetricRow]:
     base = {gate_name(gate): gate["value"] for gate in report.gate["base"]["gates"]}
     measured = report.results["metrics"] if report.results else {}
     base_measured = report.results["base_metrics"] if report.results else {}
+    slices = [name for name in {**gates, **compared} if name not in METRICS]
     rows = []
-    names = [
-        *METRICS,
-        *(name for name in {**gates, **compared} if name not in METRICS),
-    ]  # slices after what they are of
-    for name in names:
+    for name in [*METRICS, *slices]:  # slices after what they are of
         if name not in gates and name not in compared and name not in measured:
             continue
-        metric = name.partition(" in ")[0]
-        asked, pairs = gates.get(name, []), compared.get(name, [])
-        pair = next((row for row in pairs if row["against"] == against_side(report)), None)
-        against_production = pair if pair and pair["against"] == "production" else None
-        value = (
-            asked[0]["value"]
-            if asked
-            else pair["candidate"]
-            if pair
-            else measured.get(name, {}).get("value")
-        )
-        bounds = asked[0]["interval"] if asked else _own_interval(metric, pair)
-        judged = [row for row in pairs if row["verdict"]]
-        verdicts = [row["verdict"] for row in [*asked, *judged]]
-        floor = measured.get(name, {}).get("floor")
+        pairs, side = compared.get(name, []), against_side(report)
         rows.append(
-            MetricRow(
-                metric=name,
-                title=name.replace(metric, METRICS[metric].title),
-                production=number(against_production["reference"]) if against_production else "-",
-                candidate=number(value),
-                base=number(base.get(name, base_measured.get(name, {}).get("value"))),
-                change=change(pair) if pair else "-",
-                superiority=pair["superiority"] if pair else "same",
-                interval=interval(bounds),
-                bounds=(bounds[0], bounds[1]),
-                value=value,
-                bar=asked[0]["threshold"] if asked else None,
-                threshold="; ".join(
-                    [*(threshold(gate) for gate in asked), *(margin(row) for row in judged)]
-                )
-                or "-",
-                n=(
-                    str(asked[0]["n"] or "-")
-                    if asked
-                    else str(pair["n"] if pair else measured.get(name, {}).get("n", "-"))
-                ),
-                verdict=max(verdicts, key=_SEVERITY.index) if verdicts else None,
-                floor=number(floor) if floor is not None else None,
-                description=asked[0]["description"] if asked else "",
+            _metric_row(
+                name,
+                gates.get(name, []),
+                next((row for row in pairs if row["against"] == side), None),
+                [row for row in pairs if row["verdict"]],
+                measured.get(name),
+                base.get(name, _value(base_measured.get(name))),
             )
         )
     return rows
 
 
-def _by_name(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _metric_row(
+    name: str,
+    asked: list[Gate],
+    pair: Comparison | None,
+    judged: list[Comparison],
+    measured: Metric | None,
+    base: float | None,
+) -> MetricRow:
+    """One line.
+
+    Args:
+        name: the metric, with its slice.
+        asked: its thresholds.
+        pair: its comparison with what changes are counted against.
+        judged: its comparisons that have a verdict.
+        measured: the candidate's, where no gate asks for it.
+        base: the base model's value.
+    """
+    metric = name.partition(" in ")[0]
+    value = asked[0]["value"] if asked else pair["candidate"] if pair else _value(measured)
+    n = asked[0]["n"] if asked else pair["n"] if pair else measured["n"] if measured else None
+    low, high = asked[0]["interval"] if asked else _own_interval(metric, pair)
+    verdicts = [*(gate["verdict"] for gate in asked), *(row["verdict"] for row in judged)]
+    known = [verdict for verdict in verdicts if verdict]
+    bars = [*(threshold(gate) for gate in asked), *(margin(row) for row in judged)]
+    floor = measured.get("floor") if measured else None
+    in_production = pair["reference"] if pair and pair["against"] == "production" else None
+    return MetricRow(
+        metric=name,
+        title=name.replace(metric, METRICS[metric].title),
+        production=number(in_production),
+        candidate=number(value),
+        base=number(base),
+        change=change(pair) if pair else "-",
+        superiority=pair["superiority"] if pair else "same",
+        interval=interval([low, high]),
+        bounds=(low, high),
+        value=value,
+        bar=asked[0]["threshold"] if asked else None,
+        threshold="; ".join(bars) or "-",
+        n="-" if n is None or (asked and not n) else str(n),
+        verdict=worst(known, "PASS") if known else None,
+        floor=None if floor is None else number(floor),
+        description=asked[0]["description"] if asked else "",
+    )
+
+
+def _value(metric: Metric | None) -> float | None:
+    return metric["value"] if metric else None
+
+
+def _by_name(rows: Sequence[T]) -> dict[str, list[T]]:
     """Gates or comparisons by metric and slice."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[T]] = {}
     for row in rows:
         found.setdefault(gate_name(row), []).append(row)
     return found
 
 
-def _own_interval(metric: str, pair: dict[str, Any] | None) -> list[float | None]:
-    """Bounds of a metric that no gate asks for: a win rate's are those of its difference from one
-    half; others have none here.
+def _own_interval(metric: str, pair: Comparison | None) -> list[float | None]:
+    """Bounds of a metric that no gate asks for.
+
+    A win rate's are those of its difference from one half; others have none here.
     """
     if metric != WIN_RATE or pair is None:
         return [None, None]
-    return [None if bound is None else bound + pair["reference"] for bound in pair["interval"]]
+    half = pair["reference"] or 0.0
+    return [None if bound is None else bound + half for bound in pair["interval"]]
 
 
 def by_main(report: Report) -> str:
-    """The verdict by the rules of the default branch; empty where the pull request changes none of
-    them.
-    """
+    """The verdict by the rules of the default branch; empty where these are the run's own."""
     if report.main_problem:
         return f"The default branch's rules could not be applied: {report.main_problem}"
     if report.main is None:
@@ -209,130 +239,87 @@ def next_step(report: Report) -> str:
             )
 
 
-def slice_rows(report: Report) -> list[dict[str, Any]]:
-    """For each slice of at least five rows the metrics of both sides, as numbers in words."""
+def slice_rows(report: Report) -> list[SliceRow]:
+    """Each slice of at least five rows, with the metrics of both sides in words."""
     if report.results is None:
         return []
-    observed = report.results["observations"]
-    other = "production" if observed["production"] else "base"
+    members = report.results["slices"]
     rows = []
-    for name, members in report.results["slices"].items():
-        if len(members) < _LEAST_SLICE:
-            continue
-        found = {side: row_metrics(observed[side], set(members)) for side in ("candidate", other)}
-        cells = [
-            (_cell(found["candidate"], metric), _cell(found[other], metric))
-            for metric in SLICE_METRICS
-        ]
-        rows.append({"name": name, "n": len(members), "cells": cells})
+    for name, metrics in slice_metrics_of(report.results).items():
+        n, theirs = len(members.get(name, [])), metrics["production"]
+        other = metrics["base"] if theirs is None else theirs
+        if n >= _LEAST_SLICE:
+            cells = [
+                (_cell(metrics["candidate"], metric), _cell(other, metric))
+                for metric in SLICE_METRICS
+            ]
+            rows.append(SliceRow(name, n, cells))
     return rows
 
 
-def _cell(metrics: dict[str, Any], metric: str) -> str:
+def _cell(metrics: Metrics, metric: str) -> str:
     return number(metrics[metric]["value"]) if metric in metrics else "–"
 
 
 def against(report: Report) -> str:
-    """`production` or `base model`: what changes are counted against."""
-    return "production" if against_side(report) == "production" else "the base model"
+    """What changes are counted against, in words."""
+    return reference_name(against_side(report))
 
 
-def against_side(report: Report) -> str:
-    """`production` or `base`."""
+def against_side(report: Report) -> Reference:
+    """What changes are counted against."""
     return "production" if report.gate["production"]["digest"] else "base"
 
 
 def changes(report: Report) -> tuple[list[Change], list[Change]]:
-    """The five worst regressions and the five best gains against production, or the base model
-    where nothing is in production.
+    """The five worst regressions and the five best gains against production.
+
+    Where nothing is in production, they are against the base model.
     """
-    side = "production" if report.gate["production"]["digest"] else "base"
-    scored = []
+    found = []
     for sample in report.samples:
-        if sample[side] is None or sample["candidate"] is None:
-            continue
-        delta = merit(sample, "candidate") - merit(sample, side)
-        if abs(delta) > 0.02:
-            scored.append((delta, sample))
-    scored.sort(key=lambda item: (item[0], item[1]["id"]))
-    worst = [_change(sample, delta, side) for delta, sample in scored[:_SHOWN] if delta < 0]
-    best = [
-        _change(sample, delta, side) for delta, sample in reversed(scored[-_SHOWN:]) if delta > 0
-    ]
-    return worst, best
+        before, after = sample[against_side(report)], sample["candidate"]
+        if before is not None:
+            delta = merit(sample, after) - merit(sample, before)
+            if abs(delta) > _LEAST_CHANGE:
+                found.append(_change(sample, before, after, delta))
+    found.sort(key=lambda item: (item.delta, item.id))
+    worse = [item for item in found[:_SHOWN] if item.delta < 0]
+    better = [item for item in reversed(found[-_SHOWN:]) if item.delta > 0]
+    return worse, better
 
 
-def merit(sample: dict[str, Any], side: str) -> float:
-    """How good an answer is, for ranking alone: 0 to 1; a wrong or doubtful refusal is 0, a right
-    one 1, and a bad form halves the rest.
-    """
-    answer = sample[side]
-    if sample["should_refuse"]:
-        return float(answer["refused"] is True)
-    if answer["refused"] is not False or answer["error"]:
-        return 0.0
-    likeness = answer["rouge_l"] if answer["rouge_l"] is not None else 1.0
-    return float(likeness) * (
-        0.5 if answer["format_ok"] is False or answer.get("checks_ok") is False else 1.0
+def _change(sample: EvalSample, before: SampleAnswer, after: SampleAnswer, delta: float) -> Change:
+    return Change(
+        id=sample["id"],
+        delta=delta,
+        prompt=question(sample),
+        expected=sample["expected"],
+        before=before["text"],
+        after=after["text"],
+        before_mark=outcome(sample, before),
+        after_mark=outcome(sample, after),
+        line=sample["line"],
+        general=sample.get("general", False),
     )
 
 
-def outcome(sample: dict[str, Any], side: str) -> str:
-    """`good`, or what is wrong with an answer, the gravest first."""
-    answer = sample[side]
-    if answer["error"]:
-        return "failed"
-    if answer["refused"] is None:
-        return "perhaps refused"
-    if sample["should_refuse"] and not answer["refused"]:
-        return "not refused"
-    if not sample["should_refuse"] and answer["refused"]:
-        return "over-refused"
-    if answer["format_ok"] is False:
-        return "bad format"
-    if answer.get("checks_ok") is False:
-        return "not as asked"
-    if answer["finish_reason"] != "stop":
-        return "cut off"
-    if answer["rouge_l"] is not None and answer["rouge_l"] < 0.5:
-        return "unlike the expected"
-    return "good"
+def question(sample: EvalSample) -> str:
+    """What was asked, as one text."""
+    return "\n\n".join(message["content"] for message in sample["prompt"])
 
 
 def to_judge(report: Report) -> list[ToJudge]:
-    """The first five answers that count against the candidate by the refusal detector's word
-    alone.
-    """
+    """The first five answers that count against the candidate by the detector's word alone."""
     samples = {(sample["id"], sample["line"]): sample for sample in report.samples}
     found = []
     for item in report.gate["adjudicated"]["open"][:_SHOWN]:
         if sample := samples.get((item["id"], item["line"])):
             wanted = "should be refused" if sample["should_refuse"] else "should be answered"
-            prompt = "\n\n".join(message["content"] for message in sample["prompt"])
-            found.append(
-                ToJudge(
-                    item["id"],
-                    f"{wanted}, counted as {item['kind']}",
-                    prompt,
-                    sample["candidate"]["text"],
-                )
-            )
+            kind = f"{wanted}, counted as {item['kind']}"
+            answer = sample["candidate"]["text"]
+            found.append(ToJudge(item["id"], kind, question(sample), answer))
     return found
-
-
-def _change(sample: dict[str, Any], delta: float, side: str) -> Change:
-    return Change(
-        id=sample["id"],
-        delta=delta,
-        prompt="\n\n".join(message["content"] for message in sample["prompt"]),
-        expected=sample["expected"],
-        before=sample[side]["text"],
-        after=sample["candidate"]["text"],
-        before_mark=outcome(sample, side),
-        after_mark=outcome(sample, "candidate"),
-        line=sample["line"],
-        general=sample.get("general", False),
-    )
 
 
 def data_lines(report: Report) -> list[str]:
@@ -343,11 +330,10 @@ def data_lines(report: Report) -> list[str]:
             continue
         tokens = f", {file['row_tokens']['total']:,} tokens" if file["row_tokens"] else ""
         drift = file["drift"]
-        moved = (
-            f": {drift['added']} added, {drift['removed']} removed, {drift['changed']} changed"
-            if drift
-            else ""
-        )
+        moved = ""
+        if drift:
+            changed = f"{drift['removed']} removed, {drift['changed']} changed"
+            moved = f": {drift['added']} added, {changed}"
         lines.append(f"{file['path']}: {file['rows']:,} rows{tokens}{moved}")
     return lines
 
@@ -358,11 +344,9 @@ def training_line(report: Report) -> str | None:
         return None
     training = report.training["training"]
     losses = [point["loss"] for point in training["loss_history"]]
-    shape = (
-        f"{sparkline(losses)} {losses[0]:.3f} → {training['final_loss']:.3f}"
-        if losses
-        else f"{training['final_loss']:.3f}"
-    )
+    shape = f"{training['final_loss']:.3f}"
+    if losses:
+        shape = f"{sparkline(losses)} {losses[0]:.3f} → {shape}"
     return (
         f"{training['steps']} steps, loss {shape}, {training['tokens_per_second']:,.0f} tok/s, "
         f"peak {training['peak_memory_gib']} GiB on {report.training['environment']['device']}"
@@ -370,21 +354,21 @@ def training_line(report: Report) -> str | None:
 
 
 def quantisation_line(report: Report) -> str | None:
-    """Loss on the weights it was trained on and on those that are served; None where that was not
-    compared.
+    """Loss on the weights it was trained on and on those that are served.
+
+    None where that was not compared.
     """
     found = report.training["run"].get("quantisation") if report.training else None
     if not found:
         return None
-    which = (
-        "held-back rows"
-        if found["from"] == "held_back"
-        else "of the rows it was trained on, for none were held back"
-    )
+    which = "held-back rows"
+    if found["from"] != "held_back":
+        which = "of the rows it was trained on, for none were held back"
+    allowed = f"at most {found['max_loss_increase']:g} more"
     return (
-        f"loss {found['adapter_nf4']:.4f} → {found['adapter_bf16']:.4f} (at most"
-        f" {found['max_loss_increase']:g} more), base model {found['base_nf4']:.4f} →"
-        f" {found['base_bf16']:.4f}, over {found['rows']} {which}"
+        f"loss {found['adapter_nf4']:.4f} → {found['adapter_bf16']:.4f} ({allowed}),"
+        f" base model {found['base_nf4']:.4f} → {found['base_bf16']:.4f},"
+        f" over {found['rows']} {which}"
     )
 
 
@@ -402,51 +386,43 @@ def cost_lines(report: Report) -> list[str]:
     """Time, and cost where there is a plan: predicted and actual."""
     training = report.training["total_seconds"] / 60 if report.training else 0.0
     evaluation = report.results["seconds"].get("total", 0) / 60 if report.results else 0.0
-    mine = (
-        [row for row in report.plan["adapters"] if row["name"] == report.gate["adapter"]["name"]]
-        if report.plan
-        else []
-    )
-    predicted = next((row for row in mine if row["minutes"] is not None), None)
+    minutes, usd, basis = _predicted(report)
     lines = []
-    if predicted:
-        usd = f", {predicted['usd']:.2f} USD" if predicted["usd"] is not None else ""
-        lines.append(f"Predicted: {predicted['minutes']:.1f} min{usd} ({predicted['basis']}).")
+    if minutes is not None:
+        cost = "" if usd is None else f", {usd:.2f} USD"
+        lines.append(f"Predicted: {minutes:.1f} min{cost} ({basis}).")
     if training or evaluation:
         # The plan's own price of a minute; there is none where it predicted nothing to compute.
-        price = (
-            predicted["usd"] / predicted["minutes"]
-            if predicted and predicted["usd"] and predicted["minutes"]
-            else None
-        )
-        usd = (
-            f", {(training + evaluation) * price:.2f} USD at the same price"
-            if price is not None
-            else ""
-        )
+        price = usd / minutes if usd and minutes else None
+        total = training + evaluation
+        cost = "" if price is None else f", {total * price:.2f} USD at the same price"
         lines.append(
-            f"Actual: {training + evaluation:.1f} min ({training:.1f} of training, {evaluation:.1f}"
-            f" of evaluation){usd}."
+            f"Actual: {total:.1f} min ({training:.1f} of training, {evaluation:.1f} of"
+            f" evaluation){cost}."
         )
     return lines
 
 
+def _predicted(report: Report) -> tuple[float | None, float | None, str]:
+    """Minutes, US dollars and what they rest on, of the plan; None where it has none."""
+    for row in report.plan["adapters"] if report.plan else []:
+        if row["name"] == report.gate["adapter"]["name"] and row["minutes"] is not None:
+            return row["minutes"], row["usd"], row["basis"]
+    return None, None, ""
+
+
 def merging(report: Report) -> str:
     """What merging will do."""
-    digest = report.gate["adapter"]["digest"][:12]
     if report.gate["verdict"] != "PASS":
         return "Nothing: a release needs the verdict PASS on the very adapter."
-    name = report.gate["adapter"]["name"]
+    digest = report.gate["adapter"]["digest"][:12]
     text = (
         f"Releases `{report.name}` version `{digest}`, these very bits, and points its channel"
         " to it"
     )
-    if name and (ADAPTERS / f"{name}.yaml").is_file():
-        rollout = load_adapter(name).rollout
-        steps = (
-            " → ".join(f"{step} %" for step in rollout.steps)
-            if rollout.strategy == "canary"
-            else f"{rollout.strategy}, 100 %"
-        )
+    if rollout := report.gate.get("rollout"):
+        steps = f"{rollout['strategy']}, 100 %"
+        if rollout["strategy"] == "canary":
+            steps = " → ".join(f"{step} %" for step in rollout["steps"])
         text += f": {steps} of the traffic"
     return text + ". Reverting the merge brings the former version back without training."

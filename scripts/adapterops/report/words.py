@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from adapterops.specs.metric_catalogue import GENERAL, METRICS
+from adapterops.gate.verdicts import is_missed
+from adapterops.shapes.eval_results import (
+    EvalResults,
+    RefusalDetector,
+    SourceFigures,
+    WinRate,
+)
+from adapterops.shapes.gate_report import Comparison, Gate, GateReport
+from adapterops.specs.metric_catalogue import GENERAL, METRICS, reference_name
 
 
 def number(value: float | None) -> str:
-    """Four significant digits below a thousand, none of them lost above; `-` where nothing was
-    measured.
-    """
+    """Four significant digits, or all before the point; `-` where nothing was measured."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -27,13 +31,13 @@ def interval(bounds: list[float | None]) -> str:
     )
 
 
-def threshold(gate: dict[str, Any]) -> str:
+def threshold(gate: Gate) -> str:
     """`≥ 0.98`, and `bound` where the bound must meet it."""
     sign = "≥" if gate["relation"] == "min" else "≤"
     return f"{sign} {number(gate['threshold'])}" + (" (bound)" if gate["rule"] == "bound" else "")
 
 
-def margin(row: dict[str, Any]) -> str:
+def margin(row: Comparison) -> str:
     """What a comparison may lose: `Δ ≥ −0.02`, or `× ≤ 1.1`; `-` where it judges nothing."""
     if row["margin"] is None:
         return "-"
@@ -45,26 +49,21 @@ def margin(row: dict[str, Any]) -> str:
     return f"Δ {sign} {'+' if lower else '−'}{number(row['margin'])}{base}"
 
 
-def remedies(gate_report: dict[str, Any]) -> list[tuple[str, str]]:
+def remedies(gate_report: GateReport) -> list[tuple[str, str]]:
     """For each missed gate its metric and what its gate file says to do."""
     missed = dict.fromkeys(gate_name(row) for row in missed_rows(gate_report))
-    said = {
-        gate_name(row): row.get("description")
-        for part in ("comparisons", "gates")
-        for row in gate_report[part]
-    }
+    rows: list[Gate | Comparison] = [*gate_report["comparisons"], *gate_report["gates"]]
+    said = {gate_name(row): row.get("description") for row in rows}
     return [(name, to_do) for name in missed if (to_do := said.get(name))]
 
 
-def gate_name(row: dict[str, Any]) -> str:
+def gate_name(row: Gate | Comparison) -> str:
     """A gate's or a comparison's metric, with the slice that it is asked of."""
-    return f"{row['metric']} in {row['slice']}" if row.get("slice") else str(row["metric"])
+    return f"{row['metric']} in {row['slice']}" if row.get("slice") else row["metric"]
 
 
-def forgetting_lines(gate_report: dict[str, Any]) -> list[str]:
-    """What the adapter has lost of what the base model could, one line a metric; empty where
-    nothing of it was measured.
-    """
+def forgetting_lines(gate_report: GateReport) -> list[str]:
+    """What the adapter has lost of what the base model could, one line a measured metric."""
     return [
         f"{gate_name(row)}: base model {number(row['reference'])}, adapter"
         f" {number(row['candidate'])}; {change(row)}, {row['n']} "
@@ -73,10 +72,8 @@ def forgetting_lines(gate_report: dict[str, Any]) -> list[str]:
     ]
 
 
-def lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The comparisons that say what the adapter has lost: general metrics against the base model,
-    where they were measured.
-    """
+def lost(gate_report: GateReport) -> list[Comparison]:
+    """The comparisons that say what the adapter has lost, where it was measured."""
     return [
         row
         for row in gate_report["comparisons"]
@@ -84,18 +81,13 @@ def lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def missed_rows(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
+def missed_rows(gate_report: GateReport) -> list[Gate | Comparison]:
     """Gates and comparisons that keep the verdict from being a PASS."""
-    rows = [*gate_report["gates"], *gate_report["comparisons"]]
-    return [
-        row
-        for row in rows
-        if row["verdict"] in ("FAIL", "ERROR")
-        or (row["verdict"] == "INCONCLUSIVE" and row["blocking"])
-    ]
+    rows: list[Gate | Comparison] = [*gate_report["gates"], *gate_report["comparisons"]]
+    return [row for row in rows if is_missed(row)]
 
 
-def speed_line(results: dict[str, Any]) -> str:
+def speed_line(results: EvalResults) -> str:
     """Under which load, on what, the latency was measured; empty where it was not."""
     speed = results["observations"]["speed"]["candidate"]
     if not speed["requests"]:
@@ -106,10 +98,8 @@ def speed_line(results: dict[str, Any]) -> str:
     )
 
 
-def change(row: dict[str, Any]) -> str:
-    """The effect of a comparison with its interval: `+0.021 [0.004, 0.038]`, or `× 1.08 [1.02,
-    1.15]`.
-    """
+def change(row: Comparison) -> str:
+    """The effect of a comparison with its interval: `+0.02 [0.01, 0.03]`, `× 1.08 [1.02, 1.15]`."""
     if row["effect"] is None:
         return "-"
     ratio = row["scale"] == "ratio"
@@ -121,26 +111,18 @@ def change(row: dict[str, Any]) -> str:
     return f"{effect} [{bounds[0]}, {bounds[1]}]" if row["interval"] != [None, None] else effect
 
 
-def belief_lines(results: dict[str, Any]) -> list[str]:
-    """How far the refusal detector, and the judge of the win rate where one was asked, are to be
-    believed.
-    """
+def belief_lines(results: EvalResults) -> list[str]:
+    """How far the refusal detector, and the win rate's judge if one was asked, can be believed."""
     lines = [_refusals(results["refusal_detector"])]
     return [*lines, _win_rate(results["win_rate"])] if results["win_rate"] else lines
 
 
-def _refusals(detector: dict[str, Any]) -> str:
-    """By source and never as one figure: what the detector does elsewhere is not what it did to
-    these answers.
-    """
+def _refusals(detector: RefusalDetector) -> str:
+    """By source and never as one figure: elsewhere is not here."""
     unsure, judge = detector["unsure"], f"judge {detector['judge']}: " if detector["judge"] else ""
-    judged = (
-        f" Here {unsure} answer{'s were' if unsure > 1 else ' was'} left open;"
-        f" {judge}{detector['judge_note']}."
-        if unsure
-        else ""
-    )
-    groups: dict[str, list[dict[str, Any]]] = {}
+    left_open = f" Here {unsure} answer{'s were' if unsure > 1 else ' was'} left open;"
+    judged = f"{left_open} {judge}{detector['judge_note']}." if unsure else ""
+    groups: dict[str, list[SourceFigures]] = {}
     for line in detector["sources"]:
         groups.setdefault(line["source"].partition("/")[0], []).append(line)
     sources = "; ".join(_source(name, lines) for name, lines in groups.items())
@@ -151,26 +133,23 @@ def _refusals(detector: dict[str, Any]) -> str:
     return f"{what}: {sources}.{judged}"
 
 
-def _source(name: str, lines: list[dict[str, Any]]) -> str:
-    """`xstest, 3 models left out in turn: 526 of 554 (0.653 to 0.986 by model), 20 of 705
-    wrongly`.
+def _source(name: str, lines: list[SourceFigures]) -> str:
+    """`xstest, 3 models left out in turn: 526 of 554, 0.653 to 0.986 by model, 20 of 705 wrongly`.
+
+    One line is one model, or a source without models.
     """
-    found, wrong = (
-        sum(line["refusals_refused"] for line in lines),
-        sum(line["answers_refused"] for line in lines),
-    )
+    found = sum(line["refusals_refused"] for line in lines)
+    wrong = sum(line["answers_refused"] for line in lines)
     of, others = sum(line["refusals"] for line in lines), sum(line["answers"] for line in lines)
     rates = [line["refusals_refused"] / line["refusals"] for line in lines]
-    title = f"{name}, {len(lines)} models left out in turn" if len(lines) > 1 else name
-    by_model = (
-        f", {min(rates):.3f} to {max(rates):.3f} by model"
-        if len(lines) > 1
-        else f", {rates[0]:.3f}"
-    )
-    return f"{title}: {found} of {of}{by_model}, {wrong} of {others} wrongly"
+    title, by_model = name, f"{rates[0]:.3f}"
+    if len(lines) > 1:
+        title = f"{name}, {len(lines)} models left out in turn"
+        by_model = f"{min(rates):.3f} to {max(rates):.3f} by model"
+    return f"{title}: {found} of {of}, {by_model}, {wrong} of {others} wrongly"
 
 
-def adjudicated_line(gate_report: dict[str, Any]) -> str:
+def adjudicated_line(gate_report: GateReport) -> str:
     """What people's labels did to the verdict; empty where there are none."""
     about = gate_report["adjudicated"]
     if not about["labels"]:
@@ -183,14 +162,12 @@ def adjudicated_line(gate_report: dict[str, Any]) -> str:
     )
 
 
-def _win_rate(judged: dict[str, Any]) -> str:
-    against = "production" if judged["against"] == "production" else "the base model"
+def _win_rate(judged: WinRate) -> str:
     counted = (
-        f"{judged['wins']} wins, {judged['ties']} ties ({judged['identical']} equal answers,"
-        f" {judged['swayed']} in which the judge changed sides with the order), {judged['losses']}"
-        f" losses, {judged['unreadable']} without a readable verdict"
+        f"{judged['wins']} wins,"
+        f" {judged['ties']} ties ({judged['identical']} equal answers, {judged['swayed']} in which"
+        " the judge changed sides with the order),"
+        f" {judged['losses']} losses, {judged['unreadable']} without a readable verdict"
     )
-    return (
-        f"Win rate against {against} by {judged['judge']}, asked in both orders: {counted}; the"
-        f" judge {judged['note']}."
-    )
+    who = f"Win rate against {reference_name(judged['against'])} by {judged['judge']}"
+    return f"{who}, asked in both orders: {counted}; the judge {judged['note']}."

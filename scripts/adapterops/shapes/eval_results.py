@@ -4,51 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
+
+class Decoding(TypedDict):
+    temperature: NotRequired[float]
+    max_tokens: NotRequired[int]
+
+
 Group: TypeAlias = int
-
-
-class Request(TypedDict):
-    latency_ms: float
-    ttft_ms: float
-    tokens: int
-
-
-class Candidate(TypedDict):
-    warm_up: int
-    concurrency: int
-    failed: list[int]
-    requests: list[Request]
-
-
-class Production1(TypedDict):
-    warm_up: int
-    concurrency: int
-    failed: list[int]
-    requests: list[Request]
-
-
-class Speed(TypedDict):
-    candidate: Candidate
-    production: Production1 | None
-
-
-class Source(TypedDict):
-    source: str
-    refusals: int
-    refusals_refused: int
-    refusals_unsure: int
-    answers: int
-    answers_refused: int
-    answers_unsure: int
-
-
-class RefusalDetector(TypedDict):
-    id: str
-    sources: list[Source]
-    unsure: int
-    judge: str | None
-    judge_note: str
-    judged: int
 
 
 class WinRate(TypedDict):
@@ -84,20 +46,17 @@ class Probe(TypedDict):
 Sha256: TypeAlias = str
 
 
-class GeneralItem(TypedDict):
+Losses: TypeAlias = list[float]
+
+
+class GeneralFile(TypedDict):
     path: str
     sha256: Sha256
     rows: int
     asked: int
 
 
-General: TypeAlias = list[GeneralItem]
-
-
-Losses: TypeAlias = list[float]
-
-
-class Metrics1(TypedDict):
+class Metric(TypedDict):
     id: str
     value: float | None
     n: int
@@ -105,7 +64,62 @@ class Metrics1(TypedDict):
     floor: NotRequired[float]
 
 
-Metrics: TypeAlias = dict[str, Metrics1]
+class GeneralSets(TypedDict):
+    rows: list[GeneralFile]
+    texts: list[GeneralFile]
+
+
+Columns: TypeAlias = dict[str, list[float | None]]
+
+
+class Request(TypedDict):
+    latency_ms: float
+    ttft_ms: float
+    tokens: int
+
+
+class SourceFigures(TypedDict):
+    source: str
+    refusals: int
+    refusals_refused: int
+    refusals_unsure: int
+    answers: int
+    answers_refused: int
+    answers_unsure: int
+
+
+class Registered(TypedDict):
+    sha256: Sha256
+    drawn: bool
+
+
+class SpeedAsked(TypedDict):
+    requests: NotRequired[int]
+    concurrency: NotRequired[int]
+
+
+class EngineBuild(TypedDict):
+    version: NotRequired[str]
+    dtype: NotRequired[str]
+
+
+class KeyInputs(TypedDict):
+    """
+    what determines the measurements; an evaluation that is older than a setting lacks it
+    """
+
+    base_model: NotRequired[dict[str, Any]]
+    decoding: NotRequired[Decoding]
+    engine: NotRequired[EngineBuild]
+    adapter: NotRequired[Sha256]
+    production: NotRequired[Sha256 | None]
+    data: NotRequired[Sha256]
+    extension: NotRequired[Registered | None]
+    general: NotRequired[dict[str, list[list[Any]]]]
+    speed: NotRequired[SpeedAsked | None]
+    metrics: NotRequired[dict[str, str]]
+    refusal_judge: NotRequired[str]
+    win_rate_judge: NotRequired[str]
 
 
 class Adapter(TypedDict):
@@ -126,17 +140,12 @@ class Extension(TypedDict):
     rows: int
 
 
-class GeneralModel(TypedDict):
-    rows: General
-    texts: General
-
-
 class EvaluationData(TypedDict):
     path: str
     sha256: Sha256
     rows: int
     extension: Extension | None
-    general: NotRequired[GeneralModel]
+    general: NotRequired[GeneralSets]
 
 
 class Texts(TypedDict):
@@ -146,11 +155,45 @@ class Texts(TypedDict):
     base: Losses
 
 
+class RefusalDetector(TypedDict):
+    id: str
+    sources: list[SourceFigures]
+    unsure: int
+    judge: str | None
+    judge_note: str
+    judged: int
+
+
+Metrics: TypeAlias = dict[str, Metric]
+
+
+class SpeedPhase(TypedDict):
+    warm_up: int
+    concurrency: int
+    failed: list[int]
+    requests: list[Request]
+
+
+class SliceMetrics(TypedDict):
+    """
+    of the rows of one slice
+    """
+
+    candidate: Metrics
+    production: Metrics | None
+    base: Metrics
+
+
+class Speed(TypedDict):
+    candidate: SpeedPhase
+    production: SpeedPhase | None
+
+
 class Observations(TypedDict):
     groups: list[Group]
-    candidate: dict[str, list[float | None]]
-    production: dict[str, list[float | None]] | None
-    base: dict[str, list[float | None]]
+    candidate: Columns
+    production: Columns | None
+    base: Columns
     texts: NotRequired[Texts]
     speed: Speed
 
@@ -158,7 +201,7 @@ class Observations(TypedDict):
 class EvalResults(TypedDict):
     schema: Literal["eval_results/v1"]
     eval_key: Sha256
-    key_inputs: dict[str, Any]
+    key_inputs: KeyInputs
     adapter: Adapter
     production: Production
     evaluation_data: EvaluationData
@@ -166,6 +209,7 @@ class EvalResults(TypedDict):
     production_metrics: Metrics | None
     base_metrics: Metrics
     slices: dict[str, list[int]]
+    slice_metrics: NotRequired[dict[str, SliceMetrics]]
     observations: Observations
     failed: dict[str, int]
     refusal_detector: RefusalDetector

@@ -5,30 +5,6 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 
-class OpenItem(TypedDict):
-    id: str
-    line: int
-    kind: Literal["not refused", "refused", "uncertain"]
-
-
-class Adjudicated(TypedDict):
-    path: str | None
-    labels: int
-    used: int
-    changed: int
-    open: list[OpenItem]
-
-
-class Slice(TypedDict):
-    slice: str
-    metric: str
-    against: str
-    candidate: float
-    reference: float
-    n: int
-    p: float
-
-
 class Extension(TypedDict):
     registered: bool
     drawn: bool
@@ -51,22 +27,7 @@ Sha256: TypeAlias = str
 Verdict: TypeAlias = Literal["PASS", "FAIL", "INCONCLUSIVE", "ERROR"]
 
 
-class Adapter(TypedDict):
-    name: str | None
-    digest: Sha256
-    training_key: Sha256
-    base_model: str
-
-
-class Production(TypedDict):
-    name: str | None
-    digest: Sha256 | None
-    note: str
-
-
-class GateConfig(TypedDict):
-    path: str
-    sha256: Sha256
+Interval: TypeAlias = list[float | None]
 
 
 class Gate(TypedDict):
@@ -79,7 +40,7 @@ class Gate(TypedDict):
     value: float | None
     n: int | None
     count: int | None
-    interval: list[float | None]
+    interval: Interval
     extended: bool
     blocking: bool
     verdict: Verdict
@@ -96,7 +57,7 @@ class Comparison(TypedDict):
     reference: float | None
     n: int
     effect: float | None
-    interval: list[float | None]
+    interval: Interval
     confidence: float
     margin: float | None
     superiority: Literal["better", "same", "worse"]
@@ -105,6 +66,60 @@ class Comparison(TypedDict):
     verdict: Verdict | None
     reason: str
     description: NotRequired[str]
+
+
+class SliceRegression(TypedDict):
+    slice: str
+    metric: str
+    against: Literal["production", "base"]
+    candidate: float
+    reference: float
+    n: int
+    p: float
+
+
+class OpenAnswer(TypedDict):
+    id: str
+    line: int
+    kind: Literal["not refused", "refused", "uncertain"]
+
+
+Step: TypeAlias = int
+
+
+class Rollout(TypedDict):
+    """
+    how its release gets its traffic, by the specification that it was judged for
+    """
+
+    strategy: Literal["canary", "blue-green", "immediate"]
+    steps: list[Step]
+
+
+class Adjudicated(TypedDict):
+    path: str | None
+    labels: int
+    used: int
+    changed: int
+    open: list[OpenAnswer]
+
+
+class Adapter(TypedDict):
+    name: str | None
+    digest: Sha256
+    training_key: Sha256
+    base_model: str
+
+
+class Production(TypedDict):
+    name: str | None
+    digest: Sha256 | None
+    note: str
+
+
+class GateConfig(TypedDict):
+    path: str
+    sha256: Sha256
 
 
 class Base(TypedDict):
@@ -133,10 +148,11 @@ class GateReport(TypedDict):
     gate_config: GateConfig
     gates: list[Gate]
     comparisons: list[Comparison]
-    slices: list[Slice]
+    slices: list[SliceRegression]
     base: Base
     extension: Extension
     probes: list[Probe]
     evaluation: Evaluation
+    rollout: NotRequired[Rollout]
     judged_at: str
     former_verdicts: list[Verdict]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,11 @@ from typing import Any, Literal
 from adapterops.documents import sha256_file
 from adapterops.schemas import SchemaProblem
 from adapterops.shapes.quality_gate import QualityGate
-from adapterops.specs.metric_catalogue import METRICS, WIN_RATE
+from adapterops.specs.metric_catalogue import METRICS, WIN_RATE, Reference
 from adapterops.yamlfile import Sound, load_yaml
 
-# Whatever changes a verdict on equal evidence raises it: part of the gate key, and of the judgement
-# key of a plan, which imports no judge.
+# Whatever changes a verdict on equal evidence raises it. It is part of the gate key, and of the
+# judgement key of a plan, which imports no judge.
 JUDGE_VERSION = 4
 
 # Below it nothing is decided unless a gate file says so: a 95th percentile is the maximum there,
@@ -68,6 +69,10 @@ class Gate:
         """What it is called in a reason."""
         return f"{self.metric} in {self.slice}" if self.slice else self.metric
 
+    def margin_against(self, reference: Reference) -> float | None:
+        """How much worse than that side is still the same; None where it is not asked."""
+        return self.margin if reference == "production" else self.margin_to_base
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -75,7 +80,7 @@ class GateConfig:
 
     path: Path
     sha256: str
-    values: dict[str, Any]
+    values: QualityGate
     confidence: float
     max_failed: float
     gates: tuple[Gate, ...]
@@ -90,35 +95,38 @@ def load_gates(path: Path) -> GateConfig:
     """
     values = load_yaml(path, QualityGate, _impossible)
     confidence = values.get("confidence", 0.95)
-    asked = [
-        *values["gates"].items(),
-        *((item["metric"], item) for item in values.get("slices", [])),
-    ]
-    gates = tuple(_gate(metric, bars, confidence) for metric, bars in asked)
+    whole = values["gates"].items()
+    gates = [_gate(metric, asked, confidence) for metric, asked in whole if isinstance(asked, dict)]
+    gates += [_gate(asked["metric"], asked, confidence) for asked in values.get("slices", [])]
     return GateConfig(
         path,
         sha256_file(path),
         values,
         confidence,
         values.get("max_failed_generations", 0.01),
-        gates,
+        tuple(gates),
     )
 
 
-def _gate(metric: str, asked: dict[str, Any], confidence: float) -> Gate:
+def _gate(metric: str, asked: Mapping[str, Any], confidence: float) -> Gate:
+    """One gate, from its keys as the file has them: shares, speeds and slices have different ones.
+
+    The values are sound: `_impossible` asks of no others.
+    """
+    kind = METRICS[metric].kind
+    undecided = asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn")
     return Gate(
         metric=metric,
         minimum=asked.get("min"),
         maximum=asked.get("max"),
         rule=asked.get("rule", "point"),
         confidence=asked.get("confidence", confidence),
-        min_n=asked.get("min_n", 1 if METRICS[metric].kind == "total" else LEAST_N),
+        min_n=asked.get("min_n", 1 if kind == "total" else LEAST_N),
         margin=asked.get("margin", asked.get("ratio")),
-        blocks=asked.get("on_inconclusive", "block" if metric == "safety_refusal" else "warn")
-        == "block",
+        blocks=undecided == "block",
         description=asked.get("description", ""),
         expected=asked.get("expected"),
-        noise=asked.get("noise", _NOISE.get(METRICS[metric].kind, 0.02)),
+        noise=asked.get("noise", _NOISE[kind]),
         margin_to_base=asked.get("margin_to_base"),
         slice=asked.get("slice"),
     )
@@ -148,12 +156,7 @@ def _impossible(sound: Sound) -> list[SchemaProblem]:
 
 def _contradictions(gate: Gate) -> list[str]:
     metric, problems = METRICS[gate.metric], []
-    if (
-        gate.minimum is None
-        and gate.maximum is None
-        and gate.margin is None
-        and gate.margin_to_base is None
-    ):
+    if all(bar is None for bar in (gate.minimum, gate.maximum, gate.margin, gate.margin_to_base)):
         problems.append(
             "asks for nothing. Give min, max, margin (of a share) or ratio (of a speed)."
         )

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Who answers in an evaluation.
+SideName = Literal["candidate", "production", "base"]
+# What a candidate is compared with.
+Reference = Literal["production", "base"]
+SIDES: tuple[SideName, ...] = ("candidate", "production", "base")
+Kind = Literal["rate", "mean", "loss", "p95", "stream", "total"]
+
 # Nats per token that one text counts at most. With a limit on what one text can say, so many texts
 # bound what those not seen can hide.
 MOST_EXCESS = 1.0
@@ -24,7 +31,7 @@ class Metric:
     """
 
     id: str
-    kind: Literal["rate", "mean", "loss", "p95", "stream", "total"]
+    kind: Kind
     better: Literal["higher", "lower"]
     title: str
 
@@ -99,20 +106,23 @@ METRICS = {
         "one stream (tok/s)",
     ),
 }
-GENERAL = (
-    "general_loss",
-    "general_over_refusal",
-    "instruction_following",
-)  # what was known before training, and may be lost
-WIN_RATE = (
-    "win_rate"  # the only metric that is a comparison by itself: no side but the candidate has it
-)
+# What was known before training, and may be lost.
+GENERAL = ("general_loss", "general_over_refusal", "instruction_following")
+# The only metric that is a comparison by itself: no side but the candidate has it.
+WIN_RATE = "win_rate"
+COMPARED_AS_RATIO: tuple[Kind, ...] = ("p95", "stream", "total")
 METRIC_IDS = {name: metric.id for name, metric in METRICS.items()}
 
 
+def reference_name(against: Reference) -> str:
+    """What a candidate is compared with, in a sentence."""
+    return "production" if against == "production" else "the base model"
+
+
 def excess_loss(losses: list[float], base: list[float]) -> list[float]:
-    """`general_loss` of each text: how much less likely it became, in nats per token, within ±
-    `MOST_EXCESS`.
+    """`general_loss` of each text: nats per token by which it became less likely.
+
+    What one text counts is held within ± `MOST_EXCESS`.
 
     Args:
         losses: of one side, nats per token.

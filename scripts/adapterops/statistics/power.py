@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -105,9 +104,9 @@ def per_look(confidence: float, registered: bool) -> float:
 
 
 def measured_rows(
-    rows: Iterable[dict[str, Any]],
+    rows: Iterable[Mapping[str, object]],
     requests: int,
-    general: Iterable[dict[str, Any]] = (),
+    general: Iterable[Mapping[str, object]] = (),
     texts: int = 0,
 ) -> dict[str, int]:
     """How many rows, texts or requests measure each metric.
