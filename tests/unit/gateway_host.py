@@ -140,7 +140,13 @@ async def host(route=None, engines=1, capacity=64, connections=None, **settings)
         "limits": LIMITS,
         **settings,
     }
-    bounds = {"max_open": 1000, "max_per_address": None, "head_timeout_s": 10, "idle_timeout_s": 75}
+    bounds = {
+        "max_open": 1000,
+        "max_per_address": None,
+        "head_timeout_s": 10,
+        "idle_timeout_s": 75,
+        "refusals_per_second": 1e6,  # most tests refuse much in little time
+    }
     gateway = GatewaySettings(**options)
     server = await listen(
         make_gateway(state, gateway, metrics, capacity=capacity),
