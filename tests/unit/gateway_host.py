@@ -71,6 +71,26 @@ class Engine:
         return await result if asyncio.iscoroutine(result) else result
 
 
+def head(method="POST", path="/v1/chat/completions", *headers, length=None):
+    """A request up to its body, as no proper client would tidy it."""
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "host: x",
+        *headers,
+        *([] if length is None else [f"content-length: {length}"]),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def connect(gateway, sent=b"", source="127.0.0.1", **options):
+    """A plain connection to a gateway; tests send what clients do not, or read nothing."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", gateway.server.port, local_addr=(source, 0), **options
+    )
+    writer.write(sent)
+    return reader, writer
+
+
 class Host:
     """A gateway with its state, and a client of it."""
 
