@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
 from gateway_host import connect, head, with_host
 from test_serving_access import CLIENT, OPERATOR, write_keys
 from test_serving_edge import QUESTION_BYTES, SOON, closed, status_of
@@ -194,6 +195,20 @@ def test_a_load_balancer_hears_at_once_that_a_host_is_not_ready(keys):
         assert not gateway.counted("llm_gateway_rejected_total", reason="late")
 
     with_host(test, api_keys=keys, connections=FEW)
+
+
+def test_a_stranger_is_told_of_his_key_and_not_of_the_hosts_load(keys):
+    """A 503 does not wait, so it must not be had without a key."""
+
+    async def test(gateway):
+        gateway.engine.answer = lambda _: asyncio.sleep(0.5, web.json_response({}))
+        reader, _ = await connect(gateway, question(KEY))
+        await asyncio.sleep(0.1)
+        await seconds_of(gateway, question(WRONG), 401)
+        await seconds_of(gateway, question(KEY), 503)
+        assert await status_of(reader) == 200
+
+    with_host(test, api_keys=keys, max_in_flight=1)
 
 
 def test_health_checks_wait_half_a_second_at_most(keys):
