@@ -91,6 +91,7 @@ class Connections(TypedDict):
     max_per_address: int | None
     head_timeout_s: Seconds
     idle_timeout_s: Seconds
+    refusals_per_second: float
 
 
 class Serving(TypedDict):
