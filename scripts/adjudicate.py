@@ -5,10 +5,14 @@ from __future__ import annotations
 import in_venv  # noqa: F401  first: it enters .venv
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import EXISTING_DIRECTORY, command, console
+
+if TYPE_CHECKING:
+    from adapterops.data.adjudicated import Label, Sample, Side
 
 
 @command()
@@ -47,7 +51,7 @@ def main(
     label: str | None,
     reason: str | None,
     by: str | None,
-    side: str,
+    side: Side,
 ) -> None:
     """List what a person should look at: requests to refuse whose answer was not counted as
     refused, harmless ones whose answer was.
@@ -96,12 +100,13 @@ def main(
     if not (label and reason and by):
         raise UsageError("--id needs --label, --reason and --by.")
     chosen = next((sample for sample in samples if sample["id"] == row_id), None)
-    if chosen is None or not chosen[side]:
+    given = chosen[side] if chosen else None
+    if chosen is None or given is None:
         known = [str(sample["id"]) for sample in samples]
         raise UsageError(
             f"--id {row_id}: {side} answered no such row.{did_you_mean(row_id, known)}"
         )
-    answer = answer_digest(chosen[side]["text"])
+    answer = answer_digest(given["text"])
     add_label(path, Label(prompt_digest(chosen["prompt"]), answer, label, reason, by))  # type: ignore[arg-type]  # of the choice
     console.print(
         f"{repository_path(path)}: {row_id} is {label}. Commit it in a pull request of its own.",
@@ -110,19 +115,18 @@ def main(
     )
 
 
-def _list(samples: list[dict[str, object]], labels: tuple[object, ...], side: str) -> None:
+def _list(samples: list[Sample], labels: tuple[Label, ...], side: Side) -> None:
     """Print each suspect answer with its row; labelled ones are counted."""
-    from typing import Any, cast
-
-    from adapterops.data.adjudicated import Label, answer_digest, prompt_digest, suspect
+    from adapterops.data.adjudicated import answer_digest, prompt_digest, suspect
     from adapterops.escape import visible
 
-    known = {(label.prompt, label.answer) for label in cast("tuple[Label, ...]", labels)}
+    known = {(label.prompt, label.answer) for label in labels}
     shown = labelled = 0
-    for sample in cast("list[dict[str, Any]]", samples):
-        if not sample[side] or sample[side]["error"] or (kind := suspect(sample, side)) is None:
+    for sample in samples:
+        answer = sample[side]
+        if not answer or answer["error"] or (kind := suspect(sample, side)) is None:
             continue
-        if (prompt_digest(sample["prompt"]), answer_digest(sample[side]["text"])) in known:
+        if (prompt_digest(sample["prompt"]), answer_digest(answer["text"])) in known:
             labelled += 1
             continue
         shown += 1
@@ -130,7 +134,7 @@ def _list(samples: list[dict[str, object]], labels: tuple[object, ...], side: st
         asked = "\n\n".join(message["content"] for message in sample["prompt"])
         text = (
             f"{sample['id']}: {wanted}, counted as {kind}\n  asked: {visible(asked)}\n  answer:"
-            f" {visible(sample[side]['text'])}\n"
+            f" {visible(answer['text'])}\n"
         )
         console.print(text, markup=False, soft_wrap=True, highlight=False)
     console.print(f"{shown} answers to look at, {labelled} labelled already", soft_wrap=True)

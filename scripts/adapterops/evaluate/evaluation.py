@@ -36,6 +36,7 @@ from adapterops.evaluate.scores import Score, columns, row_metrics, score
 from adapterops.evaluate.winrate import win_rate
 from adapterops.schemas import ROOT, repository_path
 from adapterops.shapes.eval_results import EvalResults
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.adapter import General
 from adapterops.specs.base_model import find_base_model
@@ -311,7 +312,7 @@ def evaluate_once(
     return results, False
 
 
-def _refuse_formats(path: Path, rows: list[Row]) -> None:
+def _refuse_formats(path: Path, rows: list[Row[EvalRow]]) -> None:
     """No answer is held to a schema that is out of bounds; said before one is generated."""
     formats = ((row, row.value.get("expected_format")) for row in rows)
     found = [
@@ -327,7 +328,9 @@ def _refuse_formats(path: Path, rows: list[Row]) -> None:
         raise RejectedError(f"{path} has {len(found)} problems:\n{listed}")
 
 
-def _say_slow(rows: list[Row], scores: dict[str, list[Score | None]], console: Console) -> None:
+def _say_slow(
+    rows: list[Row[EvalRow]], scores: dict[str, list[Score | None]], console: Console
+) -> None:
     for side, found in scores.items():
         for row, scored in zip(rows, found, strict=True):
             if scored and scored.format_error:
@@ -405,7 +408,7 @@ def _serving_config(manifest: dict[str, Any], model: Path, serving: Path | None)
 
 
 def _wins(
-    rows: list[Row],
+    rows: list[Row[EvalRow]],
     ours: Side,
     theirs: Side,
     judge: Judge,
@@ -424,7 +427,7 @@ def _wins(
 
 
 def _scores(
-    rows: list[Row],
+    rows: list[Row[EvalRow]],
     sides: dict[str, Side],
     settings: Settings,
     url: str,

@@ -14,6 +14,7 @@ from adapterops.engine.answers import Answer
 from adapterops.evaluate.phases import Side, warm_up
 from adapterops.evaluate.rouge import shuffled_floor
 from adapterops.evaluate.scores import Score
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.metric_catalogue import METRIC_IDS, excess_loss
 
 # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
@@ -47,7 +48,7 @@ def speed_metrics(side: Side) -> dict[str, dict[str, Any]]:
     }
 
 
-def texts(rows: list[Row], sides: dict[str, Side]) -> dict[str, Any]:
+def texts(rows: list[Row[EvalRow]], sides: dict[str, Side]) -> dict[str, Any]:
     """Of each general text its language, and what each side makes of it in nats per token."""
     losses = {
         side: sides[side].losses if side in sides else None
@@ -72,7 +73,7 @@ def loss_metrics(side: Side, base: Side) -> dict[str, dict[str, Any]]:
     )
 
 
-def groups(rows: list[Row]) -> list[int]:
+def groups(rows: list[Row[EvalRow]]) -> list[int]:
     """For each row the group that it is resampled with: its `group`, else the rows with the same
     input; each other row is alone.
 
@@ -93,7 +94,7 @@ def groups(rows: list[Row]) -> list[int]:
 
 
 def floor(
-    rows: list[Row], answers: list[Answer], key: str, general: range = range(0)
+    rows: list[Row[EvalRow]], answers: list[Answer], key: str, general: range = range(0)
 ) -> float | None:
     """What ROUGE-L these answers score against the references of other rows."""
     pairs = [
@@ -126,7 +127,7 @@ def speed(side: Side | None, concurrency: int) -> dict[str, Any] | None:
     }
 
 
-def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
+def probes(rows: list[Row[EvalRow]], sides: dict[str, Side]) -> list[dict[str, Any]]:
     """Prompts whose greedy answer is stable, and differs from the base model's.
 
     Stable: the same in batches of every size that an evaluation has, and decided by the widest
@@ -143,7 +144,7 @@ def probes(rows: list[Row], sides: dict[str, Side]) -> list[dict[str, Any]]:
 
 
 def sample(
-    row: Row,
+    row: Row[EvalRow],
     index: int,
     sides: dict[str, Side],
     scores: dict[str, list[Score | None]],

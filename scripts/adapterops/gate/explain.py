@@ -17,6 +17,7 @@ from adapterops.data.slices import slices
 from adapterops.documents import sha256_file
 from adapterops.gate.evidence import Evidence
 from adapterops.schemas import repository_path
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.adapter import AdapterSpec
 from adapterops.specs.gate import Gate, GateConfig, load_gates
 from adapterops.specs.metric_catalogue import METRICS
@@ -182,7 +183,7 @@ def observed(config: GateConfig, results: dict[str, Any]) -> tuple[GateConfig, d
     return dataclasses.replace(config, gates=tuple(gates)), counts
 
 
-def _values(rows: list[Row]) -> list[dict[str, Any]]:
+def _values(rows: list[Row[EvalRow]]) -> list[dict[str, Any]]:
     return [row.value for row in rows]
 
 
