@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo rollback down report validate test test-tools test-fast play lint format types lock clean
+.PHONY: help setup demo rollback down report validate test test-all test-tools test-fast play lint format types lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,8 @@ validate: setup  ## check the repository's data as a pull request would
 test: lint test-fast  ## everything: linters, unit tests, tests with real servers, the whole flow
 	@$(BIN)/python -m pytest -m integration
 	@$(BIN)/python -m pytest -m e2e
+
+test-all: test play  ## what `make test` runs, and the story of pull requests: some 20 minutes more
 
 test-tools:  ## install the programs that tests look for and PyPI has not (Debian, Ubuntu)
 	@packages="$$(command -v promtool >/dev/null || echo prometheus) $$(command -v nginx >/dev/null || echo nginx-light)"; \
