@@ -147,10 +147,6 @@ def run_pipeline(
         return 0
     report = _gate(job, compared)
     if report["verdict"] != "PASS":
-        console.print(
-            "Nothing is published."
-            " See the report's worst answers, mend data or recipe, and run again."
-        )
         return 1
     if "publish" in wanted:
         store, release = _publish(job, report)
@@ -307,6 +303,11 @@ def _gate(job: _Job, compared: Production) -> GateReport:
         add_losses(job.model / "README.md", report)
         write_bytes(job.run / "report.html", page(collect(job.run)).encode())
         job.say(f"report: {job.run / 'report.html'}")
+    if report["verdict"] != "PASS":
+        job.console.print(
+            "Nothing is published."
+            " See the report's worst answers, mend data or recipe, and run again."
+        )
     return report
 
 

@@ -128,13 +128,13 @@ def _reasons(report: GateReport) -> Iterator[str]:
     for row in report["gates"]:
         few = "not measured" if row["value"] is None else "measured on too few"
         yield from _reason(row, {"FAIL": "missed", "INCONCLUSIVE": "undecided", "ERROR": few})
-    for row in report["comparisons"]:
-        against = row["against"]
+    for comparison in report["comparisons"]:
+        against = comparison["against"]
         few = f"compared with {against} on too few"
-        if row["effect"] is None:
+        if comparison["effect"] is None:
             few = f"not compared with {against}"
         words = {"FAIL": f"worse than {against}", "INCONCLUSIVE": f"undecided against {against}"}
-        yield from _reason(row, {**words, "ERROR": few})
+        yield from _reason(comparison, {**words, "ERROR": few})
 
 
 def _reason(row: Gate | Comparison, words: dict[str, str]) -> Iterator[str]:
