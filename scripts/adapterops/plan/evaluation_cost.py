@@ -39,8 +39,7 @@ class EvaluationCost:
 def evaluation_cost(
     spec: AdapterSpec, parameters: int, gpu: str, prices: Pricing
 ) -> EvaluationCost:
-    """Every answer as long as it may be, and a character of a prompt as a token: an answer that
-    ends early costs less.
+    """At most: every answer as long as it may be, each character of a prompt a token.
 
     Args:
         spec: the adapter; its rows are read, those of the extension too, and the general rows and

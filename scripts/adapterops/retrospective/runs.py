@@ -96,8 +96,7 @@ def _verdicts(runs: Path) -> tuple[list[tuple[datetime.datetime, GateReport]], s
 def _documents(
     runs: Path, shape: type[T], date: Callable[[T], str]
 ) -> tuple[list[tuple[datetime.datetime, T]], str]:
-    """Every valid document of that shape below `runs` with the date that it gives itself, each
-    content once.
+    """Every valid document of that shape below `runs`, each content once, with its own date.
 
     And a sentence if others could not be counted. The date of the file says nothing: artifacts are
     downloaded when they are looked at.
