@@ -52,6 +52,7 @@ lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 	@$(BIN)/actionlint
 	@$(BIN)/zizmor --offline --quiet --persona=auditor --strict-collection --no-progress .github
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yaml
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bad-answer.yml .github/ISSUE_TEMPLATE/new-adapter.yml
 	@$(BIN)/pinact run --check --fix=false --no-api
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from adapterops.basemodels.materialize import base_model_directory, load_tokeniz
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
 from adapterops.shapes.pricing import Pricing
+from adapterops.specs.price_list import gpu_type
 from adapterops.specs.recipe import Recipe, hints, training_key
 from adapterops.train.encode import EncodedData, encode_files
 from adapterops.train.ladder import next_rung
@@ -135,16 +135,9 @@ def cost(seconds: float, device: str, prices: dict[str, Any], processes: int) ->
 
 
 def gpu_named(device: str, prices: dict[str, Any]) -> Gpu | None:
-    """The priced GPU type that the driver means, by the words of its name and, of several sizes,
-    the memory in it; None for another.
-    """
-    words = re.findall(r"[a-z]+\d+|\d+", device.lower())
-    fits = [
-        name
-        for name in prices["gpus"]
-        if all(part in words for part in re.findall(r"[a-z]*\d+", name))
-    ]
-    return Gpu(fits[0], **prices["gpus"][fits[0]]) if len(fits) == 1 else None
+    """The priced GPU type that the driver means; None for another device."""
+    name = gpu_type(device, prices["gpus"])
+    return Gpu(name, **prices["gpus"][name]) if name else None
 
 
 def _course(tokens: float, speed: float, gpu: Gpu, processes: int) -> dict[str, float]:
