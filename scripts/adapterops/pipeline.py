@@ -109,9 +109,10 @@ def run_pipeline(
 
     model = run / "model"
     if stage("train"):
-        manifest, cached = train_once(
+        _, cached = train_once(
             recipe, data, model, console, remote=checkpoints_in(checkpoint_bucket)
         )
+        manifest = _trained(model)
         training = manifest["training"]
         console.print(
             f"{training['steps']} steps, final loss {training['final_loss']:.4f},"
