@@ -219,9 +219,8 @@ def _require_judged(data_report: Path) -> None:
 def _train(job: _Job, checkpoint_bucket: str | None) -> None:
     data, remote = list(job.spec.training_data), checkpoints_in(checkpoint_bucket)
     with job.stage("train") as outcome:
-        manifest, outcome.cached = train_once(
-            job.recipe, data, job.model, job.console, remote=remote
-        )
+        _, outcome.cached = train_once(job.recipe, data, job.model, job.console, remote=remote)
+        manifest = _trained(job.model)
         training = manifest["training"]
         job.say(
             f"{training['steps']} steps, final loss {training['final_loss']:.4f},"
