@@ -249,6 +249,11 @@ def test_only_trl_itself_reports_its_use(trainer, monkeypatch):
     assert sent
 
 
+def test_trl_itself_writes_a_card_with_every_checkpoint():
+    # When this fails, `QuietTrainer.create_model_card` can go.
+    assert "self.create_model_card(" in inspect.getsource(SFTTrainer._save_checkpoint)
+
+
 def test_an_order_of_rows_is_drawn_again_from_the_state_that_was_kept(trainer, tmp_path):
     made = trainer(SFTTrainer, train_sampling_strategy="group_by_length")
     sampler = made._get_train_sampler()
