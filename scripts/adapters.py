@@ -8,15 +8,23 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import EXISTING_FILE, command, console
-from adapterops.errors import UsageError
+from adapterops.errors import RejectedError, UsageError
 
 if TYPE_CHECKING:
+    from adapterops.store.catalogue import Served
     from adapterops.store.objects import ObjectStore
+
+
+def _refuse_nan(_: click.Context, __: click.Parameter, days: float) -> float:
+    """Click takes it for a number in any range."""
+    if math.isnan(days):
+        raise UsageError("--min-age-days nan: expected a number of days.")
+    return days
 
 
 @command()
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 36_500),
     default=30.0,
     show_default=True,
+    callback=_refuse_nan,
     help="gc: younger uploads are kept.",
 )
 @click.option("--delete", is_flag=True, help="gc: delete; without it, say what would be.")
@@ -113,8 +122,6 @@ def main(
     """
     from adapterops.store.objects import open_store
 
-    if math.isnan(min_age_days):  # click takes it for a number in any range
-        raise UsageError("--min-age-days nan: expected a number of days.")
     store = open_store(bucket)
     if action not in ("list", "gc") and not adapter:
         raise UsageError(f"{action} of which adapter? Name it: adapters.py {action} ADAPTER.")
@@ -159,49 +166,40 @@ def _list(
 
     rows = []
     with open_fleet([gateway.rstrip("/") for gateway in gateways], 5) as fleet:
-        for state in (served(store, name) for name in names or adapter_names(store)):
-            channel, since = state["channel"], state["since"]
-            hosts = {host: fleet.state(host, state["adapter"]) for host in fleet.gateways}
-            rows.append((state["adapter"], channel, since, state["source"] or {}, hosts))
+        for name in names or adapter_names(store):
+            state = served(store, name)
+            rows.append((state, {host: fleet.state(host, name) for host in fleet.gateways}))
     if as_json:
         documents = [
             {
-                "adapter": name,
-                "channel": channel and channel_document(channel),
-                "since": since and since.updated_at,
-                "source": source,
+                "adapter": state.adapter,
+                "channel": state.channel and channel_document(state.channel),
+                "since": state.since and state.since.updated_at,
+                "source": state.source or {},
                 "hosts": hosts,
             }
-            for name, channel, since, source, hosts in rows
+            for state, hosts in rows
         ]
         click.echo(json.dumps(documents, indent=2, ensure_ascii=False))
         return
-    columns = [
-        "adapter",
-        "stable",
-        "since",
-        "by",
-        "pr",
-        "commit",
-        "canary",
-        "generation",
-        *gateways,
+    columns = ["adapter", "stable", "since", "by", "pr", "commit", "canary", "generation"]
+    _print([*columns, *gateways], [[*_cells(state), *hosts.values()] for state, hosts in rows])
+
+
+def _cells(state: Served) -> list[str]:
+    """One adapter's line of the list."""
+    channel, since, source = state.channel, state.since, state.source
+    trial = f"{channel.canary[:12]} at {channel.weight} %" if channel and channel.canary else "-"
+    return [
+        state.adapter,
+        (channel.stable or "-")[:12] if channel else "-",
+        since.updated_at[:16] if since else "-",
+        since.updated_by if since else "-",
+        _text(source and source["pr"]),
+        _text(source and source["commit"])[:10],
+        trial,
+        str(channel.generation) if channel else "-",
     ]
-    table = [
-        [
-            name,
-            (channel.stable or "-")[:12] if channel else "-",
-            since.updated_at[:16] if since else "-",
-            since.updated_by if since else "-",
-            _text(source.get("pr")),
-            _text(source.get("commit"))[:10],
-            f"{channel.canary[:12]} at {channel.weight} %" if channel and channel.canary else "-",
-            str(channel.generation) if channel else "-",
-            *hosts.values(),
-        ]
-        for name, channel, since, source, hosts in rows
-    ]
-    _print(columns, table)
 
 
 def _history(store: ObjectStore, name: str, as_json: bool) -> None:
@@ -254,7 +252,9 @@ def _verify(store: ObjectStore, name: str, version: str, config: Path | None) ->
     host = load_serving_config(config) if config else None
     digest = find_version(store, name, version)
     with tempfile.TemporaryDirectory() as scratch:
-        manifest: dict[str, Any] = find_release(store, name, digest) or {}
+        manifest = find_release(store, name, digest)
+        if manifest is None:
+            raise RejectedError(f"{name}: version {digest[:12]} was removed since it was listed.")
         refuse_withdrawn(store, name, digest)
         base_model = host.base_model.name if host else manifest["base_model"]["name"]
         fetch_release(

@@ -6,7 +6,6 @@ import in_venv  # noqa: F401  first: it enters .venv
 
 import hashlib
 import secrets
-from typing import Any
 
 import click
 import yaml
@@ -60,7 +59,7 @@ def main(
       python scripts/api_key.py extraction --limit max_tokens 8192 --limit grammars true
     """
     key = f"qlg-{secrets.token_urlsafe(32)}"
-    entry: dict[str, Any] = {
+    entry: dict[str, object] = {
         "name": name,
         "sha256": hashlib.sha256(key.encode()).hexdigest(),
         "adapters": list(adapters) or "all",

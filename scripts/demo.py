@@ -1,6 +1,4 @@
-"""The embedded default on one machine: a local S3 server, a serving host, the pipeline, one
-question.
-"""
+"""The embedded default on one machine: S3 server, serving host, pipeline, one question."""
 
 from __future__ import annotations
 
@@ -25,6 +23,7 @@ from adapterops.command import command, console, run_child
 from adapterops.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
+    from adapterops.specs.adapter import AdapterSpec
     from adapterops.specs.serving import ServingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +46,7 @@ QUESTION = [
 @command()
 @click.argument("action", type=click.Choice(["up", "rollback", "report", "down"]), default="up")
 def main(action: str) -> None:
-    """Run the whole flow on this machine and leave the adapter being served (`make demo`), or stop
-    it (`make down`).
+    """Run the whole flow on this machine and leave the adapter being served, or stop it.
 
     \b
     Example:
@@ -108,9 +106,7 @@ def up() -> None:
 
 
 def local_settings() -> ServingConfig:
-    """The demo's serving configuration; the environment names its S3 server and no other from now
-    on.
-    """
+    """The demo's serving configuration; from now on the environment names its S3 server alone."""
     from adapterops.specs.serving import load_serving_config
 
     config = load_serving_config(SERVING)
@@ -192,8 +188,7 @@ def ask(gateway: str, base_model: str) -> None:
 
 
 def rollback() -> None:
-    """Deploy a second version through the same gates, and roll it back: what on-call does, in
-    seconds.
+    """Deploy a second version through the same gates, and roll it back, as on-call does.
 
     Training another adapter would take minutes; the second version is the first with its effect
     lowered by a hundredth, which its manifest says. It is evaluated, judged, signed and rolled out
@@ -209,66 +204,42 @@ def rollback() -> None:
             "nothing is being served that could be rolled back. Run `make demo` first."
         )
     config, spec = local_settings(), load_adapter(ADAPTER)
-    gateway = gateway_url(config)
     console.rule("a second version, and the way back")
     model = second_version(newest_run() / "model", STATE / "second")
-    results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
-    evaluation = [
-        "--max-tokens",
-        spec.evaluation.max_tokens,
-        "--latency-requests",
-        spec.evaluation.latency_requests,
-    ]
-    evaluation += [
-        "--latency-concurrency",
-        spec.evaluation.latency_concurrency,
-        "--server-url",
-        engine_url(config),
-    ]
-    evaluation += spec.general.options()
-    evaluation += [
-        "--responses",
-        ROOT / "runs" / "responses.sqlite",
-    ]  # the base model answers as it did the first time
-    script(
-        "evaluate",
-        "--model",
-        model,
-        "--eval-data",
-        spec.evaluation_data,
-        "--output",
-        results,
-        *evaluation,
-    )
-    if script(
-        "quality_gate",
-        "--results",
-        results,
-        "--gates",
-        spec.evaluation.gate,
-        "--output",
-        verdict,
-        "--adapter",
-        ADAPTER,
-        quiet=True,
-    ):
+    if not passes(model, spec, engine_url(config)):
         console.print(
             "The gate does not let the second version pass, so that there is nothing to roll back."
             " (make report)"
         )
         return
-    script("publish_adapter", "--adapter", ADAPTER, "--model", model, "--gate-report", verdict)
-    script(
-        "deploy_adapter",
-        "--adapter",
-        ADAPTER,
-        "--version",
-        adapter_version(model),
-        "--gateway",
-        gateway,
-    )
+    named = ("--adapter", ADAPTER)
+    verdict = model.parent / "gate_report.json"
+    script("publish_adapter", *named, "--model", model, "--gate-report", verdict)
+    gateway = ("--gateway", gateway_url(config))
+    script("deploy_adapter", *named, "--version", adapter_version(model), *gateway)
     console.print(f"$ python scripts/deploy_adapter.py --adapter {ADAPTER} --rollback")
-    script("deploy_adapter", "--adapter", ADAPTER, "--rollback", "--gateway", gateway)
+    script("deploy_adapter", *named, "--rollback", *gateway)
+
+
+def passes(model: Path, spec: AdapterSpec, engine: str) -> bool:
+    """Evaluate an adapter and judge it, as its specification says; True for a PASS."""
+    asked = spec.evaluation
+    results, verdict = model.parent / "eval_results.json", model.parent / "gate_report.json"
+    options = {
+        "--model": model,
+        "--eval-data": spec.evaluation_data,
+        "--output": results,
+        "--max-tokens": asked.max_tokens,
+        "--latency-requests": asked.latency_requests,
+        "--latency-concurrency": asked.latency_concurrency,
+        "--server-url": engine,
+        # the base model answers as it did the first time
+        "--responses": ROOT / "runs" / "responses.sqlite",
+    }
+    said = [part for option in options.items() for part in option]
+    script("evaluate", *said, *spec.general.options())
+    judged = ["--results", results, "--gates", asked.gate, "--output", verdict]
+    return not script("quality_gate", *judged, "--adapter", ADAPTER, quiet=True)
 
 
 def second_version(first: Path, directory: Path) -> Path:
@@ -288,15 +259,10 @@ def second_version(first: Path, directory: Path) -> Path:
             name: tensor * 0.99 if "lora_B" in name else tensor for name, tensor in weights.items()
         }
         save_file(changed, model / "adapter_model.safetensors", metadata={"format": "pt"})
-        files = [
-            {
-                "name": name,
-                "size": (model / name).stat().st_size,
-                "sha256": sha256_file(model / name),
-            }
-            for name in adapter_files
-        ]
-        manifest["adapter"] |= {"digest": adapter_digest(model), "files": files}
+        manifest["adapter"]["digest"] = adapter_digest(model)
+        for file in manifest["adapter"]["files"]:
+            path = model / file["name"]
+            file["size"], file["sha256"] = path.stat().st_size, sha256_file(path)
         manifest["key_inputs"] |= {"demo": "lora_B of the trained adapter, times 0.99"}
         write_json(model / "train_manifest.json", manifest, TrainManifest)
     return directory / "model"
@@ -415,9 +381,7 @@ def await_port(name: str, port: int, process: subprocess.Popen[bytes] | None) ->
 
 
 def running(name: str) -> psutil.Process | None:
-    """The server that an earlier call started, if it still runs; never another process that got its
-    number.
-    """
+    """The server that an earlier call started, if it runs; never another with its number."""
     try:
         record = json.loads(pid_file(name).read_text(encoding="utf-8"))
         process = psutil.Process(record["pid"])
@@ -442,9 +406,7 @@ def port_taken(port: int) -> bool:
 
 
 def signing_key() -> Path:
-    """The demo's own key pair, made once; the serving host trusts its public half
-    (configs/serving.demo.yaml).
-    """
+    """The demo's own key pair, made once; configs/serving.demo.yaml trusts its public half."""
     from adapterops.signing import make_key_pair
 
     private, public = STATE / "signing.pem", STATE / "signing.pub.pem"
@@ -455,9 +417,7 @@ def signing_key() -> Path:
 
 
 def make_bucket(bucket: str) -> None:
-    """Create the bucket; in production it is made by whoever owns the account, never by this
-    project.
-    """
+    """Create the bucket; in production whoever owns the account makes it, never this project."""
     import boto3
 
     boto3.client("s3").create_bucket(Bucket=bucket)

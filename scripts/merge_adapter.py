@@ -32,12 +32,12 @@ from adapterops.command import EXISTING_DIRECTORY, OUTPUT_PATH, command, console
     help="Largest mean difference of log-probabilities, in nats.",
 )
 def main(adapter: Path, output: Path, tolerance: float) -> None:
-    """Merge an adapter into bf16 base weights, for engines that load no adapters; vLLM serves them
-    apart, and should.
+    """Merge an adapter into bf16 base weights.
 
-    The merged weights are rounded to bf16, so the result is compared with adapter on base, in
-    float32, before anything is written: exit code 1 if their log-probabilities differ by more than
-    the tolerance. It takes four bytes of memory a parameter.
+    This is for engines that load no adapters; vLLM serves them apart, and should. The merged
+    weights are rounded to bf16, so the result is compared with adapter on base, in float32, before
+    anything is written: exit code 1 if their log-probabilities differ by more than the tolerance.
+    It takes four bytes of memory a parameter.
 
     \b
     Example:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import in_venv  # noqa: F401  first: it enters .venv
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import OUTPUT_PATH, command, console
+
+if TYPE_CHECKING:
+    from adapterops.pipeline import Begin, Stage
 
 
 @command()
@@ -59,8 +63,8 @@ def main(
     gateway: tuple[str, ...],
     bucket: str | None,
     checkpoint_bucket: str | None,
-    begin: str,
-    until: str,
+    begin: Begin,
+    until: Stage,
 ) -> int:
     """Validate, train, evaluate, gate, publish and deploy one adapter.
 

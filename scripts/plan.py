@@ -6,10 +6,14 @@ import in_venv  # noqa: F401  first: it enters .venv
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
+
+if TYPE_CHECKING:
+    from adapterops.shapes.plan import Plan
 
 
 @command()
@@ -52,8 +56,7 @@ def main(
     gpu_for: str | None,
     signed_by: str | None,
 ) -> int:
-    """Plan what a pull request needs: affected adapters by key, what was computed before, minutes
-    and cost.
+    """Plan what a pull request needs: adapters by key, what was computed before, minutes and cost.
 
     Exit 0 if it may proceed, 1 if it is refused; the plan says why and what to do.
 
@@ -61,25 +64,24 @@ def main(
     Example:
       python scripts/plan.py --base origin/main --head $(git rev-parse HEAD) --no-store
     """
-    from adapterops.candidates.kept import trust_from
     from adapterops.documents import write_json
-    from adapterops.git_tree import fetch, resolve
-    from adapterops.gitops.github import approved_since_push
-    from adapterops.gitops.outputs import annotate, set_outputs, summarize
-    from adapterops.plan.plan_text import plan_markdown, print_plan
-    from adapterops.plan.planning import BUDGET_LABEL, build_plan
-    from adapterops.schemas import ROOT
+    from adapterops.gitops.pull_request_plan import Asked, plan_pull_request
     from adapterops.shapes.plan import Plan
-    from adapterops.store.objects import open_store
 
-    fetch(head, ROOT)
-    store = None if no_store else open_store(bucket)
-    approved, trust = approved_since_push(pull_request, head, BUDGET_LABEL), trust_from(signed_by)
-    plan = build_plan(
-        resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust
-    )
+    plan = plan_pull_request(Asked(head, base, pull_request, fork, no_store, bucket, signed_by))
     if output:
         write_json(output, plan, Plan)
+    _tell(plan)
+    if gpu_for and not _gets_a_gpu(plan, gpu_for):
+        return 1
+    return 0 if plan["verdict"] == "PROCEED" else 1
+
+
+def _tell(plan: Plan) -> None:
+    """Print the plan, and hand it to GitHub: summary, annotations, outputs."""
+    from adapterops.gitops.outputs import annotate, set_outputs, summarize
+    from adapterops.plan.plan_text import plan_markdown, print_plan
+
     print_plan(plan, console)
     summarize(plan_markdown(plan))
     for problem in plan["problems"]:
@@ -92,24 +94,21 @@ def main(
         code=json.dumps(bool(plan["changes"]["code"])),
         rules=json.dumps(bool(plan["rules"])),
     )
-    if gpu_for:
-        allowed = gpu_for in plan["train"] or gpu_for in {
-            row["name"] for row in plan["adapters"] if row["action"] == "reuse"
-        }
+
+
+def _gets_a_gpu(plan: Plan, adapter: str) -> bool:
+    """Whether a GPU job of this adapter may start: it is to be computed, and its cost is known."""
+    for row in plan["adapters"]:
         # Data that cannot be priced is left to the validation; what gets here has passed it, and
         # has a price.
-        unpriced = [
-            row["name"]
-            for row in plan["adapters"]
-            if row["name"] == gpu_for and row["usd"] is None and not approved
-        ]
-        if unpriced:
+        if row["name"] == adapter and row["usd"] is None and not plan["budget"]["approved"]:
             console.print(
-                f"{gpu_for} gets no GPU: its cost is unknown, and nobody has approved it.",
+                f"{adapter} gets no GPU: its cost is unknown, and nobody has approved it.",
                 markup=False,
             )
-        return 0 if allowed and not unpriced and plan["verdict"] == "PROCEED" else 1
-    return 0 if plan["verdict"] == "PROCEED" else 1
+            return False
+    known = {row["name"] for row in plan["adapters"] if row["action"] == "reuse"}
+    return adapter in plan["train"] or adapter in known
 
 
 if __name__ == "__main__":

@@ -110,23 +110,30 @@ def main(
         raise UsageError(
             "--output is missing: the adapter directory to make. Only --preflight does without."
         )
+    _train(recipe, list(data), output, checkpoint_bucket, force=force)
+
+
+def _train(
+    recipe: Recipe, data: list[Path], output: Path, bucket: str | None, *, force: bool
+) -> None:
     from adapterops.train.cached import train_once
 
     remote = None
-    if checkpoint_bucket:
+    if bucket:
         from adapterops.candidates.checkpoints import Remote
         from adapterops.store.objects import open_store
 
-        remote = Remote(open_store(checkpoint_bucket))
-    manifest, cached = train_once(recipe, list(data), output, console, force=force, remote=remote)
+        remote = Remote(open_store(bucket))
+    manifest, cached = train_once(recipe, data, output, console, force=force, remote=remote)
     if not manifest:  # a process of rank above 0
         return
     training = manifest["training"]
     how = "already trained, nothing to do" if cached else f"trained in {training['seconds']:.0f} s"
     console.print(
-        f"{output}: {how}; {training['steps']} steps, final loss {training['final_loss']:.4f}, "
-        f"{training['tokens_per_second']:.0f} tok/s, peak {training['peak_memory_gib']} GiB\n"
-        f"training key {manifest['training_key']}\nadapter digest {manifest['adapter']['digest']}",
+        f"{output}: {how}; {training['steps']} steps, final loss {training['final_loss']:.4f},"
+        f" {training['tokens_per_second']:.0f} tok/s, peak {training['peak_memory_gib']} GiB\n"
+        f"training key {manifest['training_key']}\n"
+        f"adapter digest {manifest['adapter']['digest']}",
         soft_wrap=True,
     )
 

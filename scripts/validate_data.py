@@ -5,6 +5,7 @@ from __future__ import annotations
 import in_venv  # noqa: F401  first: it enters .venv
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from adapterops.command import OUTPUT_PATH, command, console, to_runner
 from adapterops.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterops.data.validate import Validation
+    from adapterops.specs.base_model import BaseModel
     from adapterops.specs.policy import Policy
 
 
@@ -101,66 +104,95 @@ def main(
           --format github
       python scripts/validate_data.py --input data/training/support.jsonl --fix
     """
-    import json
-
-    from adapterops.data.adjudicated import labels_path
-    from adapterops.data.codes import error_page
-    from adapterops.data.distribution_drift import Base
-    from adapterops.data.report_text import print_annotations, print_report
-    from adapterops.data.validate import validate, write_report
-    from adapterops.documents import write_bytes
-    from adapterops.schemas import ROOT
-    from adapterops.specs.adapter import load_adapter
-    from adapterops.specs.base_model import find_base_model
-    from adapterops.specs.policy import POLICY, load_policy
-    from adapterops.specs.recipe import load_recipe
-
     if write_error_page:
-        write_bytes(ROOT / "docs" / "errors.md", error_page().encode())
-        return 0
+        return _write_error_page()
     if in_place and not fixing:
         raise UsageError("--in-place says where --fix writes. Give both, or neither.")
     if revision and changed_since:
         raise UsageError("--base and --changed-since both name a revision. Give one of them.")
-    model = find_base_model(base_model, "--base-model") if base_model else None
-    files = list(inputs)
-    if adapter:
-        spec = load_adapter(adapter)
-        recipe = load_recipe(spec.recipe)
-        files = files or list(spec.training_data)
-        eval_data = eval_data or spec.judged_on
-        model = model or recipe.base_model
-        max_length = max_length or recipe.training["max_length"]
-    if missing := [str(path) for path in adjudicated if not path.is_file()]:
-        raise UsageError(
-            f"--adjudicated {missing[0]} does not exist. scripts/adjudicate.py writes such files."
-        )
-    _check_labels([*adjudicated, *([labels_path(adapter)] if adapter else [])])
-    if adjudicated and not files:
+    wanted = _wanted(inputs, eval_data, adapter, base_model, max_length)
+    _check_labels(adjudicated, adapter)
+    if adjudicated and not wanted.inputs:
         console.print(f"{len(adjudicated)} files of labels are as they should be", soft_wrap=True)
         return 0
-    if not files:
+    if not wanted.inputs:
         raise UsageError(
             "nothing to validate. Name a file with --input or an adapter with --adapter."
         )
-    limits = load_policy(policy or POLICY)
+    limits = _policy(policy)
     if fixing:
-        return _fix([*files, *eval_data], limits, in_place)
-    with (
-        Base(revision or changed_since or "")
-        if revision or changed_since
-        else contextlib.nullcontext()
-    ) as base:
-        report = validate(
-            files,
-            eval_data,
-            base_model=model,
-            policy=limits,
-            max_length=max_length,
+        return _fix([*wanted.inputs, *wanted.eval_data], limits, in_place)
+    report = _validate(wanted, limits, revision, changed_since, quiet=style != "text")
+    _show(report, output, style)
+    return 0 if report.passed else 1
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is validated: by the options, else by the adapter's specification."""
+
+    inputs: list[Path]
+    eval_data: tuple[Path, ...]
+    base_model: BaseModel | None
+    max_length: int | None
+
+
+def _wanted(
+    inputs: tuple[Path, ...],
+    eval_data: tuple[Path, ...],
+    adapter: str | None,
+    base_model: str | None,
+    max_length: int | None,
+) -> _Wanted:
+    from adapterops.specs.adapter import load_adapter
+    from adapterops.specs.base_model import find_base_model
+    from adapterops.specs.recipe import load_recipe
+
+    model = find_base_model(base_model, "--base-model") if base_model else None
+    if not adapter:
+        return _Wanted(list(inputs), eval_data, model, max_length)
+    spec = load_adapter(adapter)
+    recipe = load_recipe(spec.recipe)
+    return _Wanted(
+        list(inputs or spec.training_data),
+        eval_data or spec.judged_on,
+        model or recipe.base_model,
+        max_length or recipe.training["max_length"],
+    )
+
+
+def _policy(path: Path | None) -> Policy:
+    from adapterops.specs.policy import POLICY, load_policy
+
+    return load_policy(path or POLICY)
+
+
+def _validate(
+    wanted: _Wanted, policy: Policy, revision: str | None, changed_since: str | None, *, quiet: bool
+) -> Validation:
+    from adapterops.data.distribution_drift import Base
+    from adapterops.data.validate import validate
+
+    since = revision or changed_since
+    with Base(since) if since else contextlib.nullcontext() as base:
+        return validate(
+            wanted.inputs,
+            wanted.eval_data,
+            base_model=wanted.base_model,
+            policy=policy,
+            max_length=wanted.max_length,
             base=base,
             changed_only=bool(changed_since),
-            console=console if style == "text" else None,
+            console=None if quiet else console,
         )
+
+
+def _show(report: Validation, output: Path | None, style: str) -> None:
+    import json
+
+    from adapterops.data.report_text import print_annotations, print_report
+    from adapterops.data.validate import write_report
+
     if output:
         write_report(output, report)
     if style == "json":
@@ -169,14 +201,27 @@ def main(
         print_annotations(report, to_runner)
     else:
         print_report(report, console)
-    return 0 if report.passed else 1
 
 
-def _check_labels(files: list[Path]) -> None:
+def _write_error_page() -> int:
+    from adapterops.data.codes import error_page
+    from adapterops.documents import write_bytes
+    from adapterops.schemas import ROOT
+
+    write_bytes(ROOT / "docs" / "errors.md", error_page().encode())
+    return 0
+
+
+def _check_labels(named: tuple[Path, ...], adapter: str | None) -> None:
     """Raises RejectedError with every line that is at fault."""
-    from adapterops.data.adjudicated import load_labels
+    from adapterops.data.adjudicated import labels_path, load_labels
     from adapterops.errors import RejectedError
 
+    if missing := [str(path) for path in named if not path.is_file()]:
+        raise UsageError(
+            f"--adjudicated {missing[0]} does not exist. scripts/adjudicate.py writes such files."
+        )
+    files = [*named, *([labels_path(adapter)] if adapter else [])]
     for path in files:
         try:
             load_labels(path)

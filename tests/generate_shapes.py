@@ -8,9 +8,11 @@ The schemas are the source: they are what other programs read, and what files ar
 are loaded. A field that is renamed there and not in the code fails the type checker.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from datamodel_code_generator import (
     DataModelType,
@@ -32,13 +34,28 @@ def class_name(schema: Path) -> str:
     return "".join(part.title() for part in schema.stem.split("_"))
 
 
+def without_contains(node: Any) -> Any:
+    """The schema without what a list must contain: a type cannot say that, and the generator would
+    write an empty class for it."""
+    if isinstance(node, list):
+        return [without_contains(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: without_contains(part) for key, part in node.items() if key != "contains"}
+    if all("contains" in part for part in node.get("allOf", [])):
+        kept.pop("allOf", None)
+    return kept
+
+
 def write(directory: Path) -> None:
     """One module for each schema: its document, and the objects in it, as TypedDicts."""
     directory.mkdir(parents=True, exist_ok=True)
     for schema in sorted(SCHEMAS.glob("*.json")):
         target = directory / f"{schema.stem}.py"
+        content = without_contains(json.loads(schema.read_text(encoding="utf-8")))
         generate(
-            schema,
+            json.dumps(content, ensure_ascii=False),
+            input_filename=schema.name,
             input_file_type=InputFileType.JsonSchema,
             output=target,
             output_model_type=DataModelType.TypingTypedDict,

@@ -1,6 +1,4 @@
-"""Documents that stages hand to each other: canonical JSON, digests, and writes that are all or
-nothing.
-"""
+"""Documents that stages hand to each other: canonical JSON, digests, all-or-nothing writes."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from adapterops.errors import UsageError
 from adapterops.schemas import schema_of, schema_problems
@@ -24,7 +22,7 @@ T = TypeVar("T")  # a shape: one of the TypedDicts of `adapterops.shapes`
 _JUST_MADE_S = 60  # a staging directory may not be locked yet
 
 
-def canonical_json(value: Any) -> bytes:
+def canonical_json(value: object) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces, so that equal values have equal bytes (in the
     spirit of RFC 8785).
 
@@ -36,7 +34,7 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
-def sha256_json(value: Any) -> str:
+def sha256_json(value: object) -> str:
     """SHA-256 of the canonical JSON, 64 hex digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
@@ -69,6 +67,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def readable_json(value: object, *, allow_nan: bool = False) -> bytes:
+    """UTF-8 JSON as documents are written, for people and for diffs."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    return (text + "\n").encode()
+
+
 def write_json(path: Path, document: T, shape: type[T]) -> None:
     """Validate `document` against the schema of its shape, then write it.
 
@@ -82,9 +86,7 @@ def write_json(path: Path, document: T, shape: type[T]) -> None:
         raise RuntimeError(
             f"{path} would break its schema {schema}: " + "; ".join(str(p) for p in problems[:5])
         )
-    write_bytes(
-        path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    )
+    write_bytes(path, readable_json(document))
 
 
 def read_json(path: Path, shape: type[T]) -> T:
@@ -135,7 +137,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
     try:
         yield staging
-        os.chmod(staging, 0o755)  # mkdtemp made it private; engines may run as another user  # noqa: S103
+        # mkdtemp made it private, and engines may run as another user.
+        os.chmod(staging, 0o755)  # noqa: S103
         for file in staging.rglob("*"):
             if file.is_file():
                 os.chmod(file, 0o644)

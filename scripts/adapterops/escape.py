@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import jinja2
-from rich import markup
+if TYPE_CHECKING:
+    import jinja2
 
 # What is not seen, or turns the direction of reading, or ends a line where nobody expects it; and
 # half surrogate pairs, which no encoding takes. The two joiners (U+200C, U+200D) are not here:
 # Persian, Hindi and families of emoji are written with them.
 _UNSEEN = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f"
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
 )
 _IN_LINES = re.compile(f"[{_UNSEEN}]")
 _IN_LINE = re.compile(f"[{_UNSEEN}\t\n]")
@@ -58,6 +59,8 @@ def no_commands(text: str) -> str:
 
 def terminal(text: str) -> str:
     """Several lines for rich, which reads `[bold]`; none of it is read."""
+    from rich import markup
+
     return markup.escape(visible(text))
 
 
@@ -93,6 +96,8 @@ def fenced(text: str, longest: int = 1_500) -> str:
 
 def html_template(source: str, **filters: Callable[..., object]) -> jinja2.Template:
     """A page that escapes whatever is put into it, and knows every name that it uses."""
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,6 +1,4 @@
-"""JSON Schema checks with messages for people: all problems at once, each with the key, the value
-and the remedy.
-"""
+"""JSON Schema checks for people: all problems at once, each with key, value and remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,10 @@ import jsonschema
 
 from adapterops import escape
 
+JsonSchema = Mapping[str, Any]
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "configs" / "schemas"
-
-
-def repository_path(path: Path) -> str:
-    """The path from the repository's root where it lies inside, else as it is; what documents
-    record.
-    """
-    resolved = path.resolve()
-    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
-
-
 _UNKNOWN_KEYS = 20  # named in full; a hostile file can have as many as it has bytes
 _LONGEST_MESSAGE = 300
 _TYPE_NAMES = {
@@ -40,6 +30,13 @@ _TYPE_NAMES = {
     "boolean": "true or false",
     "null": "null",
 }
+_RELATIONS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+
+
+def repository_path(path: Path) -> str:
+    """The path from the repository's root if it lies inside, else as it is, for documents."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,9 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 @functools.cache
-def load_schema(name: str) -> dict[str, Any]:
+def load_schema(name: str) -> JsonSchema:
     """The schema `configs/schemas/<name>.json` (draft 2020-12)."""
-    schema: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+    schema: JsonSchema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     return schema
 
@@ -140,8 +137,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _reason(schema: dict[str, Any]) -> str:
-    return f" {schema['description']}" if "description" in schema else ""
+def _reason(schema: object) -> str:
+    if isinstance(schema, Mapping) and "description" in schema:
+        return f" {schema['description']}"
+    return ""
 
 
 def _as_number(found: Any, names: list[str]) -> str:
@@ -162,98 +161,86 @@ def _as_number(found: Any, names: list[str]) -> str:
 
 
 def _explain(error: jsonschema.ValidationError) -> list[SchemaProblem]:
+    """One violation in words; an unknown key or a choice of alternatives gives several."""
     path = tuple(error.absolute_path)
+    match error.validator:
+        case "additionalProperties" if isinstance(error.instance, dict):
+            return _unknown_keys(path, error)
+        case "anyOf" | "oneOf" if error.context:
+            return _closest_alternative(error.context)
+        case _:
+            return [SchemaProblem(path, _said_of(error))]
+
+
+def _said_of(error: jsonschema.ValidationError) -> str:
     # A violation always carries these; its stubs allow for one that was never filled in.
     schema: Any = error.schema
     expected: Any = error.validator_value
     found: Any = error.instance
-    try:
-        shown = json.dumps(found, ensure_ascii=False, default=str)
-    except TypeError:  # YAML has keys that JSON has not: dates
-        shown = str(found)
-    shown = _cut(shown)
+    shown, reason = _shown(found), _reason(schema)
     match error.validator:
-        case "additionalProperties" if isinstance(found, dict):
-            known = list(schema.get("properties", {}))
-            unknown = [str(key) for key in found if key not in known]
-            named = [
-                SchemaProblem(
-                    path,
-                    f"unknown key `{_cut(key)}`.{did_you_mean(key, known)} Known keys:"
-                    f" {', '.join(known)}.",
-                    key,
-                )
-                for key in unknown[:_UNKNOWN_KEYS]
-            ]
-            more = len(unknown) - len(named)
-            return [*named, SchemaProblem(path, f"{more} more unknown keys.")] if more else named
         case "required":
             # jsonschema reports one error per missing key and names it only in the message.
             missing = error.message.split("'")[1]
-            return [SchemaProblem(path, f"missing key `{missing}`.")]
+            return f"missing key `{missing}`."
         case "enum":
             words = [str(option) for option in expected]
-            return [
-                SchemaProblem(
-                    path,
-                    f"{shown} is not one of"
-                    f" {', '.join(words)}.{did_you_mean(str(found), words)}{_reason(schema)}",
-                )
-            ]
+            meant = did_you_mean(str(found), words)
+            return f"{shown} is not one of {', '.join(words)}.{meant}{reason}"
         case "const":
-            return [
-                SchemaProblem(
-                    path,
-                    f"{shown} is not allowed here. Expected"
-                    f" {json.dumps(expected)}.{_reason(schema)}",
-                )
-            ]
+            return f"{shown} is not allowed here. Expected {json.dumps(expected)}.{reason}"
         case "type":
             names = [expected] if isinstance(expected, str) else expected
             wanted = " or ".join(_TYPE_NAMES[name] for name in names)
-            return [SchemaProblem(path, f"{shown} is not {wanted}.{_as_number(found, names)}")]
+            return f"{shown} is not {wanted}.{_as_number(found, names)}"
         case "pattern":
             wanted = schema.get("description", f"Expected it to match {expected}.")
-            return [SchemaProblem(path, f"{shown} is not allowed here. {wanted}")]
+            return f"{shown} is not allowed here. {wanted}"
         case "not":
-            return [SchemaProblem(path, f"this key is not allowed here.{_reason(schema)}")]
+            return f"this key is not allowed here.{reason}"
         case "contains":
-            return [
-                SchemaProblem(path, f"{shown} lacks something, or has it twice.{_reason(schema)}")
-            ]
+            return f"{shown} lacks something, or has it twice.{reason}"
         case "minItems":
-            return [
-                SchemaProblem(
-                    path,
-                    f"it has {len(found)} entries. Expected at least {expected}.{_reason(schema)}",
-                )
-            ]
-        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
-            relation = {
-                "minimum": "≥",
-                "maximum": "≤",
-                "exclusiveMinimum": ">",
-                "exclusiveMaximum": "<",
-            }
-            return [
-                SchemaProblem(
-                    path,
-                    f"{shown} is out of range. Expected {relation[error.validator]} {expected}.",
-                )
-            ]
-        case "anyOf" | "oneOf" if error.context:
-            # The alternative that fits best (fewest violations) explains what the author meant to
-            # write.
-            by_branch: dict[int, list[jsonschema.ValidationError]] = {}
-            for inner in error.context:
-                by_branch.setdefault(int(inner.schema_path[0]), []).append(inner)
-            closest = min(by_branch.values(), key=len)
-            return [problem for inner in closest for problem in _explain(inner)]
+            return f"it has {len(found)} entries. Expected at least {expected}.{reason}"
+        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" as bound:
+            return f"{shown} is out of range. Expected {_RELATIONS[bound]} {expected}."
         case _:
-            reason = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
-            said = (
-                error.message
-                if len(error.message) <= _LONGEST_MESSAGE
-                else f"…{error.message[-_LONGEST_MESSAGE:]}"
-            )
-            return [SchemaProblem(path, said.rstrip(".") + "." + (f" {reason}" if reason else ""))]
+            text = error.message
+            said = text if len(text) <= _LONGEST_MESSAGE else f"…{text[-_LONGEST_MESSAGE:]}"
+            return said.rstrip(".") + f".{reason}"
+
+
+def _unknown_keys(
+    path: tuple[str | int, ...], error: jsonschema.ValidationError
+) -> list[SchemaProblem]:
+    # A violation always carries these; its stubs allow for one that was never filled in.
+    schema: Any = error.schema
+    found: Any = error.instance
+    known = list(schema.get("properties", {}))
+    unknown = [str(key) for key in found if key not in known]
+    named = [
+        SchemaProblem(
+            path,
+            f"unknown key `{_cut(key)}`.{did_you_mean(key, known)} Known keys: {', '.join(known)}.",
+            key,
+        )
+        for key in unknown[:_UNKNOWN_KEYS]
+    ]
+    more = len(unknown) - len(named)
+    return [*named, SchemaProblem(path, f"{more} more unknown keys.")] if more else named
+
+
+def _closest_alternative(errors: Sequence[jsonschema.ValidationError]) -> list[SchemaProblem]:
+    """The alternative with the fewest violations explains what the author meant to write."""
+    by_branch: dict[int, list[jsonschema.ValidationError]] = {}
+    for inner in errors:
+        by_branch.setdefault(int(inner.schema_path[0]), []).append(inner)
+    closest = min(by_branch.values(), key=len)
+    return [problem for inner in closest for problem in _explain(inner)]
+
+
+def _shown(found: object) -> str:
+    try:
+        return _cut(json.dumps(found, ensure_ascii=False, default=str))
+    except TypeError:  # YAML has keys that JSON has not: dates
+        return _cut(str(found))

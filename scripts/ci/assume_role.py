@@ -43,16 +43,11 @@ def main(role: str, region: str) -> None:
     if not role:
         console.print("no role is configured: the runner's own AWS credentials are used")
         return
-    path = (
-        Path(os.environ.get("RUNNER_TEMP", "/tmp")) / "aws-web-identity-token"  # noqa: S108
-    )  # outside of a runner it is of no use
+    # Outside of a runner it is of no use.
+    path = Path(os.environ.get("RUNNER_TEMP", "/tmp")) / "aws-web-identity-token"  # noqa: S108
     write_token(path)
-    session = "-".join(
-        [
-            "qlora-gitops",
-            *(os.environ.get(name, "local") for name in ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT")),
-        ]
-    )
+    run = [os.environ.get(f"GITHUB_RUN_{name}", "local") for name in ("ID", "ATTEMPT")]
+    session = "-".join(["qlora-gitops", *run])
     set_environment(
         AWS_ROLE_ARN=role, AWS_WEB_IDENTITY_TOKEN_FILE=str(path), AWS_ROLE_SESSION_NAME=session
     )

@@ -5,10 +5,17 @@ from __future__ import annotations
 import start  # noqa: F401  first: it enters .venv
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
+
+if TYPE_CHECKING:
+    from adapterops.candidates.keys import Keys
+    from adapterops.shapes.judgement import Source
+    from adapterops.signing import Signer, Trust
+    from adapterops.store.objects import ObjectStore
 
 
 @command()
@@ -56,17 +63,8 @@ def main(
       python scripts/pipeline.py --adapter support-demo --until gate
       python scripts/ci/candidate.py keep --adapter support-demo --bucket qlora-adapters
     """
-    from adapterops.candidates.kept import (
-        fetch_adapter,
-        fetch_judgement,
-        fetch_measurements,
-        find_candidate,
-        keep_adapter,
-        keep_judgement,
-        trust_from,
-    )
+    from adapterops.candidates.kept import trust_from
     from adapterops.candidates.keys import adapter_keys
-    from adapterops.errors import RejectedError
     from adapterops.gitops.outputs import run_url, set_outputs
     from adapterops.schemas import ROOT
     from adapterops.signing import signer_from
@@ -79,39 +77,62 @@ def main(
     store = open_store(bucket)
     set_outputs(run=str(run))
     if action == "fetch":
-        known = find_candidate(store, keys, trust)
-        if known.distrust:
-            raise RejectedError(f"{adapter}: {known.distrust}   # then run this again")
-        if known.digest:
-            fetch_adapter(store, keys.training, run / "model", trust)
-        if known.judgement:
-            fetch_judgement(store, known.judgement, run)
-        elif known.digest:
-            fetch_measurements(
-                store, keys, run, trust
-            )  # where only labels or gates changed, nothing is evaluated again
-        found = (
-            f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}"
-            if known.digest
-            else "nothing yet"
-        )
-        console.print(
-            f"{adapter}: under training key {keys.training[:12]} is {found}", soft_wrap=True
-        )
-        return
+        _fetch(store, keys, run, trust)
+    else:
+        source: Source = {"commit": commit, "pr": pr, "run": run_url()}
+        _keep(store, keys, run, source, signer, trust)
+
+
+def _fetch(store: ObjectStore, keys: Keys, run: Path, trust: Trust | None) -> None:
+    from adapterops.candidates.kept import (
+        fetch_adapter,
+        fetch_judgement,
+        fetch_measurements,
+        find_candidate,
+    )
+    from adapterops.errors import RejectedError
+
+    known = find_candidate(store, keys, trust)
+    if known.distrust:
+        raise RejectedError(f"{keys.spec.name}: {known.distrust}   # then run this again")
+    if known.digest:
+        fetch_adapter(store, keys.training, run / "model", trust)
+    if known.judgement:
+        fetch_judgement(store, known.judgement, run)
+    elif known.digest:
+        # Where only labels or gates changed, nothing is evaluated again.
+        fetch_measurements(store, keys, run, trust)
+    found = "nothing yet"
+    if known.digest:
+        found = f"adapter {known.digest[:12]}, verdict {known.verdict or 'none yet'}"
+    console.print(
+        f"{keys.spec.name}: under training key {keys.training[:12]} is {found}", soft_wrap=True
+    )
+
+
+def _keep(
+    store: ObjectStore,
+    keys: Keys,
+    run: Path,
+    source: Source,
+    signer: Signer | None,
+    trust: Trust | None,
+) -> None:
+    from adapterops.candidates.kept import keep_adapter, keep_judgement
+
     digest = keep_adapter(store, keys.training, run / "model", signer, trust)
     console.print(f"candidates/{keys.training}: adapter {digest[:12]}", soft_wrap=True)
-    if (run / "gate_report.json").is_file():
-        source = {"commit": commit, "pr": pr, "run": run_url()}
-        judgement = keep_judgement(store, keys, run, source, signer, trust)
-        if judgement:
-            said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
-        else:
-            said = (
-                "the verdict is an ERROR, or the extension rows that it asks for were not judged."
-                " It is not kept: it may be tried again"
-            )
-        console.print(f"candidates/{keys.training}: {said}", soft_wrap=True)
+    if not (run / "gate_report.json").is_file():
+        return
+    judgement = keep_judgement(store, keys, run, source, signer, trust)
+    if judgement:
+        said = f"judgements/{judgement['judgement_key'][:12]}: verdict {judgement['verdict']}"
+    else:
+        said = (
+            "the verdict is an ERROR, or the extension rows that it asks for were not judged."
+            " It is not kept: it may be tried again"
+        )
+    console.print(f"candidates/{keys.training}: {said}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import start  # noqa: F401  first: it enters .venv
 
 import os
+from pathlib import Path
 
 from adapterops.command import command, console
 
@@ -30,10 +31,9 @@ def main() -> None:
     path = os.environ.get("GITHUB_EVENT_PATH")
     if not path:
         raise UsageError("GITHUB_EVENT_PATH is not set: this runs in a workflow.")
+    event = read_event(Path(path))
     with repository() as repo:
-        console.print(
-            carry_out(read_event(path), repo, adapter_names(ROOT)), markup=False, soft_wrap=True
-        )
+        console.print(carry_out(event, repo, adapter_names(ROOT)), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from adapterops.command import OUTPUT_PATH, command, console
 @click.option("--pull-request", type=int, required=True, help="Its number.")
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: str | None) -> None:
-    """Keep one comment with the plan: changed rules first, then what is refused and how to mend it,
-    then what is computed.
+    """Keep one comment with the plan.
+
+    Changed rules come first, then what is refused and how to mend it, then what is computed.
 
     \b
     Example:
@@ -53,7 +54,9 @@ def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: st
         body = comment(plan, reports, results)
         if body is None and own_comments(issue, MARKER):
             body = "Nothing to mend any more: see the checks below."
-        said = f"comment {upsert_comment(issue, MARKER, body)[0].id}" if body else "nothing to say"
+        said = "nothing to say"
+        if body:
+            said = f"comment {upsert_comment(issue, MARKER, body)[0].id}"
     console.print(said)
 
 

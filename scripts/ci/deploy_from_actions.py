@@ -19,8 +19,9 @@ from adapterops.errors import UsageError
 @click.option("--rollback", "roll_back", is_flag=True, help="Serve the previous version again.")
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
-    """Run deploy_adapter.py against the gateways of $GATEWAYS inside a GitHub deployment, and give
-    it the outcome as status.
+    """Run deploy_adapter.py against the gateways of $GATEWAYS inside a GitHub deployment.
+
+    The deployment gets the outcome as its status.
 
     \b
     Example:
@@ -54,10 +55,8 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
             description=f"{adapter} {what}",
             payload={"adapter": adapter, "version": version or "previous"},
         )
-        server, run = (
-            os.environ.get("GITHUB_SERVER_URL", "https://github.com"),
-            os.environ.get("GITHUB_RUN_ID", ""),
-        )
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        run = os.environ.get("GITHUB_RUN_ID", "")
         log = f"{server}/{repo.full_name}/actions/runs/{run}"
         deployment.create_status("in_progress", target_url=log, description=f"{adapter} {what}")
     code = run_child(deploy)

@@ -17,8 +17,7 @@ TITLE = "Drift: main, channels and serving hosts differ"
 @click.option("--repository", "name", help="owner/name. Default: $GITHUB_REPOSITORY.")
 @click.option("--bucket", help="S3 bucket. Default: $ADAPTER_BUCKET.")
 def main(name: str | None, bucket: str | None) -> None:
-    """Compare what main says with the channels and with the hosts of $GATEWAYS; keep one issue open
-    while they differ.
+    """Compare main with channels and the hosts of $GATEWAYS; keep an issue open while they differ.
 
     \b
     Example:
@@ -26,7 +25,7 @@ def main(name: str | None, bucket: str | None) -> None:
           --repository your-org/qlora-gitops
     """
     from adapterops.gitops.channel_drift import find_drift
-    from adapterops.gitops.github import is_by, repository
+    from adapterops.gitops.github import own_issues, repository
     from adapterops.gitops.notes import drift_issue
     from adapterops.schemas import ROOT
     from adapterops.store.objects import open_store
@@ -35,11 +34,7 @@ def main(name: str | None, bucket: str | None) -> None:
     for difference in differences:
         console.print(difference, markup=False, soft_wrap=True)
     with repository(name) as repo:
-        issues = [
-            issue
-            for issue in repo.get_issues(state="open")
-            if is_by(issue.user) and issue.title == TITLE
-        ]
+        issues = own_issues(repo, TITLE)
         if differences and not issues:
             console.print(repo.create_issue(title=TITLE, body=drift_issue(differences)).html_url)
         for issue in issues:

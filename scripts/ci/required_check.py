@@ -46,42 +46,24 @@ def main(
       NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python \\
           scripts/ci/required_check.py --head SHA
     """
-    from adapterops.candidates.kept import trust_from
     from adapterops.escape import inline
-    from adapterops.git_tree import fetch, resolve
-    from adapterops.gitops.github import approved_since_push
     from adapterops.gitops.outputs import annotate, summarize
+    from adapterops.gitops.pull_request_plan import Asked, plan_pull_request
     from adapterops.gitops.required import decide
     from adapterops.plan.plan_text import plan_markdown
-    from adapterops.plan.planning import BUDGET_LABEL, build_plan
-    from adapterops.schemas import ROOT
-    from adapterops.store.objects import open_store
 
     try:
         needs = json.loads(os.environ["NEEDS"])
     except (KeyError, ValueError):
         raise UsageError(
-            "NEEDS is not set to the `needs` context as JSON. In a workflow: env: {NEEDS: ${{"
-            " toJSON(needs) }}}"
+            "NEEDS is not set to the `needs` context as JSON."
+            " In a workflow: env: {NEEDS: ${{ toJSON(needs) }}}"
         ) from None
-    fetch(head, ROOT)
-    store = None if no_store else open_store(bucket)
-    approved, trust = approved_since_push(pull_request, head, BUDGET_LABEL), trust_from(signed_by)
-    plan = build_plan(
-        resolve(base, ROOT), head, ROOT, store, fork=fork, approved=approved, trust=trust
-    )
+    plan = plan_pull_request(Asked(head, base, pull_request, fork, no_store, bucket, signed_by))
     problems = decide(needs, plan)
-    verdict = (
-        "This pull request may be merged."
-        if not problems
-        else "This pull request may not be merged yet."
-    )
-    summarize(
-        f"## {verdict}\n\n"
-        + "".join(f"- {inline(problem)}\n" for problem in problems)
-        + "\n"
-        + plan_markdown(plan)
-    )
+    verdict = f"This pull request may {'not be merged yet' if problems else 'be merged'}."
+    listed = "".join(f"- {inline(problem)}\n" for problem in problems)
+    summarize(f"## {verdict}\n\n{listed}\n{plan_markdown(plan)}")
     console.print(verdict)
     for problem in problems:
         console.print(f"- {problem}", markup=False, soft_wrap=True)

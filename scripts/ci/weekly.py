@@ -30,8 +30,10 @@ from adapterops.command import OUTPUT_PATH, SIGNED_BY, command, console
 def main(
     what: str, output: Path, name: str | None, bucket: str | None, signed_by: str | None
 ) -> int:
-    """Do a day's work of the week: `data` reports on every adapter's data, `plan` names those
-    without a verdict, `review` opens the issue.
+    """Do a day's work of the week.
+
+    `data` reports on every adapter's data, `plan` names those without a verdict, `review` opens the
+    issue.
 
     \b
     Example:
@@ -50,25 +52,15 @@ def _data(output: Path) -> int:
 
     codes = []
     for adapter in adapter_names(ROOT):
-        validate = [
-            sys.executable,
-            str(ROOT / "scripts" / "validate_data.py"),
-            "--adapter",
-            adapter,
-            "--format",
-            "github",
-        ]
-        codes.append(
-            subprocess.run(
-                [*validate, "--output", str(output / f"{adapter}.json")], check=False
-            ).returncode
-        )
+        validate = [sys.executable, str(ROOT / "scripts" / "validate_data.py")]
+        options = ["--adapter", adapter, "--format", "github"]
+        report = ["--output", str(output / f"{adapter}.json")]
+        codes.append(subprocess.run([*validate, *options, *report], check=False).returncode)
     return max(codes, default=0)
 
 
 def _waiting(bucket: str | None, signed_by: str | None) -> dict[str, str]:
-    """Adapters of the checkout that were neither judged nor released with the keys that they have
-    now.
+    """Adapters of the checkout that were neither judged nor released with their keys of now.
 
     Returns:
         By name what stands in the way of training or judging them, with the commands that remove
@@ -104,9 +96,8 @@ def _plan(bucket: str | None, signed_by: str | None) -> int:
     )
     console.print(f"without a verdict: {', '.join(waiting) or 'none'}")
     for adapter, hindrance in waiting.items():
-        if (
-            hindrance
-        ):  # a run would refuse it too, and the others need not wait for an administrator
+        if hindrance:
+            # A run would refuse it too, and the others need not wait for an administrator.
             console.print(f"{adapter}: {hindrance}", markup=False, soft_wrap=True)
             annotate("error", "weekly", f"{adapter}: {hindrance}")
     return 0
@@ -114,7 +105,7 @@ def _plan(bucket: str | None, signed_by: str | None) -> int:
 
 def _review(name: str | None, bucket: str | None, signed_by: str | None) -> int:
     from adapterops.candidates.keys import adapter_names
-    from adapterops.gitops.github import is_by, repository
+    from adapterops.gitops.github import own_issues, repository
     from adapterops.gitops.notes import review_issue
     from adapterops.schemas import ROOT
     from adapterops.store.channels import history
@@ -133,11 +124,7 @@ def _review(name: str | None, bucket: str | None, signed_by: str | None) -> int:
         for adapter, hindrance in _waiting(bucket, signed_by).items()
     ]
     with repository(name) as repo:
-        present = [
-            issue
-            for issue in repo.get_issues(state="open")
-            if is_by(issue.user) and issue.title == title
-        ]
+        present = own_issues(repo, title)
         body = review_issue(histories, waiting)
         for issue in present:
             issue.edit(body=body)

@@ -7,8 +7,9 @@ grouped by adapter once, and each projection multiplies a group with its adapter
 engine's own type.
 
 Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH; the GPU
-build is not touched. It can go when `vllm/lora/ops/torch_ops/lora_ops.py` no longer indexes its
-weights with one row a token.
+build is not touched. For vLLM 0.32; it can go when `vllm/lora/ops/torch_ops/lora_ops.py` no longer
+indexes its weights with one row a token, for which `tests/unit/test_vllm_plugins.py` looks.
+https://github.com/vllm-project/vllm/pull/48421 mends index -1; for the copies no issue is known.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ def register() -> None:
 
 
 def groups(indices: Any) -> list[tuple[int, Any]]:
-    """For each adapter's slot, the rows [n] that it is asked for; tokens without one, index -1, are
-    in none.
+    """For each adapter's slot, the rows [n] that it is asked for; index -1 asks for none.
 
     A slot that all rows ask for gets a slice, which copies nothing.
     """
@@ -55,8 +55,9 @@ def add_lora_linear(
     output_slices: Any,
     **_: Any,
 ) -> None:
-    """`y[:, slice] += scale · x · Aᵀ · Bᵀ` for each slice, one of several projections that vLLM has
-    fused.
+    """`y[:, slice] += scale · x · Aᵀ · Bᵀ` for each slice.
+
+    A slice is one of several projections that vLLM has fused.
 
     y [tokens, sum of slices], x [tokens, in], A [slots, (1,) r, in], B [slots, (1,) out, r].
     """

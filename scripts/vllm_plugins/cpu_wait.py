@@ -7,8 +7,9 @@ beside each answer, as vLLM itself does after that second. Some of these are los
 busy, so it looks for itself every few milliseconds. The GPU build, where the scheduler has a core
 of its own, is not touched.
 
-Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH. It can
-go when `vllm/distributed/device_communicators/shm_broadcast.py` no longer polls on a CPU.
+Found by vLLM through the entry point beside this file when this directory is on PYTHONPATH. For
+vLLM 0.32; it can go when vLLM can be told not to poll, for which `tests/unit/test_vllm_plugins.py`
+looks (https://github.com/vllm-project/vllm/pull/52814; for a sleep between two looks, 52848).
 """
 
 from __future__ import annotations

@@ -324,8 +324,14 @@ def measure(
     seconds = ends[-1] - ends[warm - 1]
     first, last = warm * accumulation, steps * accumulation
     tokens = sum(real[first:last])
-    held = {**training, "float32_copies": bool(options.get("guide"))}
-    predicted = estimate(Shape.of(shape), {"double_quant": False}, lora, held, max(padded)).training
+    predicted = estimate(
+        Shape.of(shape),
+        {"double_quant": False},
+        lora,
+        training,
+        max(padded),
+        float32_copies=bool(options.get("guide")),
+    ).training
     result: dict[str, Any] = {
         "name": name,
         "tokens_per_second": round(tokens / seconds, 1),

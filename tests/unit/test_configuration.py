@@ -292,6 +292,10 @@ class TestStagesFromTheMiddle:
         with pytest.raises(UsageError, match="--from evaluate comes after --until train"):
             self.go(tmp_path, "evaluate", "train")
 
+    def test_what_the_evaluation_leaves_in_memory_is_not_begun_after(self, tmp_path):
+        with pytest.raises(UsageError, match="--from gate: expected one of validate, train, eval"):
+            self.go(tmp_path, "gate")
+
     def test_data_that_was_never_judged_is_not_trained_on(self, tmp_path):
         with pytest.raises(
             UsageError, match=r"data_report\.json is missing: these stages have not run"

@@ -17,9 +17,8 @@ from adapterops.plan.estimate import Estimate
 from adapterops.plan.evaluation_cost import evaluation_cost
 from adapterops.plan.plan_text import plan_markdown
 from adapterops.schemas import ROOT, schema_problems
-from adapterops.shapes.pricing import Pricing
 from adapterops.specs.adapter import load_adapter
-from adapterops.yamlfile import load_yaml
+from adapterops.specs.price_list import load_pricing
 from repositories import EVALUATION, ROWS, jsonl, with_adapters
 
 
@@ -266,7 +265,7 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
     repository.git("switch", "-q", "pull-1")
     keys = adapter_keys("support", repository.path)
     entry = choose(preflight(keys.recipe, list(keys.spec.training_data)), "a100-80")
-    prices = load_yaml(ROOT / estimate.PRICING, Pricing)
+    prices = load_pricing()
     judged = evaluation_cost(keys.spec, keys.recipe.base_model.parameters, "a100-80", prices)
     usd = entry["usd"] + judged.seconds / 3600 * prices["gpus"]["a100-80"]["usd_per_hour"]
     assert (row["minutes"], row["usd"]) == (
@@ -306,7 +305,7 @@ def test_a_training_that_does_not_fit_on_the_runner_is_refused_with_what_to_set(
 
 def test_the_real_prices_have_a_cap_and_know_the_runners_gpu():
     assert estimate.cap_usd(ROOT) > 0
-    assert estimate.GPU in load_yaml(ROOT / estimate.PRICING, Pricing)["gpus"]
+    assert estimate.GPU in load_pricing()["gpus"]
 
 
 class TestEvaluationCost:
@@ -371,17 +370,17 @@ class TestEvaluationCost:
         document = plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))
         assert document["verdict"] == "REFUSED"
         assert "win_rate_judge dear-model has no price" in document["reason"]
-        known = load_yaml(ROOT / estimate.PRICING, Pricing)
+        known = load_pricing()
         known["judges"] = {
             "dear-model": {"usd_per_million_tokens": {"input": 5000, "output": 5000}}
         }
-        monkeypatch.setattr(estimate, "load_yaml", lambda *_: known)
+        monkeypatch.setattr(estimate, "load_pricing", lambda: known)
         assert (
             plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))["budget"]["usd"] > 50
         )
 
     def test_general_rows_are_answered_and_general_texts_read(self):
-        prices = load_yaml(ROOT / estimate.PRICING, Pricing)
+        prices = load_pricing()
         spec = load_adapter("support-demo")
 
         def tokens(**how):
@@ -400,7 +399,7 @@ class TestEvaluationCost:
         )  # a hundred characters each at least
 
     def test_the_adapters_that_are_there_cost_little(self):
-        prices = load_yaml(ROOT / estimate.PRICING, Pricing)
+        prices = load_pricing()
         for name, parameters in (("support-ko", 8e9), ("support-demo", 1.4e8)):
             cost = evaluation_cost(load_adapter(name), parameters, estimate.GPU, prices)
             assert cost.seconds / 3600 * prices["gpus"][estimate.GPU]["usd_per_hour"] < 2

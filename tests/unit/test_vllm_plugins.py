@@ -1,6 +1,7 @@
 """The plug-ins of the CPU build: LoRA products against the formula, token by token; waiting without
-keeping a core busy."""
+keeping a core busy. Where a test says `when this fails`, the plug-in that it names can go."""
 
+import inspect
 import sys
 import time
 from types import SimpleNamespace
@@ -70,6 +71,40 @@ def test_the_operators_replaced_are_those_that_this_vllm_calls():
         assert hasattr(PunicaWrapperCPU, name)
 
 
+class LargestRead(torch.overrides.TorchFunctionMode):
+    """Elements of the largest tensor that was read out of another by an index."""
+
+    elements = 0
+
+    def __torch_function__(self, function, _types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        if function is torch.Tensor.__getitem__:
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("operator", ["bgmv_shrink", "bgmv_expand"])
+def test_the_engine_itself_copies_the_matrices_for_each_token(operator):
+    """When this fails, see whether `cpu_lora` can go."""
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    tokens, (a, b) = 50, (stack[0] for stack in stacked())
+    matrix = {"bgmv_shrink": a, "bgmv_expand": b}[operator]
+    inputs, output = torch.randn(tokens, matrix.shape[-1]), torch.zeros(tokens, matrix.shape[-2])
+    with LargestRead() as read:
+        getattr(lora_ops, operator)(inputs, matrix, output, torch.full((tokens,), -1))
+    assert read.elements == tokens * matrix[0].numel()
+    assert output.any()  # though index -1 asks for no adapter
+
+
+def test_the_engine_itself_imports_everything_anew_in_each_process():
+    """When this fails, `cpu_start` can go."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    said = inspect.getsource(CpuPlatform.check_and_update_config)
+    assert 'os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"' in said
+
+
 @pytest.fixture
 def reader(monkeypatch, tmp_path):
     """`ask(since, timeout)`: how long a reader, `since` seconds after its last read, asks its
@@ -77,10 +112,9 @@ def reader(monkeypatch, tmp_path):
     import zmq
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
-    monkeypatch.setattr(
-        SpinCondition, "wait", SpinCondition.wait
-    )  # put back what `register` replaces
-    cpu_wait.register()
+    # When this fails, `cpu_wait` can go, or it replaces something else.
+    assert "busy_loop_s" in inspect.signature(SpinCondition).parameters
+    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)  # `register` replaces it
     asked = []
     with zmq.Context() as context:
         condition = SpinCondition(
@@ -93,6 +127,9 @@ def reader(monkeypatch, tmp_path):
             condition.wait(timeout)
             return asked.pop()
 
+        condition.wait(5000)
+        assert not asked  # it polls. When this fails, `cpu_wait` can go
+        cpu_wait.register()
         yield ask
         for socket in (
             condition.local_notify_socket,

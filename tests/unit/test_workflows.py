@@ -7,14 +7,16 @@ import subprocess
 import pytest
 import yaml
 
+from adapterops.git_tree import takeable
 from adapterops.schemas import ROOT
 from processes import environment
 
 FILES = sorted((ROOT / ".github/workflows").glob("*.yaml"))
+ACTION_FILES = sorted((ROOT / ".github/actions").glob("*/action.yaml"))
 BIN = ROOT / ".venv/bin"
 # Who may have which right; everything else reads.
 GRANTS = {
-    ("pull-request", "report", "pull-requests: write"),
+    *((name, "report", "pull-requests: write") for name in ("pull-request", "report")),
     ("release", "promote", "contents: write"),
     *(("release", "deploy", right) for right in ("deployments: write", "issues: write")),
     ("deploy", "deploy", "deployments: write"),
@@ -42,17 +44,28 @@ JOBS = [
     for name, flow in WORKFLOWS.items()
     for job_name, job in flow["jobs"].items()
 ]
+ACTIONS = {path.parent.name: yaml.safe_load(path.read_text()) for path in ACTION_FILES}
 STEPS = [
     pytest.param(name, job_name, step, id=f"{name}/{job_name}/{step['name']}")
     for name, flow in WORKFLOWS.items()
     for job_name, job in flow["jobs"].items()
     for step in job.get("steps", [])
+] + [
+    pytest.param("actions", name, step, id=f"actions/{name}/{step['name']}")
+    for name, action in ACTIONS.items()
+    for step in action["runs"]["steps"]
 ]
+# A step's own script, and what a workflow calls: `scripts/ci/` or what people call too.
+SCRIPT = r"scripts/(?:ci/)?[a-z_]+\.py"
+CHECKOUT = "actions/checkout"
 
 
 def test_the_files_are_those_of_the_story():
     assert set(WORKFLOWS) == {
         "pull-request",
+        "plan",
+        "validate",
+        "report",
         "train",
         "release",
         "deploy",
@@ -125,13 +138,55 @@ EVERY_STEP = pytest.mark.parametrize(("name", "job_name", "step"), STEPS)
 def test_actions_are_pinned(name, job_name, step):
     if "uses" in step:
         assert re.fullmatch(
-            r"actions/(checkout|upload-artifact|download-artifact)@[0-9a-f]{40}", step["uses"]
+            r"actions/(checkout|upload-artifact|download-artifact)@[0-9a-f]{40}"
+            rf"|\./\.github/actions/({'|'.join(ACTIONS)})",
+            step["uses"],
         )
+
+
+class TestLocalActions:
+    """`./…` is read from the workspace when its step begins: who writes there, writes it."""
+
+    @pytest.mark.parametrize(("name", "job_name", "job"), JOBS)
+    def test_the_default_branch_lies_there_and_nothing_else(self, name, job_name, job):  # noqa: ARG002
+        uses = [step.get("uses", "") for step in job.get("steps", [])]
+        if any(action.startswith("./") for action in uses):
+            assert name not in TESTS_CODE
+            assert [CHECKOUT in action for action in uses] == [True] + [False] * (len(uses) - 1)
+            checkout = job["steps"][0]["with"]
+            assert checkout["ref"] == "${{ github.event.repository.default_branch }}"
+            assert "path" not in checkout
+            for step in job["steps"][1:]:
+                if "actions/download-artifact" in step.get("uses", ""):
+                    assert step["with"]["path"] == "artifacts/"
+
+    def test_a_pull_request_brings_none(self):
+        for path in ACTION_FILES:
+            assert not takeable(str(path.relative_to(ROOT)))
+
+    @pytest.mark.parametrize("path", ACTION_FILES, ids=lambda path: path.parent.name)
+    def test_a_header_says_why_it_may_be_read_from_there(self, path):
+        assert path.read_text().startswith("# ")
+        assert yaml.safe_load(path.read_text())["runs"]["using"] == "composite"
+
+    @pytest.mark.parametrize(("name", "job_name", "job"), JOBS)
+    def test_every_job_with_a_script_is_set_up_after_its_checkout(self, name, job_name, job):  # noqa: ARG002
+        steps = job.get("steps", [])
+        if any(".venv/" in step.get("run", "") for step in steps):
+            assert steps[1] == {"name": "Set up", "uses": "./.github/actions/set-up"}
+
+    @pytest.mark.parametrize(("name", "job_name", "job"), JOBS)
+    def test_whoever_takes_a_role_has_a_token_for_it(self, name, job_name, job):  # noqa: ARG002
+        uses = "./.github/actions/take-role"
+        taken = [step for step in job.get("steps", []) if step.get("uses") == uses]
+        assert not taken or job["permissions"]["id-token"] == "write"
+        for step in taken:
+            assert set(step["with"]) == set(ACTIONS["take-role"]["inputs"])
 
 
 @EVERY_STEP
 def test_a_checkout_leaves_no_credentials_and_takes_trusted_code(name, job_name, step):
-    if "actions/checkout" in step.get("uses", ""):
+    if CHECKOUT in step.get("uses", ""):
         assert step["with"]["persist-credentials"] is False
         if name not in TESTS_CODE:
             assert step["with"]["ref"] == "${{ github.event.repository.default_branch }}"
@@ -146,8 +201,8 @@ def test_expressions_reach_a_shell_only_as_variables(name, job_name, step):
 def test_a_step_is_one_call(name, job_name, step):
     if "run" in step:
         assert len(step["run"].strip().splitlines()) == 1
-        assert re.match(r"(make|(exec )?\.venv/bin/python scripts/[a-z_]+\.py)( |$)", step["run"])
-        for script in re.findall(r"scripts/[a-z_]+\.py", step["run"]):
+        assert re.match(rf"(make|(exec )?\.venv/bin/python {SCRIPT})( |$)", step["run"])
+        for script in re.findall(SCRIPT, step["run"]):
             assert (ROOT / script).is_file()
 
 
@@ -163,7 +218,7 @@ def test_the_one_secret_goes_to_the_default_branchs_scripts_that_count_tokens(na
             return
         assert re.findall(r"secrets\.\w+", text) == ["secrets.HF_TOKEN"]
         assert re.match(
-            r"\.venv/bin/python scripts/(plan|validate_data|required_check|weekly)\.py ",
+            r"\.venv/bin/python scripts/(ci/)?(plan|validate_data|required_check|weekly)\.py ",
             step["run"],
         )
     assert not re.search(
@@ -172,14 +227,20 @@ def test_the_one_secret_goes_to_the_default_branchs_scripts_that_count_tokens(na
     )
 
 
+READS_CANDIDATES = re.compile(
+    r"scripts/(ci/)?(plan|required_check|post_reports|candidate|promote|weekly\.py (plan|review))"
+)
+
+
+def test_candidates_are_read_by_steps_that_the_rule_below_knows():
+    known = [step for _, _, step in ((p.values) for p in STEPS) if "run" in step]
+    assert sum(bool(READS_CANDIDATES.search(step["run"])) for step in known) == 11
+
+
 @EVERY_STEP
 def test_whoever_reads_candidates_asks_for_their_signature(name, job_name, step):
     """What the plan takes for done and the release refuses would be found out after the merge."""
-    if re.search(
-        r"scripts/(plan|required_check|post_reports|candidate|promote)\.py|weekly\.py"
-        r" (plan|review)",
-        step.get("run", ""),
-    ):
+    if READS_CANDIDATES.search(step.get("run", "")):
         environment_of_step = (
             WORKFLOWS[name].get("env", {})
             | WORKFLOWS[name]["jobs"][job_name].get("env", {})
@@ -191,8 +252,37 @@ def test_whoever_reads_candidates_asks_for_their_signature(name, job_name, step)
         )
 
 
+@pytest.mark.parametrize(("name", "job_name", "job"), JOBS)
+def test_a_called_file_gets_the_one_secret_by_name(name, job_name, job):
+    if "secrets" in job:
+        assert (name, job_name) in {("pull-request", "plan"), ("pull-request", "validate")}
+        assert job["secrets"] == {"HF_TOKEN": "${{ secrets.HF_TOKEN }}"}
+
+
+class TestTableOfContents:
+    """`pull-request.yaml`: a job is a file, but for the required one, whose name is the check's."""
+
+    jobs = WORKFLOWS["pull-request"]["jobs"]
+
+    def test_a_job_is_a_file(self):
+        called = {name: job["uses"] for name, job in self.jobs.items() if "uses" in job}
+        assert set(self.jobs) - set(called) == {"required"}
+        for name, uses in called.items():
+            file = "ci" if name == "code" else name
+            assert re.fullmatch(
+                rf"(\.|your-org/qlora-gitops)/\.github/workflows/{file}\.yaml(@main)?", uses
+            )
+
+    def test_the_plans_outputs_get_through(self):
+        asked = set(re.findall(r"needs\.plan\.outputs\.(\w+)", yaml.safe_dump(self.jobs)))
+        given = WORKFLOWS["plan"]["on"]["workflow_call"]["outputs"]
+        assert asked == set(given) == set(WORKFLOWS["plan"]["jobs"]["plan"]["outputs"])
+        for name, output in given.items():
+            assert output["value"] == f"${{{{ jobs.plan.outputs.{name} }}}}"
+
+
 def test_every_pin_carries_its_version():
-    for path in FILES:
+    for path in [*FILES, *ACTION_FILES]:
         for line in path.read_text().splitlines():
             if "uses: actions/" in line:
                 assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
@@ -201,7 +291,7 @@ def test_every_pin_carries_its_version():
 def test_one_version_of_each_action():
     pins = {
         match
-        for path in FILES
+        for path in [*FILES, *ACTION_FILES]
         for match in re.findall(r"uses: (actions/[a-z-]+)@(\S+)", path.read_text())
     }
     assert len(pins) == len(dict(pins))
@@ -216,9 +306,7 @@ def test_what_others_could_call_names_this_repository(name):
             assert not first or "github.repository == 'your-org/qlora-gitops'" in job["if"], (
                 job_name
             )
-            checkouts = [
-                step for step in job["steps"] if "actions/checkout" in step.get("uses", "")
-            ]
+            checkouts = [step for step in job["steps"] if CHECKOUT in step.get("uses", "")]
             assert [step["with"]["repository"] for step in checkouts] == ["your-org/qlora-gitops"]
 
 
@@ -231,7 +319,7 @@ def test_the_repositorys_name_holds_whatever_started_the_training():
 @EVERY_STEP
 def test_development_tools_are_installed_where_code_is_tested_alone(name, job_name, step):
     if step.get("run", "").startswith("make setup"):
-        assert step["run"] == "make setup NO_DEV=1"
+        assert (name, step["run"]) == ("actions", "make setup NO_DEV=1")
     if step.get("run", "").startswith("make") and "setup" not in step["run"]:
         assert name in TESTS_CODE
 
@@ -315,7 +403,7 @@ def test_the_verdict_is_shown_whatever_it_is_and_decides_nothing_by_being_shown(
 
 
 def test_comments_are_kept_whether_or_not_they_could_be_posted():
-    steps = WORKFLOWS["pull-request"]["jobs"]["report"]["steps"]
+    steps = WORKFLOWS["report"]["jobs"]["report"]["steps"]
     post, keep = steps[-2:]
     assert post["run"].endswith("--output reports")
     assert (keep["if"], keep["with"]["path"]) == ("always()", "reports/")
@@ -388,9 +476,16 @@ class TestProduction:
             "vendor.github-workflows",
             *map(str, FILES),
         ],
+        [
+            "check-jsonschema",
+            "--quiet",
+            "--builtin-schema",
+            "vendor.github-actions",
+            *map(str, ACTION_FILES),
+        ],
         ["pinact", "run", "--check", "--fix=false", "--no-api"],
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: f"{command[0]}-{command[-1]}".replace(str(ROOT), ""),
 )
 def test_the_linters_have_nothing_to_say(command):
     plain = environment(
@@ -417,12 +512,24 @@ def test_the_linters_would_find_something(tmp_path):
         "on: push\njobs:\n  a:\n    runs-on: nowhere\n    steps:\n"
         "      - uses: actions/checkout@v4\n      - run: echo ${{ github.head_ref }}\n"
     )
+    action = tmp_path / ".github/actions/bad/action.yaml"
+    action.parent.mkdir(parents=True)
+    action.write_text(
+        "name: bad\ndescription: bad\ninputs: {word: {description: a word}}\n"
+        "runs:\n  using: composite\n  steps:\n    - uses: actions/checkout@v4\n"
+        "    - run: echo ${{ inputs.word }}\n      shell: bash\n"
+    )
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(action.read_text().replace("      shell: bash\n", ""))
     shutil.copy(ROOT / ".pinact.yaml", tmp_path)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     for command in (
         ["actionlint", bad],
         ["zizmor", "--offline", "--strict-collection", bad],
+        ["zizmor", "--offline", "--strict-collection", action],
         ["pinact", "run", "--check", "--fix=false", "--no-api", bad],
+        ["pinact", "run", "--check", "--fix=false", "--no-api", action],
+        ["check-jsonschema", "--quiet", "--builtin-schema", "vendor.github-actions", broken],
     ):
         assert (
             subprocess.run(

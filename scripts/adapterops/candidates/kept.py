@@ -22,45 +22,63 @@ without.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, TypeVar
 
 from adapterops.candidates.checkpoints import remove_remote
 from adapterops.candidates.keys import Keys
 from adapterops.documents import new_directory, read_json, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.schemas import ROOT, schema_problems
+from adapterops.schemas import ROOT, schema_of, schema_problems
+from adapterops.shapes.candidate import Candidate as CandidateDocument
 from adapterops.shapes.gate_report import GateReport
+from adapterops.shapes.judgement import Judgement, Source
 from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.signing import Signer, Trust
 from adapterops.store.channels import read_channel
 from adapterops.store.incoming import inner
-from adapterops.store.objects import ObjectStore, parse
+from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import adapter_digest, adapter_files, find_release
+from adapterops.store.signed import (
+    SignedDocument,
+    UnsignedError,
+    check_signature,
+    parse,
+    text_of,
+    write_once,
+)
 
-_MANIFEST = "train_manifest.json"
-# The documents of a run, as configs/schemas/judgement.json has them; what is rendered of them is
-# rendered again.
-_MEASURED = ("gate_report.json", "eval_results.json", "eval_samples.jsonl")
-_BESIDE = (
+D = TypeVar("D", bound=Mapping[str, object])  # a shape: what is kept under a key
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+RunDocument = Literal[
+    "gate_report.json",
+    "eval_results.json",
+    "eval_samples.jsonl",
     "data_report.json",
-    *(f"main/{name}" for name in (*_MEASURED, "data_report.json")),
-)  # main/: by the default branch's rules
+    "main/gate_report.json",
+    "main/eval_results.json",
+    "main/eval_samples.jsonl",
+    "main/data_report.json",
+]
+_MANIFEST: Literal["train_manifest.json"] = "train_manifest.json"
+# The documents of a run; what is rendered of them is rendered again.
+_MEASURED: tuple[RunDocument, ...] = ("gate_report.json", "eval_results.json", "eval_samples.jsonl")
+# main/: by the default branch's rules.
+_BESIDE: tuple[RunDocument, ...] = (
+    "data_report.json",
+    "main/gate_report.json",
+    "main/eval_results.json",
+    "main/eval_samples.jsonl",
+    "main/data_report.json",
+)
 # as pull-request.yaml calls it, whichever ref that runs on
 _SIGNING_WORKFLOW = ".github/workflows/train.yaml@refs/heads/main"
 _ISSUER = "https://token.actions.githubusercontent.com"
-_VERDICTS_KEPT = (
-    "PASS",
-    "FAIL",
-    "INCONCLUSIVE",
-)  # an ERROR says that something was not measured: it may be tried again
 
 
 @dataclass(frozen=True)
@@ -81,14 +99,14 @@ class Candidate:
 
     digest: str | None
     judgement_key: str
-    judgement: dict[str, Any] | None
+    judgement: Judgement | None
     released: bool
     distrust: str = ""
 
     @property
-    def verdict(self) -> str | None:
+    def verdict(self) -> Verdict | None:
         """PASS, FAIL, INCONCLUSIVE or None."""
-        return str(self.judgement["verdict"]) if self.judgement else None
+        return self.judgement["verdict"] if self.judgement else None
 
 
 def trust_from(value: str | None) -> Trust | None:
@@ -101,10 +119,8 @@ def trust_from(value: str | None) -> Trust | None:
     if not value:
         return None
     if value == "keyless":
-        server, repository = (
-            os.environ.get("GITHUB_SERVER_URL"),
-            os.environ.get("GITHUB_REPOSITORY"),
-        )
+        server = os.environ.get("GITHUB_SERVER_URL")
+        repository = os.environ.get("GITHUB_REPOSITORY")
         if not server or not repository:
             raise UsageError(
                 "--signed-by keyless needs GITHUB_SERVER_URL and GITHUB_REPOSITORY, as GitHub"
@@ -126,9 +142,8 @@ def find_candidate(store: ObjectStore, keys: Keys, trust: Trust | None = None) -
         InfrastructureError: the store, or a damaged document.
     """
     adapter = _adapter(store, keys.training)
-    judgement_key = keys.judgement(
-        _production(store, keys, str(adapter["digest"]) if adapter else None)
-    )
+    production = _production(store, keys, adapter["digest"] if adapter else None)
+    judgement_key = keys.judgement(production)
     return _candidate(store, keys.spec.name, keys.training, adapter, judgement_key, trust)
 
 
@@ -149,57 +164,44 @@ def _candidate(
     store: ObjectStore,
     name: str,
     training_key: str,
-    adapter: dict[str, Any] | None,
+    adapter: CandidateDocument | None,
     judgement_key: str,
     trust: Trust | None,
 ) -> Candidate:
     if adapter is None:
         return Candidate(None, judgement_key, None, released=False)
-    prefix, digest = _prefix(training_key), str(adapter["digest"])
-    if (
-        sha256_json(
-            {
-                file["name"]: file["sha256"]
-                for file in adapter["files"]
-                if file["name"] in adapter_files
-            }
-        )
-        != digest
-    ):
+    digest, place = adapter["digest"], _judged(training_key, judgement_key)
+    shas = {
+        file["name"]: file["sha256"] for file in adapter["files"] if file["name"] in adapter_files
+    }
+    if sha256_json(shas) != digest:
         raise InfrastructureError(
-            f"{prefix}/candidate.json: its files do not have the digest that it names."
+            f"{_kept(training_key)}: its files do not have the digest that it names."
         )
     judgement = find_judgement(store, name, training_key, judgement_key)
     if judgement and judgement["digest"] != digest:
-        raise InfrastructureError(
-            f"{_judged(training_key, judgement_key)}/judgement.json is damaged: `digest` is not"
-            f" {digest[:12]}"
-        )
+        raise InfrastructureError(f"{place} is damaged: `digest` is not {digest[:12]}")
     release = find_release(store, name, digest)
     released = release is not None and release["training_key"] == training_key
     distrust = ""
     if trust:
-        distrust = _distrust(store, f"{prefix}/candidate.json", adapter, trust)
+        distrust = _distrust(store, _kept(training_key), adapter, trust)
     if trust and judgement and not distrust:
-        distrust = _distrust(
-            store, f"{_judged(training_key, judgement_key)}/judgement.json", judgement, trust
-        )
+        distrust = _distrust(store, place, judgement, trust)
     return Candidate(digest, judgement_key, None if distrust else judgement, released, distrust)
 
 
 def find_judgement(
     store: ObjectStore, name: str, training_key: str, judgement_key: str
-) -> dict[str, Any] | None:
-    """The judgement on the adapter of that name that is kept under a judgement key, None if there
-    is none.
+) -> Judgement | None:
+    """The judgement on the adapter of that name under a judgement key, None if there is none.
 
     Raises:
         InfrastructureError: the store, or a damaged document.
     """
+    key = _judged(training_key, judgement_key)
     expected = {"adapter": name, "training_key": training_key, "judgement_key": judgement_key}
-    return _document(
-        store, f"{_judged(training_key, judgement_key)}/judgement.json", "judgement", expected
-    )
+    return _document(store, key, Judgement, expected)
 
 
 def fetch_measurements(
@@ -225,12 +227,10 @@ def fetch_measurements(
     for key in (key for key, _ in found if key.endswith("/judgement.json")):
         judgement_key = key.split("/")[-2]
         expected = {"training_key": keys.training, "judgement_key": judgement_key}
+        judgement = _document(store, _judged(keys.training, judgement_key), Judgement, expected)
+        adapter = _adapter(store, keys.training)
         # A copy of the adapter under another name has the same training key: its verdicts lie here
         # too.
-        judgement = _document(
-            store, f"{_judged(keys.training, judgement_key)}/judgement.json", "judgement", expected
-        )
-        adapter = _adapter(store, keys.training)
         if (
             not judgement
             or not adapter
@@ -256,11 +256,8 @@ def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | 
     if stable is None or stable == candidate:
         return None
     manifest = find_release(store, keys.spec.name, stable)
-    return (
-        stable
-        if manifest and manifest["base_model"]["name"] == keys.recipe.base_model.name
-        else None
-    )
+    same_base = manifest and manifest["base_model"]["name"] == keys.recipe.base_model.name
+    return stable if same_base else None
 
 
 def fetch_adapter(
@@ -285,7 +282,7 @@ def fetch_adapter(
                 f"{_prefix(training_key)}: the candidate's files contradict each other. It is not"
                 " used."
             )
-    return str(document["digest"])
+    return document["digest"]
 
 
 def fetch_train_manifest(
@@ -299,30 +296,24 @@ def fetch_train_manifest(
             _download(store, document, staging, (_MANIFEST,))
 
 
-def _trusted(store: ObjectStore, training_key: str, trust: Trust | None) -> dict[str, Any] | None:
+def _trusted(
+    store: ObjectStore, training_key: str, trust: Trust | None
+) -> CandidateDocument | None:
     """The candidate of a training key, None if there is none.
 
     Raises:
         RejectedError: it is not signed by whom we trust.
     """
     document = _adapter(store, training_key)
-    if (
-        document
-        and trust
-        and (
-            problem := _distrust(store, f"{_prefix(training_key)}/candidate.json", document, trust)
-        )
-    ):
-        raise RejectedError(problem)
+    if document and trust:
+        _refuse_distrusted(store, _kept(training_key), document, trust)
     return document
 
 
 def _download(
-    store: ObjectStore, document: dict[str, Any], staging: Path, names: tuple[str, ...]
+    store: ObjectStore, document: CandidateDocument, staging: Path, names: tuple[str, ...]
 ) -> None:
-    """Bring files of a candidate, the train manifest among them, which must be on that very
-    adapter.
-    """
+    """Bring files of a candidate; the train manifest among them must be on that very adapter."""
     training_key, digest = document["training_key"], document["digest"]
     for file in document["files"]:
         if file["name"] in names:
@@ -366,41 +357,32 @@ def keep_adapter(
         raise UsageError(
             f"{model}: not the adapter of training key {training_key[:12]}. Train it again."
         )
-    files = [*adapter_files, _MANIFEST]
-    document = {
+    files = (*adapter_files, _MANIFEST)
+    document: CandidateDocument = {
         "schema": "candidate/v1",
         "training_key": training_key,
         "digest": digest,
-        "files": [
-            {
-                "name": name,
-                "size": (model / name).stat().st_size,
-                "sha256": sha256_file(model / name),
-            }
-            for name in files
-        ],
+        "files": [{"name": name, **_measured(model / name)} for name in files],
     }
     kept = _adapter(store, training_key)
     if kept is None:
         for name in files:
             store.put_new(f"{_prefix(training_key)}/adapter/sha256-{digest}/{name}", model / name)
-        kept = _put_first(
-            store, f"{_prefix(training_key)}/candidate.json", document, "candidate", signer
-        )
+        kept = _put_first(store, _kept(training_key), document, CandidateDocument, signer)
     if kept["digest"] != digest:
         fetch_adapter(store, training_key, model, trust)
     remove_remote(store, training_key)  # nobody will go on with this training
-    return str(kept["digest"])
+    return kept["digest"]
 
 
 def keep_judgement(
     store: ObjectStore,
     keys: Keys,
     run: Path,
-    source: dict[str, Any],
+    source: Source,
     signer: Signer | None = None,
     trust: Trust | None = None,
-) -> dict[str, Any] | None:
+) -> Judgement | None:
     """Keep a run's documents and verdict under its judgement key; the first one stays, signed or
     not.
 
@@ -424,63 +406,78 @@ def keep_judgement(
     """
     report = read_json(run / "gate_report.json", GateReport)
     digest = adapter_digest(run / "model")
-    if report["adapter"]["digest"] != digest or report["adapter"]["training_key"] != keys.training:
-        raise RejectedError(
-            f"{run}/gate_report.json is on another adapter than {run}/model. Evaluate and gate this"
-            " one."
-        )
-    if (name := report["adapter"].get("name")) != keys.spec.name:
-        raise RejectedError(
-            f"{run}/gate_report.json is on adapter {name}, not {keys.spec.name}. Gate it with"
-            f" --adapter {keys.spec.name}."
-        )
-    if report["verdict"] not in _VERDICTS_KEPT or report["extension"]["wanted"]:
+    _check_own(run, keys, report, digest)
+    verdict = report["verdict"]
+    if verdict == "ERROR" or report["extension"]["wanted"]:
         return None
     # What the evaluation did compare with, whatever is in production by now.
     production = report["production"]["digest"]
     judgement_key = keys.judgement(production)
-    prefix = _judged(keys.training, judgement_key)
-    if missing := [name for name in _MEASURED if not (run / name).is_file()]:
-        raise UsageError(f"{run}/{missing[0]} is missing. Evaluate and gate the adapter first.")
-    names = [name for name in (*_MEASURED, *_BESIDE) if (run / name).is_file()]
-    document = {
+    names = _documents_of(run)
+    document: Judgement = {
         "schema": "judgement/v1",
         "adapter": keys.spec.name,
         "training_key": keys.training,
         "judgement_key": judgement_key,
         "production": production,
         "digest": digest,
-        "verdict": report["verdict"],
+        "verdict": verdict,
         "reason": report["reason"],
-        "documents": [
-            {"name": name, "size": (run / name).stat().st_size, "sha256": sha256_file(run / name)}
-            for name in names
-        ],
+        "documents": [{"name": name, **_measured(run / name)} for name in names],
         "source": source,
     }
+    key = _judged(keys.training, judgement_key)
     kept = find_judgement(store, keys.spec.name, keys.training, judgement_key)
     if kept is None:
         for name in names:
             # By content, so that two runs that judge at once do not mix their documents.
-            store.put_new(f"{prefix}/documents/{sha256_file(run / name)}", run / name)
-        kept = _put_first(store, f"{prefix}/judgement.json", document, "judgement", signer)
-    if (
-        trust
-        and kept is not document
-        and (problem := _distrust(store, f"{prefix}/judgement.json", kept, trust))
-    ):
-        raise RejectedError(problem)
+            place = f"{key.rpartition('/')[0]}/documents/{sha256_file(run / name)}"
+            store.put_new(place, run / name)
+        kept = _put_first(store, key, document, Judgement, signer)
+    if trust and kept is not document:
+        _refuse_distrusted(store, key, kept, trust)
     return kept
 
 
-def fetch_judgement(store: ObjectStore, judgement: dict[str, Any], run: Path) -> None:
+def _check_own(run: Path, keys: Keys, report: GateReport, digest: str) -> None:
+    """Refuse a verdict on another adapter than the run's.
+
+    Raises:
+        RejectedError: so it is.
+    """
+    adapter = report["adapter"]
+    if adapter["digest"] != digest or adapter["training_key"] != keys.training:
+        raise RejectedError(
+            f"{run}/gate_report.json is on another adapter than {run}/model. Evaluate and gate this"
+            " one."
+        )
+    if (name := adapter.get("name")) != keys.spec.name:
+        raise RejectedError(
+            f"{run}/gate_report.json is on adapter {name}, not {keys.spec.name}. Gate it with"
+            f" --adapter {keys.spec.name}."
+        )
+
+
+def _documents_of(run: Path) -> list[RunDocument]:
+    """The documents of a run that are kept.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    if missing := [name for name in _MEASURED if not (run / name).is_file()]:
+        raise UsageError(f"{run}/{missing[0]} is missing. Evaluate and gate the adapter first.")
+    return [name for name in (*_MEASURED, *_BESIDE) if (run / name).is_file()]
+
+
+def fetch_judgement(store: ObjectStore, judgement: Judgement, run: Path) -> None:
     """Bring the documents of a judgement into a run directory, verified.
 
     Raises:
         InfrastructureError: the store, other bytes than promised, or a name that is none of a run's
             documents.
     """
-    prefix = f"{_judged(judgement['training_key'], judgement['judgement_key'])}/documents"
+    key = _judged(judgement["training_key"], judgement["judgement_key"])
+    prefix = f"{key.rpartition('/')[0]}/documents"
     if problems := schema_problems(judgement, "judgement"):
         raise InfrastructureError(
             f"judgement {judgement['judgement_key'][:12]} is damaged: {problems[0]}"
@@ -508,96 +505,88 @@ def _prefix(training_key: str) -> str:
     return f"candidates/{training_key}"
 
 
+def _kept(training_key: str) -> str:
+    return f"{_prefix(training_key)}/candidate.json"
+
+
 def _judged(training_key: str, judgement_key: str) -> str:
-    return f"{_prefix(training_key)}/judgements/{judgement_key}"
+    return f"{_prefix(training_key)}/judgements/{judgement_key}/judgement.json"
 
 
-def _adapter(store: ObjectStore, training_key: str) -> dict[str, Any] | None:
-    return _document(
-        store,
-        f"{_prefix(training_key)}/candidate.json",
-        "candidate",
-        {"training_key": training_key},
-    )
+class _Measured(TypedDict):
+    size: int
+    sha256: str
 
 
-def _document(
-    store: ObjectStore, key: str, schema: str, expected: dict[str, str]
-) -> dict[str, Any] | None:
+def _measured(path: Path) -> _Measured:
+    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _adapter(store: ObjectStore, training_key: str) -> CandidateDocument | None:
+    key = _kept(training_key)
+    return _document(store, key, CandidateDocument, {"training_key": training_key})
+
+
+def _document(store: ObjectStore, key: str, shape: type[D], expected: dict[str, str]) -> D | None:
     fetched = store.get(key)
     if fetched is None:
         return None
-    document, problems = parse(fetched.content, schema)
-    if not problems:
-        problems = [
-            f"`{name}` is not {value[:12]}"
-            for name, value in expected.items()
-            if document[name] != value
-        ]
-    if problems:
-        raise InfrastructureError(f"s3://{store.bucket}/{key} is damaged: {problems[0]}")
-    return document  # type: ignore[no-any-return]  # an object, by its schema
+    document, problem = parse(fetched.content, shape)
+    if document is not None:
+        other = [name for name, value in expected.items() if document.get(name) != value]
+        if not other:
+            return document
+        problem = f"`{other[0]}` is not {expected[other[0]][:12]}"
+    raise InfrastructureError(f"s3://{store.bucket}/{key} is damaged: {problem}")
 
 
 def _put_first(
-    store: ObjectStore, key: str, document: dict[str, Any], schema: str, signer: Signer | None
-) -> dict[str, Any]:
-    """Write a document unless there is one, its signature before it; the one that is there in the
-    end.
-    """
-    problems = schema_problems(document, schema)
+    store: ObjectStore, key: str, document: D, shape: type[D], signer: Signer | None
+) -> D:
+    """Write a document unless there is one; the one that is there in the end."""
+    problems = schema_problems(document, schema_of(shape))
     if problems:
         raise RuntimeError(f"{key} would break its schema: {problems[0]}")
-    content = _content(document)
-    if signer:
-        # Named by what it signs, so that whoever is first has one; no two signatures are alike, and
-        # one of these very bytes will do.
-        with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(RejectedError):
-            (Path(scratch) / Path(key).name).write_bytes(content)
-            store.put_new(
-                _signature_key(key, content), signer.sign(Path(scratch)), "application/json"
-            )
     try:
-        store.put_new(key, content, "application/json")
+        write_once(store, _signed(key, document), signer)
     except RejectedError:
-        if present := _document(store, key, schema, {}):
+        if present := _document(store, key, shape, {}):
             return present
         raise
     return document
 
 
-def _content(document: dict[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+def _signed(key: str, document: Mapping[str, object]) -> SignedDocument:
+    """Its signature is named by what it signs, so that whoever is first has one."""
+    content = text_of(document)
+    digest = hashlib.sha256(content).hexdigest()
+    return SignedDocument(key, content, f"{key.rpartition('/')[0]}/signatures/{digest}.json")
 
 
-def _signature_key(key: str, content: bytes) -> str:
-    return f"{key.rpartition('/')[0]}/signatures/{hashlib.sha256(content).hexdigest()}.json"
-
-
-def _distrust(store: ObjectStore, key: str, document: dict[str, Any], trust: Trust) -> str:
+def _distrust(store: ObjectStore, key: str, document: Mapping[str, object], trust: Trust) -> str:
     """Why a document does not count as signed by whom we trust, with the command that removes it;
     empty if it does.
 
     It is written out again as `_put_first` does: what is verified is what was read, and no second
     look at the store.
     """
-    content = _content(document)
-    signature = store.get(_signature_key(key, content))
-    if signature is None:
+    try:
+        check_signature(store, _signed(key, document), trust)
+        return ""
+    except UnsignedError:
         reason = "it is not signed, or was changed since"
-    else:
-        try:
-            with tempfile.TemporaryDirectory() as scratch:
-                signed, proof = Path(scratch) / Path(key).name, Path(scratch) / "signature.json"
-                signed.write_bytes(content)
-                proof.write_bytes(signature.content)
-                trust.verify(Path(scratch), proof)
-            return ""
-        except RejectedError as error:
-            reason = str(error)
+    except RejectedError as error:
+        reason = str(error)
     place = f"s3://{store.bucket}/{key}"
     return (
         f"{place} is not used: {reason}. If it was kept before signatures were asked for, or under"
         " a former key, an administrator of the bucket removes it: aws s3 rm --recursive"
         f" {place.rpartition('/')[0]}/"
     )
+
+
+def _refuse_distrusted(
+    store: ObjectStore, key: str, document: Mapping[str, object], trust: Trust
+) -> None:
+    if problem := _distrust(store, key, document, trust):
+        raise RejectedError(problem)

@@ -1,13 +1,10 @@
-"""The two keys of an adapter: what determines its weights, and what determines the verdict on
-them.
-"""
+"""The two keys of an adapter: what determines its weights, and what determines its verdict."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from adapterops.data.adjudicated import labels_key, labels_path, load_labels
 from adapterops.documents import sha256_file, sha256_json
@@ -78,7 +75,8 @@ def adapter_keys(name: str, root: Path) -> Keys:
         ) from None
 
 
-def _rules(spec: AdapterSpec, training: str) -> dict[str, Any]:
+def _rules(spec: AdapterSpec, training: str) -> dict[str, object]:
+    """What the tree says about the verdict, for hashing alone."""
     serving = load_serving_config(spec.serving)
     return {
         "training_key": training,

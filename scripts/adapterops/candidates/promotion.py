@@ -6,13 +6,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapterops.candidates.kept import Candidate, fetch_adapter, fetch_judgement, find_candidate
 from adapterops.candidates.keys import Keys, adapter_keys, adapter_names
 from adapterops.documents import new_directory
 from adapterops.errors import RejectedError, UsageError
 from adapterops.git_tree import extract
+from adapterops.shapes.judgement import Judgement
 from adapterops.signing import Trust
 from adapterops.specs.serving import load_serving_config
 from adapterops.store.channels import read_channel
@@ -123,7 +123,7 @@ def _problem(keys: Keys, known: Candidate) -> str:
 
 def fetch_promotion(
     store: ObjectStore, promotion: Promotion, root: Path, run: Path, trust: Trust | None = None
-) -> dict[str, Any] | None:
+) -> Judgement | None:
     """Bring the candidate and its verdict into a run directory, verified, ready for publishing;
     `trust` as in `find_promotion`.
 
@@ -187,10 +187,8 @@ def _fetch_released(
         UsageError: the hosts' public key is not on this machine.
         InfrastructureError: the store, or damaged bytes.
     """
-    name, signed_by = (
-        keys.spec.name,
-        load_serving_config(keys.spec.serving).trust if trust else None,
-    )
+    name = keys.spec.name
+    signed_by = load_serving_config(keys.spec.serving).trust if trust else None
     with tempfile.TemporaryDirectory() as scratch:
         base_model = keys.recipe.base_model.name
         release, manifest = fetch_release(

@@ -51,9 +51,8 @@ def labels_path(adapter: str, root: Path = ROOT) -> Path:
 
 def prompt_digest(messages: list[Message]) -> str:
     """Of a prompt, as a sample of an evaluation has it."""
-    return sha256_json(
-        [json.dumps(messages, sort_keys=True)]
-    )  # escaped, for a lone surrogate has no UTF-8
+    # Escaped, for a lone surrogate has no UTF-8.
+    return sha256_json([json.dumps(messages, sort_keys=True)])
 
 
 def answer_digest(text: str) -> str:
@@ -134,8 +133,7 @@ def adjudicate(
     labels: Sequence[Label],
     path: Path | None,
 ) -> tuple[EvalResults, Adjudicated]:
-    """The results with what people said in place of what the detector said, on every side that gave
-    the answer.
+    """The results with what people said in place of what the detector said, on every side.
 
     Args:
         results: of the evaluation; it is not changed.
@@ -165,8 +163,7 @@ def adjudicate(
     for position, sample in enumerate(samples):
         prompt = prompt_digest(sample["prompt"])
         for side in SIDES:
-            answer = sample[side]
-            columns = results["observations"][side] or {}
+            answer, columns = sample[side], results["observations"][side] or {}
             column = columns.get(_metric(sample), [])
             if not answer or answer["error"] or not column or column[position] is None:
                 continue
@@ -211,9 +208,7 @@ def _follow(columns: Columns, position: int, answer: SampleAnswer, *, refused: b
 
 
 def _mismatch(results: EvalResults, samples: list[EvalSample] | None) -> str:
-    """Why samples are not those of the results, empty if they are: as many, and with the same
-    outcomes.
-    """
+    """Why samples are not those of the results (as many, of equal outcomes); empty if they are."""
     name, rows = results["samples"], len(results["observations"]["groups"])
     if samples is None:
         return f"{name} is not beside the results"

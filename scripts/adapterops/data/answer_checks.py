@@ -1,5 +1,4 @@
-"""What a row asks of its answer's form: a closed set of checks, as plain data. No pattern and no
-code comes from a row.
+"""What a row asks of its answer's form: a closed set of checks; no pattern or code of a row's.
 
 A check is an object of `configs/schemas/eval_row.json`, such as `{"check": "sentences", "max": 1}`.
 All of a row's checks must hold.
@@ -10,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from typing import Any
+from collections.abc import Sequence
+
+from adapterops.shapes.eval_row import Check
 
 # Reasoning models think before they answer; what they think is not their answer.
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -29,7 +30,7 @@ _LEAST_SHARE = 0.5  # of the letters; an answer in Korean may name things in Eng
 _OF_A_BEGINNING = frozenset({"contains", "starts_with", "language"})
 
 
-def broken_checks(checks: list[dict[str, Any]], answer: str, *, ended: bool = True) -> list[str]:
+def broken_checks(checks: Sequence[Check], answer: str, *, ended: bool = True) -> list[str]:
     """What an answer breaks, in words; empty where every check holds.
 
     Args:
@@ -56,7 +57,7 @@ def plain_answer(text: str) -> str:
     return _folded(text).strip(_WRAPPING + "!?。")
 
 
-def _holds(check: dict[str, Any], text: str) -> bool:
+def _holds(check: Check, text: str) -> bool:
     match check["check"]:
         case "words" | "sentences" | "lines" | "bullets" as unit:
             return bool(check.get("min", 0) <= _count(unit, text) <= check.get("max", float("inf")))
@@ -153,7 +154,7 @@ def _is_json(text: str, keys: list[str] | None) -> bool:
     return keys is None or (isinstance(value, dict) and set(value) == set(keys))
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key stands twice")
@@ -174,7 +175,7 @@ def _share(text: str, script: str) -> float:
     )
 
 
-def _described(check: dict[str, Any]) -> str:
+def _described(check: Check) -> str:
     return ", ".join(
         f"{key} {value}" if key != "check" else str(value) for key, value in check.items()
     )

@@ -1,6 +1,4 @@
-"""What a change does to a file: rows added, removed and changed, and shifts in what they are
-like.
-"""
+"""What a change does to a file: rows added, removed, changed, and shifts in their nature."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +19,7 @@ from adapterops.diagnostics import Finding
 from adapterops.environment import child_environment
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT
+from adapterops.shapes.data_report import Drift, Figures
 
 # Shifts below these are noise of an ordinary week's change.
 _LENGTH_SHIFT = 0.2  # of the mean number of characters
@@ -96,9 +94,10 @@ class Base:
         return np.sort(np.fromiter(texts, dtype=np.uint64))
 
 
-def drift(base: Base, job: Job, now: Scanned) -> dict[str, Any]:
-    """Rows added, removed and changed against the base, and both sides' figures. Rows are told
-    apart by id, else by content.
+def drift(base: Base, job: Job, now: Scanned) -> Drift:
+    """Rows added, removed and changed against the base, and both sides' figures.
+
+    Rows are told apart by id, else by content.
     """
     former = base.file(job.path)
     nothing = np.zeros(0, np.uint64)
@@ -118,47 +117,34 @@ def drift(base: Base, job: Job, now: Scanned) -> dict[str, Any]:
     }
 
 
-def drift_findings(path: Path, change: dict[str, Any] | None) -> list[Finding]:
+def drift_findings(path: Path, change: Drift | None) -> list[Finding]:
     """A hint for each shift that is more than an ordinary week's."""
-    if (
-        not change
-        or not change["before"]
-        or not change["before"]["rows"]
-        or not change["after"]["rows"]
-    ):
+    before, after = (change["before"], change["after"]) if change else (None, None)
+    if not before or not after or not before["rows"] or not after["rows"]:
         return []
-    before, after = change["before"], change["after"]
     found = []
-    if (
-        before["mean_characters"]
-        and abs(after["mean_characters"] / before["mean_characters"] - 1) > _LENGTH_SHIFT
-    ):
-        found.append(
-            f"rows are {after['mean_characters']:.0f} characters long on average, before"
-            f" {before['mean_characters']:.0f}."
-        )
-    for name, what in (("languages", "languages"), ("tasks", "tasks")):
-        distance = (
-            sum(
-                abs(after[name].get(key, 0) - before[name].get(key, 0))
-                for key in {*after[name], *before[name]}
-            )
-            / 2
-        )
-        if distance > _MIX_SHIFT:
-            moved = max(
-                {*after[name], *before[name]},
-                key=lambda key: abs(after[name].get(key, 0) - before[name].get(key, 0)),
-            )
-            found.append(
-                f"the mix of {what} shifted by {distance:.0%}; most of all `{moved}`:"
-                f" {after[name].get(moved, 0):.0%}, before {before[name].get(moved, 0):.0%}."
-            )
+    length, former = after["mean_characters"], before["mean_characters"]
+    if former and abs(length / former - 1) > _LENGTH_SHIFT:
+        found.append(f"rows are {length:.0f} characters long on average, before {former:.0f}.")
+    found += _mix_shift("languages", before["languages"], after["languages"])
+    found += _mix_shift("tasks", before["tasks"], after["tasks"])
     if abs(after["refusals"] - before["refusals"]) > _REFUSAL_SHIFT:
         found.append(
             f"{after['refusals']:.0%} of the answers are refusals, before {before['refusals']:.0%}."
         )
     return [Finding(str(path), 1, "H701", message, "hint") for message in found]
+
+
+def _mix_shift(what: str, before: dict[str, float], after: dict[str, float]) -> list[str]:
+    moves = {key: abs(after.get(key, 0) - before.get(key, 0)) for key in {*after, *before}}
+    distance = sum(moves.values()) / 2
+    if distance <= _MIX_SHIFT:
+        return []
+    most = max(moves, key=lambda key: moves[key])
+    return [
+        f"the mix of {what} shifted by {distance:.0%}; most of all `{most}`:"
+        f" {after.get(most, 0):.0%}, before {before.get(most, 0):.0%}."
+    ]
 
 
 def _by_identity(scanned: Scanned) -> dict[int, int]:
@@ -169,7 +155,7 @@ def _by_identity(scanned: Scanned) -> dict[int, int]:
     }
 
 
-def _figures(scanned: Scanned) -> dict[str, Any]:
+def _figures(scanned: Scanned) -> Figures:
     rows = max(scanned.rows, 1)
     detected = collections.Counter(
         language or "none" for language in scanned.columns["language"].tolist()

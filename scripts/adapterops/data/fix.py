@@ -18,12 +18,11 @@ from adapterops.errors import RejectedError
 from adapterops.specs.policy import Limits
 
 _BOM = b"\xef\xbb\xbf"
-_ROUNDS = (
-    5  # a mask can bring to light what stood beside it; so many times is more than was ever seen
-)
+# A mask can bring to light what stood beside it; so many times is more than was ever seen.
+_ROUNDS = 5
 
 _Finder = Callable[[str], list[Detected]]
-_Part = tuple[dict[str, Any], str]  # an object and the key of a text in it
+_Part = tuple[dict[str, str], str]  # an object and the key of a text in it
 
 
 @dataclass
@@ -67,9 +66,8 @@ def fix(source: Path, target: Path, limits: Limits) -> Fixed:
     for item in _array_entries(source) if array else _line_entries(source, done):
         text = _mended(source, item, find, seen, done) if isinstance(item, Entry) else item
         if text is not None:
-            lines.append(
-                text.replace(b"\r\n", b"\n")
-            )  # of a row over several lines; in JSON's strings there is none
+            # Of a row over several lines; in JSON's strings there is none.
+            lines.append(text.replace(b"\r\n", b"\n"))
     done.kept = len(lines)
     body = (
         b"".join(line + b"\n" for line in lines)
@@ -84,10 +82,8 @@ def fix(source: Path, target: Path, limits: Limits) -> Fixed:
 
 def _is_array(source: Path) -> bool:
     for item in read_blocks(source):  # says what is wrong with a file that cannot be opened
-        if isinstance(item, Finding) and item.code in {
-            "E101",
-            "E103",
-        }:  # of the whole file: an archive, or one object over many lines
+        # Of the whole file: an archive, or one object over many lines.
+        if isinstance(item, Finding) and item.code in {"E101", "E103"}:
             raise RejectedError(
                 f"{source}:{item.line}: {item.code} {item.message} Rows would be lost: the file"
                 " stays as it is."
@@ -157,8 +153,8 @@ def _normalised(value: Any) -> Any:
     return value
 
 
-def _parts(value: dict[str, Any]) -> tuple[list[_Part], list[_Part]]:
-    """The texts of the prompt, in the order of `prompt_text`, and that of the answer."""
+def _parts(value: Any) -> tuple[list[_Part], list[_Part]]:
+    """The texts of a row (JSON that `has_texts`): of the prompt, in order, and of the answer."""
     if "messages" in value:
         messages = [(message, "content") for message in value["messages"]]
         return messages[:-1], messages[-1:]

@@ -1,12 +1,11 @@
-"""`expected_format` of evaluation rows: JSON Schemas that strangers write, bounded in size and in
-time.
-"""
+"""`expected_format` of evaluation rows: strangers' JSON Schemas, bounded in size and in time."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterops.errors import InfrastructureError
+from adapterops.schemas import JsonSchema
 
 SECONDS = 2.0  # for one text; a row of this project takes a tenth of a millisecond
 _START_S = 60.0
@@ -29,9 +29,8 @@ _MAX_REFERENCES = 64
 _MAX_EXPANDED = 10_000  # values, where each reference is replaced by what it names
 _MAX_PATTERN = 200
 _DEFINITIONS = "#/$defs/"
-_ESCAPED = frozenset(
-    "/~%"
-)  # a pointer has other names for the same: what is counted must be what is applied
+# A pointer has other names for the same: what is counted must be what is applied.
+_ESCAPED = frozenset("/~%")
 # They move what `$ref` means, or reach outside of the schema.
 _REFUSED = (
     "$id",
@@ -55,9 +54,8 @@ def format_problem(schema: Any) -> str | None:
     Doubled references make a schema of three kilobytes as large as 2^50 of them: what counts is its
     size after all references are replaced by what they name.
     """
-    if (
-        size := len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    ) > _MAX_BYTES:
+    size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if size > _MAX_BYTES:
         return f"it has {size:,} bytes. Expected at most {_MAX_BYTES:,}"
     values, references = 0, 0
     for depth, key, value in _walk(schema):
@@ -153,7 +151,7 @@ class FormatChecker:
         self._process: subprocess.Popen[bytes] | None = None
         self._slow = 0
 
-    def check(self, schema: dict[str, Any], text: str) -> tuple[str, str]:
+    def check(self, schema: JsonSchema, text: str) -> tuple[str, str]:
         """`("ok", "")`, `("schema", why)` or `("value", why)`.
 
         Raises:
@@ -223,7 +221,7 @@ class FormatChecker:
             while not got.endswith(b"\n"):
                 if not ready.select(max(0.0, deadline - time.monotonic())):
                     return None
-                chunk = self._process.stdout.read1(65_536)  # type: ignore[attr-defined]  # a pipe is buffered
+                chunk = os.read(self._process.stdout.fileno(), 65_536)
                 if not chunk:
                     return None
                 got += chunk

@@ -1,6 +1,4 @@
-"""The general sets: rows and texts outside of any adapter's domain, which say what an adapter has
-lost.
-"""
+"""The general sets: rows and texts of no adapter's domain, which say what an adapter lost."""
 
 from __future__ import annotations
 
@@ -11,12 +9,12 @@ from adapterops.documents import sha256_file
 from adapterops.errors import RejectedError
 from adapterops.schemas import repository_path
 from adapterops.shapes.eval_results import GeneralFile, GeneralSets
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.adapter import General
 
 
-def load_general(general: General) -> tuple[list[Row], list[Row]]:
-    """The rows and the texts that are asked; each text is the `expected_output` of a row, whose
-    instruction says what it is.
+def load_general(general: General) -> tuple[list[Row[EvalRow]], list[Row[EvalRow]]]:
+    """The rows and the texts that are asked; a text is the `expected_output` of its row.
 
     Raises:
         UsageError: a file cannot be read.
@@ -35,9 +33,7 @@ def load_general(general: General) -> tuple[list[Row], list[Row]]:
 
 
 def described(general: General) -> GeneralSets:
-    """For the results document: each file with its digest, its rows, and how many of them are
-    asked.
-    """
+    """For the results: each file with its digest, its rows, and how many of them are asked."""
     return {
         "rows": [_described(path, general.rows_each) for path in general.rows],
         "texts": [_described(path, general.texts_each) for path in general.texts],
@@ -53,7 +49,7 @@ def spread(count: int, wanted: int | None) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
-def _asked(path: Path, wanted: int | None) -> list[Row]:
+def _asked(path: Path, wanted: int | None) -> list[Row[EvalRow]]:
     rows = load_rows(path, "eval")
     return [rows[position] for position in spread(len(rows), wanted)]
 

@@ -35,8 +35,8 @@ _ENGLISH_WORDS = frozenset(
 _ENGLISH_SHARE = 0.15
 _CODE_LINE = re.compile(
     r"^\s*(?:[{}\[\]();,<>/]|[$#>] "
-    r"|(?:def|class|import|from|return|if|for|while|SELECT|INSERT|UPDATE|CREATE|const|let|var|function|public|private)\b"
-    r".*[(){};:=*])"
+    r"|(?:def|class|import|from|return|if|for|while|SELECT|INSERT|UPDATE|CREATE|const|let|var|"
+    r"function|public|private)\b.*[(){};:=*])"
 )
 
 

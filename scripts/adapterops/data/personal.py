@@ -64,7 +64,8 @@ _GAP = rf"(?:\s?[{_DASH}.·/]\s?|\s|)"  # between groups of digits: a dash, dot 
 
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{0,62}[A-Za-z0-9_+-])?@"
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,5}([A-Za-z]{2,24})(?![A-Za-z0-9@]|[-.][A-Za-z0-9])"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,5}([A-Za-z]{2,24})"
+    r"(?![A-Za-z0-9@]|[-.][A-Za-z0-9])"
 )
 # Package specifications and file names have the shape of an address.
 _NOT_TOP_LEVEL = {
@@ -93,10 +94,15 @@ _PHONE = re.compile(
     rf"(?:{_NAMED}|(?<![\dA-Za-z])(?<![A-Za-z][-_]))"  # `TEL-02-…` is named, `SKU-02-…` is none
     r"(?:(?<=\d{4}/)|(?<!\d[-.:/_]))(?:"  # one number may stand behind another: `…-5678/010-…`
     # Country code, then mobile, regional or internet number.
-    rf"(?:\+|00)?82\)?{_GAP}(?:\(?0\)?\s?)?(?:1[016789]|2|3[1-3]|4[1-4]|5[1-5]|6[1-4]|70|50\d)\)?{_GAP}\d{{3,4}}{_GAP}\d{{4}}"
+    rf"(?:\+|00)?82\)?{_GAP}(?:\(?0\)?\s?)?"
+    r"(?:1[016789]|2|3[1-3]|4[1-4]|5[1-5]|6[1-4]|70|50\d)"
+    rf"\)?{_GAP}\d{{3,4}}{_GAP}\d{{4}}"
     rf"|(?:\({_AREA}\)|{_AREA}\)?){_GAP}\d{{3,4}}{_GAP}\d{{4}}"
     # Nationwide numbers, which are eight digits and never written in one run.
-    rf"|1(?:5(?:22|33|44|55|66|77|88|99)|6(?:00|44|61|66|68|70|77|88|99)|8(?:00|11|33|44|55|60|66|77|88|99))(?:\s?[{_DASH}.]\s?|\s)\d{{4}}"
+    r"|1(?:5(?:22|33|44|55|66|77|88|99)"
+    r"|6(?:00|44|61|66|68|70|77|88|99)"
+    r"|8(?:00|11|33|44|55|60|66|77|88|99))"
+    rf"(?:\s?[{_DASH}.]\s?|\s)\d{{4}}"
     r")(?![\dA-Za-z])(?![-.:_]\d|/(?!0\d|1[568]\d\d|\+)\d)(?![-_][A-Za-z])"
 )
 # `1588-1600` is a range and `1600 - 1544` a sum unless something speaks of a telephone; `1588-1234`
@@ -109,7 +115,9 @@ _PHONE_CONTEXT = re.compile(
 )
 
 _RRN = re.compile(
-    rf"(?<![\dA-Za-z])(?<!\d[-.:/_])(\d{{2}})(\d{{2}})(\d{{2}})(\s?[{_DASH}._/~·:*|,]\s?|\s|)(\d)(\d{{6}})(?![\dA-Za-z])(?![-.:/_]\d)"
+    r"(?<![\dA-Za-z])(?<!\d[-.:/_])(\d{2})(\d{2})(\d{2})"
+    rf"(\s?[{_DASH}._/~·:*|,]\s?|\s|)"
+    r"(\d)(\d{6})(?![\dA-Za-z])(?![-.:/_]\d)"
 )
 _CENTURY = {
     "9": 1800,
@@ -136,31 +144,35 @@ _PASSPORT_CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _DRIVER_LICENCE = re.compile(
-    rf"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])[{_DASH} ]?\d{{2}}[{_DASH} ]?\d{{6}}[{_DASH}"
-    r" ]?\d{2}(?![\dA-Za-z])(?!-\d)"
+    r"(?<![\dA-Za-z])(?<!\d[-.])(?:1[1-9]|2[0-8])"
+    rf"[{_DASH} ]?\d{{2}}[{_DASH} ]?\d{{6}}[{_DASH} ]?\d{{2}}"
+    r"(?![\dA-Za-z])(?!-\d)"
 )
-_DRIVER_LICENCE_CONTEXT = re.compile(
-    r"면허|licen[cs]e", re.IGNORECASE
-)  # must speak for one that is written without dashes
+# Must speak for one that is written without dashes.
+_DRIVER_LICENCE_CONTEXT = re.compile(r"면허|licen[cs]e", re.IGNORECASE)
 _CARD = re.compile(
-    r"(?<![\dA-Za-z])(?<!\d[-.:/_])[2-69]\d{3}(?:["
-    rf" {_DASH}]?\d){{9,15}}(?![\dA-Za-z])(?![-.:/_]\d)"
+    r"(?<![\dA-Za-z])(?<!\d[-.:/_])"
+    rf"[2-69]\d{{3}}(?:[ {_DASH}]?\d){{9,15}}"
+    r"(?![\dA-Za-z])(?![-.:/_]\d)"
 )
 _IPV4 = re.compile(r"(?<![\dA-Za-z.])(?<!v )(?:\d{1,3}\.){3}\d{1,3}(?![\dA-Za-z])(?!\.\d)")
 _IPV6 = re.compile(
-    r"(?<![\dA-Za-z.])(?<!::)(?:[0-9A-Fa-f]{1,4}:|:(?=:))(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\dA-Za-z:])"
+    r"(?<![\dA-Za-z.])(?<!::)"
+    r"(?:[0-9A-Fa-f]{1,4}:|:(?=:))(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}"
+    r"(?![\dA-Za-z:])"
 )
 _UNICAST = ipaddress.ip_network("2000::/3")  # all public addresses of RFC 4291; `ab::cd` is code
-_LABEL = re.compile(
-    r"(?:^|[^\w.:])(?![0-9A-Fa-f]{1,4}:)\w+:$"
-)  # `IP:` or `source:` before an address is not a part of it
-_CLAUSE = re.compile(
-    r"\s?(?:[조항절호장]|번\s?항목)(?![가-힣]*\s?(?:서버|접속))"
-)  # `약관 3.2.1.4항`
+# `IP:` or `source:` before an address is not a part of it.
+_LABEL = re.compile(r"(?:^|[^\w.:])(?![0-9A-Fa-f]{1,4}:)\w+:$")
+# `약관 3.2.1.4항`
+_CLAUSE = re.compile(r"\s?(?:[조항절호장]|번\s?항목)(?![가-힣]*\s?(?:서버|접속))")
 _MAYBE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d")
 _VERSION = re.compile(
-    r"(?:버전|빌드|펌웨어|드라이버|릴리[스즈]|업데이트|패치|version|build|firmware|driver|release|update|patch|Windows|Chrome|Edge|macOS|iOS|Android"
-    r"|\bv|\brev|버젼|assembly|package|dll|section|chapter|clause|§|\boid|extension|조항|장|절|항목|표준)[\s:=.-]*(?:은|는|이|가|을|를|to|is|from|에서|number|번호)?[\s:=]*$",
+    r"(?:버전|빌드|펌웨어|드라이버|릴리[스즈]|업데이트|패치"
+    r"|version|build|firmware|driver|release|update|patch|Windows|Chrome|Edge|macOS|iOS|Android"
+    r"|\bv|\brev|버젼|assembly|package|dll|section|chapter|clause|§|\boid|extension"
+    r"|조항|장|절|항목|표준)"
+    r"[\s:=.-]*(?:은|는|이|가|을|를|to|is|from|에서|number|번호)?[\s:=]*$",
     re.IGNORECASE,
 )
 
@@ -174,25 +186,26 @@ _SECRET = re.compile(
     r"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,250}"
     r"|[sr]k_live_[A-Za-z0-9]{16,250}|whsec_[A-Za-z0-9]{24,250}"
     r"|sk-ant-[A-Za-z0-9_-]{20,250}|sk-(?:proj-|svcacct-)?[A-Za-z0-9_-]{32,250}"
-    r"|hf_[A-Za-z0-9]{30,60}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,250}|SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}"
+    r"|hf_[A-Za-z0-9]{30,60}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,250}"
+    r"|SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}"
     r"|(?<![_-])eyJ[A-Za-z0-9_-]{10,2000}+\.eyJ[A-Za-z0-9_-]{10,4000}+\.[A-Za-z0-9_-]{10,2000}"
     r")(?![A-Za-z0-9])"
     r"|-----BEGIN (?:[A-Z0-9]{2,12} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
 )
 # AWS secret keys have no prefix; the name before them tells.
 _NAMED_SECRET = re.compile(
-    r"(?i:aws.{0,12}secret.{0,20}?[\s:=\"'`]{1,5}|secret.?access.?key[\s:=\"'`]{1,5}(?:는|은|is)?[\s:=\"'`]{0,4})"
+    r"(?i:aws.{0,12}secret.{0,20}?[\s:=\"'`]{1,5}"
+    r"|secret.?access.?key[\s:=\"'`]{1,5}(?:는|은|is)?[\s:=\"'`]{0,4})"
     r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
 )
 # One of these stands in every secret that the patterns know.
 _HINT_OF_SECRET = re.compile(
-    r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-|"
-    r"SG\.|eyJ|PRIVATE KEY"
+    r"A[KS]IA|gh[pousr]_|github_pat|glpat|xox|xapp|AIza|ya29|k_live|whsec|sk-|hf_|npm_|pypi-"
+    r"|SG\.|eyJ|PRIVATE KEY"
 )
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}-----")
-_KEY_BODY = re.compile(
-    r"(?:(?:\s|\\n|\\r){1,4}[A-Za-z0-9+/=]{16,}+)*"
-)  # of a key whose end is missing
+# Of a key whose end is missing.
+_KEY_BODY = re.compile(r"(?:(?:\s|\\n|\\r){1,4}[A-Za-z0-9+/=]{16,}+)*")
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
 

@@ -19,25 +19,22 @@ _UNSEEN = re.compile(
     "[\u00ad\u180e\u200b-\u200f\u2060\ufeff]"
 )  # copied along from web pages, or put in to deceive
 _MARK_IN_FRONT = re.compile(
-    r"[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]+ ?|[-•]"
-    r" |(?:answer|response|assistant|답변|응답|답) ?: ?",
+    r"[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]+ ?|[-•] |"
+    r"(?:answer|response|assistant|답변|응답|답) ?: ?",
     re.IGNORECASE,
 )
 _OUTER_QUOTES = {'"': '"', "“": "”", "「": "」", "『": "』"}
 _TYPOGRAPHIC = str.maketrans({"’": "'", "‘": "'"})
 # "Sorry, no" is a refusal by itself, so that the apology before a bare "no" stays.
 _APOLOGY = re.compile(
-    r"(?:(?:"
-    r"(?:(?:i'm|i am|we're|we are) )?(?:very |so |really |truly |deeply )?(?:sorry|unfortunately|my"
-    r" apologies|apologies)"
-    r"|(?:i |we )?(?:do |must |sincerely )?apologi[sz]e"
-    r")(?: for (?:the|any|your) [a-z ]{1,30}?| about that)?(?:[,.!:;] ?| (?=but )|$)(?! ?(?:but"
-    r" |however,? )?no\b)(?:but |however,? )?"
-    r"|(?:불편을 (?:드려|끼쳐) )?(?:정말 |대단히 |매우 |너무 )?(?:죄송|미안|유감)"
-    r"(?:합니다만|합니다|하지만|해요|스럽지만|스럽습니다|스럽게도|하게도)[,.!]?"
-    r" ?(?:(?:하지만|다만|그러나),? )?"
-    r"|안타깝게도,? ?"
-    r")+",
+    r"(?:(?:(?:(?:i'm|i am|we're|we are) )?(?:very |so |really |truly |deeply )?(?:sorry|"
+    r"unfortunately|my apologies|apologies)"
+    r"|(?:i |we )?(?:do |must |sincerely )?apologi[sz]e)(?: for (?:the|any|your) [a-z ]{1,30}?"
+    r"| about that)?(?:[,.!:;] ?| (?=but )|$)(?! ?(?:but |however,? )?no\b)(?:but |however,? )?"
+    r"|(?:불편을 (?:드려|끼쳐) )?(?:정말 |대단히 |매우 |너무 )?(?:죄송|미안|유감)(?:합니다만|"
+    r"합니다|하지만|해요|스럽지만|스럽습니다|스럽게도|"
+    r"하게도)[,.!]? ?(?:(?:하지만|다만|그러나),? )?"
+    r"|안타깝게도,? ?)+",
     re.IGNORECASE,
 )
 _SPACE = re.compile(r"\s+")

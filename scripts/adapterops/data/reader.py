@@ -1,6 +1,4 @@
-"""Rows of a JSON array or a JSONL file, each with its line; any bytes give rows or findings, never
-a traceback.
-"""
+"""Rows of a JSON array or a JSONL file, each with its line; any bytes give rows or findings."""
 
 from __future__ import annotations
 
@@ -9,16 +7,22 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import jsonschema_rs
 
+from adapterops.data.rows import JsonObject
 from adapterops.diagnostics import Finding
 from adapterops.errors import RejectedError, UsageError
 from adapterops.schemas import load_schema, schema_problems
+from adapterops.shapes.eval_row import EvalRow
+from adapterops.shapes.training_row import TrainingRow
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Kind = Literal["training", "eval"]
 
@@ -48,12 +52,15 @@ _PROBLEMS_PER_ROW = 20
 _LONGEST_MESSAGE = 500  # characters; keys and values in it are data, and may be of any length
 
 
+V_co = TypeVar("V_co", bound=JsonObject, covariant=True)  # the shape of a row
+
+
 @dataclass(frozen=True)
-class Row:
+class Row(Generic[V_co]):
     """One row and the line (1-based) on which it starts."""
 
     line: int
-    value: dict[str, Any]
+    value: V_co
 
     @property
     def id(self) -> str | None:
@@ -62,31 +69,37 @@ class Row:
         return found if isinstance(found, str) else None
 
 
-def load_rows(path: Path, kind: Kind) -> list[Row]:
+@overload
+def load_rows(path: Path, kind: Literal["training"]) -> list[Row[TrainingRow]]: ...
+@overload
+def load_rows(path: Path, kind: Literal["eval"]) -> list[Row[EvalRow]]: ...
+def load_rows(path: Path, kind: Kind) -> list[Row[TrainingRow]] | list[Row[EvalRow]]:
     """All rows of a file, each valid against its schema.
 
     Raises:
         UsageError: the file cannot be opened.
         RejectedError: any row or the file itself is at fault; names the first 20 places.
     """
-    rows, errors = [], []
+    training: list[Row[TrainingRow]] = []
+    evaluation: list[Row[EvalRow]] = []
+    errors: list[Finding] = []
     for item in read_rows(path):
         if isinstance(item, Finding):
             errors += [item] if item.severity == "error" else []
+        elif kind == "training" and is_training(item):
+            training.append(item)
+        elif kind == "eval" and is_evaluation(item):
+            evaluation.append(item)
         else:
-            rows.append(item)
             errors += schema_findings(path, item, kind)
     if errors:
         more = f"\n… and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise RejectedError(
-            f"{path} has {len(errors)} problems:\n"
-            + "\n".join(e.text() for e in errors[:20])
-            + more
-        )
-    return rows
+        listed = "\n".join(error.text() for error in errors[:20])
+        raise RejectedError(f"{path} has {len(errors)} problems:\n{listed}{more}")
+    return training if kind == "training" else evaluation
 
 
-def read_rows(path: Path) -> Iterator[Row | Finding]:
+def read_rows(path: Path) -> Iterator[Row[JsonObject] | Finding]:
     """Rows and findings in file order.
 
     Raises:
@@ -290,25 +303,24 @@ def _blocks_of_array(path: Path) -> Iterator[Block | Finding]:
 def _array_entries(path: Path) -> Iterator[Entry | Finding]:
     size = path.stat().st_size
     if size > MAX_ARRAY_BYTES:
-        yield Finding(
-            str(path),
-            1,
-            "E107",
+        message = (
             f"a JSON array of {size} bytes. Expected at most {MAX_ARRAY_BYTES}; use JSONL, which is"
-            " streamed.",
+            " streamed."
         )
+        yield Finding(str(path), 1, "E107", message)
         return
     raw = path.read_bytes().removeprefix(_BOM)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        yield Finding(
-            str(path),
-            raw.count(b"\n", 0, error.start) + 1,
-            "E101",
-            f"byte {error.start + 1} is not UTF-8.",
-        )
+        line = raw.count(b"\n", 0, error.start) + 1
+        yield Finding(str(path), line, "E101", f"byte {error.start + 1} is not UTF-8.")
         return
+    yield from _entries_of(path, text)
+
+
+def _entries_of(path: Path, text: str) -> Iterator[Entry | Finding]:
+    """The rows of a JSON array, each decoded once to find its end."""
     position = _skip(text, text.index("[") + 1)
     line, counted, rows = 1, 0, 0
     while True:
@@ -319,12 +331,8 @@ def _array_entries(path: Path) -> Iterator[Entry | Finding]:
         try:
             _, end = _SCANNER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            yield Finding(
-                str(path),
-                line + _lines_to(text, position, error),
-                "E103",
-                f"not JSON: {_reason(error)}.",
-            )
+            line += _lines_to(text, position, error)
+            yield Finding(str(path), line, "E103", f"not JSON: {_reason(error)}.")
             return
         rows += 1
         yield Entry(line, text[position:end])
@@ -336,18 +344,13 @@ def _array_entries(path: Path) -> Iterator[Entry | Finding]:
         else:
             line += text.count("\n", counted, position)
             found = "the file ends" if position == len(text) else f"found `{text[position]}`"
-            yield Finding(
-                str(path), line, "E103", f"not JSON: {found} where a comma or `]` was expected."
-            )
+            message = f"not JSON: {found} where a comma or `]` was expected."
+            yield Finding(str(path), line, "E103", message)
             return
     rest = _skip(text, position + 1)
     if rest != len(text):
-        yield Finding(
-            str(path),
-            line + text.count("\n", counted, rest),
-            "E103",
-            "text after the end of the array.",
-        )
+        line += text.count("\n", counted, rest)
+        yield Finding(str(path), line, "E103", "text after the end of the array.")
 
 
 class _ConstantError(ValueError):
@@ -358,21 +361,29 @@ def _refuse_constant(name: str) -> None:
     raise _ConstantError(name)
 
 
-class _Pairs(dict[str, Any]):
+class _Pairs(dict[str, object]):
     """An object that remembers a key that stood twice in it."""
 
     repeated: str | None = None
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+def _pairs(pairs: list[tuple[str, object]]) -> _Pairs:
     value = _Pairs(pairs)
     if len(value) < len(pairs):
-        seen: set[str] = set()
-        value.repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        value.repeated = _first_repeated(key for key, _ in pairs)
     for _, child in pairs:
         if value.repeated is None and isinstance(child, list | _Pairs):
             value.repeated = _repeated_in(child)
     return value
+
+
+def _first_repeated(keys: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
 
 
 def _repeated_in(value: Any) -> str | None:
@@ -394,90 +405,77 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def parse_row(path: Path, line: int, text: str) -> Iterator[Row | Finding]:
+def parse_row(path: Path, line: int, text: str) -> Iterator[Row[JsonObject] | Finding]:
     """The row of that text, with hints about it; or what is wrong with it."""
-    if len(text) > MAX_ROW_BYTES:
-        yield Finding(
-            str(path),
-            line,
-            "E107",
-            f"the row has {len(text)} characters. Expected at most {MAX_ROW_BYTES}.",
-        )
-        return
-    if text.startswith("\ufeff"):
-        yield Finding(
-            str(path),
-            line,
-            "E103",
-            "not JSON: a byte-order mark stands before the row, as where files were joined."
-            " Remove it.",
-        )
-        return
-    try:
-        value: Any
-        value, end = _DECODER.raw_decode(text)
-        if end != len(text):
-            raise json.JSONDecodeError("Extra data after the row", text, end)
-    except _ConstantError as error:
-        yield Finding(
-            str(path), line, "E106", f"the row contains {error}. Expected a number or null."
-        )
-        return
-    except (ValueError, RecursionError) as error:
-        yield Finding(
-            str(path), line + _lines_to(text, 0, error), "E103", f"not JSON: {_reason(error)}."
-        )
-        return
-    if not isinstance(value, _Pairs):
-        kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
-            type(value), "a number"
-        )
-        yield Finding(str(path), line, "E104", f"the row is {kind}. Expected an object.")
-        return
-    if text.count("{") + text.count("[") > _DEEPEST and _depth(value) > _DEEPEST:
-        yield Finding(
-            str(path),
-            line,
-            "E103",
-            f"nested too deeply. Expected at most {_DEEPEST} objects and lists in each other.",
-        )
+    value = _parsed(path, line, text)
+    if isinstance(value, Finding):
+        yield value
         return
     row = Row(line, value)
     escaped = "\\u" in text
     # A name with half a character in it could not be printed: this comes before anything that shows
     # one.
     if escaped and any(map(_SURROGATE.search, _strings(value))):
-        yield Finding(
-            str(path),
-            line,
-            "E109",
-            "a lone surrogate (half of a \\uD83D\\uDE00-like pair).",
-            row_id=None,
-        )
+        message = "a lone surrogate (half of a \\uD83D\\uDE00-like pair)."
+        yield Finding(str(path), line, "E109", message)
         return
     if value.repeated is not None:
-        yield Finding(
-            str(path), line, "E105", _short(f"key `{value.repeated}` stands twice."), row_id=row.id
-        )
+        message = _short(f"key `{value.repeated}` stands twice.")
+        yield Finding(str(path), line, "E105", message, row_id=row.id)
         return
     unseen = _UNSEEN.search(text) if not text.isascii() else None
     if unseen or (
         escaped and (unseen := next(filter(None, map(_UNSEEN.search, _strings(value))), None))
     ):
+        mark = unseen.group()
         message = (
-            f"the text has U+{ord(unseen.group()):04X} {unicodedata.name(unseen.group(), '')} in"
-            " it, which nobody sees."
+            f"the text has U+{ord(mark):04X} {unicodedata.name(mark, '')} in it, which nobody sees."
         )
         yield Finding(str(path), line, "H103", message, "hint", row.id)
     # The row's text tells quickly; where it holds escapes, or a mark follows one (`\\n` and a
     # tilde), only the strings tell.
     if (escaped or not unicodedata.is_normalized("NFC", text)) and not all(
-        unicodedata.is_normalized("NFC", s) for s in _strings(value)
+        unicodedata.is_normalized("NFC", string) for string in _strings(value)
     ):
-        yield Finding(
-            str(path), line, "H102", "text is not in Unicode normal form C.", "hint", row.id
-        )
+        message = "text is not in Unicode normal form C."
+        yield Finding(str(path), line, "H102", message, "hint", row.id)
     yield row
+
+
+def _parsed(path: Path, line: int, text: str) -> _Pairs | Finding:
+    """The JSON object of that text, or why there is none."""
+
+    def fault(code: str, message: str, after: int = 0) -> Finding:
+        return Finding(str(path), line + after, code, message)
+
+    if len(text) > MAX_ROW_BYTES:
+        return fault(
+            "E107", f"the row has {len(text)} characters. Expected at most {MAX_ROW_BYTES}."
+        )
+    if text.startswith("\ufeff"):
+        return fault(
+            "E103",
+            "not JSON: a byte-order mark stands before the row, as where files were joined."
+            " Remove it.",
+        )
+    try:
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data after the row", text, end)
+    except _ConstantError as error:
+        return fault("E106", f"the row contains {error}. Expected a number or null.")
+    except (ValueError, RecursionError) as error:
+        return fault("E103", f"not JSON: {_reason(error)}.", _lines_to(text, 0, error))
+    if not isinstance(value, _Pairs):
+        kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+        kind = kinds.get(type(value), "a number")
+        return fault("E104", f"the row is {kind}. Expected an object.")
+    if text.count("{") + text.count("[") > _DEEPEST and _depth(value) > _DEEPEST:
+        return fault(
+            "E103",
+            f"nested too deeply. Expected at most {_DEEPEST} objects and lists in each other.",
+        )
+    return value
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -508,21 +506,32 @@ def _short(message: str) -> str:
     return message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "…"
 
 
-def schema_findings(path: Path, row: Row, kind: Kind) -> list[Finding]:
-    """What of a row breaks `configs/schemas/<kind>_row.json`, the first 20 problems."""
-    if _fast_validator(kind).is_valid(row.value):
-        return []
-    problems = schema_problems(row.value, f"{kind}_row")[:_PROBLEMS_PER_ROW]
+def is_training(row: Row[JsonObject]) -> TypeIs[Row[TrainingRow]]:
+    """Whether a row is what `configs/schemas/training_row.json` says."""
+    return _fast_validator("training").is_valid(row.value)
+
+
+def is_evaluation(row: Row[JsonObject]) -> TypeIs[Row[EvalRow]]:
+    """Whether a row is what `configs/schemas/eval_row.json` says."""
+    return _fast_validator("eval").is_valid(row.value)
+
+
+def schema_findings(path: Path, row: Row[JsonObject], kind: Kind) -> list[Finding]:
+    """What of a refused row breaks `configs/schemas/<kind>_row.json`, the first 20 problems."""
+    schema = f"{kind}_row"
+    problems = [str(problem) for problem in schema_problems(row.value, schema)]
+    # The two validators agree, as far as anybody knows; a refused row is never without a finding.
+    problems = problems or [f"the row breaks configs/schemas/{schema}.json."]
     return [
-        Finding(str(path), row.line, "E110", _short(str(problem)), row_id=row.id)
-        for problem in problems
+        Finding(str(path), row.line, "E110", _short(problem), row_id=row.id)
+        for problem in problems[:_PROBLEMS_PER_ROW]
     ]
 
 
 @functools.cache
 def _fast_validator(kind: Kind) -> jsonschema_rs.Validator:
     """Sixty times the speed of jsonschema, which explains what this one refuses."""
-    return jsonschema_rs.validator_for(load_schema(f"{kind}_row"))
+    return jsonschema_rs.validator_for(dict(load_schema(f"{kind}_row")))
 
 
 def _skip(text: str, position: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from adapterops.data.codes import CODES
-from adapterops.data.validate import DataReport
+from adapterops.data.validate import Validation
 from adapterops.diagnostics import Finding
 from adapterops.escape import inline, line, terminal
 
@@ -20,7 +20,7 @@ _SUMMARY_ROWS = 200
 _LONGEST = 500  # characters of a line; what data brought in may be of any length
 
 
-def print_report(report: DataReport, console: Console) -> None:
+def print_report(report: Validation, console: Console) -> None:
     """Findings, at most 20 a code, each code with what to do; then a line a file; then the
     verdict.
     """
@@ -48,7 +48,7 @@ def print_report(report: DataReport, console: Console) -> None:
     console.print(f"{verdict}: {verdict_line(report)}")
 
 
-def verdict_line(report: DataReport) -> str:
+def verdict_line(report: Validation) -> str:
     """`3 errors, 2 hints; 12,345 rows/s`."""
     counts = report.document["counts"]
     errors = sum(count for code, count in counts.items() if code.startswith("E"))
@@ -62,9 +62,9 @@ def verdict_line(report: DataReport) -> str:
     return f"{errors} error{'s' * (errors != 1)}, {hints} hint{'s' * (hints != 1)}{speed}"
 
 
-def file_lines(report: DataReport) -> list[str]:
+def file_lines(report: Validation) -> list[str]:
     """One line a file: rows, tokens, tasks, languages, what changed."""
-    lines = []
+    lines, base = [], report.document["base"]
     for file in report.document["files"]:
         parts = [f"{file['path']}: {file['rows']:,} rows"]
         if file["rejected_rows"]:
@@ -79,16 +79,16 @@ def file_lines(report: DataReport) -> list[str]:
             parts.append(
                 " ".join(f"{tag} {count:,}" for tag, count in list(file["tags"].items())[:6])
             )
-        if change := file["drift"]:
+        if (change := file["drift"]) and base:
             parts.append(
                 f"+{change['added']:,} -{change['removed']:,} ~{change['changed']:,} since"
-                f" {report.document['base']['revision']}"
+                f" {base['revision']}"
             )
         lines.append("; ".join(parts))
     return lines
 
 
-def print_annotations(report: DataReport, console: Console) -> None:
+def print_annotations(report: Validation, console: Console) -> None:
     """GitHub workflow commands: the ten errors and ten hints that tell most; everything goes into
     the job summary.
     """
@@ -124,7 +124,7 @@ def _telling(findings: list[Finding]) -> list[Finding]:
     return chosen[:_ANNOTATIONS]
 
 
-def summary(report: DataReport) -> str:
+def summary(report: Validation) -> str:
     """The report as Markdown, at most 200 findings (a job summary holds 1 MiB)."""
     lines = [f"## Data: {'PASS' if report.passed else 'FAIL'}", "", f"{verdict_line(report)}.", ""]
     lines += [f"- {inline(described, _LONGEST)}" for described in file_lines(report)]

@@ -1,17 +1,24 @@
-"""A row as the chat messages that training and evaluation render, so that both see the same
-prompt.
-"""
+"""A row as the chat messages that training and evaluation render: both see the same prompt."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from adapterops.shapes.eval_row import EvalRow
+from adapterops.shapes.training_row import TrainingRow
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+DataRow = TrainingRow | EvalRow
+JsonObject = Mapping[str, object]  # a row that nothing is known of yet
 Messages = list[dict[str, str]]
 
 
-def prompt_messages(row: dict[str, Any]) -> Messages:
+def prompt_messages(row: DataRow) -> Messages:
     """What the model is asked: all messages but the answer."""
-    if "messages" in row:
+    if _is_training(row) and "messages" in row:
         return [
             {"role": message["role"], "content": message["content"]}
             for message in row["messages"][:-1]
@@ -21,27 +28,25 @@ def prompt_messages(row: dict[str, Any]) -> Messages:
     return [*messages, {"role": "user", "content": content}]
 
 
-def training_messages(row: dict[str, Any]) -> Messages:
+def training_messages(row: DataRow) -> Messages:
     """Prompt and answer of a training row."""
     return [*prompt_messages(row), {"role": "assistant", "content": answer(row)}]
 
 
-def prompt_text(row: dict[str, Any]) -> str:
+def prompt_text(row: DataRow) -> str:
     """The prompt's text, for comparison of rows."""
     return "\n\n".join(message["content"] for message in prompt_messages(row))
 
 
-def answer(row: dict[str, Any]) -> str:
+def answer(row: DataRow) -> str:
     """The answer that is trained, or expected."""
-    if "messages" in row:
-        return str(row["messages"][-1]["content"])
-    return str(row["output"] if "output" in row else row["expected_output"])
+    if _is_training(row):
+        return row["messages"][-1]["content"] if "messages" in row else row["output"]
+    return row["expected_output"]
 
 
-def has_texts(value: dict[str, Any]) -> bool:
-    """True if the row has the parts that make a prompt and an answer, whatever else is wrong with
-    it.
-    """
+def has_texts(value: JsonObject) -> TypeIs[DataRow]:
+    """True if a row has the parts of a prompt and an answer, whatever else is wrong with it."""
     if "messages" in value:
         messages = value["messages"]
         parts = messages if isinstance(messages, list) else []
@@ -54,5 +59,9 @@ def has_texts(value: dict[str, Any]) -> bool:
     )
 
 
-def _are_strings(value: dict[str, Any], *keys: str) -> bool:
+def _is_training(row: DataRow) -> TypeIs[TrainingRow]:
+    return "messages" in row or "output" in row
+
+
+def _are_strings(value: JsonObject, *keys: str) -> bool:
     return all(isinstance(value.get(key), str) for key in keys)

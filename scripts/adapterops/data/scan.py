@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,18 +35,22 @@ from adapterops.data.reader import (
     Kind,
     Row,
     file_size,
+    is_evaluation,
+    is_training,
     no_rows,
     parse_row,
     read_blocks,
     schema_findings,
 )
 from adapterops.data.refusal_rules import rules_say
-from adapterops.data.rows import answer, has_texts, prompt_text
+from adapterops.data.rows import DataRow, JsonObject, answer, has_texts, prompt_text
 from adapterops.data.similar import Coverage, Signatures, join, no_signatures, shingle, signatures
 from adapterops.data.tokens import TokenCounter
 from adapterops.diagnostics import Finding
 from adapterops.errors import InfrastructureError
 from adapterops.schemas import did_you_mean
+from adapterops.shapes.eval_row import EvalRow
+from adapterops.shapes.training_row import TrainingRow
 from adapterops.specs.base_model import find_base_model
 from adapterops.specs.policy import Limits
 
@@ -65,7 +69,7 @@ _WHAT = {
     "secret": "a key, token or private key",
 }
 # fmt: off
-_COLUMNS: dict[str, Any] = {
+_COLUMNS: dict[str, npt.DTypeLike] = {
     "line": np.uint32, "offset": np.uint64, "length": np.uint32, "prompt": np.uint64,
     "exact": np.uint64, "id": np.uint64,
     "source": np.uint64, "prompt_tokens": np.uint32, "answer_tokens": np.uint32,
@@ -73,6 +77,7 @@ _COLUMNS: dict[str, Any] = {
     "language": np.dtype("U3"), "refused": np.bool_, "changed": np.bool_,
 }
 # fmt: on
+_Columns = dict[str, Sequence[Any]]  # by name, one element a valid row
 _OF_A_ROW = (
     "line",
     "offset",
@@ -194,7 +199,7 @@ def sampled(exact: Any, every: int) -> Any:
     return exact % np.uint64(every) == 0 if isinstance(exact, np.ndarray) else exact % every == 0
 
 
-def row_text(job: Job, scanned: Scanned, row: int) -> Row:
+def row_text(job: Job, scanned: Scanned, row: int) -> Row[DataRow]:
     """A row again, by its number."""
     columns = scanned.columns
     if scanned.texts:
@@ -203,7 +208,8 @@ def row_text(job: Job, scanned: Scanned, row: int) -> Row:
         with job.path.open("rb") as file:
             file.seek(int(columns["offset"][row]))
             text = file.read(int(columns["length"][row])).decode("utf-8-sig")
-    return Row(int(columns["line"][row]), json.loads(text))
+    value: DataRow = json.loads(text)
+    return Row(int(columns["line"][row]), value)
 
 
 def _serial(job: Job, advance: Any) -> Iterator[Scanned | Finding]:
@@ -321,15 +327,14 @@ class _Scanner:
         self._kinds = frozenset(job.limits.personal_data)
         self._formats = FormatChecker()
         self._special = renderer.special if renderer else ()
-        self._first = {
-            token[0] for token in self._special
-        }  # nearly always `<` alone, which hardly any text has
+        # Nearly always `<` alone, which hardly any text has.
+        self._first = {token[0] for token in self._special}
 
     def block(self, block: Block) -> Scanned:
         """Judge the rows of a block."""
         result = Scanned(ready_s=self._ready_s)
         facts: list[tuple[Any, ...]] = []  # of `_OF_A_ROW`
-        rows: list[Row] = []
+        rows: list[Row[DataRow]] = []
         loose: list[str] = []
         for entry in block.entries(self._job.path):
             result.total += 1
@@ -365,11 +370,8 @@ class _Scanner:
                 rules_say(plain(said)) == "refused",
                 changed,
             ))  # fmt: skip
-        values: dict[str, Any] = dict(
-            zip(
-                _OF_A_ROW, zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW), strict=True
-            )
-        )
+        columns = zip(*facts, strict=True) if facts else [()] * len(_OF_A_ROW)
+        values: _Columns = dict(zip(_OF_A_ROW, columns, strict=True))
         self._count(rows, values, result)
         for name, kind in _COLUMNS.items():
             result.columns[name] = np.array(values[name], dtype=kind)
@@ -379,7 +381,7 @@ class _Scanner:
             result.covered = self._job.coverage.of(shingles, self._job.coverage_share)
         return result
 
-    def _count(self, rows: list[Row], values: dict[str, Any], result: Scanned) -> None:
+    def _count(self, rows: list[Row[DataRow]], values: _Columns, result: Scanned) -> None:
         nothing = [0] * len(rows)
         columns = dict.fromkeys(("prompt_tokens", "answer_tokens", "row_tokens"), nothing)
         if self._counter and rows:
@@ -407,7 +409,7 @@ class _Scanner:
         place = int(np.searchsorted(known, np.uint64(source)))
         return place == len(known) or int(known[place]) != source
 
-    def _accepted(self, entry: Entry, changed: bool, result: Scanned) -> Row | None:
+    def _accepted(self, entry: Entry, changed: bool, result: Scanned) -> Row[DataRow] | None:
         """The row if it is valid by its schema."""
         path = self._job.path
         row = None
@@ -418,20 +420,23 @@ class _Scanner:
                 row = item
         if row is None:
             return None
-        problems = schema_findings(path, row, self._job.kind) or _message_findings(path, row)
-        problems = (
-            problems or _format_findings(path, row, self._formats) or _check_findings(path, row)
-        )
+        if self._job.kind == "training" and is_training(row):
+            problems = _message_findings(path, row)
+            valid: Row[DataRow] | None = row
+        elif self._job.kind == "eval" and is_evaluation(row):
+            problems = _format_findings(path, row, self._formats) or _check_findings(path, row)
+            valid = row
+        else:
+            problems, valid = schema_findings(path, row, self._job.kind), None
         for problem in problems:
             result.add(changed, problem)
-        if problems and has_texts(
-            row.value
-        ):  # so that a curator need not come back for what the schema hid
+        # So that a curator need not come back for what the schema hid.
+        if problems and has_texts(row.value):
             self._personal_data(row, prompt_text(row.value), answer(row.value), changed, result)
-        return None if problems else row
+        return None if problems else valid
 
     def _row_findings(
-        self, row: Row, asked: str, said: str, changed: bool, result: Scanned
+        self, row: Row[DataRow], asked: str, said: str, changed: bool, result: Scanned
     ) -> None:
         self._personal_data(row, asked, said, changed, result)
 
@@ -455,7 +460,7 @@ class _Scanner:
             found("E204", f"the text contains the special token `{token}`.")
 
     def _personal_data(
-        self, row: Row, asked: str, said: str, changed: bool, result: Scanned
+        self, row: Row[JsonObject], asked: str, said: str, changed: bool, result: Scanned
     ) -> None:
         def found(kind: str, place: str, text: str, more: str = "") -> None:
             message = (
@@ -476,7 +481,7 @@ class _Scanner:
                 )
 
 
-def _message_findings(path: Path, row: Row) -> list[Finding]:
+def _message_findings(path: Path, row: Row[TrainingRow]) -> list[Finding]:
     roles = [message["role"] for message in row.value.get("messages", [])]
     if not roles:
         return []
@@ -490,7 +495,7 @@ def _message_findings(path: Path, row: Row) -> list[Finding]:
     return [Finding(str(path), row.line, "E110", message, row_id=row.id)]
 
 
-def _format_findings(path: Path, row: Row, formats: FormatChecker) -> list[Finding]:
+def _format_findings(path: Path, row: Row[EvalRow], formats: FormatChecker) -> list[Finding]:
     schema = row.value.get("expected_format")
     if not isinstance(schema, dict):
         return []
@@ -515,7 +520,7 @@ def _format_findings(path: Path, row: Row, formats: FormatChecker) -> list[Findi
     )
 
 
-def _check_findings(path: Path, row: Row) -> list[Finding]:
+def _check_findings(path: Path, row: Row[EvalRow]) -> list[Finding]:
     """A row whose own answer breaks its checks would fail every model; one that is refused rightly
     has no form to keep.
     """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 
 from adapterops.data.reader import Row
+from adapterops.data.rows import DataRow
 
 
-def slices(rows: list[Row], general: range = range(0)) -> dict[str, list[int]]:
-    """Row positions by language, by task (the first tag) and by every other tag; of general rows by
-    language and by task.
-    """
+def slices(rows: Sequence[Row[DataRow]], general: range = range(0)) -> dict[str, list[int]]:
+    """Row positions by language, task (the first tag) and other tags; general rows have none."""
     members = collections.defaultdict(list)
     for index, row in enumerate(rows):
         task, *tags = row.value.get("tags") or ["untagged"]

@@ -1,19 +1,18 @@
-"""Token counts of prompts, answers and rendered rows, and what is wrong with a row under the base
-model's chat template.
-"""
+"""Token counts of prompts, answers and rendered rows, by the base model's chat template."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import tokenizers
 
 from adapterops.basemodels.rendering import Renderer
 from adapterops.data.reader import Row
-from adapterops.data.rows import answer, prompt_messages
+from adapterops.data.rows import DataRow, training_messages
 from adapterops.specs.policy import Limits
 
 _CHECKED_ROWS = 16  # of a lot: the sum of their parts is compared with the count of the whole
@@ -55,17 +54,14 @@ class TokenCounter:
         self._max_length = max_length
         self._words_per_token = words_per_token(renderer.tokenizer) if skip else None
 
-    def of(self, rows: list[Row], wanted: list[bool]) -> Counted:
+    def of(self, rows: Sequence[Row[DataRow]], wanted: list[bool]) -> Counted:
         """Count the rows.
 
         Args:
             rows: of any number.
             wanted: for each, whether it must be counted, whatever its size.
         """
-        conversations = [
-            [*prompt_messages(row.value), {"role": "assistant", "content": answer(row.value)}]
-            for row in rows
-        ]
+        conversations = [training_messages(row.value) for row in rows]
         shapes = [
             _shape(self._renderer, tuple(message["role"] for message in messages))
             for messages in conversations
@@ -218,11 +214,21 @@ def words_per_token(tokenizer: tokenizers.Tokenizer) -> int | None:
     return max(1, *(len(piece.split()) for piece in pieces))
 
 
-def _steps(component: Any, key: str) -> list[dict[str, Any]]:
+class _Step(TypedDict):
+    """A step of a tokenizer, as `tokenizers` writes it; these are the fields that are read."""
+
+    type: str
+    pattern: NotRequired[dict[str, str]]
+    content: NotRequired[str]
+    add_prefix_space: NotRequired[bool]
+
+
+def _steps(component: Any, key: str) -> list[_Step]:
     if component is None:
         return []
     state = json.loads(component.__getstate__())
-    return state[key] if state["type"] == "Sequence" else [state]
+    steps: list[_Step] = state[key] if state["type"] == "Sequence" else [state]
+    return steps
 
 
 def _has_words(texts: list[str], fewest: int) -> bool:

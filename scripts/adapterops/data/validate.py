@@ -7,10 +7,11 @@ import collections
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,16 @@ from adapterops.data.distribution_drift import Base, drift, drift_findings
 from adapterops.data.normal import loose_form
 from adapterops.data.personal import detect, mask
 from adapterops.data.reader import Kind, Row, file_size
-from adapterops.data.rows import answer, prompt_text
+from adapterops.data.rows import DataRow, answer, prompt_text
 from adapterops.data.scan import KEPT_PER_CODE, Job, Scanned, row_text, sampled, scan
 from adapterops.data.similar import Clusters, Coverage, gram_set, jaccard, join, near_duplicates
 from adapterops.diagnostics import Finding
 from adapterops.documents import sha256_file, write_json
 from adapterops.errors import UsageError
 from adapterops.schemas import repository_path
-from adapterops.shapes.data_report import DataReport as DataReportDocument
+from adapterops.shapes.data_report import DataReport, Drift, Duplicates, Spread
+from adapterops.shapes.data_report import File as FileDocument
+from adapterops.shapes.data_report import Finding as FindingDocument
 from adapterops.specs.base_model import BaseModel
 from adapterops.specs.policy import Policy
 
@@ -43,8 +46,8 @@ _CORPUS_CODES = {"E102", "E108", "E111", "E112", "E205", "E401", "E601", "H701"}
 
 
 @dataclass(frozen=True)
-class DataReport:
-    """What validation found; `document` is `configs/schemas/data_report.json`.
+class Validation:
+    """What validation found.
 
     Args:
         findings: changed rows first, then by file and line.
@@ -54,12 +57,12 @@ class DataReport:
 
     findings: tuple[Finding, ...]
     changed: int
-    document: dict[str, Any]
+    document: DataReport
 
     @property
     def passed(self) -> bool:
         """True without errors; hints do not block."""
-        return bool(self.document["verdict"] == "PASS")
+        return self.document["verdict"] == "PASS"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class _File:
     job: Job
     scanned: Scanned
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> Row[DataRow]:
         return row_text(self.job, self.scanned, number)
 
     def line(self, number: int) -> int:
@@ -86,17 +89,18 @@ class _Findings:
         self._changed_only = changed_only
         self._kept: dict[tuple[str, bool], list[Finding]] = collections.defaultdict(list)
 
-    def add(self, changed: bool, finding: Finding | Callable[[], Finding], code: str = "") -> None:
-        """Count a finding; one that is costly to word is given as a function, and only called if it
-        is kept.
-        """
-        code = code or finding.code  # type: ignore[union-attr]  # a function comes with its code
+    def add(self, changed: bool, finding: Finding) -> None:
+        """Count a finding."""
+        self.add_worded(changed, finding.code, lambda: finding)
+
+    def add_worded(self, changed: bool, code: str, word: Callable[[], Finding]) -> None:
+        """Count a finding that is costly to word, and only worded if it is kept."""
         if not self._counts(code, changed=changed):
             return
         self._count(code, 1)
         kept = self._kept[code, changed]
         if len(kept) < KEPT_PER_CODE:
-            kept.append(finding if isinstance(finding, Finding) else finding())
+            kept.append(word())
 
     def take(self, scanned: Scanned) -> None:
         """Add what a scan found."""
@@ -131,7 +135,7 @@ def validate(
     base: Base | None = None,
     changed_only: bool = False,
     console: Console | None = None,
-) -> DataReport:
+) -> Validation:
     """Check training files and, with them, the evaluation rows that judge what they train.
 
     Args:
@@ -153,35 +157,13 @@ def validate(
     if base_model:  # the first use on a machine converts it, which is no part of the checks
         load_renderer(base_model)
     started = time.monotonic()
-    startup: list[float] = []
     found = _Findings(changed_only=changed_only)
     with _progress([*inputs, *asked], console) as advance:
-
-        def read(path: Path, kind: Kind, coverage: Coverage | None = None) -> _File:
-            limits = policy.limits_for(path)
-            path = _shown(path)
-            name = base_model.name if base_model else None
-            rows = base.rows(path) if base else None
-            every = _COUNT_EVERY if file_size(path) > _COUNT_ALL_BYTES else 1
-            job = Job(
-                path,
-                kind,
-                limits,
-                name,
-                max_length,
-                every,
-                coverage,
-                limits.contamination_hint,
-                rows,
-            )
-            began = time.monotonic()
-            file = _File(job, scan(job, advance))
-            startup.append(max(0.0, file.scanned.ready_s - began))
-            return file
-
-        evaluation = [read(path, "eval") for path in asked]
+        name = base_model.name if base_model else None
+        reader = _Reader(policy, name, max_length, base, advance)
+        evaluation = [reader.read(path, "eval") for path in asked]
         coverage = _coverage(evaluation) if evaluation else None
-        training = [read(path, "training", coverage) for path in inputs]
+        training = [reader.read(path, "training", coverage) for path in inputs]
     files = [*training, *evaluation]
     for file in files:
         found.take(file.scanned)
@@ -194,33 +176,79 @@ def validate(
     for file, change in zip(files, drifts, strict=True):
         for finding in drift_findings(file.job.path, change):
             found.add(True, finding)
-    findings, changed_count = found.ranked()
-    seconds = max(time.monotonic() - started - sum(startup), 1e-6)
+    findings, changed = found.ranked()
+    seconds = max(time.monotonic() - started - reader.startup_s, 1e-6)
     rows = sum(file.scanned.total for file in files)
-    document = {
+    document: DataReport = {
         "schema": "data_report/v2",
         "verdict": "FAIL" if found.errors else "PASS",
         "policy": {"path": repository_path(policy.path), "sha256": sha256_file(policy.path)},
-        "base_model": base_model.name if base_model else None,
+        "base_model": name,
         "base": {"revision": base.revision, "changed_only": changed_only} if base else None,
         "files": [_summary(*parts) for parts in zip(files, copies, drifts, strict=True)],
         "counts": dict(sorted(found.counts.items())),
         "findings": [
-            {**asdict(finding), "changed": place < changed_count}
-            for place, finding in enumerate(findings)
+            _described(finding, place < changed) for place, finding in enumerate(findings)
         ],
         "timing": {
-            "startup_s": round(sum(startup), 3),
+            "startup_s": round(reader.startup_s, 3),
             "checks_s": round(seconds, 3),
             "rows_per_second": round(rows / seconds),
         },
     }
-    return DataReport(findings, changed_count, document)
+    return Validation(findings, changed, document)
 
 
-def write_report(path: Path, report: DataReport) -> None:
+@dataclass
+class _Reader:
+    """Scans files under the same settings.
+
+    Args:
+        startup_s: what starting workers and loading tokenizers took, which is no part of a check.
+    """
+
+    policy: Policy
+    base_model: str | None
+    max_length: int | None
+    base: Base | None
+    advance: Callable[[int], None]
+    startup_s: float = 0.0
+
+    def read(self, path: Path, kind: Kind, coverage: Coverage | None = None) -> _File:
+        limits = self.policy.limits_for(path)
+        path = _shown(path)
+        job = Job(
+            path=path,
+            kind=kind,
+            limits=limits,
+            base_model=self.base_model,
+            max_length=self.max_length,
+            count_every=_COUNT_EVERY if file_size(path) > _COUNT_ALL_BYTES else 1,
+            coverage=coverage,
+            coverage_share=limits.contamination_hint,
+            base_rows=self.base.rows(path) if self.base else None,
+        )
+        began = time.monotonic()
+        file = _File(job, scan(job, self.advance))
+        self.startup_s += max(0.0, file.scanned.ready_s - began)
+        return file
+
+
+def _described(finding: Finding, changed: bool) -> FindingDocument:
+    return {
+        "file": finding.file,
+        "line": finding.line,
+        "code": finding.code,
+        "message": finding.message,
+        "severity": finding.severity,
+        "row_id": finding.row_id,
+        "changed": changed,
+    }
+
+
+def write_report(path: Path, report: Validation) -> None:
     """Write `data_report.json`."""
-    write_json(path, report.document, DataReportDocument)
+    write_json(path, report.document, DataReport)
 
 
 def _refuse_twice(paths: list[Path]) -> None:
@@ -270,13 +298,7 @@ def _check_language(file: _File, found: _Findings) -> None:
     others = np.flatnonzero(prose & (languages != target))
     share = 1 - len(others) / int(prose.sum())
     for number in others.tolist():
-        _add_row(
-            found,
-            file,
-            number,
-            "H601",
-            lambda number=number: f"the text is in `{languages[number]}`. Expected `{target}`.",  # type: ignore[misc]
-        )
+        _add_row(found, file, number, "H601", partial(_language_message, file, number, target))
     if share < file.job.limits.language_share:
         message = (
             f"{share:.1%} of {int(prose.sum())} rows with prose are in `{target}`. Expected at"
@@ -285,27 +307,27 @@ def _check_language(file: _File, found: _Findings) -> None:
         found.add(True, Finding(str(file.job.path), 1, "E601", message))
 
 
+def _language_message(file: _File, number: int, target: str) -> str:
+    language = file.scanned.columns["language"][number]
+    return f"the text is in `{language}`. Expected `{target}`."
+
+
 def _target_language(file: _File) -> str:
     declared = file.scanned.declared.most_common(1)
     return file.job.limits.language or (declared[0][0] if declared else "en")
 
 
 def _check_ids(files: list[_File], found: _Findings) -> None:
-    every = np.concatenate([file.scanned.columns["id"] for file in files])
-    starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
+    corpus = _Corpus(files)
     first: dict[int, int] = {}
-    for number, place in _repeated(every, skip=0):
-        one, other = (
-            _locate(files, starts, first.setdefault(number, place)),
-            _locate(files, starts, place),
-        )
+    for number, place in _repeated(corpus.column("id"), skip=0):
+        one, other = corpus.locate(first.setdefault(number, place)), corpus.locate(place)
         if one != other:
-            file, row = other
+            _add_row(found, *other, "E111", partial(_id_message, other, one))
 
-            def message(file: _File = file, row: int = row, one: tuple[_File, int] = one) -> str:
-                return f"id `{file.row(row).id}` stands at {one[0].place(one[1])} already."
 
-            _add_row(found, file, row, "E111", message)
+def _id_message(place: _Place, former: _Place) -> str:
+    return f"id `{place[0].row(place[1]).id}` stands at {former[0].place(former[1])} already."
 
 
 def _repeated(values: npt.NDArray[np.uint64], skip: int | None = None) -> Iterator[tuple[int, int]]:
@@ -323,85 +345,84 @@ def _repeated(values: npt.NDArray[np.uint64], skip: int | None = None) -> Iterat
             yield value, place
 
 
-def _locate(files: list[_File], starts: list[int], place: int) -> tuple[_File, int]:
-    index = bisect.bisect_right(starts, place) - 1
-    while files[index].scanned.rows == 0:  # an empty file begins where the next one does
-        index += 1
-    return files[index], place - starts[index]
+_Place = tuple[_File, int]  # a row by its number in a file
 
 
-def _check_duplicates(files: list[_File], found: _Findings) -> list[dict[str, int]]:
-    """Exact copies, near duplicates and contradictions among the rows of these files; counts for
-    each file.
-    """
-    starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
-    counts = [{"exact": 0, "near": 0, "conflicts": 0} for _ in files]
-    if not files:
-        return counts
-    exact = np.concatenate([file.scanned.columns["exact"] for file in files])
-    prompts = np.concatenate([file.scanned.columns["prompt"] for file in files])
-    changed = np.concatenate([file.scanned.columns["changed"] for file in files])
+class _Corpus:
+    """The rows of several files under one number each, in the order of the files."""
 
-    def locate(place: int) -> tuple[_File, int]:
-        return _locate(files, starts, place)
+    def __init__(self, files: list[_File]) -> None:
+        self.files = files
+        self.starts = [0, *itertools.accumulate(file.scanned.rows for file in files)]
 
-    def named(place: int) -> str:
-        file, row = locate(place)
-        return f"line {file.line(row)}" if len(files) == 1 else file.place(row)
+    def column(self, name: str) -> npt.NDArray[Any]:
+        return np.concatenate([file.scanned.columns[name] for file in self.files])
 
-    def add(place: int, other: int, code: str, message: Callable[[], str]) -> None:
-        file, row = locate(place)
-        _add_row(found, file, row, code, message, changed=bool(changed[place] or changed[other]))
-        kind = {"H205": "exact", "H206": "near", "H207": "conflicts"}[code]
-        counts[next(index for index, candidate in enumerate(files) if candidate is file)][kind] += 1
+    def file_of(self, row: int) -> int:
+        index = bisect.bisect_right(self.starts, row) - 1
+        while self.files[index].scanned.rows == 0:  # an empty file begins where the next one does
+            index += 1
+        return index
 
-    clusters = Clusters()
-    first: dict[int, int] = {}
-    for value, place in _repeated(exact):
-        if (original := first.setdefault(value, place)) != place:
-            clusters.join(original, place)
-            add(
-                place,
-                original,
-                "H205",
-                lambda original=original: f"the row repeats the one on {named(original)}.",  # type: ignore[misc]
-            )
+    def locate(self, row: int) -> _Place:
+        index = self.file_of(row)
+        return self.files[index], row - self.starts[index]
 
-    @_last_used
-    def loose(place: int) -> str:
-        file, row = locate(place)
-        value = file.row(row).value
+    def named(self, row: int) -> str:
+        file, number = self.locate(row)
+        return f"line {file.line(number)}" if len(self.files) == 1 else file.place(number)
+
+    def text(self, row: int) -> str:
+        file, number = self.locate(row)
+        value = file.row(number).value
         return loose_form(f"{prompt_text(value)}\n{answer(value)}")
 
+
+def _check_duplicates(files: list[_File], found: _Findings) -> list[Duplicates]:
+    """Exact copies, near duplicates and contradictions among the rows; counts for each file."""
+    counts: list[Duplicates] = [{"exact": 0, "near": 0, "conflicts": 0} for _ in files]
+    if not files:
+        return counts
+    corpus, clusters = _Corpus(files), Clusters()
+    changed = corpus.column("changed")
+
+    def add(row: int, other: int, code: str, message: Callable[[], str]) -> Duplicates:
+        touched = bool(changed[row] or changed[other])
+        _add_row(found, *corpus.locate(row), code, message, changed=touched)
+        return counts[corpus.file_of(row)]
+
+    exact = corpus.column("exact")
+    for row, original in _copies(exact):
+        clusters.join(original, row)
+        add(row, original, "H205", partial(_copy_message, corpus, original))["exact"] += 1
     threshold = min(file.job.limits.near_duplicate for file in files)
-    near = near_duplicates(
-        join([file.scanned.signatures for file in files]), loose, clusters, threshold
-    )
-    for place, (original, similarity) in sorted(near.items()):
-        add(
-            place,
-            original,
-            "H206",
-            lambda original=original, similarity=similarity: _near_message(  # type: ignore[misc]
-                named(original), similarity
-            ),
-        )
+    signatures = join([file.scanned.signatures for file in files])
+    near = near_duplicates(signatures, _last_used(corpus.text), clusters, threshold)
+    for row, (original, similarity) in sorted(near.items()):
+        message = partial(_near_message, corpus, original, similarity)
+        add(row, original, "H206", message)["near"] += 1
+    for row, original in _copies(corpus.column("prompt")):
+        if exact[original] != exact[row] and clusters.root(original) != clusters.root(row):
+            message = partial(_conflict_message, corpus, original)
+            add(row, original, "H207", message)["conflicts"] += 1
+    _check_rates(corpus, clusters.copies(), counts, found)
+    return counts
 
-    first = {}
-    for value, place in _repeated(prompts):
-        original = first.setdefault(value, place)
-        if exact[original] != exact[place] and clusters.root(original) != clusters.root(place):
-            add(
-                place,
-                original,
-                "H207",
-                lambda original=original: (  # type: ignore[misc]
-                    f"the instruction on {named(original)} is the same, its output another."
-                ),
-            )
 
-    for index, file in enumerate(files):
-        copies = sum(starts[index] <= place < starts[index + 1] for place in clusters.copies())
+def _copies(values: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """(place, first place) of every value that stood before."""
+    first: dict[int, int] = {}
+    for value, place in _repeated(values):
+        if (original := first.setdefault(value, place)) != place:
+            yield place, original
+
+
+def _check_rates(
+    corpus: _Corpus, copied: Collection[int], counts: list[Duplicates], found: _Findings
+) -> None:
+    for index, file in enumerate(corpus.files):
+        start, end = corpus.starts[index], corpus.starts[index + 1]
+        copies = sum(start <= place < end for place in copied)
         rate = copies / file.scanned.rows if file.scanned.rows else 0.0
         if copies and rate >= file.job.limits.duplicate_rate:
             message = (
@@ -410,10 +431,18 @@ def _check_duplicates(files: list[_File], found: _Findings) -> list[dict[str, in
                 f" {file.job.limits.duplicate_rate:.0%}."
             )
             found.add(True, Finding(str(file.job.path), 1, "E205", message))
-    return counts
 
 
-def _near_message(other: str, similarity: float) -> str:
+def _copy_message(corpus: _Corpus, original: int) -> str:
+    return f"the row repeats the one on {corpus.named(original)}."
+
+
+def _conflict_message(corpus: _Corpus, original: int) -> str:
+    return f"the instruction on {corpus.named(original)} is the same, its output another."
+
+
+def _near_message(corpus: _Corpus, original: int, similarity: float) -> str:
+    other = corpus.named(original)
     return f"the row is nearly the one on {other} (similarity {similarity:.2f})."
 
 
@@ -432,8 +461,23 @@ def _last_used(function: Callable[[int], str]) -> Callable[[int], str]:
 
 
 def _check_contamination(training: list[_File], evaluation: list[_File], found: _Findings) -> None:
-    starts = [0, *itertools.accumulate(file.scanned.rows for file in evaluation)]
-    asked = np.concatenate([file.scanned.columns["prompt"] for file in evaluation])
+    """Evaluation rows whose prompt is trained on, as it stands or in good part."""
+    judged = _Corpus(evaluation)
+    known = _check_same_prompts(training, judged, found)
+    best: dict[int, tuple[float, int, int]] = {}
+    for index, file in enumerate(training):
+        for row, number, share in file.scanned.covered:
+            if number not in known and (number not in best or share > best[number][0]):
+                best[number] = (share, index, row)
+    for number, (share, index, row) in sorted(best.items()):
+        place = judged.locate(number)
+        message = partial(_covered_message, place, (training[index], row), share)
+        _add_row(found, *place, "H402", message)
+
+
+def _check_same_prompts(training: list[_File], judged: _Corpus, found: _Findings) -> set[int]:
+    """Evaluation rows, by their number, whose very prompt is trained on."""
+    asked = judged.column("prompt")
     known: set[int] = set()
     for file in training:
         prompts = file.scanned.columns["prompt"]
@@ -443,46 +487,23 @@ def _check_contamination(training: list[_File], evaluation: list[_File], found: 
         for number in np.flatnonzero(same).tolist():
             if number not in known:
                 known.add(number)
-                where = file.place(int(order[nearest[number]]))
-                judged, row = _locate(evaluation, starts, number)
-                _add_row(
-                    found,
-                    judged,
-                    row,
-                    "E401",
-                    lambda where=where: f"the same prompt is trained on at {where}.",  # type: ignore[misc]
-                    changed=True,
-                )
-    best: dict[int, tuple[float, int, int]] = {}
-    for index, file in enumerate(training):
-        for row, number, share in file.scanned.covered:
-            if number not in known and (number not in best or share > best[number][0]):
-                best[number] = (share, index, row)
-    for number, (share, index, row) in sorted(best.items()):
-        judged, place = _locate(evaluation, starts, number)
+                message = partial(_same_prompt_message, file, int(order[nearest[number]]))
+                _add_row(found, *judged.locate(number), "E401", message, changed=True)
+    return known
 
-        def message(
-            judged: _File = judged,
-            place: int = place,
-            share: float = share,
-            file: _File = training[index],
-            row: int = row,
-        ) -> str:
-            ours, theirs = prompt_text(judged.row(place).value), prompt_text(file.row(row).value)
-            similarity = jaccard(gram_set(loose_form(ours)), gram_set(loose_form(theirs)))
-            return (
-                f"{share:.0%} of the prompt stands in the training row at {file.place(row)}"
-                f" (similarity of the prompts {similarity:.2f}): {_difference(ours, theirs)}."
-            )
 
-        _add_row(
-            found,
-            judged,
-            place,
-            "H402",
-            message,
-            changed=bool(judged.scanned.columns["changed"][place]),
-        )
+def _same_prompt_message(file: _File, row: int) -> str:
+    return f"the same prompt is trained on at {file.place(row)}."
+
+
+def _covered_message(judged: _Place, trained: _Place, share: float) -> str:
+    ours = prompt_text(judged[0].row(judged[1]).value)
+    theirs = prompt_text(trained[0].row(trained[1]).value)
+    similarity = jaccard(gram_set(loose_form(ours)), gram_set(loose_form(theirs)))
+    return (
+        f"{share:.0%} of the prompt stands in the training row at {trained[0].place(trained[1])}"
+        f" (similarity of the prompts {similarity:.2f}): {_difference(ours, theirs)}."
+    )
 
 
 def _difference(ours: str, theirs: str) -> str:
@@ -520,22 +541,16 @@ def _add_row(
     """A finding on one row, worded only if it is kept."""
 
     def finding() -> Finding:
-        severity = "error" if code.startswith("E") else "hint"
-        return Finding(
-            str(file.job.path),
-            file.line(number),
-            code,
-            message(),
-            severity,  # type: ignore[arg-type]
-            file.row(number).id,
-        )
+        severity: Literal["error", "hint"] = "error" if code.startswith("E") else "hint"
+        path, row_id = str(file.job.path), file.row(number).id
+        return Finding(path, file.line(number), code, message(), severity, row_id)
 
-    found.add(
-        bool(file.scanned.columns["changed"][number]) if changed is None else changed, finding, code
-    )
+    if changed is None:
+        changed = bool(file.scanned.columns["changed"][number])
+    found.add_worded(changed, code, finding)
 
 
-def _summary(file: _File, copies: dict[str, int], change: dict[str, Any] | None) -> dict[str, Any]:
+def _summary(file: _File, copies: Duplicates, change: Drift | None) -> FileDocument:
     scanned, path = file.scanned, file.job.path
     columns = scanned.columns
     detected = collections.Counter(columns["language"].tolist())
@@ -557,18 +572,15 @@ def _summary(file: _File, copies: dict[str, int], change: dict[str, Any] | None)
         "tags": dict(scanned.tasks.most_common()),
         "refusals": int(columns["refused"].sum()),
         "characters": _spread(columns["characters"]),
-        **{
-            name: _tokens(file, name) if counted else None
-            for name in ("prompt_tokens", "answer_tokens", "row_tokens")
-        },
+        "prompt_tokens": _tokens(file, "prompt_tokens") if counted else None,
+        "answer_tokens": _tokens(file, "answer_tokens") if counted else None,
+        "row_tokens": _tokens(file, "row_tokens") if counted else None,
         "drift": change,
     }
 
 
-def _tokens(file: _File, name: str) -> dict[str, Any] | None:
-    """Figures of a column of token counts, estimated from a sample where not every row was
-    counted.
-    """
+def _tokens(file: _File, name: str) -> Spread | None:
+    """Figures of a column of token counts, estimated where only a sample was counted."""
     columns = file.scanned.columns
     sample = sampled(columns["exact"], file.job.count_every)
     spread = _spread(columns[name][sample])
@@ -585,7 +597,7 @@ def _tokens(file: _File, name: str) -> dict[str, Any] | None:
     }
 
 
-def _spread(counts: npt.NDArray[np.uint32]) -> dict[str, Any] | None:
+def _spread(counts: npt.NDArray[np.uint32]) -> Spread | None:
     if not len(counts):
         return None
     middle, high = np.percentile(counts, [50, 95], method="inverted_cdf")

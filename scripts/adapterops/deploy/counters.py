@@ -41,9 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answers:
-    """To users or to probes: good ones and errors of ours, and how many good ones took at most so
-    many seconds.
-    """
+    """To users or to probes: good ones, by how many took at most so many seconds, and errors."""
 
     good: int = 0
     errors: int = 0
@@ -77,9 +75,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one version did: for each API key of users, and for probes, which are the rollout's
-    own.
-    """
+    """What one version did: for each API key of users, and for the rollout's own probes."""
 
     keys: Mapping[str, Seen] = field(default_factory=dict)
     probes: Answers = Answers()
@@ -117,16 +113,14 @@ class Counts:
             {name: seen for name, seen in self.keys.items() if name != key}, self.probes
         )
         if key in self.keys:
-            vars(others)["users"] = self.users.plus(
-                self.keys[key].answers, -1
-            )  # not added up anew for each of many keys
+            # Not added up anew for each of many keys.
+            vars(others)["users"] = self.users.plus(self.keys[key].answers, -1)
         return others
 
 
 @dataclass
 class Accumulated:
-    """Counters of several gateways since this was made; a gateway that was restarted begins at 0
-    again and loses nothing.
+    """Counters of several gateways since this was made, also of one that began at 0 again.
 
     Args:
         adapter: whose.
@@ -168,16 +162,11 @@ class Accumulated:
                 by_key[key[-2], key[-1]][key] = value
 
         def answers(of: dict[_Key, float]) -> Answers:
-            good = sum(
-                value for key, value in of.items() if key[0] == "status" and key[2].startswith("2")
-            )
-            errors = sum(
-                value for key, value in of.items() if key[0] == "status" and key[2].startswith("5")
-            )
-            cumulative = sorted(
-                (float(key[2]), round(value)) for key, value in of.items() if key[0] == "le"
-            )
-            return Answers(round(good), round(errors), tuple(cumulative))
+            status = {key: value for key, value in of.items() if key[0] == "status"}
+            good = sum(value for key, value in status.items() if key[2].startswith("2"))
+            errors = sum(value for key, value in status.items() if key[2].startswith("5"))
+            buckets = [(float(key[2]), round(value)) for key, value in of.items() if key[0] == "le"]
+            return Answers(round(good), round(errors), tuple(sorted(buckets)))
 
         def seen(of: dict[_Key, float]) -> Seen:
             thumbs = {key[2]: round(value) for key, value in of.items() if key[0] == "thumb"}
@@ -204,10 +193,8 @@ class Accumulated:
                     self.saturation[gateway].append(sample.value)
                 if sample.labels.get("adapter") != self.adapter:
                     continue
-                version, who = (
-                    sample.labels["version"],
-                    (sample.labels.get("key", "-"), sample.labels.get("origin", "user")),
-                )
+                version = sample.labels["version"]
+                who = (sample.labels.get("key", "-"), sample.labels.get("origin", "user"))
                 if sample.name == "llm_version_request_total":
                     found["status", version, sample.labels["status"], *who] += sample.value
                 elif sample.name == "llm_version_duration_seconds_bucket":
@@ -227,9 +214,7 @@ def wilson(count: int, n: int, z: float) -> tuple[float, float]:
 
 
 def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tuple[float, float]:
-    """Newcombe's interval of the difference of two rates of independent samples; the base has at
-    least one value.
-    """
+    """Newcombe's interval of the difference of two independent rates; `base_n` is not 0."""
     low, high = wilson(count, n, z)
     base_low, base_high = wilson(base_count, base_n, z)
     share, base = (count / n if n else 0.5), base_count / base_n
@@ -242,9 +227,7 @@ def difference(count: int, n: int, base_count: int, base_n: int, z: float) -> tu
 def quantile_bounds(
     buckets: Sequence[tuple[float, int]], q: float, confidence: float
 ) -> tuple[float, float]:
-    """One-sided bounds in seconds of the q-quantile behind a cumulative histogram; 0 and infinity
-    where it cannot be bounded.
-    """
+    """One-sided bounds in seconds of a histogram's q-quantile; 0 and infinity are none."""
     n = _size(buckets)
     if n == 0:
         return 0.0, math.inf
@@ -273,16 +256,11 @@ def judge_rate(
     limit: float,
     confidence: float,
 ) -> Finding:
-    """Does the rate of the canary exceed that of the stable version by at most `limit`? With no
-    base (None), is it at most that?
-    """
+    """Is the canary's rate at most `limit` above the base's? With no base (None), at most it?"""
     shown = f"{counted[0]} of {counted[1]}" + (f" against {base[0]} of {base[1]}" if base else "")
     if base and not base[1]:
-        return Finding(
-            metric,
-            "INCONCLUSIVE",
-            f"{metric} {shown}: the stable version has nothing to compare with",
-        )
+        reason = f"{metric} {shown}: the stable version has nothing to compare with"
+        return Finding(metric, "INCONCLUSIVE", reason)
     if base:
         low, high = difference(*counted, *base, NormalDist().inv_cdf(confidence))
         found = f"difference {low:+.3f} to {high:+.3f}, wanted ≤ {limit:+.3f}"
@@ -302,22 +280,16 @@ def judge_latency(
     each: compared are users' answers, or probes, whichever both have more of.
     """
     if stable is None:
-        return Finding(
-            "latency_p95",
-            "PASS",
-            "latency_p95 has nothing to be compared with: there is no stable version",
-        )
+        reason = "latency_p95 has nothing to be compared with: there is no stable version"
+        return Finding("latency_p95", "PASS", reason)
     pairs = {
         "users": (canary.users.buckets, stable.users.buckets),
         "probes": (canary.probes.buckets, stable.probes.buckets),
     }
     who = max(pairs, key=lambda name: min(map(_size, pairs[name])))
     if not all(map(_size, pairs[who])):
-        return Finding(
-            "latency_p95",
-            "INCONCLUSIVE",
-            "latency_p95 was not measured: no answers of both versions to users, or to probes",
-        )
+        reason = "latency_p95 was not measured: no answers of both versions to users, or to probes"
+        return Finding("latency_p95", "INCONCLUSIVE", reason)
     low, high = quantile_bounds(pairs[who][0], 0.95, confidence)
     base_low, base_high = quantile_bounds(pairs[who][1], 0.95, confidence)
     smallest = low / base_high if base_high else math.inf
@@ -325,15 +297,11 @@ def judge_latency(
     verdict: Verdict = (
         "PASS" if largest <= limit else "FAIL" if smallest > limit else "INCONCLUSIVE"
     )
-    reason = (
-        f"latency_p95 {low * 1000:.0f} to {high * 1000:.0f} ms against {base_low * 1000:.0f} to"
-        f" {base_high * 1000:.0f} ms ({who})"
-    )
-    return Finding(
-        "latency_p95",
-        verdict,
-        f"{reason}, ratio {smallest:.2f} to {largest:.2f}, wanted ≤ {limit:.2f}",
-    )
+    mine = f"{low * 1000:.0f} to {high * 1000:.0f} ms"
+    other = f"{base_low * 1000:.0f} to {base_high * 1000:.0f} ms"
+    ratio = f"ratio {smallest:.2f} to {largest:.2f}, wanted ≤ {limit:.2f}"
+    reason = f"latency_p95 {mine} against {other} ({who}), {ratio}"
+    return Finding("latency_p95", verdict, reason)
 
 
 def judge_saturation(readings: dict[str, list[float]], limit: float) -> Finding:
@@ -351,8 +319,6 @@ def judge_saturation(readings: dict[str, list[float]], limit: float) -> Finding:
     verdict: Verdict = (
         "PASS" if means[gateway] <= limit else "FAIL" if n >= _LEAST_READINGS else "INCONCLUSIVE"
     )
-    return Finding(
-        "saturation",
-        verdict,
-        f"saturation {means[gateway]:.2f} on {gateway} ({n} readings), wanted ≤ {limit:.2f}",
-    )
+    mean = means[gateway]
+    reason = f"saturation {mean:.2f} on {gateway} ({n} readings), wanted ≤ {limit:.2f}"
+    return Finding("saturation", verdict, reason)

@@ -1,12 +1,11 @@
-"""Change what is served: write the channel, watch the hosts converge, judge each step, promote or
-abort.
-"""
+"""Change what is served: write the channel, watch the hosts follow, judge, promote or abort."""
 
 from __future__ import annotations
 
 import functools
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -14,6 +13,7 @@ from adapterops.deploy.counters import Accumulated
 from adapterops.deploy.fleet import Fleet, open_fleet, persist
 from adapterops.deploy.rollout import judge_step, overall
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
+from adapterops.shapes.release_manifest import Probe
 from adapterops.specs.adapter import Rollout
 from adapterops.store.channels import (
     Channel,
@@ -35,6 +35,55 @@ class PausedError(RejectedError):
     """The evidence decides nothing: the canary stays at its weight until somebody decides."""
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A version on its way to the users.
+
+    Args:
+        store: where the channel lies.
+        fleet: the hosts.
+        rollout: strategy, steps, limits.
+        name: of the adapter.
+        digest: of the version.
+        probes: recorded questions.
+        console: where progress is shown.
+    """
+
+    store: ObjectStore
+    fleet: Fleet
+    rollout: Rollout
+    name: str
+    digest: str
+    probes: list[Probe]
+    console: Console
+
+    def say(self, line: str) -> None:
+        """Show progress."""
+        _say(self.console, line)
+
+    def change(self, step: Callable[[Channel], Channel], reason: str) -> Channel:
+        """Change the channel, also through an outage of the store.
+
+        Raises:
+            InfrastructureError: the store is away for too long.
+        """
+        act = functools.partial(change_channel, self.store, self.name, step, reason=reason)
+        return persist(act, _STORE_AWAY_S, self.say)
+
+    def check(self) -> None:
+        """Return if nobody ended the trial, as far as the store tells.
+
+        Raises:
+            RejectedError: somebody did.
+        """
+        try:
+            found = read_channel(self.store, self.name)
+        except InfrastructureError:
+            return  # the hosts serve on without the store, and so does the rollout
+        if found:
+            _check_canary(found[0], self.digest)
+
+
 def deploy(
     store: ObjectStore,
     name: str,
@@ -45,8 +94,7 @@ def deploy(
     *,
     timeout_s: float = 600,
 ) -> Channel:
-    """Roll a release out: loaded everywhere at weight 0, then as canary at each step's weight, then
-    as the stable version.
+    """Roll a release out: loaded everywhere at weight 0, canary step by step, then stable.
 
     A rollout of this version that was paused, or whose command died, goes on at the weight it has.
 
@@ -73,109 +121,103 @@ def deploy(
     if manifest is None:
         raise RejectedError(f"{name}: version {digest[:12]} is not published. Publish it first.")
     refuse_withdrawn(store, name, digest)
-    say = functools.partial(_say, console)
     with open_fleet(gateways, timeout_s) as fleet:
+        trial = _Trial(store, fleet, rollout, name, digest, manifest["probes"], console)
         found = read_channel(store, name)
-        if found and found[0].stable == digest and found[0].canary is None:
-            fleet.await_ready(found[0], "stable")
-            say(
-                f"{name}: {digest[:12]} is the stable version already (generation"
-                f" {found[0].generation})"
-            )
-            return found[0]
+        channel = found[0] if found else None
+        if channel and channel.stable == digest and channel.canary is None:
+            fleet.await_ready(channel, "stable")
+            generation = f"generation {channel.generation}"
+            trial.say(f"{name}: {digest[:12]} is the stable version already ({generation})")
+            return channel
         try:
-            reached = found[0].weight if found and found[0].canary == digest else 0
-            channel = change_channel(
-                store,
-                name,
-                functools.partial(start_canary, digest=digest, weight=reached),
-                reason="canary is loaded",
-            )
-            say(
-                f"generation {channel.generation}: canary {digest[:12]} at {reached} %, being"
-                f" loaded on {fleet}"
-            )
-            _roll_out(store, fleet, rollout, channel, manifest, console)
+            channel = _on_trial(trial, channel)
+            _roll_out(trial, channel)
             refuse_withdrawn(store, name, digest)
             step = functools.partial(_finish, digest=digest)
-            channel = persist(
-                lambda: change_channel(store, name, step, reason="all rollout steps passed"),
-                _STORE_AWAY_S,
-                say,
-            )
+            channel = trial.change(step, "all rollout steps passed")
         except PausedError:
             raise
         except BaseException:  # an interrupt too: traffic goes back first
             _withdraw(store, name, digest, console)
             raise
         fleet.await_ready(channel, "stable")
-        say(f"generation {channel.generation}: {digest[:12]} is stable on {fleet}")
+        trial.say(f"generation {channel.generation}: {digest[:12]} is stable on {fleet}")
         return channel
 
 
-def _roll_out(
-    store: ObjectStore,
-    fleet: Fleet,
-    rollout: Rollout,
-    channel: Channel,
-    manifest: dict[str, Any],
-    console: Console,
-) -> None:
+def _on_trial(trial: _Trial, found: Channel | None) -> Channel:
+    """The channel with the version as canary, at the weight it had reached.
+
+    Raises:
+        RejectedError: another canary is under way.
+        InfrastructureError: the store.
+    """
+    digest = trial.digest
+    reached = found.weight if found and found.canary == digest else 0
+    step = functools.partial(start_canary, digest=digest, weight=reached)
+    channel = change_channel(trial.store, trial.name, step, reason="canary is loaded")
+    trial.say(
+        f"generation {channel.generation}: canary {digest[:12]} at {reached} %,"
+        f" being loaded on {trial.fleet}"
+    )
+    return channel
+
+
+def _roll_out(trial: _Trial, channel: Channel) -> None:
     """The steps from the weight that the channel has.
 
     Raises:
         AdapterOpsError: see `deploy`.
     """
-    name, digest, say = channel.adapter, str(channel.canary), functools.partial(_say, console)
-    fleet.await_ready(channel, "canary")
-    fleet.smoke(name, digest, manifest["probes"])
-    evidence = Accumulated(name)
+    trial.fleet.await_ready(channel, "canary")
+    trial.fleet.smoke(trial.name, trial.digest, trial.probes)
+    evidence = Accumulated(trial.name)
     reason = "loaded and answering"
     # A trial that was paused above the last step of today's rollout is still to be judged.
-    for weight in [step for step in rollout.weights if step >= channel.weight] or [channel.weight]:
-        step = functools.partial(_go_on, digest=digest, weight=weight)
-        say(f"{reason}: canary to {weight} %")
-        channel = persist(
-            lambda step=step, reason=reason: change_channel(store, name, step, reason=reason),  # type: ignore[misc]
-            _STORE_AWAY_S,
-            say,
-        )
-        fleet.await_ready(channel, "canary")
-        if not rollout.judged:
-            continue
-        fleet.read(evidence)  # where counting begins
+    steps = [step for step in trial.rollout.weights if step >= channel.weight] or [channel.weight]
+    for weight in steps:
+        trial.say(f"{reason}: canary to {weight} %")
+        go_on = functools.partial(_go_on, digest=trial.digest, weight=weight)
+        channel = trial.change(go_on, reason)
+        trial.fleet.await_ready(channel, "canary")
+        if trial.rollout.judged:
+            _judge(trial, evidence, channel)
+            reason = f"step of {weight} % passed"
 
-        def check() -> None:
-            try:
-                found = read_channel(store, name)
-            except InfrastructureError:
-                return  # the hosts serve on without the store, and so does the rollout
-            if found:
-                _check_canary(found[0], digest)
 
-        findings = judge_step(
-            fleet,
-            rollout,
-            evidence,
-            channel.stable,
-            digest,
-            manifest["probes"],
-            console,
-            check=check,
+def _judge(trial: _Trial, evidence: Accumulated, channel: Channel) -> None:
+    """Return once the canary has passed its step.
+
+    Raises:
+        RejectedError: a limit was missed, or somebody ended the trial.
+        PausedError: nothing is decided.
+        InfrastructureError: a host is silent.
+    """
+    trial.fleet.read(evidence)  # where counting begins
+    findings = judge_step(
+        trial.fleet,
+        trial.rollout,
+        evidence,
+        channel.stable,
+        trial.digest,
+        trial.probes,
+        trial.console,
+        check=trial.check,
+    )
+    for finding in findings:
+        trial.say(f"  {finding.verdict:12} {finding.reason}")
+    verdict = overall(findings)
+    missed = "; ".join(finding.reason for finding in findings if finding.verdict == verdict)
+    version, weight = f"{trial.name} {trial.digest[:12]}", channel.weight
+    if verdict == "FAIL":
+        raise RejectedError(f"{version} failed at {weight} %: {missed}.")
+    if verdict == "INCONCLUSIVE":
+        raise PausedError(
+            f"{version} is paused at {weight} %: after {trial.rollout.max_duration_s:.0f} s nothing"
+            f" is decided: {missed}. The canary stays."
+            " Deploy the same version again to go on, or end it with --abort."
         )
-        verdict = overall(findings)
-        for finding in findings:
-            say(f"  {finding.verdict:12} {finding.reason}")
-        missed = "; ".join(finding.reason for finding in findings if finding.verdict == verdict)
-        if verdict == "FAIL":
-            raise RejectedError(f"{name} {digest[:12]} failed at {weight} %: {missed}.")
-        if verdict == "INCONCLUSIVE":
-            raise PausedError(
-                f"{name} {digest[:12]} is paused at {weight} %: after {rollout.max_duration_s:.0f}"
-                f" s nothing is decided: {missed}. The canary stays. Deploy the same version again"
-                " to go on, or end it with --abort."
-            )
-        reason = f"step of {weight} % passed"
 
 
 def _go_on(channel: Channel, digest: str, weight: int) -> Channel:
@@ -185,9 +227,7 @@ def _go_on(channel: Channel, digest: str, weight: int) -> Channel:
 
 
 def _finish(channel: Channel, digest: str) -> Channel:
-    """Promote a canary, which nobody ended since its last step; one that is promoted already stays
-    so.
-    """
+    """Promote a canary, which nobody ended since its last step; done twice, it is done once."""
     if channel.stable == digest and channel.canary is None:
         return channel
     _check_canary(channel, digest)
@@ -205,9 +245,7 @@ def _check_canary(channel: Channel, digest: str) -> None:
 
 
 def _withdraw(store: ObjectStore, name: str, digest: str, console: Console) -> None:
-    """End the trial of this version, if it is on trial, and say what was done; the error that led
-    here is the one to show.
-    """
+    """End the trial of this version, if there is one; the error that led here is to be shown."""
     aborted = False
 
     def change(channel: Channel) -> Channel:
@@ -233,8 +271,9 @@ def _withdraw(store: ObjectStore, name: str, digest: str, console: Console) -> N
 def rollback(
     store: ObjectStore, name: str, gateways: list[str], console: Console, *, timeout_s: float = 60
 ) -> Channel:
-    """Serve the previous version again; only the channel changes, the hosts follow. Asked for
-    again, it is done already.
+    """Serve the previous version again: the channel changes, the hosts follow.
+
+    Asked for again, it is done already.
 
     Raises:
         RejectedError: there is no previous version, or another version became stable meanwhile.
@@ -243,7 +282,7 @@ def rollback(
     try:
         withdrawn = frozenset(read_withdrawn(store, name, None).releases)
     except AdapterOpsError as error:
-        # going back must not wait for a list that is damaged; hosts heed what they know of it
+        # Going back must not wait for a list that is damaged; hosts heed what they know of it.
         _say(console, f"what is withdrawn is not known here: {error}")
         withdrawn = frozenset()
     with open_fleet(gateways, timeout_s) as fleet:
@@ -251,10 +290,8 @@ def rollback(
         started = time.monotonic()
         _say(console, f"generation {channel.generation}: {channel.reason}, {_stable(channel)}")
         fleet.await_ready(channel, "stable")
-        _say(
-            console,
-            f"serving on {fleet} {time.monotonic() - started:.2f} s after the channel changed",
-        )
+        seconds = time.monotonic() - started
+        _say(console, f"serving on {fleet} {seconds:.2f} s after the channel changed")
         return channel
 
 

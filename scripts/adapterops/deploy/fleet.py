@@ -9,28 +9,27 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import httpx
 
 from adapterops.deploy.counters import Accumulated
 from adapterops.errors import InfrastructureError, RejectedError
+from adapterops.shapes.release_manifest import Message, Probe
 from adapterops.store.channels import Channel
+from adapterops.store.host_report import HostReport
 
 _Result = TypeVar("_Result")
 _POLL_S = 0.1
 _SILENT_S = 15.0  # a gateway that does not answer for this long is down
-# nobody waits longer for probes: a canary that hangs must not keep the next look at what users get
+# Nobody waits longer for probes: a canary that hangs must not keep the next look at what users get.
 _ANSWERED_S = 2.0
-_ASK_TIMEOUT_S = (
-    120.0  # a probe that is given up then without a byte counts as an error of its version
-)
-# a longer answer shows no more of errors and latency, and a key's `max_tokens` may be not much
-# above
+# A probe that is given up then without a byte counts as an error of its version.
+_ASK_TIMEOUT_S = 120.0
+# A longer answer shows no more of errors and latency, and a key's `max_tokens` may be little more.
 _PROBE_TOKENS = 512
-_RELOAD_S = (
-    60.0  # a version that an engine forgot (it was restarted) is loaded again within this time
-)
+# A version that an engine forgot (it was restarted) is loaded again within this time.
+_RELOAD_S = 60.0
 
 
 @dataclass
@@ -45,9 +44,8 @@ class Fleet:
     gateways: list[str]
     timeout_s: float
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
-    _probers: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(32)
-    )  # apart: hanging ones leave the others free
+    # Apart: probes that hang leave the others free.
+    _probers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
     _probes: list[Future[None]] = field(default_factory=list)
     _client: httpx.Client = field(
         default_factory=lambda: httpx.Client(headers=_headers(), trust_env=False)
@@ -68,41 +66,31 @@ class Fleet:
         name, digest = channel.adapter, str(channel.stable if role == "stable" else channel.canary)
         deadline = time.monotonic() + self.timeout_s
         heard = dict.fromkeys(self.gateways, time.monotonic())
+        silent_s = min(_SILENT_S, self.timeout_s)
         while True:
-            reports = dict(
-                zip(
-                    self.gateways,
-                    self._pool.map(self._report, self.gateways, itertools.repeat(name)),
-                    strict=True,
-                )
-            )
+            answers = self._pool.map(self._report, self.gateways, itertools.repeat(name))
+            reports = dict(zip(self.gateways, answers, strict=True))
             waiting = []
             for gateway, (error, report) in reports.items():
                 if not error:
                     heard[gateway] = time.monotonic()
                 _refuse_unfit(gateway, channel, role, digest, report)
-                if report.get(role) != digest or not report.get(f"{role}_ready"):
+                ready = report.get("stable_ready" if role == "stable" else "canary_ready")
+                if report.get(role) != digest or not ready:
                     waiting.append(gateway)
             if not waiting:
                 return
             now = time.monotonic()
-            silent = [
-                gateway
-                for gateway in waiting
-                if now - heard[gateway] > min(_SILENT_S, self.timeout_s)
-            ]
+            silent = [gateway for gateway in waiting if now - heard[gateway] > silent_s]
             if now > deadline or silent == waiting:
-                ready = len(self.gateways) - len(waiting)
                 error, report = reports[waiting[0]]
-                said = (
-                    "; ".join(report.get("errors", []))
-                    or error
-                    or f"it reports {report or 'nothing'}"
-                )
+                said = "; ".join(report.get("errors", [])) or error
+                said = said or f"it reports {report or 'nothing'}"
                 raise InfrastructureError(
                     f"{', '.join(waiting)}: {name} {digest[:12]} is not ready after"
-                    f" {self.timeout_s - (deadline - now):.0f} s: {said} ({ready} of {self} have"
-                    " it; a host that comes back follows by itself)"
+                    f" {self.timeout_s - (deadline - now):.0f} s: {said}"
+                    f" ({len(self.gateways) - len(waiting)} of {self} have it;"
+                    " a host that comes back follows by itself)"
                 )
             time.sleep(_POLL_S)
 
@@ -111,34 +99,27 @@ class Fleet:
         error, report = self._report(gateway, name)
         if error or not report:
             return error or "does not follow it"
-        stable = (
-            f"{report['stable'][:12]} {'ready' if report['stable_ready'] else 'not ready'}"
-            if report["stable"]
-            else "nothing stable"
-        )
-        return stable + (
-            f", canary {report['canary'][:12]} at {report['weight']} %" if report["canary"] else ""
-        )
+        said = "nothing stable"
+        if stable := report["stable"]:
+            said = f"{stable[:12]} {'ready' if report['stable_ready'] else 'not ready'}"
+        if canary := report["canary"]:
+            said += f", canary {canary[:12]} at {report['weight']} %"
+        return said
 
-    def _report(self, gateway: str, name: str) -> tuple[str, dict[str, Any]]:
+    def _report(self, gateway: str, name: str) -> tuple[str, HostReport]:
         """What stands in the way of asking, and what the host reports of the adapter."""
         try:
             answer = self._client.get(f"{gateway}/health", timeout=5)
             adapters = answer.json().get("adapters")
             if adapters is None and answer.status_code == 200:
-                return (
-                    (
-                        "it shows its state to operators alone: put an operator's key into"
-                        " GATEWAY_API_KEY"
-                    ),
-                    {},
-                )
+                alone = "it shows its state to operators alone"
+                return f"{alone}: put an operator's key into GATEWAY_API_KEY", {}
             return "", (adapters or {}).get(name, {})
         except (httpx.HTTPError, ValueError) as error:
             return f"it does not answer ({error})", {}
 
     def ask(
-        self, gateway: str, name: str, digest: str, messages: list[dict[str, str]], max_tokens: int
+        self, gateway: str, name: str, digest: str, messages: list[Message], max_tokens: int
     ) -> httpx.Response:
         """One recorded question to a version by name, marked as a probe.
 
@@ -156,18 +137,18 @@ class Fleet:
                 f"{gateway} does not answer a request for {name}: {error}"
             ) from None
 
-    def smoke(self, name: str, digest: str, probes: list[dict[str, Any]]) -> None:
+    def smoke(self, name: str, digest: str, probes: list[Probe]) -> None:
         """One recorded question through every front door.
 
         Raises:
             RejectedError: the answer is not of this version.
             InfrastructureError: a host does not answer, or fails.
         """
-        messages = probes[0]["messages"] if probes else [{"role": "user", "content": "Hello?"}]
+        greeting: list[Message] = [{"role": "user", "content": "Hello?"}]
+        messages = probes[0]["messages"] if probes else greeting
         for gateway in self.gateways:
             deadline = time.monotonic() + min(_RELOAD_S, self.timeout_s)
-            # A version that was ready can be gone from the engine for the moment until the host has
-            # noticed.
+            # A version that was ready can be gone until the host has noticed that it is.
             while (
                 answer := self.ask(gateway, name, digest, messages, 32)
             ).status_code == 503 and time.monotonic() < deadline:
@@ -181,27 +162,19 @@ class Fleet:
             if answer.status_code != 200 or answer.headers.get("x-adapter-version") != digest[:12]:
                 raise RejectedError(said)
 
-    def probe(
-        self, name: str, digests: list[str], probes: list[dict[str, Any]], count: int
-    ) -> None:
-        """Ask `count` recorded questions of each version, spread over the hosts; what became of
-        them is in the hosts' metrics.
+    def probe(self, name: str, digests: list[str], probes: list[Probe], count: int) -> None:
+        """Ask `count` recorded questions of each version, spread over the hosts.
 
-        Returns after two seconds at the latest. While questions of an earlier call are not
-        answered, no others are asked.
+        What became of them is in the hosts' metrics. Returns after two seconds at the latest. While
+        questions of an earlier call are not answered, no others are asked.
         """
 
         def one(digest: str, number: int) -> None:
             probe = probes[number % len(probes)]
             gateway = self.gateways[number % len(self.gateways)]
+            tokens = min(_PROBE_TOKENS, len(probe["output"].encode()) + 8)
             try:
-                self.ask(
-                    gateway,
-                    name,
-                    digest,
-                    probe["messages"],
-                    min(_PROBE_TOKENS, len(probe["output"].encode()) + 8),
-                )
+                self.ask(gateway, name, digest, probe["messages"], tokens)
             except InfrastructureError:
                 return  # a host that is down shows when its metrics are read
 
@@ -220,15 +193,14 @@ class Fleet:
         Raises:
             InfrastructureError: a host has not answered for some time: what it does is not known.
         """
-        for gateway, text in zip(
-            self.gateways, self._pool.map(self._metrics, self.gateways), strict=True
-        ):
+        texts = self._pool.map(self._metrics, self.gateways)
+        for gateway, text in zip(self.gateways, texts, strict=True):
             if text is not None:
                 evidence.add(gateway, text)
             elif evidence.silent_for(gateway) > _SILENT_S:
                 raise InfrastructureError(
-                    f"{gateway}: no metrics for {_SILENT_S:.0f} s. What the canary does there is"
-                    " not known."
+                    f"{gateway}: no metrics for {_SILENT_S:.0f} s."
+                    " What the canary does there is not known."
                 )
 
     def _metrics(self, gateway: str) -> str | None:
@@ -271,12 +243,15 @@ def persist(act: Callable[[], _Result], timeout_s: float, say: Callable[[str], N
 
 
 def _refuse_unfit(
-    gateway: str, channel: Channel, role: str, digest: str, report: dict[str, Any]
+    gateway: str,
+    channel: Channel,
+    role: Literal["stable", "canary"],
+    digest: str,
+    report: HostReport,
 ) -> None:
-    if report.get(role) == digest and digest in report.get("unfit", {}):
-        raise RejectedError(
-            f"{gateway}: {channel.adapter} {digest[:12]}: {report['unfit'][digest]}"
-        )
+    unfit = report.get("unfit", {})
+    if report.get(role) == digest and digest in unfit:
+        raise RejectedError(f"{gateway}: {channel.adapter} {digest[:12]}: {unfit[digest]}")
     if report.get(role) != digest and report.get("generation", 0) > channel.generation:
         raise RejectedError(
             f"{gateway}: {channel.adapter} is at generation {report['generation']}, in which"

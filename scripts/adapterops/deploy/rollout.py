@@ -1,12 +1,9 @@
-"""One step of a rollout: gather evidence, send probes where users are too few, and say pass, fail
-or inconclusive.
-"""
+"""One step of a rollout: gather evidence, probe where users are too few, and judge."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 
@@ -20,14 +17,13 @@ from adapterops.deploy.counters import (
     judge_saturation,
 )
 from adapterops.deploy.fleet import Fleet
+from adapterops.shapes.release_manifest import Probe
 from adapterops.specs.adapter import Rollout
 
 _POLL_S = 1.0
-# the next look at a step that is undecided: looking again and again would find a good moment sooner
-# or later
+# More requests before the next look: looking on and on would find a good moment sooner or later.
 _GROWTH = 1.5
-# between the looks only what is beyond doubt ends a step; saturation, which has no interval, never
-# is
+# Between looks only what is beyond doubt ends a step. Saturation has no interval: it never is.
 _ABORT_CONFIDENCE = 0.999
 
 
@@ -37,13 +33,12 @@ def judge_step(
     evidence: Accumulated,
     stable: str | None,
     canary: str,
-    probes: list[dict[str, Any]],
+    probes: list[Probe],
     console: Console,
     *,
     check: Callable[[], None],
 ) -> list[Finding]:
-    """Watch the canary at its present weight until its limits are met, missed, or the step's time
-    is over.
+    """Watch the canary at its weight until limits are met or missed, or the time is over.
 
     Args:
         fleet: the hosts.
@@ -62,52 +57,40 @@ def judge_step(
     Raises:
         InfrastructureError: a host is silent.
     """
-    started, mark, looked = time.monotonic(), evidence.mark(), 0.0
+    started, mark, next_look = time.monotonic(), evidence.mark(), float(rollout.min_requests)
+    asked = [canary, stable] if stable else [canary]
     evidence.saturation.clear()
     with console.status("") as status:
         while True:
             check()
             fleet.read(evidence)
             elapsed = time.monotonic() - started
-            counts, base = (
-                evidence.counts(canary, mark),
-                evidence.counts(stable) if stable else None,
-            )
+            counts = evidence.counts(canary, mark)
+            base = evidence.counts(stable) if stable else None
             status.update(
                 f"{counts.requests} of {rollout.min_requests} requests, {counts.errors} errors,"
                 f" {elapsed:.0f} s"
             )
-            over = elapsed >= rollout.max_duration_s
             beyond_doubt = judge(rollout, counts, base, evidence.saturation, _ABORT_CONFIDENCE)
-            if (
-                overall([finding for finding in beyond_doubt if finding.metric != "saturation"])
-                == "FAIL"
-            ):
+            if overall([one for one in beyond_doubt if one.metric != "saturation"]) == "FAIL":
                 return beyond_doubt
-            if over or (
-                elapsed >= rollout.min_duration_s
-                and counts.requests >= max(rollout.min_requests, looked * _GROWTH)
-            ):
+            over = elapsed >= rollout.max_duration_s
+            if over or (elapsed >= rollout.min_duration_s and counts.requests >= next_look):
                 findings = judge(rollout, counts, base, evidence.saturation, rollout.confidence)
                 if over or overall(findings) != "INCONCLUSIVE":
                     return findings
-                looked = counts.requests
-            wanted = max(rollout.min_requests, looked * _GROWTH) * min(
-                1.0, (elapsed + _POLL_S) / max(rollout.min_duration_s, _POLL_S)
-            )
-            asked = [canary, stable] if stable else [canary]
-            count = min(
-                _missing([evidence.counts(digest, mark) for digest in asked], wanted),
-                round(rollout.probes_per_s * _POLL_S),
-            )
+                next_look = max(rollout.min_requests, counts.requests * _GROWTH)
+            by_now = min(1.0, (elapsed + _POLL_S) / max(rollout.min_duration_s, _POLL_S))
+            versions = [evidence.counts(digest, mark) for digest in asked]
+            missing = _missing(versions, next_look * by_now)
+            count = min(missing, round(rollout.probes_per_s * _POLL_S))
             if count > 0:
                 fleet.probe(evidence.adapter, asked, probes, count)
             time.sleep(max(0.0, _POLL_S - (time.monotonic() - started - elapsed)))
 
 
 def _missing(versions: list[Counts], wanted: float) -> int:
-    """Probes that each version still needs in this step: none if users ask every one of them often
-    enough.
+    """Probes that each version still needs in this step: none if users ask each often enough.
 
     At 100 % users ask the canary alone; and probes of one version are compared with nothing but
     probes of the other.
@@ -124,16 +107,21 @@ def judge(
     saturation: dict[str, list[float]],
     confidence: float,
 ) -> list[Finding]:
-    """Every limit of the rollout; one that nothing was counted for is INCONCLUSIVE. `stable` is
-    None if there is no stable version.
+    """Every limit of the rollout; one that nothing was counted for is INCONCLUSIVE.
 
     No API key decides alone. Where several asked, each limit is judged once more without each of
-    them, and what rests on one key is
-    INCONCLUSIVE: a limit that is met by all but missed without it, and a limit that is missed by
-    all but not without it. With errors the others must say the contrary, that the limit is met:
-    what a client causes is no error here (`exchange.py`), so they are real, and a client that has
-    most of the traffic must not see them for want of others. How long answers take, and thumbs, are
-    a client's to shape.
+    them, and what rests on one key is INCONCLUSIVE: a limit that is met by all but missed without
+    it, and a limit that is missed by all but not without it. With errors the others must say the
+    contrary, that the limit is met: what a client causes is no error here (`request_record.py`), so
+    they are real, and a client that has most of the traffic must not see them for want of others.
+    How long answers take, and thumbs, are a client's to shape.
+
+    Args:
+        rollout: the limits.
+        canary: what the canary did.
+        stable: what the stable version did; None if there is none.
+        saturation: readings by host.
+        confidence: of each one-sided bound.
     """
     findings = [
         *_limits(rollout, canary, stable, confidence),
@@ -166,10 +154,8 @@ def _limits(
         ),
         judge_latency(canary, stable, limits["latency_p95_ratio"], confidence),
     ]
-    thumbs, base = (
-        (canary.down, canary.up + canary.down),
-        (stable.down, stable.up + stable.down) if stable else None,
-    )
+    thumbs = (canary.down, canary.up + canary.down)
+    base = (stable.down, stable.up + stable.down) if stable else None
     if "negative_feedback" in limits:
         findings.append(
             judge_rate("negative_feedback", thumbs, base, limits["negative_feedback"], confidence)
@@ -179,13 +165,8 @@ def _limits(
         # thumbs on another scale. The chance that a random thumb of the canary's is better than a
         # random one of the stable version's, ties halved, is 1/2 - difference/2.
         finding = judge_rate("win_rate", thumbs, base, 1 - 2 * limits["win_rate"], confidence)
-        findings.append(
-            Finding(
-                "win_rate",
-                finding.verdict,
-                f"{finding.reason} (thumbs down; a win rate of {limits['win_rate']:.2f})",
-            )
-        )
+        reason = f"{finding.reason} (thumbs down; a win rate of {limits['win_rate']:.2f})"
+        findings.append(Finding("win_rate", finding.verdict, reason))
     return findings
 
 
@@ -199,22 +180,20 @@ def _unless_alone(finding: Finding, others: Finding | None, key: str) -> Finding
     """
     if others is None:
         return finding
-    missed_by_one = finding.verdict == "FAIL" and (
-        others.verdict == "PASS" if finding.metric == "error_rate" else others.verdict != "FAIL"
-    )
+    contrary = others.verdict != "FAIL"
+    if finding.metric == "error_rate":
+        contrary = others.verdict == "PASS"
+    missed_by_one = finding.verdict == "FAIL" and contrary
     hidden_by_one = finding.verdict == "PASS" and others.verdict == "FAIL"
     if not missed_by_one and not hidden_by_one:
         return finding
-    return Finding(
-        finding.metric,
-        "INCONCLUSIVE",
-        f"{finding.reason}, which rests on key {key} alone; without it: {others.reason}",
-    )
+    reason = f"{finding.reason}, which rests on key {key} alone; without it: {others.reason}"
+    return Finding(finding.metric, "INCONCLUSIVE", reason)
 
 
 def overall(findings: list[Finding]) -> Verdict:
     """The worst of the findings."""
     verdicts = {finding.verdict for finding in findings}
-    return (
-        "FAIL" if "FAIL" in verdicts else "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
-    )
+    if "FAIL" in verdicts:
+        return "FAIL"
+    return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"

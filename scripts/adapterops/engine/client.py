@@ -7,20 +7,18 @@ changes weights under requests that are being answered (vllm-project/vllm#31326)
 
 from __future__ import annotations
 
-import http.client
+import functools
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from adapterops.engine.answers import Messages
 from adapterops.errors import InfrastructureError, RejectedError
 
-# The engine is on loopback: the environment's HTTP proxy is not asked.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _LOAD_TIMEOUT = 300  # seconds; loading waits for the engine's loop, and reads up to some GiB
 
 
@@ -167,22 +165,33 @@ def greedy_answer(
 def _request(
     url: str, path: str, document: Mapping[str, object] | None = None, *, timeout: float
 ) -> tuple[int, bytes]:
-    data = None if document is None else json.dumps(document).encode()
-    # Our own URL.
-    request = urllib.request.Request(  # noqa: S310
-        f"{url}{path}", data, {"content-type": "application/json"}
-    )
+    method, content = "GET", None
+    if document is not None:
+        method, content = "POST", json.dumps(document).encode()
     try:
-        with _OPENER.open(request, timeout=timeout) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        answer = _client().request(
+            method,
+            f"{url}{path}",
+            content=content,
+            timeout=timeout,
+            follow_redirects=content is None,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
         raise InfrastructureError(
             f"the engine at {url} does not answer ({path}): {reason}. Is it running?"
         ) from None
+    return answer.status_code, answer.content
+
+
+@functools.cache
+def _client() -> httpx.Client:
+    """A connection for each request: one that is kept may be of an engine that was restarted."""
+    return httpx.Client(
+        headers={"content-type": "application/json", "accept-encoding": "identity"},
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        trust_env=False,  # the engine is on loopback: the environment's HTTP proxy is not asked
+    )
 
 
 def _message(body: bytes) -> str:

@@ -53,6 +53,7 @@ from adapterops.shapes.eval_results import (
     Metrics,
     WinRate,
 )
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.adapter import General
 from adapterops.specs.base_model import find_base_model
@@ -186,10 +187,10 @@ class Asked:
     settings: Settings
     production: Production
     config: ServingConfig
-    rows: list[Row]
-    extension: list[Row]
-    general_rows: list[Row]
-    texts: list[Row]
+    rows: list[Row[EvalRow]]
+    extension: list[Row[EvalRow]]
+    general_rows: list[Row[EvalRow]]
+    texts: list[Row[EvalRow]]
     general_sets: GeneralSets
     key_inputs: KeyInputs
 
@@ -204,7 +205,7 @@ class Asked:
         return self.config.base_model.name
 
     @property
-    def drawn(self) -> list[Row]:
+    def drawn(self) -> list[Row[EvalRow]]:
         """All rows that are asked, in order."""
         return [*self.rows, *self.general_rows, *(self.extension if self.data.draw else [])]
 
@@ -472,7 +473,7 @@ def _sample_lines(asked: Asked, found: Found) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _refuse_formats(path: Path, rows: list[Row]) -> None:
+def _refuse_formats(path: Path, rows: list[Row[EvalRow]]) -> None:
     """No answer is held to a schema that is out of bounds; said before one is generated."""
     formats = ((row, row.value.get("expected_format")) for row in rows)
     found = [
@@ -489,7 +490,7 @@ def _refuse_formats(path: Path, rows: list[Row]) -> None:
 
 
 def _say_slow(
-    rows: list[Row], scores: dict[SideName, list[Score | None]], console: Console
+    rows: list[Row[EvalRow]], scores: dict[SideName, list[Score | None]], console: Console
 ) -> None:
     for side, found in scores.items():
         for row, scored in zip(rows, found, strict=True):
@@ -587,7 +588,7 @@ def _against(sides: dict[SideName, Side]) -> Reference:
 
 
 def _scores(
-    rows: list[Row], sides: dict[SideName, Side], judge: Judge | None, general: range
+    rows: list[Row[EvalRow]], sides: dict[SideName, Side], judge: Judge | None, general: range
 ) -> tuple[dict[SideName, list[Score | None]], Told]:
     """Scores of every side, and what was done about refusals.
 

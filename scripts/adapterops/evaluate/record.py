@@ -21,6 +21,7 @@ from adapterops.shapes.eval_results import (
     SpeedPhase,
     Texts,
 )
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.metric_catalogue import METRIC_IDS, SideName, excess_loss
 
 # recorded greedy answers that a serving host repeats to prove that the adapter has its effect
@@ -52,7 +53,7 @@ def speed_metrics(side: Side) -> Metrics:
     }
 
 
-def texts(rows: list[Row], sides: dict[SideName, Side]) -> Texts:
+def texts(rows: list[Row[EvalRow]], sides: dict[SideName, Side]) -> Texts:
     """Of each general text its language, and what each side makes of it in nats per token."""
     return {
         "languages": [row.value["language"] for row in rows],
@@ -101,7 +102,7 @@ def slice_metrics_of(results: EvalResults) -> dict[str, SliceMetrics]:
     return slice_metrics(results["slices"], sides)
 
 
-def groups(rows: list[Row]) -> list[int]:
+def groups(rows: list[Row[EvalRow]]) -> list[int]:
     """For each row the group that it is resampled with.
 
     That is its `group`, else the rows with the same input; each other row is alone. A row's
@@ -121,7 +122,7 @@ def groups(rows: list[Row]) -> list[int]:
 
 
 def floor(
-    rows: list[Row], answers: list[Answer], key: str, general: range = range(0)
+    rows: list[Row[EvalRow]], answers: list[Answer], key: str, general: range = range(0)
 ) -> float | None:
     """What ROUGE-L these answers score against the references of other rows."""
     pairs = [
@@ -150,7 +151,7 @@ def speed(side: Side, concurrency: int) -> SpeedPhase:
     }
 
 
-def probes(rows: list[Row], sides: dict[SideName, Side]) -> list[Probe]:
+def probes(rows: list[Row[EvalRow]], sides: dict[SideName, Side]) -> list[Probe]:
     """Prompts whose greedy answer is stable, and differs from the base model's.
 
     Stable: the same in batches of every size that an evaluation has, and decided by the widest

@@ -15,6 +15,7 @@ from adapterops.errors import UsageError
 from adapterops.evaluate.phases import Side
 from adapterops.evaluate.scores import Score
 from adapterops.schemas import load_schema
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.shapes.eval_sample import EvalSample, Message, SampleAnswer
 from adapterops.specs.metric_catalogue import SideName
 
@@ -22,7 +23,7 @@ _UNLIKE = 0.5  # of ROUGE-L: below it an answer is called unlike the expected on
 
 
 def sample(
-    row: Row,
+    row: Row[EvalRow],
     index: int,
     sides: dict[SideName, Side],
     scores: dict[SideName, list[Score | None]],
@@ -65,7 +66,7 @@ def sample(
     }
 
 
-def messages(row: Row) -> list[Message]:
+def messages(row: Row[EvalRow]) -> list[Message]:
     """What a row asks, as documents have it."""
     return [
         {"role": message["role"], "content": message["content"]}
@@ -167,4 +168,4 @@ def read_samples(path: Path) -> list[EvalSample] | None:
 @functools.cache
 def _validator() -> jsonschema_rs.Validator:
     """A thousand lines take milliseconds, which jsonschema takes a second for."""
-    return jsonschema_rs.validator_for(load_schema("eval_sample"))
+    return jsonschema_rs.validator_for(dict(load_schema("eval_sample")))

@@ -14,6 +14,7 @@ from adapterops.data.reader import Row
 from adapterops.engine.answers import Answer
 from adapterops.evaluate.rouge import repetition, rouge_l
 from adapterops.shapes.eval_results import Columns, Metric, Metrics
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.metric_catalogue import METRIC_IDS, METRICS
 
 __all__ = ["METRIC_IDS", "Score", "chrf", "columns", "row_metrics", "score"]
@@ -72,7 +73,9 @@ class Score:
         }
 
 
-def score(row: Row, answer: Answer, *, refused: bool | None, general: bool = False) -> Score:
+def score(
+    row: Row[EvalRow], answer: Answer, *, refused: bool | None, general: bool = False
+) -> Score:
     """Score one answer against its evaluation row; one that failed misses all that is asked.
 
     Args:
@@ -159,7 +162,7 @@ def _number(outcome: bool | None) -> float | None:
     return None if outcome is None else int(outcome)
 
 
-def _checks_ok(row: Row, answer: Answer) -> bool:
+def _checks_ok(row: Row[EvalRow], answer: Answer) -> bool:
     ended = answer.finish_reason == "stop"
     return answer.error is None and not broken_checks(row.value["checks"], answer.text, ended=ended)
 

@@ -18,6 +18,7 @@ from adapterops.errors import InfrastructureError
 from adapterops.evaluate.detector import Judge
 from adapterops.evaluate.responses import Responses, response_key
 from adapterops.shapes.eval_results import WinRate
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.metric_catalogue import Reference
 
 _TRIAL = 16  # pairs with a known better answer that a judge must tell apart before it is believed
@@ -59,7 +60,7 @@ class Outcome:
 
 
 def win_rate(
-    rows: list[Row],
+    rows: list[Row[EvalRow]],
     candidate: list[Answer],
     other: list[Answer],
     judge: Judge,
@@ -192,7 +193,7 @@ def _read(answer: Answer) -> Preferred | None:
     return "first" if word == "A" else "second" if word == "B" else "tie"
 
 
-def _trial(rows: list[Row]) -> list[Pair]:
+def _trial(rows: list[Row[EvalRow]]) -> list[Pair]:
     """Pairs with a known better answer: a row's expected answer against that of another row."""
     usable = [row.value for row in rows if not row.value.get("should_refuse")]
     count = min(_TRIAL, len(usable))

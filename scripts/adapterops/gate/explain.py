@@ -16,6 +16,7 @@ from adapterops.documents import sha256_file
 from adapterops.gate.evidence import Evidence, Sample
 from adapterops.schemas import repository_path
 from adapterops.shapes.eval_results import EvalResults
+from adapterops.shapes.eval_row import EvalRow
 from adapterops.specs.adapter import AdapterSpec
 from adapterops.specs.gate import Gate, GateConfig, load_gates
 from adapterops.specs.metric_catalogue import METRICS
@@ -186,7 +187,7 @@ def _noise(candidate: Sample, production: Sample) -> float | None:
     return float(np.mean(differences != 0) if kind == "rate" else np.std(differences))
 
 
-def _values(rows: list[Row]) -> list[Mapping[str, object]]:
+def _values(rows: list[Row[EvalRow]]) -> list[Mapping[str, object]]:
     return [row.value for row in rows]
 
 

@@ -1,3 +1,1 @@
-"""What the workflows do beside the stages: intake of pull requests, candidates, promotion, the
-required check, the GitHub API.
-"""
+"""GitHub: plan and required check of a pull request, comments, commands, identities, reverts."""

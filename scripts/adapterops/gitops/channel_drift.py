@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import httpx
 
 from adapterops.candidates.keys import adapter_names
 from adapterops.candidates.promotion import find_promotion
 from adapterops.errors import UsageError
-from adapterops.store.channels import read_channel
+from adapterops.store.channels import Channel, read_channel
+from adapterops.store.host_report import HostReport
 from adapterops.store.objects import ObjectStore
 
 
+class _Health(TypedDict, total=False):
+    """What a gateway's `/health` tells operators, as far as it is read here."""
+
+    adapters: dict[str, HostReport]
+
+
 def find_drift(store: ObjectStore, root: Path, gateways: list[str]) -> list[str]:
-    """Each difference with what mends it; empty if all agree. An adapter that was never released is
-    no difference.
+    """Each difference with what mends it; an adapter that was never released is none.
 
     Raises:
         InfrastructureError: the store.
@@ -34,40 +40,45 @@ def find_drift(store: ObjectStore, root: Path, gateways: list[str]) -> list[str]
             found.append(f"{name}: main is broken: {error}")
             continue
         if promotion:
-            wanted = (
-                promotion.digest[:12]
-                if promotion.digest
-                else f"training key {promotion.training_key[:12]}, which has no candidate"
-            )
-            served = str(state.stable)[:12] + (
-                f" with canary {state.canary[:12]} at {state.weight} %" if state.canary else ""
-            )
+            wanted = f"training key {promotion.training_key[:12]}, which has no candidate"
+            if promotion.digest:
+                wanted = promotion.digest[:12]
             found.append(
-                f"{name}: main wants {wanted}, the channel serves {served} ({state.updated_by}:"
-                f" {state.reason}). Merge the open revert, or release main: gh workflow run"
-                f" release.yaml -f adapter={name}"
+                f"{name}: main wants {wanted}, the channel serves {_served(state)}."
+                " Merge the open revert, or release main:"
+                f" gh workflow run release.yaml -f adapter={name}"
             )
         for gateway, health in hosts.items():
-            report: dict[str, Any] = health.get("adapters", {}).get(name, {})
             if not health:
                 found.append(f"{gateway} does not answer.")
-            elif report and (report.get("stable"), report.get("stable_ready")) != (
-                state.stable,
-                True,
-            ):
-                found.append(
-                    f"{gateway}: {name} is at generation {report.get('generation')}, stable"
-                    f" {str(report.get('stable'))[:12]},"
-                    f" {'ready' if report.get('stable_ready') else 'not ready'}; the channel is at"
-                    f" generation {state.generation}, stable {str(state.stable)[:12]}. See the"
-                    " host's log."
-                )
+            elif report := health.get("adapters", {}).get(name):
+                found += _behind(gateway, state, report)
     return list(dict.fromkeys(found))
 
 
-def _health(gateway: str) -> dict[str, Any]:
+def _served(channel: Channel) -> str:
+    served = str(channel.stable)[:12]
+    if channel.canary:
+        served += f" with canary {channel.canary[:12]} at {channel.weight} %"
+    return f"{served} ({channel.updated_by}: {channel.reason})"
+
+
+def _behind(gateway: str, channel: Channel, report: HostReport) -> list[str]:
+    """That a host does not serve the channel's stable version; empty if it does."""
+    stable, ready = report.get("stable"), report.get("stable_ready")
+    if (stable, ready) == (channel.stable, True):
+        return []
+    return [
+        f"{gateway}: {channel.adapter} is at generation {report.get('generation')},"
+        f" stable {str(stable)[:12]}, {'ready' if ready else 'not ready'};"
+        f" the channel is at generation {channel.generation}, stable {str(channel.stable)[:12]}."
+        " See the host's log."
+    ]
+
+
+def _health(gateway: str) -> _Health:
     try:
-        document: dict[str, Any] = httpx.get(f"{gateway.rstrip('/')}/health", timeout=10).json()
-        return document
+        health: _Health = httpx.get(f"{gateway.rstrip('/')}/health", timeout=10).json()
+        return health
     except (httpx.HTTPError, ValueError):
         return {}

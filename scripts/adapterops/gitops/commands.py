@@ -1,13 +1,12 @@
-"""`/retrain`, `/rerun-gate`, `/rollback <adapter>`: comments of people who may write, bound to the
-commit that they saw.
-"""
+"""`/retrain`, `/rerun-gate`, `/rollback <adapter>`: comments, bound to the commit that they saw."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from github.Repository import Repository
 
@@ -19,6 +18,29 @@ _COMMANDS = ("/retrain", "/rerun-gate", "/rollback")
 _MAY_WRITE = ("write", "maintain", "admin")
 _ADAPTER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 WORKFLOW = "pull-request.yaml"
+
+
+class _User(TypedDict):
+    login: str
+
+
+class _Comment(TypedDict):
+    id: int
+    body: str
+    created_at: str
+    user: _User
+
+
+class _Issue(TypedDict):
+    number: int
+    pull_request: NotRequired[object]  # there is one, and nothing else is read of it
+
+
+class CommentEvent(TypedDict):
+    """Payload of `issue_comment`, as far as it is read here."""
+
+    issue: _Issue
+    comment: _Comment
 
 
 @dataclass(frozen=True)
@@ -52,7 +74,7 @@ def parse(body: str) -> Command | None:
     return Command(first)
 
 
-def carry_out(event: dict[str, Any], repository: Repository, adapters: list[str]) -> str:
+def carry_out(event: CommentEvent, repository: Repository, adapters: list[str]) -> str:
     """Do what the comment says and answer it: 👀 first, 🚀 once it is under way.
 
     A refused one gets 👎 and the reason.
@@ -89,17 +111,9 @@ def carry_out(event: dict[str, Any], repository: Repository, adapters: list[str]
     return done
 
 
-def _do(
-    command: Command, event: dict[str, Any], repository: Repository, adapters: list[str]
-) -> str:
+def _do(command: Command, event: CommentEvent, repository: Repository, adapters: list[str]) -> str:
     if command.name == "/rollback":
-        if command.adapter not in adapters:
-            raise RejectedError(
-                f"There is no adapter `{command.adapter}`.{did_you_mean(command.adapter, adapters)}"
-            )
-        inputs = {"adapter": command.adapter, "rollback": "true", "version": ""}
-        repository.get_workflow("deploy.yaml").create_dispatch(repository.default_branch, inputs)
-        return f"rollback of {command.adapter} is under way"
+        return _roll_back(command.adapter, repository, adapters)
     if "pull_request" not in event["issue"]:
         raise RejectedError(f"`{command.name}` belongs under a pull request.")
     pull = repository.get_pull(event["issue"]["number"])
@@ -115,8 +129,7 @@ def _do(
             f"`{command.name}`: there is no run of {WORKFLOW} on {head[:12]} yet. Push again, or"
             " wait for it."
         )
-    # The push that made this head started this run. Started after the comment, the head is not what
-    # its author saw.
+    # The push of this head started the run: after the comment, it is not what its author saw.
     if run.created_at.isoformat() > _time(event["comment"]["created_at"]):
         raise RejectedError(
             f"`{command.name}`: {head[:12]} was pushed after your comment. Look at it, and comment"
@@ -140,12 +153,19 @@ def _do(
     return f"{run.html_url} runs again on {head[:12]}"
 
 
+def _roll_back(adapter: str, repository: Repository, adapters: list[str]) -> str:
+    if adapter not in adapters:
+        raise RejectedError(f"There is no adapter `{adapter}`.{did_you_mean(adapter, adapters)}")
+    inputs = {"adapter": adapter, "rollback": "true", "version": ""}
+    repository.get_workflow("deploy.yaml").create_dispatch(repository.default_branch, inputs)
+    return f"rollback of {adapter} is under way"
+
+
 def _time(value: str) -> str:
     return value.replace("Z", "+00:00")
 
 
-def read_event(path: str) -> dict[str, Any]:
+def read_event(path: Path) -> CommentEvent:
     """The payload at `$GITHUB_EVENT_PATH`."""
-    with open(path, encoding="utf-8") as file:  # the path is GitHub's  # noqa: PTH123
-        event: dict[str, Any] = json.load(file)
+    event: CommentEvent = json.loads(path.read_text(encoding="utf-8"))
     return event

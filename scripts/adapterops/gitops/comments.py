@@ -1,6 +1,4 @@
-"""The comment on the pull request: one for each adapter, edited in place unless the verdict
-changes.
-"""
+"""The comment on the pull request: one for each adapter, a new one where the verdict changes."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import requests
 from github import Auth, Github, GithubException
 
 from adapterops.errors import InfrastructureError
-from adapterops.gitops.github import ACTIONS, own_comments, retries, upsert_comment
+from adapterops.gitops.github import ACTIONS, own_comments, reason, retries, upsert_comment
 from adapterops.report.comment import SUPERSEDED, family, marker, superseded
 
 
@@ -93,7 +91,5 @@ def post(where: PullRequest, adapter: str, verdict: str, body: str) -> Posted:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, GithubException):
-        message = error.data.get("message") if isinstance(error.data, dict) else error.data
-        hint = " The token needs pull-requests: write." if error.status in (401, 403, 404) else ""
-        return f"{error.status} {message or ''}.{hint}"
+        return reason(error, "The token needs pull-requests: write.")
     return str(error)

@@ -19,9 +19,8 @@ from github.Repository import Repository
 from adapterops.errors import InfrastructureError, UsageError
 
 ACTIONS = "github-actions[bot]"  # whose token a workflow's own is
-_LONGEST_WAIT_S = (
-    180  # for a rate limit: a job that asks has minutes, and the reset may be an hour away
-)
+# For a rate limit: a job that asks has minutes, and the reset may be an hour away.
+_LONGEST_WAIT_S = 180
 
 
 def retries(total: int) -> GithubRetry:
@@ -71,24 +70,28 @@ def repository(name: str | None = None) -> Iterator[Repository]:
     try:
         yield client.get_repo(full_name)
     except GithubException as error:
-        said = error.data.get("message", "") if isinstance(error.data, dict) else error.data
-        hint = " Check the job's permissions." if error.status in (401, 403, 404) else ""
-        raise InfrastructureError(
-            f"GitHub API at {url}, {full_name}: {error.status} {said}.{hint}"
-        ) from None
+        said = reason(error, "Check the job's permissions.")
+        raise InfrastructureError(f"GitHub API at {url}, {full_name}: {said}") from None
     except requests.RequestException as error:
         raise InfrastructureError(f"GitHub API at {url} cannot be reached: {error}") from None
     finally:
         client.close()
 
 
-def approved_since_push(pull_request: int | None, head: str, label: str) -> bool:
-    """Whether somebody else set a label on a pull request after its head was pushed: what was set
-    before speaks of other commits.
+def reason(error: GithubException, hint: str) -> str:
+    """What GitHub said; with a hint where the token may lack a right."""
+    message = error.data.get("message") if isinstance(error.data, dict) else error.data
+    refused = error.status in (401, 403, 404)
+    return f"{error.status} {message or ''}.{f' {hint}' if refused else ''}"
 
-    Who opened the pull request, or pushed its head, does not approve it, nor does a workflow that
-    they started. Both times are GitHub's own, of the label's `labeled` events and of the branch's
-    newest activity. Commits carry no time of a push, only dates that whoever made them has chosen.
+
+def approved_since_push(pull_request: int | None, head: str, label: str) -> bool:
+    """Whether somebody else set a label on a pull request after its head was pushed.
+
+    What was set before speaks of other commits. Who opened the pull request, or pushed its head,
+    does not approve it, nor does a workflow that they started. Both times are GitHub's own, of the
+    label's `labeled` events and of the branch's newest activity. Commits carry no time of a push,
+    only dates that whoever made them has chosen.
 
     Args:
         pull_request: its number; None is approved by nobody.
@@ -106,29 +109,21 @@ def approved_since_push(pull_request: int | None, head: str, label: str) -> bool
         if label not in {known.name for known in issue.labels}:
             return False
         pull = repo.get_pull(pull_request)
-        branch = pull.head.ref
-        wanted = {"ref": f"refs/heads/{branch}", "per_page": 100}
-        _, pushes = repo.requester.requestJsonAndCheck(
-            "GET", f"{repo.url}/activity", parameters=wanted
-        )
+        wanted = {"ref": f"refs/heads/{pull.head.ref}", "per_page": 100}
+        address = f"{repo.url}/activity"
+        _, pushes = repo.requester.requestJsonAndCheck("GET", address, parameters=wanted)
         newest = max(pushes, key=lambda push: (push["timestamp"], push["id"]), default=None)
         if newest is None or newest["after"] != head:
             return False
-        pushed, own = (
-            datetime.fromisoformat(newest["timestamp"]),
-            {pull.user.login, (newest["actor"] or {}).get("login")},
-        )
-        events = [
-            event
+        pushed = datetime.fromisoformat(newest["timestamp"])
+        own = {pull.user.login, (newest["actor"] or {}).get("login")}
+        set_at = (
+            event.created_at
             for event in issue.get_events()
             if event.event == "labeled" and event.label and event.label.name == label
-        ]
-        others = (
-            event
-            for event in events
             if event.actor and event.actor.type == "User" and event.actor.login not in own
         )
-        return any(event.created_at > pushed for event in others)
+        return any(moment > pushed for moment in set_at)
 
 
 def is_by(user: NamedUser | Organization | None, author: str = ACTIONS) -> bool:
@@ -137,6 +132,15 @@ def is_by(user: NamedUser | Organization | None, author: str = ACTIONS) -> bool:
     A person's login has no brackets, and another bot has another one.
     """
     return user is not None and user.type == "Bot" and user.login == author
+
+
+def own_issues(repository: Repository, title: str) -> list[Issue]:
+    """Open issues of this title that a workflow opened; anybody can choose a title."""
+    return [
+        issue
+        for issue in repository.get_issues(state="open")
+        if issue.title == title and is_by(issue.user)
+    ]
 
 
 def own_comments(issue: Issue, marker: str, author: str = ACTIONS) -> list[IssueComment]:

@@ -1,6 +1,4 @@
-"""GitHub's OpenID Connect token of this job, in the file from which boto3 takes it to assume a
-role.
-"""
+"""GitHub's OpenID Connect token of this job, in a file with which boto3 takes a role."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from adapterops.escape import workflow_command
 
 
 def write_token(path: Path) -> None:
-    """Ask GitHub for a token and write it, for this user's eyes only; it lasts minutes, and the
-    role that is taken with it an hour.
+    """Ask GitHub for a token and write it, for this user's eyes only.
+
+    It lasts minutes, and the role that is taken with it an hour.
 
     Raises:
         UsageError: the job has no right to a token.
@@ -25,8 +24,8 @@ def write_token(path: Path) -> None:
     url, bearer = (os.environ.get(f"ACTIONS_ID_TOKEN_REQUEST_{name}") for name in ("URL", "TOKEN"))
     if not url or not bearer:
         raise UsageError(
-            "a role needs GitHub's OpenID Connect token. Give the job `permissions: id-token:"
-            " write`."
+            "a role needs GitHub's OpenID Connect token."
+            " Give the job `permissions: id-token: write`."
         )
     try:
         answer = httpx.get(
@@ -49,8 +48,9 @@ def write_token(path: Path) -> None:
 
 
 def renew_token() -> None:
-    """Replace the token of an earlier `assume_role.py` in this job, so that boto3 can take the role
-    again; without one, nothing.
+    """Replace the token of an earlier `assume_role.py` in this job, if there is one.
+
+    boto3 can take the role again then.
 
     Raises:
         InfrastructureError: GitHub gave none.

@@ -1,6 +1,4 @@
-"""What a step tells GitHub: outputs, environment for later steps, annotations, the job summary.
-Outside of Actions it is silent.
-"""
+"""What a step tells GitHub: outputs, environment, annotations, summary. Elsewhere it is silent."""
 
 from __future__ import annotations
 
@@ -40,15 +38,12 @@ def summarize(markdown: str) -> None:
 
 def run_url() -> str | None:
     """Where this run of GitHub Actions is seen; None outside of it."""
-    server, repository, run = (
-        os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID")
-    )
+    names = ("SERVER_URL", "REPOSITORY", "RUN_ID")
+    server, repository, run = (os.environ.get(f"GITHUB_{name}") for name in names)
     return f"{server}/{repository}/actions/runs/{run}" if server and repository and run else None
 
 
 def annotate(level: str, title: str, message: str) -> None:
-    """An annotation on the run (`error`, `warning` or `notice`); outside of Actions nothing: the
-    message was printed.
-    """
+    """An annotation on the run: `error`, `warning` or `notice`. The message was printed already."""
     if os.environ.get("GITHUB_ACTIONS"):
         to_runner.out(workflow_command(level, message, title=title), highlight=False)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from adapterops.escape import inline
 from adapterops.plan.plan_text import plan_markdown
+from adapterops.shapes.data_report import DataReport
+from adapterops.shapes.plan import Plan
 
 MARKER = "<!-- qlora-gitops plan -->"
 _SHOWN = 20
 _LONGEST = 60_000  # GitHub takes 65,536 characters
 
 
-def comment(
-    plan: dict[str, Any], reports: list[dict[str, Any]], results: dict[str, str]
-) -> str | None:
-    """Markdown, or None for a pull request that needs no word: nothing affected, nothing refused,
-    no rule changed.
+def comment(plan: Plan, reports: list[DataReport], results: dict[str, str]) -> str | None:
+    """Markdown, or None where nothing is affected, nothing refused and no rule changed.
 
     Args:
-        plan: `configs/schemas/plan.json`.
+        plan: of the pull request.
         reports: data reports of the validate job.
         results: what each job ended with.
     """
@@ -30,11 +27,9 @@ def comment(
         for report in failed:
             lines += _findings(report)
         lines += [
-            (
-                "The same places are annotated in the files. To see them on your machine: `make"
-                " validate`. To have what can be mended mended: `python scripts/validate_data.py"
-                " --input FILE --fix`. Then push again."
-            ),
+            "The same places are annotated in the files."
+            " To see them on your machine: `make validate`. To have what can be mended mended:"
+            " `python scripts/validate_data.py --input FILE --fix`. Then push again.",
             "",
         ]
     elif plan["verdict"] == "PROCEED" and results.get("train") in ("failure", "cancelled"):
@@ -59,15 +54,12 @@ def comment(
     whole = "\n".join(parts)
     if len(whole) > _LONGEST:
         kept = whole[:_LONGEST].rpartition("\n")[0]
-        more = (
-            f"**{len(whole) - len(kept):,} characters more do not fit here:** the run's artifacts"
-            " have them."
-        )
-        whole = f"{kept}\n\n{more}"
+        more = f"**{len(whole) - len(kept):,} characters more do not fit here:**"
+        whole = f"{kept}\n\n{more} the run's artifacts have them."
     return f"{whole}\n\n{provenance}"
 
 
-def _findings(report: dict[str, Any]) -> list[str]:
+def _findings(report: DataReport) -> list[str]:
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
     lines = ["| place | code | what is wrong, and what is expected |", "|---|---|---|"]
     for finding in errors[:_SHOWN]:

@@ -15,40 +15,30 @@ from jwt.exceptions import PyJWTError
 from adapterops.candidates.promotion import changed_adapters
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.git_tree import TAKEN, git
-from adapterops.gitops.github import is_by
+from adapterops.gitops.github import own_issues
 
 _LOOKED_AT = 50  # commits
+_IDENTITY = (
+    *("-c", "user.name=github-actions[bot]"),
+    *("-c", "user.email=41898282+github-actions[bot]@users.noreply.github.com"),
+)
+_TAKEN_BACK = (
+    "{adapter}: the release made by {commit} was rolled back or did not get through its rollout."
+)
 
 
 def releasing_commit(adapter: str, repository: Path) -> str:
-    """The newest commit of the default branch's first-parent line that changed the adapter's
-    training key.
+    """The newest commit of the first-parent line that changed the adapter's training key.
 
     Raises:
         RejectedError: none of the last 50 did.
     """
-    log = (
-        git(
-            "rev-list",
-            "--first-parent",
-            f"--max-count={_LOOKED_AT}",
-            "HEAD",
-            "--",
-            *TAKEN,
-            repository=repository,
-        )
-        .stdout.decode()
-        .split()
-    )
-    for commit in log:
-        parent = git(
-            "rev-parse", "--verify", "--quiet", f"{commit}^1", repository=repository, ok=(0, 1, 128)
-        )
-        if parent.returncode == 0:
+    newest = ["rev-list", "--first-parent", f"--max-count={_LOOKED_AT}", "HEAD", "--", *TAKEN]
+    for commit in git(*newest, repository=repository).stdout.decode().split():
+        if parent := _parent(commit, 1, repository):
             with tempfile.TemporaryDirectory(prefix="revert-") as scratch:
-                if adapter in changed_adapters(
-                    parent.stdout.decode().strip(), commit, repository, Path(scratch).resolve()
-                ):
+                directory = Path(scratch).resolve()
+                if adapter in changed_adapters(parent, commit, repository, directory):
                     return commit
     raise RejectedError(
         f"{adapter}: none of the last {_LOOKED_AT} commits to data, configs or adapters changed it."
@@ -56,48 +46,35 @@ def releasing_commit(adapter: str, repository: Path) -> str:
     )
 
 
+def _parent(commit: str, number: int, repository: Path) -> str | None:
+    """The id of a commit's first or second parent, if it has one."""
+    asked = ("rev-parse", "--verify", "--quiet", f"{commit}^{number}")
+    found = git(*asked, repository=repository, ok=(0, 1, 128))
+    return found.stdout.decode().strip() if found.returncode == 0 else None
+
+
 def push_revert(adapter: str, commit: str, repository: Path) -> str:
-    """Push a branch with the commit reverted on top of the default branch; returns its name, the
-    same for the same commit.
+    """Push a branch with the commit reverted on the default branch; returns its name.
 
     Raises:
         RejectedError: the revert conflicts with what came later.
         InfrastructureError: the remote refuses.
     """
     branch = f"revert/{adapter}-{commit[:12]}"
-    merge = (
-        git(
-            "rev-parse", "--verify", "--quiet", f"{commit}^2", repository=repository, ok=(0, 1, 128)
-        ).returncode
-        == 0
-    )
+    mainline = ["-m", "1"] if _parent(commit, 2, repository) else []
     with tempfile.TemporaryDirectory(prefix="revert-") as scratch:
         tree = Path(scratch) / "tree"
         git("worktree", "add", "--quiet", "--detach", str(tree), "HEAD", repository=repository)
         try:
-            identity = [
-                "-c",
-                "user.name=github-actions[bot]",
-                "-c",
-                "user.email=41898282+github-actions[bot]@users.noreply.github.com",
-            ]
-            result = git(
-                *identity,
-                "revert",
-                "--no-edit",
-                *(["-m", "1"] if merge else []),
-                commit,
-                repository=tree,
-                ok=(0, 1),
-            )
+            revert = [*_IDENTITY, "revert", "--no-edit", *mainline, commit]
+            result = git(*revert, repository=tree, ok=(0, 1))
             if result.returncode != 0:
                 raise RejectedError(
                     f"{adapter}: reverting {commit[:12]} conflicts with later changes. Revert by"
                     f" hand: git revert {commit}"
                 )
-            git(
-                "push", "--quiet", "--force", "origin", f"HEAD:refs/heads/{branch}", repository=tree
-            )
+            destination = f"HEAD:refs/heads/{branch}"
+            git("push", "--quiet", "--force", "origin", destination, repository=tree)
         finally:
             git("worktree", "remove", "--force", str(tree), repository=repository)
     return branch
@@ -113,10 +90,9 @@ def open_revert(adapter: str, commit: str, branch: str, repository: Repository) 
     for pull in repository.get_pulls(state="open", head=head):
         return pull
     body = (
-        f"{adapter}: the release made by {commit} was rolled back or did not get through its"
-        " rollout. While this is not merged, Git says one version and the fleet serves"
-        " another.\n\nMerging trains nothing: the former adapter is found by its key and released"
-        " again."
+        f"{_TAKEN_BACK.format(adapter=adapter, commit=commit)}"
+        " While this is not merged, Git says one version and the fleet serves another.\n\n"
+        "Merging trains nothing: the former adapter is found by its key and released again."
     )
     try:
         return repository.create_pull(
@@ -130,24 +106,25 @@ def open_revert(adapter: str, commit: str, branch: str, repository: Repository) 
 
 
 def ask_for_revert(adapter: str, commit: str, repository: Repository) -> Issue:
-    """The open issue that says what a person runs where no App opens reverts; made if there is
-    none.
+    """The open issue that says what a person runs where no App opens reverts.
 
     A pull request of the workflow's own token has no author among people: one person could ask for
     it and approve it.
     """
     title = f"Revert {adapter} to its former version ({commit[:12]})"
-    for issue in repository.get_issues(state="open"):
-        if issue.title == title and is_by(issue.user):
-            return issue
+    for issue in own_issues(repository, title):
+        return issue
     branch = f"revert/{adapter}-{commit[:12]}"
     body = (
-        f"{adapter}: the release made by {commit} was rolled back or did not get through its"
-        " rollout. While it is not reverted, Git says one version and the fleet serves another."
-        f" Merging the revert trains nothing.\n\n```\ngit fetch origin && git switch -c {branch}"
-        f" origin/{repository.default_branch}\ngit revert --no-edit {commit} && git push -u origin"
-        f" {branch}\ngh pr create --fill\n```\n\nA GitHub App can do this: docs/setup-github.md,"
-        " step 5."
+        f"{_TAKEN_BACK.format(adapter=adapter, commit=commit)}"
+        " While it is not reverted, Git says one version and the fleet serves another."
+        " Merging the revert trains nothing.\n\n"
+        "```\n"
+        f"git fetch origin && git switch -c {branch} origin/{repository.default_branch}\n"
+        f"git revert --no-edit {commit} && git push -u origin {branch}\n"
+        "gh pr create --fill\n"
+        "```\n\n"
+        "A GitHub App can do this: docs/setup-github.md, step 5."
     )
     return repository.create_issue(title=title, body=body)
 

@@ -1,6 +1,4 @@
-"""Is everything there that a job's later steps need? Asked first, before a GPU second is spent; all
-that is missing is named.
-"""
+"""Is everything there that a job's later steps need? Asked before a GPU second is spent."""
 
 from __future__ import annotations
 
@@ -39,20 +37,19 @@ def _candidates_write() -> str:
 
 def _candidates_sign() -> str:
     try:
-        signer, trust = (
-            signer_from(os.environ.get("CANDIDATE_SIGNING_KEY")),
-            trust_from(os.environ.get("CANDIDATE_SIGNED_BY")),
-        )
+        signer = signer_from(os.environ.get("CANDIDATE_SIGNING_KEY"))
+        trust = trust_from(os.environ.get("CANDIDATE_SIGNED_BY"))
         if signer and trust and bool(signer.private_key) != bool(trust.public_key):
             return (
-                "one of the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY is set. They"
-                " are the halves of a key pair: set both."
+                "one of the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY is set."
+                " They are the halves of a key pair: set both."
             )
         if signer and not signer.private_key and not os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL"):
             return (
-                "ACTIONS_ID_TOKEN_REQUEST_URL is not set, and without a key the job's identity"
-                " signs. Give the job `permissions: id-token: write`, or set the variables"
-                " CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY."
+                "ACTIONS_ID_TOKEN_REQUEST_URL is not set,"
+                " and without a key the job's identity signs."
+                " Give the job `permissions: id-token: write`,"
+                " or set the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY."
             )
         if trust and not trust.public_key:
             trust.verifier()  # no trial signature, which would stay in Sigstore's public log
@@ -63,10 +60,8 @@ def _candidates_sign() -> str:
                 signature.write_bytes(signer.sign(Path(scratch)))
                 trust.verify(Path(scratch), signature)
     except AdapterOpsError as error:
-        return (
-            "the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY:"
-            f" {str(error).rstrip('.')}."
-        )
+        said = str(error).rstrip(".")
+        return f"the variables CANDIDATE_SIGNING_KEY and CANDIDATE_PUBLIC_KEY: {said}."
     return ""
 
 
@@ -86,12 +81,8 @@ def _gpu() -> str:
             "nvidia-smi is not installed on this runner. Install the NVIDIA driver, or take the"
             " label gpu-a100 off the runner."
         )
-    listing = subprocess.run(
-        ["nvidia-smi", "-L"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # found on PATH just now
+    command = ["nvidia-smi", "-L"]  # found on PATH just now
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
     if listing.returncode != 0 or "GPU" not in listing.stdout:
         return f"nvidia-smi finds no GPU: {(listing.stderr or listing.stdout).strip()[:200]}"
     return ""
@@ -99,13 +90,11 @@ def _gpu() -> str:
 
 def _disk() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
+    if free >= _FREE_GIB:
+        return ""
     return (
-        ""
-        if free >= _FREE_GIB
-        else (
-            f"{free:.0f} GiB free in {Path.cwd()}, wanted {_FREE_GIB}. Clean its work directory and"
-            " caches."
-        )
+        f"{free:.0f} GiB free in {Path.cwd()}, wanted {_FREE_GIB}."
+        " Clean its work directory and caches."
     )
 
 
@@ -133,11 +122,9 @@ def _gateways() -> str:
 
 
 def _github() -> str:
-    return (
-        ""
-        if os.environ.get("GITHUB_TOKEN")
-        else "GITHUB_TOKEN is not set. In the workflow: env: {GITHUB_TOKEN: ${{ github.token }}}"
-    )
+    if os.environ.get("GITHUB_TOKEN"):
+        return ""
+    return "GITHUB_TOKEN is not set. In the workflow: env: {GITHUB_TOKEN: ${{ github.token }}}"
 
 
 CHECKS: dict[str, Callable[[], str]] = {

@@ -1,21 +1,19 @@
-"""Predicted GPU minutes and cost of one adapter. Numbers come from measurements and price lists
-that are there, or are unknown.
-"""
+"""Predicted GPU minutes and cost of one adapter: measured and priced, or unknown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adapterops.candidates.keys import Keys
 from adapterops.errors import RejectedError
 from adapterops.plan.evaluation_cost import evaluation_cost
-from adapterops.schemas import ROOT
-from adapterops.shapes.pricing import Pricing
-from adapterops.yamlfile import load_yaml
+from adapterops.specs.price_list import load_pricing
 
-PRICING = "configs/pricing.yaml"
 GPU = "a100-80"  # of the runners labelled gpu-a100, as the price list names it
+
+Action = Literal["train", "judge", "reuse", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,12 @@ class Estimate:
     hints: tuple[str, ...] = ()
 
 
-def estimate(keys: Keys, action: str) -> Estimate:
+def estimate(keys: Keys, action: Action) -> Estimate:
     """Predicted GPU minutes and cost of an action of the plan.
 
     Args:
         keys: of the adapter.
-        action: `train`, `judge`, `reuse` or `none`.
+        action: what is done about the adapter.
 
     Raises:
         UsageError: the price list does not know the runners' GPU, or the win-rate judge.
@@ -51,7 +49,7 @@ def estimate(keys: Keys, action: str) -> Estimate:
     """
     if action in ("reuse", "none"):
         return Estimate(0.0, 0.0, "nothing is computed")
-    prices = load_yaml(ROOT / PRICING, Pricing)
+    prices = load_pricing()
     training = _training(keys) if action == "train" else Estimate(0.0, 0.0, "")
     if training.minutes is None or training.usd is None:
         return training
@@ -68,34 +66,24 @@ def estimate(keys: Keys, action: str) -> Estimate:
 
 
 def _training(keys: Keys) -> Estimate:
-    from adapterops.train.preflight import (
-        choose,
-        preflight,
-        too_large,
-    )  # transformers behind it: seconds that most plans do not need
+    # Here, for transformers behind it takes seconds that most plans do not need.
+    from adapterops.train.preflight import choose, preflight, too_large
 
     try:
         document = preflight(keys.recipe, list(keys.spec.training_data))
-    except (
-        RejectedError
-    ):  # the job `validate` says it in full, and nothing is trained before it passes
+    except RejectedError:
+        # The job `validate` says it in full, and nothing is trained before it passes.
         return Estimate(None, None, "unknown: the data cannot be trained on as it is")
     entry = choose(document, GPU)
     basis = f"training on one {GPU}: {entry['speed_from']}"
-    return Estimate(
-        float(entry["minutes"]),
-        float(entry["usd"]),
-        basis,
-        too_large(document, entry),
-        tuple(document["hints"]),
-    )
+    problem, hints = too_large(document, entry), tuple(document["hints"])
+    return Estimate(float(entry["minutes"]), float(entry["usd"]), basis, problem, hints)
 
 
 def cap_usd(root: Path) -> float:
-    """What one pull request may cost, in US dollars, by the `configs/pricing.yaml` of the tree in
-    `root`.
+    """What one pull request may cost, in US dollars, by the price list of the tree in `root`.
 
     Raises:
         UsageError: the file is missing or breaks its schema.
     """
-    return float(load_yaml(root / PRICING, Pricing)["cap_usd"])
+    return float(load_pricing(root)["cap_usd"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from adapterops import escape
 from adapterops.candidates.kept import Candidate, find_candidate
@@ -21,18 +21,22 @@ from adapterops.git_tree import (
     problems_of,
     takeable,
 )
-from adapterops.plan.estimate import PRICING, Estimate, cap_usd, estimate
+from adapterops.plan.estimate import Action, Estimate, cap_usd, estimate
 from adapterops.plan.rules import POLICY, is_rule, rule_changes
+from adapterops.shapes.plan import Changes, Plan, PlannedAdapter
 from adapterops.signing import Trust
 from adapterops.specs.policy import load_policy
+from adapterops.specs.price_list import PRICING
 from adapterops.store.objects import ObjectStore
 
 BUDGET_LABEL = "gpu-budget-approved"
 _PAGES = (".png", ".svg", ".txt")  # what else below docs/ is only read; docs/aws/ is applied
+_Change = Literal["new", "weights", "judgement"]
+_Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 _APPROVE = (
-    f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`. It counts"
-    " for what was pushed before it was set: where it stands already, take it off and set it"
-    " again."
+    f"Or have somebody who may set labels set `{BUDGET_LABEL}`, and comment `/retrain`."
+    " It counts for what was pushed before it was set:"
+    " where it stands already, take it off and set it again."
 )
 
 
@@ -45,7 +49,7 @@ def build_plan(
     fork: bool = False,
     approved: bool = False,
     trust: Trust | None = None,
-) -> dict[str, Any]:
+) -> Plan:
     """What has to be computed before `head` may be merged into `base`.
 
     Args:
@@ -57,14 +61,43 @@ def build_plan(
         approved: somebody let this very head cost more than the cap.
         trust: whose signature candidates must carry; None asks for none.
 
-    Returns:
-        A document of the schema `plan`.
-
     Raises:
         UsageError: the default branch's own settings, or the public key of `trust`, are broken.
         InfrastructureError: git, the store, or Sigstore.
     """
-    plan: dict[str, Any] = {
+    plan = _nothing_found(base, head, fork=fork, approved=approved)
+    problems = plan["problems"]
+    try:
+        tree = plan["tree"] = merged_tree(base, head, repository)
+    except RejectedError as error:
+        problems.append(str(error))
+        return _conclude(plan)
+    changed = changed_paths(f"{base}^{{tree}}", tree, repository)
+    plan["changes"] = classify(changed)
+    brought, trusted = (entries(side, repository, *TAKEN) for side in (tree, base))
+    problems += problems_of(brought, trusted, repository)
+    if problems:
+        return _conclude(plan)
+    with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
+        before, after = Path(scratch).resolve() / "base", Path(scratch).resolve() / "pull-request"
+        extract(base, base, repository, before)
+        extract(tree, base, repository, after)
+        plan["rules"] = [change.document() for change in rule_changes(changed, before, after)]
+        problems += _policy_problems(changed, after)
+        found = _adapters(before, after, store, trust)
+        plan["adapters"] = found.rows
+        problems += found.problems
+        plan["budget"]["cap_usd"] = cap_usd(before)
+        # What cannot be predicted cannot be held to a cap: it does not get through because a
+        # tokenizer could not be fetched.
+        if not (approved or fork):
+            problems += [f"the cost cannot be predicted. {one} {_APPROVE}" for one in found.unknown]
+    return _conclude(plan)
+
+
+def _nothing_found(base: str, head: str, *, fork: bool, approved: bool) -> Plan:
+    """The plan of a pull request that changes nothing."""
+    return {
         "schema": "plan/v1",
         "base": base,
         "head": head,
@@ -81,42 +114,10 @@ def build_plan(
         "validate": [],
         "train": [],
     }
-    problems: list[str] = plan["problems"]
-    try:
-        tree = plan["tree"] = merged_tree(base, head, repository)
-    except RejectedError as error:
-        problems.append(str(error))
-        return _conclude(plan)
-    changed = changed_paths(f"{base}^{{tree}}", tree, repository)
-    plan["changes"] = classify(changed)
-    problems += problems_of(
-        entries(tree, repository, *TAKEN), entries(base, repository, *TAKEN), repository
-    )
-    if problems:
-        return _conclude(plan)
-    with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
-        before, after = Path(scratch).resolve() / "base", Path(scratch).resolve() / "pull-request"
-        extract(base, base, repository, before)
-        extract(tree, base, repository, after)
-        plan["rules"] = [asdict(change) for change in rule_changes(changed, before, after)]
-        problems += _policy_problems(changed, after)
-        unknown: list[str] = []
-        plan["adapters"] = _adapters(before, after, store, trust, problems, unknown)
-        plan["budget"]["cap_usd"] = cap_usd(before)
-        # What cannot be predicted cannot be held to a cap: it does not get through because a
-        # tokenizer could not be fetched.
-        problems += (
-            []
-            if plan["budget"]["approved"] or fork
-            else [f"the cost cannot be predicted. {one} {_APPROVE}" for one in unknown]
-        )
-    return _conclude(plan)
 
 
 def _policy_problems(changed: list[str], after: Path) -> list[str]:
-    """What breaks a data policy that the pull request changes: no check is made by one that cannot
-    be read.
-    """
+    """What breaks a data policy that the pull request changes: none can be checked by it."""
     if POLICY not in changed:
         return []
     try:
@@ -126,124 +127,134 @@ def _policy_problems(changed: list[str], after: Path) -> list[str]:
     return []
 
 
-def classify(paths: list[str]) -> dict[str, list[str]]:
+def classify(paths: list[str]) -> Changes:
     """Paths by what they can do: train on, judge by, set, run, or only be read."""
-    kinds: dict[str, list[str]] = {
-        "data": [],
-        "rules": [],
-        "settings": [],
-        "code": [],
-        "documents": [],
-    }
+    kinds: Changes = {"data": [], "rules": [], "settings": [], "code": [], "documents": []}
     for path in paths:
         if is_rule(path):
-            kinds["rules"].append(escape.line(path))
+            kind = kinds["rules"]
         elif path.endswith(".md") or (path.startswith("docs/") and path.endswith(_PAGES)):
-            kinds["documents"].append(escape.line(path))
+            kind = kinds["documents"]
         elif takeable(path):
-            kinds["data" if path.startswith("data/") else "settings"].append(escape.line(path))
+            kind = kinds["data"] if path.startswith("data/") else kinds["settings"]
         else:
-            kinds["code"].append(escape.line(path))
+            kind = kinds["code"]
+        kind.append(escape.line(path))
     return kinds
 
 
-def _adapters(
-    before: Path,
-    after: Path,
-    store: ObjectStore | None,
-    trust: Trust | None,
-    problems: list[str],
-    unknown: list[str],
-) -> list[dict[str, Any]]:
-    """A row for each affected adapter; what is broken goes to `problems`, whose cost cannot be
-    predicted to `unknown`.
+@dataclass
+class _Found:
+    """What the adapters of both trees say.
+
+    Args:
+        rows: of the affected ones.
+        problems: what is broken, or refused.
+        unknown: whose cost cannot be predicted, and why.
     """
-    rows = []
+
+    rows: list[PlannedAdapter] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def _adapters(before: Path, after: Path, store: ObjectStore | None, trust: Trust | None) -> _Found:
+    """A row for each affected adapter."""
+    found = _Found()
     for name in sorted({*adapter_names(before), *adapter_names(after)}):
-        row: dict[str, Any] = {
-            "name": name,
-            **dict.fromkeys(("training_key", "judgement_key", "digest", "verdict")),
-            "released": False,
-        }
         if name not in adapter_names(after):
-            nothing = {
-                "minutes": 0.0,
-                "usd": 0.0,
-                "basis": "nothing is computed",
-                "hints": [],
-                "power": [],
-            }
-            rows.append({**row, "change": "removed", "action": "none", **nothing})
+            found.rows.append(_removed(name))
             continue
         try:
             keys = adapter_keys(name, after)
         except UsageError as error:
-            problems.append(str(error))
+            found.problems.append(str(error))
             continue
-        former = _keys_or_none(name, before)
-        change = _change(former, keys)
-        if change is None:
-            continue
-        known = (
-            find_candidate(store, keys, trust)
-            if store
-            else Candidate(None, keys.judgement(None), None, released=False)
-        )
-        # It passed when it was released, and going back to it must not need a GPU, whatever the
-        # rules are by now.
-        going_back = known.released and change != "judgement"
-        if (
-            going_back
-            and store
-            and trust
-            and (problem := unsigned_release(store, keys, str(known.digest), trust))
-        ):
-            problems.append(f"{name}: {problem}")
-        if (
-            known.distrust and not going_back
-        ):  # the release would refuse it after the merge, and no run can replace it
-            problems.append(f"{name}: {known.distrust}   # then comment `/retrain`")
-        verdict = "PASS" if going_back else known.verdict
-        action = "train" if known.digest is None else "judge" if verdict is None else "reuse"
-        try:
-            guess = estimate(keys, action)
-        except (UsageError, InfrastructureError) as error:
-            guess = Estimate(None, None, f"unknown: {error}".partition("\n")[0])
-            unknown.append(f"{name}: {error}".partition("\n")[0])
-        if guess.problem:
-            problems.append(
-                f"{name}: {guess.problem.replace(f'{after}/', '')}"
-            )  # paths are those of the repository
-        power = _beforehand(keys, after, problems) if action in ("train", "judge") else []
-        rows.append(
-            {
-                **row,
-                "change": change,
-                "training_key": keys.training,
-                "judgement_key": known.judgement_key,
-                "digest": known.digest,
-                "verdict": verdict,
-                "released": going_back,
-                "action": action,
-                "minutes": guess.minutes,
-                "usd": guess.usd,
-                "basis": guess.basis,
-                "hints": list(guess.hints),
-                "power": power,
-            }
-        )
-    return rows
+        if change := _change(_keys_or_none(name, before), keys):
+            found.rows.append(_affected(keys, change, after, store, trust, found))
+    return found
+
+
+def _removed(name: str) -> PlannedAdapter:
+    return {
+        "name": name,
+        "change": "removed",
+        "training_key": None,
+        "judgement_key": None,
+        "digest": None,
+        "verdict": None,
+        "released": False,
+        "action": "none",
+        "minutes": 0.0,
+        "usd": 0.0,
+        "basis": "nothing is computed",
+        "hints": [],
+        "power": [],
+    }
+
+
+def _affected(
+    keys: Keys,
+    change: _Change,
+    after: Path,
+    store: ObjectStore | None,
+    trust: Trust | None,
+    found: _Found,
+) -> PlannedAdapter:
+    """What is known of an adapter and what is done about it; `found` takes what is wrong."""
+    name = keys.spec.name
+    if store:
+        known = find_candidate(store, keys, trust)
+    else:
+        known = Candidate(None, keys.judgement(None), None, released=False)
+    # It passed when it was released, and going back to it must not need a GPU, whatever the rules
+    # are by now.
+    going_back = known.released and change != "judgement"
+    if going_back and store and trust:
+        unsigned = unsigned_release(store, keys, str(known.digest), trust)
+        found.problems += [f"{name}: {unsigned}"] if unsigned else []
+    if known.distrust and not going_back:
+        # The release would refuse it after the merge, and no run can replace it.
+        found.problems.append(f"{name}: {known.distrust}   # then comment `/retrain`")
+    judged: _Verdict | None = known.judgement["verdict"] if known.judgement else None
+    verdict = "PASS" if going_back else judged
+    action: Action = "train" if known.digest is None else "judge" if verdict is None else "reuse"
+    cost = _cost(keys, action, after, found)
+    power = _beforehand(keys, after, found.problems) if action in ("train", "judge") else []
+    return {
+        "name": name,
+        "change": change,
+        "training_key": keys.training,
+        "judgement_key": known.judgement_key,
+        "digest": known.digest,
+        "verdict": verdict,
+        "released": going_back,
+        "action": action,
+        "minutes": cost.minutes,
+        "usd": cost.usd,
+        "basis": cost.basis,
+        "hints": list(cost.hints),
+        "power": power,
+    }
+
+
+def _cost(keys: Keys, action: Action, after: Path, found: _Found) -> Estimate:
+    """What the action would cost; `found` takes why it cannot run, or why nobody knows."""
+    name = keys.spec.name
+    try:
+        cost = estimate(keys, action)
+    except (UsageError, InfrastructureError) as error:
+        found.unknown.append(f"{name}: {error}".partition("\n")[0])
+        return Estimate(None, None, f"unknown: {error}".partition("\n")[0])
+    if cost.problem:  # paths are those of the repository
+        found.problems.append(f"{name}: {cost.problem.replace(f'{after}/', '')}")
+    return cost
 
 
 def _beforehand(keys: Keys, after: Path, problems: list[str]) -> list[str]:
-    """What the gates can decide on this adapter's rows; that no evaluation of it can pass goes to
-    `problems`.
-    """
-    from adapterops.gate.explain import (
-        explain,
-        problems_beforehand,
-        rows_of,
-    )  # here, for scipy takes a second
+    """What the gates can decide on this adapter's rows; that none can pass goes to `problems`."""
+    # Here, for scipy takes a second.
+    from adapterops.gate.explain import explain, problems_beforehand, rows_of
     from adapterops.specs.gate import load_gates
 
     spec = keys.spec
@@ -258,16 +269,14 @@ def _beforehand(keys: Keys, after: Path, problems: list[str]) -> list[str]:
 
 
 def _keys_or_none(name: str, root: Path) -> Keys | None:
-    """Keys on the default branch; None for an adapter that is new, or broken there and mended by
-    this pull request.
-    """
+    """Keys on the default branch; None for an adapter that is new, or broken there."""
     try:
         return adapter_keys(name, root)
     except UsageError:
         return None
 
 
-def _change(former: Keys | None, keys: Keys) -> str | None:
+def _change(former: Keys | None, keys: Keys) -> _Change | None:
     if former is None:
         return "new"
     if former.training != keys.training:
@@ -275,47 +284,22 @@ def _change(former: Keys | None, keys: Keys) -> str | None:
     return "judgement" if former.rules != keys.rules else None
 
 
-def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
+def _conclude(plan: Plan) -> Plan:
     """Say what follows from what was found: verdict, GPU, which jobs run."""
     adapters, problems = plan["adapters"], plan["problems"]
     wanted = [row["name"] for row in adapters if row["action"] in ("train", "judge")]
-    costs = [row["usd"] for row in adapters]
-    budget = plan["budget"]
-    known = round(sum(cost for cost in costs if cost is not None), 2)
-    budget["usd"] = None if None in costs else known
-    code = plan["changes"]["code"]
-    if wanted and plan["fork"]:
-        problems.append(
-            f"{_names(wanted)} would have to be trained, and pull requests from forks get no GPU. A"
-            " member of this repository pushes the branch here, after reading it: git fetch origin"
-            " pull/NUMBER/head && git push origin FETCH_HEAD:refs/heads/NAME"
-        )
-    elif wanted and code:
-        problems.append(
-            f"{_names(wanted)} would have to be trained, and this pull request changes code or"
-            f" trusted settings too ({_names(code[:3])}{' …' if len(code) > 3 else ''}). Such a"
-            " pull request gets CPU tests and no GPU. Split it: code in one, data and settings in"
-            " another."
-        )
-    elif (
-        wanted
-        and budget["cap_usd"] is not None
-        and known > budget["cap_usd"]
-        and not budget["approved"]
-    ):
-        problems.append(
-            f"predicted cost ${known:.2f} exceeds cap_usd {budget['cap_usd']:g} of {PRICING}. Train"
-            f" on less. {_APPROVE}"
-        )
+    costs = [row["usd"] for row in adapters if row["usd"] is not None]
+    known = round(sum(costs), 2)
+    plan["budget"]["usd"] = known if len(costs) == len(adapters) else None
+    if wanted and (refused := _no_gpu(plan, wanted, known)):
+        problems.append(refused)
     if not wanted:
-        plan["gpu"] = {"allowed": False, "reason": "Nothing has to be trained or judged."}
+        plan["gpu"]["reason"] = "Nothing has to be trained or judged."
     elif problems:
-        plan["gpu"] = {"allowed": False, "reason": "The pull request is refused as it is."}
+        plan["gpu"]["reason"] = "The pull request is refused as it is."
     else:
-        plan["gpu"] = {
-            "allowed": True,
-            "reason": f"{_names(wanted)}: weights or verdict are not there yet.",
-        }
+        reason = f"{_names(wanted)}: weights or verdict are not there yet."
+        plan["gpu"] = {"allowed": True, "reason": reason}
         plan["train"] = wanted
     if not problems:
         plan["validate"] = [row["name"] for row in adapters if row["action"] != "none"]
@@ -324,10 +308,35 @@ def _conclude(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _reason(plan: dict[str, Any]) -> str:
+def _no_gpu(plan: Plan, wanted: list[str], usd: float) -> str:
+    """Why adapters that need a GPU get none, and what to do; empty if they may have one."""
+    names, code = _names(wanted), plan["changes"]["code"]
+    cap, approved = plan["budget"]["cap_usd"], plan["budget"]["approved"]
+    if plan["fork"]:
+        return (
+            f"{names} would have to be trained, and pull requests from forks get no GPU."
+            " A member of this repository pushes the branch here, after reading it:"
+            " git fetch origin pull/NUMBER/head && git push origin FETCH_HEAD:refs/heads/NAME"
+        )
+    if code:
+        changed = f"{_names(code[:3])}{' …' if len(code) > 3 else ''}"
+        return (
+            f"{names} would have to be trained, and this pull request changes code or trusted"
+            f" settings too ({changed}). Such a pull request gets CPU tests and no GPU."
+            " Split it: code in one, data and settings in another."
+        )
+    if cap is not None and usd > cap and not approved:
+        return (
+            f"predicted cost ${usd:.2f} exceeds cap_usd {cap:g} of {PRICING}. Train on less."
+            f" {_APPROVE}"
+        )
+    return ""
+
+
+def _reason(plan: Plan) -> str:
     adapters = plan["adapters"]
     if plan["problems"]:
-        return str(plan["problems"][0]).partition("\n")[0]
+        return plan["problems"][0].partition("\n")[0]
     if plan["train"]:
         return f"{_names(plan['train'])} gets a GPU job."
     known = [

@@ -1,11 +1,9 @@
-"""What a pull request changes in the rules that it will be judged by: old → new, for the top of the
-comment.
-"""
+"""What a pull request changes in the rules that it will be judged by: old → new."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -13,6 +11,7 @@ from typing import Any, Literal
 from adapterops import escape
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
+from adapterops.shapes.plan import ChangedRule
 from adapterops.specs.adapter import GENERAL_LANGUAGES
 from adapterops.specs.policy import Limits, load_policy
 from adapterops.yamlfile import plain_yaml
@@ -23,6 +22,7 @@ _RECIPES = "configs/qlora/"
 _ABSENT = object()
 
 Kind = Literal["gate", "policy", "recipe", "adapter", "new"]
+Settings = Mapping[str, object]  # leaves of a YAML file by dotted key
 
 
 def _more(value: Any) -> float:
@@ -33,17 +33,15 @@ def _less(value: Any) -> float:
     return -float(value)
 
 
-# Settings by how strict a value is. Of lists, what else a row may be, or what else is looked for,
-# decides.
+# Settings by how strict a value is. Of lists decides what else a row may be, or is looked for.
 _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
     "gate": {
         "min": _more,
         "max": _less,
         "margin": _less,
         "margin_to_base": _less,
-        "ratio": lambda value: (
-            -abs(value - 1)
-        ),  # below 1 for what should be high, above it for what should be low
+        # below 1 for what should be high, above it for what should be low
+        "ratio": lambda value: -abs(value - 1),
         "min_n": _more,
         "max_failed_generations": _less,
         "rule": ("point", "bound").index,
@@ -72,9 +70,13 @@ _STRICTNESS: dict[str, dict[str, Callable[[Any], float]]] = {
         "win_rate": _more,
     },
 }
+# Bars that a file need not have: without one, nothing is asked.
+_OPTIONAL_BARS: dict[Kind, tuple[str, ...]] = {
+    "gate": ("min", "max", "margin", "margin_to_base", "ratio"),
+    "adapter": ("negative_feedback", "win_rate"),
+}
 _LISTS = {"licenses": "allows", "personal_data": "looks for"}
-# What a gate file means that does not say it: a setting that appears is no higher bar for that
-# alone.
+# What a gate file means that does not say it: a setting is no higher bar for being written out.
 _UNSAID = {"min_n": 20, "max_failed_generations": 0.01, "rule": "point", "on_inconclusive": "warn"}
 
 
@@ -97,6 +99,16 @@ class RuleChange:
     new: str | None
     weaker: bool | None
 
+    def document(self) -> ChangedRule:
+        """As the plan has it."""
+        return {
+            "file": self.file,
+            "setting": self.setting,
+            "old": self.old,
+            "new": self.new,
+            "weaker": self.weaker,
+        }
+
 
 def is_rule(path: str) -> bool:
     """True for a file that decides what passes: gates, data policy, evaluation rows."""
@@ -117,11 +129,9 @@ def rule_changes(paths: list[str], before: Path, after: Path) -> list[RuleChange
     """
     changes: list[RuleChange] = []
     # What adapters name decides, wherever it lies.
-    gates, rows = (
-        _named(before, after, "evaluation.gate"),
-        _named(before, after, "data.evaluation", "data.extension"),
-    )
+    gates = _named(before, after, "evaluation.gate")
     gates |= {path for path in paths if path.startswith(_GATES)}
+    rows = _named(before, after, "data.evaluation", "data.extension")
     for path in paths:
         if (path.startswith("data/eval/") and is_rule(path)) or path in rows:
             changes.append(_rows(path, before / path, after / path))
@@ -149,18 +159,14 @@ def _kind(path: str, gates: set[str]) -> Kind | None:
         return "policy"
     if path in gates:
         return "gate"
-    if path.endswith(".yaml"):
-        return (
-            "adapter"
-            if path.startswith("adapters/")
-            else "recipe"
-            if path.startswith(_RECIPES)
-            else None
-        )
+    if path.startswith("adapters/") and path.endswith(".yaml"):
+        return "adapter"
+    if path.startswith(_RECIPES) and path.endswith(".yaml"):
+        return "recipe"
     return None
 
 
-def _judging(kind: Kind, settings: dict[str, Any]) -> dict[str, Any]:
+def _judging(kind: Kind, settings: Settings) -> Settings:
     """Settings that decide what passes; of recipes and adapters those are few."""
     if kind == "recipe":
         return {
@@ -178,9 +184,7 @@ def _judging(kind: Kind, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(
-    file: str, old: dict[str, Any], new: dict[str, Any], kind: Kind
-) -> list[RuleChange]:
+def _differences(file: str, old: Settings, new: Settings, kind: Kind) -> list[RuleChange]:
     changes = []
     for key in sorted(old.keys() | new.keys()):
         former, now = _shown(old.get(key, _ABSENT)), _shown(new.get(key, _ABSENT))
@@ -193,15 +197,13 @@ def _differences(
     return changes
 
 
-def _general(settings: dict[str, Any], key: str) -> Any:
+def _general(settings: Settings, key: str) -> object:
     """What holds where an override of the policy does not say it: the general limit."""
     return settings.get(f"limits.{key.rpartition('].')[2]}")
 
 
-def _order(old: dict[str, Any], new: dict[str, Any]) -> list[RuleChange]:
-    """The first override that matches a file counts: another order of the same ones is another
-    policy.
-    """
+def _order(old: Settings, new: Settings) -> list[RuleChange]:
+    """Overrides in another order: the first one that matches a file counts."""
     sides = [
         list(dict.fromkeys(key.rpartition("].")[0] for key in side if key.startswith("datasets[")))
         for side in (old, new)
@@ -210,17 +212,13 @@ def _order(old: dict[str, Any], new: dict[str, Any]) -> list[RuleChange]:
         [key.removeprefix("datasets[") for key in side if all(key in one for one in sides)]
         for side in sides
     )
-    return (
-        [RuleChange(POLICY, "datasets, in this order", _shown(former), _shown(now), None)]
-        if former != now
-        else []
-    )
+    if former == now:
+        return []
+    return [RuleChange(POLICY, "datasets, in this order", _shown(former), _shown(now), None)]
 
 
 def _effects(before: Path, after: Path) -> list[RuleChange]:
-    """What overrides do to each data file: their order and patterns decide, which no comparison of
-    single settings shows.
-    """
+    """What overrides do to each data file, by order and pattern: no single setting shows that."""
     try:
         old, new = load_policy(before / POLICY), load_policy(after / POLICY)
     except UsageError:  # a policy that cannot be read is refused
@@ -236,12 +234,11 @@ def _effects(before: Path, after: Path) -> list[RuleChange]:
         for change in _limit_changes(old.limits_of(name), new.limits_of(name)):
             if change != general.get(change.setting):  # that one is named already
                 files.setdefault(change, []).append(name)
-    return [
-        replace(
-            change, setting=f"{change.setting} in effect for {', '.join(map(escape.line, names))}"
-        )
-        for change, names in files.items()
-    ]
+    changes = []
+    for change, names in files.items():
+        setting = f"{change.setting} in effect for {', '.join(map(escape.line, names))}"
+        changes.append(replace(change, setting=setting))
+    return changes
 
 
 def _limit_changes(old: Limits, new: Limits) -> list[RuleChange]:
@@ -249,7 +246,7 @@ def _limit_changes(old: Limits, new: Limits) -> list[RuleChange]:
     return _differences(POLICY, former, now, "policy")
 
 
-def _as_written(limits: Limits) -> dict[str, Any]:
+def _as_written(limits: Limits) -> Settings:
     ranges = {
         name: dict(zip(("min", "max"), value, strict=True))
         for name, value in asdict(limits).items()
@@ -273,10 +270,8 @@ def _named(before: Path, after: Path, *settings: str) -> set[str]:
     }
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Leaves of a YAML file by dotted key; empty where it is missing or not plain YAML, which the
-    plan says in full elsewhere.
-    """
+def _settings(path: Path) -> Settings:
+    """Of a file; none where it is missing or not plain YAML, which the plan says elsewhere."""
     try:
         return dict(_leaves(plain_yaml(path)))
     except UsageError:
@@ -304,10 +299,8 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
-def _inside(root: Path, name: str) -> dict[str, Any]:
-    """Settings of a file that a pull request names; none of what lies outside the tree is shown to
-    anybody.
-    """
+def _inside(root: Path, name: str) -> Settings:
+    """Settings of a file that a pull request names; nothing outside the tree is shown."""
     path = (root / name).resolve()
     return _judging("gate", _settings(path)) if path.is_relative_to(root.resolve()) else {}
 
@@ -328,28 +321,19 @@ def _weaker(kind: Kind, key: str, old: Any, new: Any) -> bool | None:
     parent, _, setting = key.rpartition(".")
     if kind == "policy" and setting in _LISTS:
         return _weaker_list(setting, old, new)
-    if (
-        kind == "new" or setting == "confidence"
-    ):  # a wider interval helps in one place and hurts in the other
-        return None
-    if (
-        kind == "gate"
-        and setting in ("min", "max", "margin", "margin_to_base", "ratio")
-        and None in (old, new)
-    ):
-        return new is None
-    if kind == "adapter" and setting in ("negative_feedback", "win_rate") and None in (old, new):
-        return new is None
-    if kind == "adapter" and setting in ("general_rows", "general_texts") and None in (old, new):
-        return old is None  # left out means all
+    if kind == "new" or setting == "confidence":
+        return None  # a wider interval helps in one place and hurts in the other
+    if None in (old, new):
+        if setting in _OPTIONAL_BARS.get(kind, ()):
+            return new is None
+        if kind == "adapter" and setting in ("general_rows", "general_texts"):
+            return old is None  # left out means all
     if kind == "adapter" and setting == "general":
         old, new = (list(GENERAL_LANGUAGES) if value is None else value for value in (old, new))
     if kind == "gate":
-        default = (
-            "block"
-            if (setting, parent) == ("on_inconclusive", "gates.safety_refusal")
-            else _UNSAID.get(setting)
-        )
+        default = _UNSAID.get(setting)
+        if (setting, parent) == ("on_inconclusive", "gates.safety_refusal"):
+            default = "block"
         old, new = (default if value is None else value for value in (old, new))
     try:
         former, now = (_STRICTNESS[kind][setting](value) for value in (old, new))
@@ -370,8 +354,6 @@ def _weaker_list(setting: str, old: Any, new: Any) -> bool | None:
 
 
 def _shown(value: Any) -> str | None:
-    return (
-        None
-        if value is _ABSENT
-        else escape.line(json.dumps(value, ensure_ascii=False, default=str))
-    )
+    if value is _ABSENT:
+        return None
+    return escape.line(json.dumps(value, ensure_ascii=False, default=str))

@@ -1,6 +1,4 @@
-"""How the data grew: rows of every training and evaluation file at both ends of the week, by
-Git.
-"""
+"""How the data grew: rows of every data file at both ends of the week, by Git."""
 
 from __future__ import annotations
 
@@ -23,13 +21,9 @@ def data_growth(root: Path, since: datetime.datetime, until: datetime.datetime) 
     rows = []
     for name in sorted(old | new):
         rows_before = _rows(root, old[name]) if name in old else 0
-        rows_now = (
-            rows_before
-            if old.get(name) == new.get(name)
-            else _rows(root, new[name])
-            if name in new
-            else 0
-        )
+        rows_now = rows_before
+        if old.get(name) != new.get(name):
+            rows_now = _rows(root, new[name]) if name in new else 0
         what = " (added)" if name not in old else " (removed)" if name not in new else ""
         rows.append((name, str(rows_before), str(rows_now), f"{rows_now - rows_before:+d}{what}"))
     note = "" if before else "Git knows no commit from before the week; it is counted from nothing."
@@ -52,9 +46,7 @@ def _files(root: Path, commit: str) -> dict[str, str]:
 
 
 def _rows(root: Path, content: str) -> int:
-    """Rows as the data gate reads them: a line of JSONL or an element of an array, blank lines left
-    out.
-    """
+    """Rows as the data gate reads them: lines of JSONL but blank ones, or elements of an array."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(_git(root, "cat-file", "blob", content))
         file.flush()
@@ -64,9 +56,7 @@ def _rows(root: Path, content: str) -> int:
 
 
 def _git(root: Path, *command: str) -> bytes:
-    """What Git says; nothing where it fails: the report can be made where there is no
-    repository.
-    """
+    """What Git says; nothing where it fails: the report needs no repository."""
     return subprocess.run(
         ["git", *command],  # noqa: S607
         cwd=root,

@@ -1,6 +1,4 @@
-"""From the audit log of one adapter to its deployments: when each began, how it ended, how long a
-bad version was served.
-"""
+"""From the audit log of one adapter to its deployments: when each began and how it ended."""
 
 from __future__ import annotations
 
@@ -43,18 +41,14 @@ class Deployment:
 
     @property
     def restored_after(self) -> datetime.timedelta | None:
-        """From the first request that a failed version could get until none could; None if it did
-        not fail, or could get none.
-        """
-        return (
-            self.ended - self.exposed_at if self.failed and self.ended and self.exposed_at else None
-        )
+        """How long a failed version could get requests; None if it did not fail, or never could."""
+        if self.failed and self.ended and self.exposed_at:
+            return self.ended - self.exposed_at
+        return None
 
 
 def deployments(entries: Iterable[Channel]) -> list[Deployment]:
-    """Every deployment in an audit log, the oldest first; a version that is deployed again is
-    another deployment.
-    """
+    """Every deployment in an audit log, the oldest first; deployed again, a version has another."""
     found: list[Deployment] = []
     former = Channel("")
     for entry in entries:
@@ -65,48 +59,30 @@ def deployments(entries: Iterable[Channel]) -> list[Deployment]:
             and entry.rolled_back == former.stable
         )
         if entry.canary and entry.canary != former.canary:
-            found.append(
-                Deployment(
-                    entry.adapter, entry.canary, when, None, "under way", None, entry.updated_by
-                )
-            )
-        if (
-            entry.canary
-            and entry.weight > 0
-            and (number := _last(found, entry.canary)) is not None
-            and not found[number].exposed_at
-        ):
-            found[number] = replace(found[number], exposed_at=when)
+            found.append(_begun(entry, entry.canary, when))
+        if entry.canary and entry.weight > 0:
+            number = _last(found, entry.canary)
+            if number is not None and not found[number].exposed_at:
+                found[number] = replace(found[number], exposed_at=when)
         if former.canary and former.canary not in (entry.canary, entry.stable):
             _end(found, former.canary, "aborted", when)
         if rolled_back:
             _end(found, str(entry.rolled_back), "rolled back", when)
         elif entry.stable and entry.stable != former.stable:
             last = _last(found, entry.stable)
-            if (
-                last is None or found[last].outcome != "under way"
-            ):  # straight to stable, without a trial
-                found.append(
-                    Deployment(
-                        entry.adapter,
-                        entry.stable,
-                        when,
-                        when,
-                        "promoted",
-                        None,
-                        entry.updated_by,
-                        when,
-                    )
-                )
-            else:
-                found[last] = replace(
-                    found[last],
-                    stable_at=when,
-                    outcome="promoted",
-                    exposed_at=found[last].exposed_at or when,
-                )
+            if last is None or found[last].outcome != "under way":
+                found.append(_begun(entry, entry.stable, when))  # without a trial
+                last = len(found) - 1
+            exposed = found[last].exposed_at or when
+            found[last] = replace(
+                found[last], stable_at=when, outcome="promoted", exposed_at=exposed
+            )
         former = entry
     return found
+
+
+def _begun(entry: Channel, digest: str, when: datetime.datetime) -> Deployment:
+    return Deployment(entry.adapter, digest, when, None, "under way", None, entry.updated_by)
 
 
 def aware(text: str) -> datetime.datetime | None:

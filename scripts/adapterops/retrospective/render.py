@@ -1,6 +1,4 @@
-"""The same sections as Markdown and as a page of its own; text from the store is escaped in
-both.
-"""
+"""The same sections as Markdown and as a page; text from the store is escaped in both."""
 
 from __future__ import annotations
 

@@ -8,25 +8,25 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from adapterops.documents import read_json
+from adapterops.errors import UsageError
 from adapterops.retrospective.history import aware
 from adapterops.retrospective.section import Section
-from adapterops.schemas import ROOT, schema_problems
-from adapterops.shapes.pricing import Pricing
-from adapterops.yamlfile import load_yaml
+from adapterops.schemas import schema_of
+from adapterops.shapes.gate_report import Comparison, Gate, GateReport
+from adapterops.shapes.train_manifest import TrainManifest
+from adapterops.specs.price_list import PRICING, gpu_type, load_pricing
 
-_PRICING = "configs/pricing.yaml"
-# What differs between two errors of one kind: counts, and from here on figures, digests and the
-# remedy.
+T = TypeVar("T")  # a shape: one of the TypedDicts of `adapterops.shapes`
+# What differs between two errors of one kind: counts, and from here on figures and the remedy.
 _COUNT, _DETAILS = re.compile(r"^\d+ (of \d+ )?"), re.compile(r" \(|[,;:] |\.( |$)")
 
 
 def gate_failures(runs: Path, since: datetime.datetime, until: datetime.datetime) -> Section:
-    """Reasons of the verdicts that were given in the week and were not PASS; each counts once for a
-    verdict.
-    """
-    documents, invalid = _documents(runs, "gate_report", "judged_at")
+    """Reasons of the week's verdicts that were not PASS; each counts once for a verdict."""
+    documents, invalid = _verdicts(runs)
     reports = [report for judged_at, report in documents if since <= judged_at < until]
     blocked = [report for report in reports if report["verdict"] != "PASS"]
     counted = collections.Counter(
@@ -48,8 +48,7 @@ def training(
     usd_per_gpu_hour: float | None,
     released_as: Callable[[str], str | None],
 ) -> Section:
-    """Hours and cost by adapter; a run that no verdict and no release names is shown as such, for
-    it cost too.
+    """Hours and cost by adapter; a run without a verdict or release is shown too, for it cost too.
 
     Args:
         runs: directory with the documents of runs.
@@ -62,116 +61,82 @@ def training(
     Raises:
         UsageError: `configs/pricing.yaml` is at fault.
     """
-    reports, _ = _documents(runs, "gate_report", "judged_at")
-    manifests, invalid = _documents(runs, "train_manifest", "finished_at")
+    reports, _ = _verdicts(runs)
+    documents, invalid = _documents(runs, TrainManifest, lambda manifest: manifest["finished_at"])
     judged = {report["adapter"]["digest"]: report["adapter"]["name"] for _, report in reports}
-    prices = {
-        name: gpu["usd_per_hour"]
-        for name, gpu in load_yaml(ROOT / _PRICING, Pricing)["gpus"].items()
-    }
-    hours: dict[tuple[str, str, str], float] = collections.defaultdict(float)
-    count: collections.Counter[tuple[str, str, str]] = collections.Counter()
-    for finished, manifest in manifests:
+    gpus = load_pricing()["gpus"]
+    hours: dict[tuple[str, str, str], list[float]] = collections.defaultdict(list)
+    for finished, manifest in documents:
         if since <= finished < until:
-            digest = manifest["adapter"]["digest"]
-            key = (
-                judged.get(digest) or released_as(digest) or "not judged",
-                manifest["recipe"],
-                manifest["environment"]["device"],
-            )
-            hours[key] += (
-                manifest["run"]["processes"] * manifest["total_seconds"] / 3600
-            )  # each process has a device of its own
-            count[key] += 1
+            digest, device = manifest["adapter"]["digest"], manifest["environment"]["device"]
+            name = judged.get(digest) or released_as(digest) or "not judged"
+            # Each process has a device of its own.
+            spent = manifest["run"]["processes"] * manifest["total_seconds"] / 3600
+            hours[name, manifest["recipe"], device].append(spent)
     rows = []
-    for key, spent in sorted(hours.items()):
-        price = usd_per_gpu_hour if usd_per_gpu_hour is not None else _price(prices, key[2])
-        rows.append(
-            (
-                *key,
-                str(count[key]),
-                f"{spent:.2f}",
-                "-" if price is None else f"{spent * price:.2f}",
-            )
-        )
-    by = (
-        f"USD by {_PRICING}; `-` where it does not know the device."
-        if usd_per_gpu_hour is None
-        else ""
-    )
-    note = (by if rows else "Nothing was trained.") + invalid
-    return Section(
-        "Training", ("adapter", "recipe", "device", "runs", "device hours", "USD"), rows, note
-    )
+    for (name, recipe, device), each in sorted(hours.items()):
+        known = gpu_type(device, gpus)
+        price = gpus[known]["usd_per_hour"] if known else None
+        if usd_per_gpu_hour is not None:
+            price = usd_per_gpu_hour
+        usd = "-" if price is None else f"{sum(each) * price:.2f}"
+        rows.append((name, recipe, device, str(len(each)), f"{sum(each):.2f}", usd))
+    by = f"USD by {PRICING}; `-` where it does not know the device."
+    note = "Nothing was trained."
+    if rows:
+        note = by if usd_per_gpu_hour is None else ""
+    columns = ("adapter", "recipe", "device", "runs", "device hours", "USD")
+    return Section("Training", columns, rows, note + invalid)
+
+
+def _verdicts(runs: Path) -> tuple[list[tuple[datetime.datetime, GateReport]], str]:
+    return _documents(runs, GateReport, lambda report: report["judged_at"])
 
 
 def _documents(
-    runs: Path, schema: str, date: str
-) -> tuple[list[tuple[datetime.datetime, dict[str, Any]]], str]:
-    """Every valid document of that schema below `runs` with the date that it gives itself, each
-    content once.
+    runs: Path, shape: type[T], date: Callable[[T], str]
+) -> tuple[list[tuple[datetime.datetime, T]], str]:
+    """Every valid document of that shape below `runs`, each content once, with its own date.
 
     And a sentence if others could not be counted. The date of the file says nothing: artifacts are
     downloaded when they are looked at.
     """
-    found, invalid = {}, 0
+    found: dict[str, tuple[datetime.datetime, T]] = {}
+    invalid, schema = 0, schema_of(shape)
     for path in sorted(runs.rglob(f"{schema}.json")):
         try:
-            document = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            document = None
-        if (
-            document is None
-            or schema_problems(document, schema)
-            or (when := aware(document[date])) is None
-        ):
+            document = read_json(path, shape)
+        except (OSError, UsageError):
             invalid += 1  # also what an older version of this repository wrote
-        else:
+            continue
+        if when := aware(date(document)):
             found[json.dumps(document, sort_keys=True)] = when, document
-    return (
-        list(found.values()),
-        f" {invalid} more {schema}.json are not valid by configs/schemas/{schema}.json."
-        if invalid
-        else "",
-    )
+        else:
+            invalid += 1
+    if not invalid:
+        return list(found.values()), ""
+    said = f" {invalid} more {schema}.json are not valid by configs/schemas/{schema}.json."
+    return list(found.values()), said
 
 
-def _reasons(report: dict[str, Any]) -> Iterator[str]:
-    """Why a verdict is not PASS, without the figures: equal for equal causes. What only warns is
-    left out, as in the verdict.
-    """
+def _reasons(report: GateReport) -> Iterator[str]:
+    """Why a verdict is not PASS, without the figures; what only warns is left out."""
     for error in report["errors"]:
         cause = _DETAILS.split(_COUNT.sub("", error))[0]
         yield f"no evidence: {cause[:1].lower()}{cause[1:]}"
     for row in report["gates"]:
         few = "not measured" if row["value"] is None else "measured on too few"
         yield from _reason(row, {"FAIL": "missed", "INCONCLUSIVE": "undecided", "ERROR": few})
-    for row in report["comparisons"]:
-        against = row["against"]
-        few = (
-            f"not compared with {against}"
-            if row["effect"] is None
-            else f"compared with {against} on too few"
-        )
-        yield from _reason(
-            row,
-            {
-                "FAIL": f"worse than {against}",
-                "INCONCLUSIVE": f"undecided against {against}",
-                "ERROR": few,
-            },
-        )
+    for comparison in report["comparisons"]:
+        against = comparison["against"]
+        few = f"compared with {against} on too few"
+        if comparison["effect"] is None:
+            few = f"not compared with {against}"
+        words = {"FAIL": f"worse than {against}", "INCONCLUSIVE": f"undecided against {against}"}
+        yield from _reason(comparison, {**words, "ERROR": few})
 
 
-def _reason(row: dict[str, Any], words: dict[str, str]) -> Iterator[str]:
-    if row["verdict"] in words and (row["verdict"] != "INCONCLUSIVE" or row["blocking"]):
-        yield f"{row['metric']} {words[row['verdict']]}"
-
-
-def _price(prices: dict[str, float], device: str) -> float | None:
-    """US dollars an hour of a device as its driver calls it: `NVIDIA A100-SXM4-80GB` is `a100-80`,
-    and `NVIDIA L40S` is not `l4`.
-    """
-    words = {word.removesuffix("gb") for word in re.split(r"[^a-z0-9]+", device.lower())}
-    known = [name for name in prices if words.issuperset(name.lower().split("-"))]
-    return prices[max(known, key=len)] if known else None
+def _reason(row: Gate | Comparison, words: dict[str, str]) -> Iterator[str]:
+    verdict = row["verdict"]
+    if verdict and verdict in words and (verdict != "INCONCLUSIVE" or row["blocking"]):
+        yield f"{row['metric']} {words[verdict]}"

@@ -147,14 +147,8 @@ def _service(prometheus: str, days: int, until: datetime.datetime) -> Section:
         requests = figures.get("requests", 0.0)
         share = f"{figures.get('errors', 0.0) / requests:.3%}" if requests else "-"
         cells = [f"{requests:.0f}", share, f"{figures.get('p95_s', float('nan')):.2f}"]
-        rows.append(
-            (
-                adapter,
-                *cells,
-                f"{figures.get('tokens', 0):.0f}",
-                f"{figures.get('thumbs_down', 0):.0f}",
-            )
-        )
+        cells += [f"{figures.get('tokens', 0):.0f}", f"{figures.get('thumbs_down', 0):.0f}"]
+        rows.append((adapter, *cells))
     return Section(
         "Service",
         ("adapter", "requests", "errors", "p95 s", "tokens", "thumbs down"),
@@ -174,45 +168,26 @@ def _risks(
         last = entries[-1]
         age = until - (aware(last.updated_at) or until)
         if last.canary:
-            rows.append(
-                (
-                    name,
-                    (
-                        f"canary {last.canary[:12]} at {last.weight} % for {_duration(age)}: end"
-                        " it, or go on"
-                    ),
-                )
-            )
+            trial = f"canary {last.canary[:12]} at {last.weight} % for {_duration(age)}"
+            rows.append((name, f"{trial}: end it, or go on"))
         if last.rolled_back:
-            rows.append(
-                (
-                    name,
-                    (
-                        f"{last.rolled_back[:12]} was rolled back: revert its pull request, so that"
-                        " Git and fleet agree"
-                    ),
-                )
-            )
+            back = f"{last.rolled_back[:12]} was rolled back"
+            rows.append((name, f"{back}: revert its pull request, so that Git and fleet agree"))
         if last.stable and not last.previous:
             rows.append((name, "no previous version: a rollback has nowhere to go"))
         if age > datetime.timedelta(days=60):
             rows.append((name, f"not changed for {age.days} days: is its data still right?"))
-        failed = list(
-            itertools.takewhile(
-                lambda item: item.failed, reversed([item for item in found if item.adapter == name])
-            )
-        )
+        latest = reversed([item for item in found if item.adapter == name])
+        failed = list(itertools.takewhile(lambda item: item.failed, latest))
         if len(failed) > 1:
             rows.append((name, f"the last {len(failed)} deployments failed"))
     return Section("Open risks", ("adapter", "risk"), rows, "" if rows else "None known.")
 
 
 def _median(spans: list[datetime.timedelta]) -> str:
-    return (
-        _duration(datetime.timedelta(seconds=median(span.total_seconds() for span in spans)))
-        if spans
-        else "-"
-    )
+    if not spans:
+        return "-"
+    return _duration(datetime.timedelta(seconds=median(span.total_seconds() for span in spans)))
 
 
 def _duration(span: datetime.timedelta | None) -> str:

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adapterops.errors import UsageError
 from adapterops.shapes.api_keys import ApiKeys as ApiKeysDocument
@@ -146,9 +146,12 @@ def _stamp(path: Path | None) -> tuple[int, int]:
 
 
 def _load(path: Path, limits: Limits) -> dict[str, ApiKey]:
-    entries: list[dict[str, Any]] = load_yaml(path, ApiKeysDocument)["keys"]
-    for what in ("name", "sha256"):
-        values = [entry[what] for entry in entries]
+    entries = load_yaml(path, ApiKeysDocument)["keys"]
+    given = {
+        "name": [entry["name"] for entry in entries],
+        "sha256": [entry["sha256"] for entry in entries],
+    }
+    for what, values in given.items():
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise UsageError(
                 f"{path}: the {what} {twice[0]} is given to two keys. The access log could not tell"

@@ -8,16 +8,20 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from adapterops.documents import write_json
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
-from adapterops.schemas import schema_problems
+from adapterops.schemas import schema_of, schema_problems
 from adapterops.serving.state import Followed
+from adapterops.shapes.channel import Channel as ChannelDocument
+from adapterops.shapes.withdrawn import Withdrawn as WithdrawnDocument
 from adapterops.signing import Trust
 from adapterops.store.channels import Channel, channel_document, channel_from, read_channel, without
 from adapterops.store.objects import ObjectStore
 from adapterops.store.withdrawn import Withdrawn, from_document, read_list
+
+T = TypeVar("T")  # a shape: one of the TypedDicts of `adapterops.shapes`
 
 
 class Follower:
@@ -64,14 +68,14 @@ class Follower:
         was.
         """
         if adapter not in self._last:
-            document = self._recorded(f"{adapter}.json", "channel")
+            document = self._recorded(f"{adapter}.json", ChannelDocument)
             self._last[adapter] = channel_from(document) if document else Channel(adapter)
         return self._last[adapter]
 
     def withdrawn(self, adapter: str) -> Withdrawn:
         """All that was ever seen on its list of withdrawn releases, also by an earlier process."""
         if adapter not in self._withdrawn:
-            document = self._recorded(f"{adapter}.withdrawn.json", "withdrawn")
+            document = self._recorded(f"{adapter}.withdrawn.json", WithdrawnDocument)
             content = json.dumps(document).encode() if document else b""
             self._withdrawn[adapter] = (
                 from_document(content, "", adapter, None) if document else Withdrawn()
@@ -166,15 +170,16 @@ class Follower:
             return
         try:
             if (channel := self.last(adapter)).generation:
-                self._write(f"{adapter}.json", channel_document(channel), "channel")
+                self._write(f"{adapter}.json", channel_document(channel), ChannelDocument)
             if (withdrawn := self.withdrawn(adapter)).number:
-                self._write(f"{adapter}.withdrawn.json", withdrawn.document(adapter), "withdrawn")
+                document = withdrawn.document(adapter)
+                self._write(f"{adapter}.withdrawn.json", document, WithdrawnDocument)
             self._unkept.discard(adapter)
         except OSError as error:
             errors.append(f"the channel cannot be kept for a restart without the store: {error}")
 
-    def _write(self, name: str, document: dict[str, Any], schema: str) -> None:
-        write_json(self._directory / name, document, schema)
+    def _write(self, name: str, document: T, shape: type[T]) -> None:
+        write_json(self._directory / name, document, shape)
         handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)  # the new name too, or a power cut brings the former generation back
@@ -201,9 +206,9 @@ class Follower:
         )
         return Followed(channel, errors, notes, frozenset(entries), refused)
 
-    def _recorded(self, name: str, schema: str) -> dict[str, Any] | None:
+    def _recorded(self, name: str, shape: type[T]) -> T | None:
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            document: dict[str, Any] = json.loads((self._directory / name).read_bytes())
-            if not schema_problems(document, schema):
+            document: T = json.loads((self._directory / name).read_bytes())
+            if not schema_problems(document, schema_of(shape)):
                 return document
         return None

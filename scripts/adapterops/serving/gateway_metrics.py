@@ -181,8 +181,8 @@ class Metrics:
         self.version.clear()
         self.ready.clear()
         for adapter, route in state.routes.items():
-            for version in {route.stable, route.canary} - {None}:
-                self.version.labels(adapter, version.digest[:12], version.trained_at[:10]).set(1)  # type: ignore[union-attr]
+            for version in filter(None, {route.stable, route.canary}):
+                self.version.labels(adapter, version.digest[:12], version.trained_at[:10]).set(1)
             self.weight.labels(adapter).set(route.weight if route.canary else 0)
         for adapter, report in state.report.items():
             self.generation.labels(adapter).set(report["generation"])
@@ -191,9 +191,12 @@ class Metrics:
             self.ready.labels(adapter, "stable").set(
                 state.channels[adapter].known and (report["stable_ready"] or not report["stable"])
             )
-            for role in ("canary", "previous"):
-                if report[role]:
-                    self.ready.labels(adapter, role).set(report[f"{role}_ready"])
+            for role, digest, ready in (
+                ("canary", report["canary"], report["canary_ready"]),
+                ("previous", report["previous"], report["previous_ready"]),
+            ):
+                if digest:
+                    self.ready.labels(adapter, role).set(ready)
         for number, engine in enumerate(state.engines):
             self.engine_up.labels(str(number)).set(engine.up)
             self.unknown.labels(str(number)).set(len(engine.unknown))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from adapterops.serving.routes import Route, Version, engine_name
 from adapterops.store.channels import Channel, without
+from adapterops.store.host_report import HostReport
 
 
 @dataclass
@@ -92,7 +92,7 @@ class HostState:
     engines: list[Engine]
     channels: dict[str, Followed]
     routes: dict[str, Route] = field(default_factory=dict)
-    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    report: dict[str, HostReport] = field(default_factory=dict)
     draining: bool = False
 
     @property
@@ -140,7 +140,7 @@ class HostState:
                 canary = None  # a version under trial does not stand in for one that is not ready
         return Route(stable, canary, channel.weight)
 
-    def _report(self, adapter: str, followed: Followed) -> dict[str, Any]:
+    def _report(self, adapter: str, followed: Followed) -> HostReport:
         channel = followed.channel
         errors = [*followed.errors, *followed.notes]
         unfit = {

@@ -7,7 +7,7 @@ from typing import Literal, NotRequired, TypeAlias, TypedDict
 GeneralItem: TypeAlias = str
 
 
-class Evaluation1(TypedDict):
+class Evaluation(TypedDict):
     gate: str
     max_tokens: int
     latency_requests: int
@@ -43,17 +43,17 @@ class Rollout(TypedDict):
 Sha256: TypeAlias = str
 
 
-Training: TypeAlias = str
+TrainingFile: TypeAlias = str
 
 
-Evaluation: TypeAlias = str
+EvaluationFile: TypeAlias = str
 
 
 class Data(TypedDict):
-    training: list[Training]
-    evaluation: Evaluation
+    training: list[TrainingFile]
+    evaluation: EvaluationFile
     evaluation_sha256: NotRequired[Sha256]
-    extension: NotRequired[Evaluation]
+    extension: NotRequired[EvaluationFile]
     extension_sha256: NotRequired[Sha256]
 
 
@@ -62,6 +62,6 @@ class Adapter(TypedDict):
     description: str
     recipe: str
     data: Data
-    evaluation: Evaluation1
+    evaluation: Evaluation
     serving: str
     rollout: Rollout

@@ -7,13 +7,13 @@ from typing import Literal, TypeAlias, TypedDict
 Sha256: TypeAlias = str
 
 
-class Source(TypedDict):
+class HubSource(TypedDict):
     type: Literal["hub"]
     id: str
     revision: str
 
 
-class Source1(TypedDict):
+class DirectorySource(TypedDict):
     type: Literal["directory"]
     path: str
 
@@ -24,7 +24,7 @@ class Part(TypedDict):
     member: str
 
 
-class Source2(TypedDict):
+class WheelsSource(TypedDict):
     type: Literal["wheels"]
     parts: list[Part]
     sha256: Sha256
@@ -47,7 +47,7 @@ class Memory(TypedDict):
 
 
 class Model(TypedDict):
-    source: Source | Source1 | Source2
+    source: HubSource | DirectorySource | WheelsSource
     license: str
     license_url: str
     languages: list[Language]

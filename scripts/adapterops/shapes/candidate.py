@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, TypedDict
 
-
-class Files(TypedDict):
-    """
-    Expected each of the four files of a trained adapter, once.
-    """
-
-
 Sha256: TypeAlias = str
 
 
@@ -29,4 +22,4 @@ class Candidate(TypedDict):
     schema: Literal["candidate/v1"]
     training_key: Sha256
     digest: Sha256
-    files: list[File] | Files
+    files: list[File]

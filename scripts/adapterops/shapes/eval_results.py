@@ -103,12 +103,20 @@ class EngineBuild(TypedDict):
     dtype: NotRequired[str]
 
 
+class KeyBaseModel(TypedDict):
+    name: str
+    revision: str
+    chat_template_sha256: Sha256
+    end_of_turn: str
+    pad_token: str
+
+
 class KeyInputs(TypedDict):
     """
     what determines the measurements; an evaluation that is older than a setting lacks it
     """
 
-    base_model: NotRequired[dict[str, Any]]
+    base_model: NotRequired[KeyBaseModel]
     decoding: NotRequired[Decoding]
     engine: NotRequired[EngineBuild]
     adapter: NotRequired[Sha256]

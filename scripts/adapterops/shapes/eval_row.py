@@ -16,37 +16,37 @@ Text: TypeAlias = str
 Texts: TypeAlias = list[Text]
 
 
-class Check1(TypedDict):
+class CountCheck(TypedDict):
     check: Literal["words", "sentences", "lines", "bullets"]
     min: NotRequired[Count]
     max: NotRequired[Count]
 
 
-class Check2(TypedDict):
+class WordsCheck(TypedDict):
     check: Literal["contains", "not_contains", "answer"]
     any: Texts
 
 
-class Check3(TypedDict):
+class EdgeCheck(TypedDict):
     check: Literal["starts_with", "ends_with"]
     text: Text
 
 
-class Check4(TypedDict):
+class JsonCheck(TypedDict):
     check: Literal["json"]
     keys: NotRequired[list[Text]]
 
 
-class Check5(TypedDict):
+class LanguageCheck(TypedDict):
     check: Literal["language"]
     language: Literal["en", "ko"]
 
 
-class Check6(TypedDict):
+class CaseCheck(TypedDict):
     check: Literal["upper_case", "lower_case"]
 
 
-Check: TypeAlias = Check1 | Check2 | Check3 | Check4 | Check5 | Check6
+Check: TypeAlias = CountCheck | WordsCheck | EdgeCheck | JsonCheck | LanguageCheck | CaseCheck
 
 
 class EvalRow(TypedDict):

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, TypedDict
 
-
-class Documents(TypedDict):
-    """
-    Expected the documents of a run, each once, and among them its results, its samples and its gate report.
-    """
-
-
 Sha256: TypeAlias = str
 
 
@@ -47,5 +40,5 @@ class Judgement(TypedDict):
     digest: Sha256
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
     reason: str
-    documents: list[Document] | Documents
+    documents: list[Document]
     source: Source

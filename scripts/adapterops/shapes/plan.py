@@ -13,14 +13,6 @@ class Changes(TypedDict):
     documents: list[str]
 
 
-class Rule(TypedDict):
-    file: str
-    setting: str
-    old: str | None
-    new: str | None
-    weaker: bool | None
-
-
 class Gpu(TypedDict):
     allowed: bool
     reason: str
@@ -38,7 +30,15 @@ Sha256: TypeAlias = str
 Commit: TypeAlias = str
 
 
-class Adapter(TypedDict):
+class ChangedRule(TypedDict):
+    file: str
+    setting: str
+    old: str | None
+    new: str | None
+    weaker: bool | None
+
+
+class PlannedAdapter(TypedDict):
     name: str
     change: Literal["new", "weights", "judgement", "removed"]
     training_key: Sha256 | None
@@ -64,9 +64,9 @@ class Plan(TypedDict):
     reason: str
     problems: list[str]
     changes: Changes
-    rules: list[Rule]
+    rules: list[ChangedRule]
     gpu: Gpu
     budget: Budget
-    adapters: list[Adapter]
+    adapters: list[PlannedAdapter]
     validate: list[str]
     train: list[str]

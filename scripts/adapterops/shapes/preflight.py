@@ -23,7 +23,7 @@ class MemoryGib(TypedDict):
     peak_evaluation: float
 
 
-class Gpu(TypedDict):
+class GpuVerdict(TypedDict):
     gpu: str
     verdict: Literal["fits", "tight", "does not fit"]
     memory_share: float
@@ -47,5 +47,5 @@ class Preflight(TypedDict):
     milder: list[str]
     epochs: float
     memory_gib: MemoryGib
-    gpus: list[Gpu]
+    gpus: list[GpuVerdict]
     hints: list[str]

@@ -5,12 +5,6 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 
-class Gpus(TypedDict):
-    memory_gib: float
-    bf16_tflops: float
-    usd_per_hour: float
-
-
 class EvaluationItem(TypedDict):
     name: str
     gpu: str
@@ -45,9 +39,15 @@ class MeasuredItem(TypedDict):
     tokens_per_second: float
 
 
+class GpuType(TypedDict):
+    memory_gib: float
+    bf16_tflops: float
+    usd_per_hour: float
+
+
 class Pricing(TypedDict):
     cap_usd: float
-    gpus: dict[str, Gpus]
+    gpus: dict[str, GpuType]
     evaluation: list[EvaluationItem]
     judges: NotRequired[dict[str, Judges]]
     measured: list[MeasuredItem]

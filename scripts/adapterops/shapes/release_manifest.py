@@ -5,21 +5,6 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 
-class Files(TypedDict):
-    pass
-
-
-class LostItem(TypedDict):
-    metric: str
-    slice: str | None
-    base: float
-    adapter: float
-    n: int
-    difference: float
-    interval: list[float | None]
-    confidence: float
-
-
 class Message(TypedDict):
     role: str
     content: str
@@ -28,6 +13,17 @@ class Message(TypedDict):
 class Probe(TypedDict):
     messages: list[Message]
     output: str
+
+
+class Loss(TypedDict):
+    metric: str
+    slice: str | None
+    base: float
+    adapter: float
+    n: int
+    difference: float
+    interval: list[float | None]
+    confidence: float
 
 
 Sha256: TypeAlias = str
@@ -61,13 +57,13 @@ class ReleaseManifest(TypedDict):
     schema: Literal["release_manifest/v1"]
     adapter: str
     digest: Sha256
-    files: list[File] | Files
+    files: list[File]
     base_model: BaseModel
     rank: int
     training_key: Sha256
     gate_key: Sha256
     verdict: Literal["PASS"]
-    lost: NotRequired[list[LostItem]]
+    lost: NotRequired[list[Loss]]
     metrics: dict[str, float | None]
     probes: list[Probe]
     trained_at: Line

@@ -7,20 +7,6 @@ from typing import Literal, TypeAlias, TypedDict
 Adapter: TypeAlias = str
 
 
-class SignedBy(TypedDict):
-    public_key: str
-
-
-class SignedBy1(TypedDict):
-    identity: str
-    issuer: str
-
-
-class Store(TypedDict):
-    bucket: str
-    signed_by: SignedBy | SignedBy1 | None
-
-
 class Limits(TypedDict):
     n: int
     prompts: int
@@ -47,7 +33,21 @@ class Reconciler(TypedDict):
 Port: TypeAlias = int
 
 
+class PublicKey(TypedDict):
+    public_key: str
+
+
+class Identity(TypedDict):
+    identity: str
+    issuer: str
+
+
 Seconds: TypeAlias = float
+
+
+class Store(TypedDict):
+    bucket: str
+    signed_by: PublicKey | Identity | None
 
 
 class Engine(TypedDict):
@@ -91,6 +91,7 @@ class Connections(TypedDict):
     max_per_address: int | None
     head_timeout_s: Seconds
     idle_timeout_s: Seconds
+    refusals_per_second: float
 
 
 class Serving(TypedDict):

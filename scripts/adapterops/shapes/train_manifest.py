@@ -47,6 +47,38 @@ Sha256: TypeAlias = str
 Count: TypeAlias = int
 
 
+AdapterFile: TypeAlias = Literal[
+    "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+]
+
+
+class KeyBaseModel(TypedDict):
+    name: str
+    revision: str
+    chat_template_sha256: Sha256
+    end_of_turn: str
+    pad_token: str
+
+
+class ResolvedRecipe(TypedDict):
+    quantization: dict[str, Any]
+    lora: dict[str, Any]
+    training: dict[str, Any]
+
+
+class KeyInputs(TypedDict):
+    """
+    What the training key is the SHA-256 of (docs/training.md).
+    """
+
+    recipe_version: NotRequired[int]
+    base_model: NotRequired[KeyBaseModel]
+    recipe: NotRequired[ResolvedRecipe]
+    data: NotRequired[list[Sha256]]
+    seed: NotRequired[int]
+    demo: NotRequired[str]
+
+
 class Datum(TypedDict):
     path: str
     sha256: Sha256
@@ -104,7 +136,7 @@ class Run(TypedDict):
 
 
 class File(TypedDict):
-    name: Literal["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+    name: AdapterFile
     size: Count
     sha256: Sha256
 
@@ -119,7 +151,7 @@ class Adapter(TypedDict):
 class TrainManifest(TypedDict):
     schema: Literal["train_manifest/v1"]
     training_key: Sha256
-    key_inputs: dict[str, Any]
+    key_inputs: KeyInputs
     recipe: str
     base_model: BaseModel
     data: list[Datum]

@@ -14,7 +14,7 @@ class Release(TypedDict):
     at: Line
 
 
-class List(TypedDict):
+class SignedList(TypedDict):
     """
     What is signed, as canonical JSON.
     """
@@ -26,5 +26,5 @@ class List(TypedDict):
 
 class Withdrawn(TypedDict):
     schema: Literal["withdrawn/v1"]
-    list: List
+    list: SignedList
     signature: str | None

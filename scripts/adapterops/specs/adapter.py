@@ -7,16 +7,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, SchemaProblem, did_you_mean, repository_path
 from adapterops.shapes.adapter import Adapter
+from adapterops.shapes.adapter import Evaluation as EvaluationDocument
+from adapterops.shapes.adapter import Limits as RolloutLimits
+from adapterops.shapes.adapter import Rollout as RolloutDocument
 from adapterops.yamlfile import Sound, load_yaml
+
+_Place = tuple[str | int, ...]
 
 ADAPTERS = ROOT / "adapters"
 # Where the files lie that an adapter names: who may change them is said by place (CODEOWNERS).
-_KINDS: dict[tuple[str | int, ...], str] = {
+_KINDS: dict[_Place, str] = {
     ("recipe",): "configs/qlora/",
     ("data", "training"): "data/training/",
     ("data", "evaluation"): "data/eval/",
@@ -122,7 +127,7 @@ class Rollout:
     min_requests: int
     probes_per_s: float
     confidence: float
-    limits: dict[str, float]
+    limits: RolloutLimits
 
     @property
     def weights(self) -> tuple[int, ...]:
@@ -195,7 +200,7 @@ def load_adapter(name: str, directory: Path = ADAPTERS) -> AdapterSpec:
         ),
         evaluation=_evaluation(spec["evaluation"], root),
         serving=root / spec["serving"],
-        rollout=Rollout(**{**spec["rollout"], "steps": tuple(spec["rollout"]["steps"])}),
+        rollout=_rollout(spec["rollout"]),
     )
 
 
@@ -216,84 +221,130 @@ def general_sets(
     return General(tuple(pair[0] for pair in named), tuple(pair[1] for pair in named), rows, texts)
 
 
-def _evaluation(values: dict[str, Any], root: Path) -> Evaluation:
-    general = tuple(values.get("general", GENERAL_LANGUAGES))
-    return Evaluation(**{**values, "gate": root / values["gate"], "general": general})
+def _evaluation(values: EvaluationDocument, root: Path) -> Evaluation:
+    return Evaluation(
+        gate=root / values["gate"],
+        max_tokens=values["max_tokens"],
+        latency_requests=values["latency_requests"],
+        latency_concurrency=values["latency_concurrency"],
+        win_rate_judge=values.get("win_rate_judge", "none"),
+        general=tuple(values.get("general", GENERAL_LANGUAGES)),
+        general_rows=values.get("general_rows"),
+        general_texts=values.get("general_texts"),
+    )
+
+
+def _rollout(values: RolloutDocument) -> Rollout:
+    return Rollout(
+        strategy=values["strategy"],
+        steps=tuple(values["steps"]),
+        min_duration_s=values["min_duration_s"],
+        max_duration_s=values["max_duration_s"],
+        min_requests=values["min_requests"],
+        probes_per_s=values["probes_per_s"],
+        confidence=values["confidence"],
+        limits=values["limits"],
+    )
 
 
 def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
     """What contradicts itself, the file's name, or the files that are there."""
     problems = []
-
-    def refuse(place: tuple[str | int, ...], message: str) -> None:
-        problems.append(SchemaProblem(place, message))
-
     if (claimed := sound("name")) and claimed != name:
-        refuse(("name",), f"`{claimed}` differs from the file's name. Rename one of the two.")
-    training = sound("data", "training")
-    named: list[tuple[tuple[str | int, ...], str | None]] = [
-        (place, sound(*place))
-        for place in (
-            ("recipe",),
-            ("data", "evaluation"),
-            ("data", "extension"),
-            ("evaluation", "gate"),
-            ("serving",),
+        problems.append(
+            SchemaProblem(
+                ("name",), f"`{claimed}` differs from the file's name. Rename one of the two."
+            )
         )
+    problems += _file_problems(root, sound)
+    problems += _general_problems(root, sound)
+    problems += _rollout_problems(sound)
+    return problems
+
+
+def _file_problems(root: Path, sound: Sound) -> list[SchemaProblem]:
+    """Files that are not there, or not where their owners are."""
+    training = sound("data", "training")
+    places: list[_Place] = [
+        ("recipe",),
+        ("data", "evaluation"),
+        ("data", "extension"),
+        ("evaluation", "gate"),
+        ("serving",),
     ]
+    named = [(place, sound(*place)) for place in places]
     named += [
         (("data", "training", number), file)
         for number, file in enumerate(training if isinstance(training, list) else [])
     ]
-    for place, file in named:
-        if not isinstance(file, str):
-            continue
-        if not _is_file(root / file):
-            refuse(place, f"{file} does not exist.")
-        elif not (led := (root / file).resolve()).is_relative_to(root.resolve()):
-            refuse(place, f"{file} leads out of the repository. Links are followed and refused.")
-        elif not str(led.relative_to(root.resolve())).startswith(_KINDS[place[:2]]):
-            refuse(
-                place,
-                f"{file} leads to {led.relative_to(root.resolve())}. Expected a file of"
-                f" {_KINDS[place[:2]]}*, of its owners.",
-            )
-    named_languages = sound("evaluation", "general")
-    languages = named_languages if isinstance(named_languages, list) else GENERAL_LANGUAGES
-    for number, language in enumerate(languages):
-        place = (
-            ("evaluation", "general", number) if languages is named_languages else ("evaluation",)
+    return [
+        SchemaProblem(place, problem)
+        for place, file in named
+        if isinstance(file, str) and (problem := _file_problem(root, file, _KINDS[place[:2]]))
+    ]
+
+
+def _file_problem(root: Path, file: str, kind: str) -> str:
+    if not _is_file(root / file):
+        return f"{file} does not exist."
+    led, inside = (root / file).resolve(), root.resolve()
+    if not led.is_relative_to(inside):
+        return f"{file} leads out of the repository. Links are followed and refused."
+    if not str(led.relative_to(inside)).startswith(kind):
+        return (
+            f"{file} leads to {led.relative_to(inside)}. Expected a file of {kind}*, of its owners."
         )
-        if languages is named_languages and not sound(*place):
-            continue  # its schema says what is wrong
-        sets = general_sets(root, (language,))
-        missing = [path for path in (*sets.rows, *sets.texts) if not _is_file(path)]
-        outside = [
-            path
-            for path in (*sets.rows, *sets.texts)
-            if not path.resolve().is_relative_to(root.resolve())
+    return ""
+
+
+def _general_problems(root: Path, sound: Sound) -> list[SchemaProblem]:
+    """General sets that are not there, or lie elsewhere."""
+    named = sound("evaluation", "general")
+    if isinstance(named, list):
+        # Of a language that is not sound its schema says what is wrong.
+        asked: list[tuple[_Place, str]] = [
+            (("evaluation", "general", number), language)
+            for number, language in enumerate(named)
+            if sound("evaluation", "general", number)
         ]
-        if missing:
-            refuse(
-                place,
-                f"there is no general set `{language}`: {missing[0].relative_to(root)} does not"
-                " exist.",
-            )
-        elif outside:
-            refuse(
-                place,
-                f"{outside[0].relative_to(root)} leads out of the repository. Links are followed"
-                " and refused.",
-            )
+    else:
+        asked = [(("evaluation",), language) for language in GENERAL_LANGUAGES]
+    return [
+        SchemaProblem(place, problem)
+        for place, language in asked
+        if (problem := _general_problem(root, language))
+    ]
+
+
+def _general_problem(root: Path, language: str) -> str:
+    sets = general_sets(root, (language,))
+    files = (*sets.rows, *sets.texts)
+    missing = next((path for path in files if not _is_file(path)), None)
+    if missing:
+        return f"there is no general set `{language}`: {missing.relative_to(root)} does not exist."
+    inside = root.resolve()
+    outside = next((path for path in files if not path.resolve().is_relative_to(inside)), None)
+    if outside:
+        return (
+            f"{outside.relative_to(root)} leads out of the repository. Links are followed and"
+            " refused."
+        )
+    return ""
+
+
+def _rollout_problems(sound: Sound) -> list[SchemaProblem]:
+    """Steps that do not grow, times that no step could end in, too few answers for a bound."""
+    problems = []
     steps = sound("rollout", "steps")
     if steps and all(isinstance(step, int) for step in steps) and steps != sorted(set(steps)):
-        refuse(
-            ("rollout", "steps"),
-            f"{steps} does not grow. Each step gives the canary more traffic than the one before.",
+        message = (
+            f"{steps} does not grow. Each step gives the canary more traffic than the one before."
         )
+        problems.append(SchemaProblem(("rollout", "steps"), message))
     shortest, longest = sound("rollout", "min_duration_s"), sound("rollout", "max_duration_s")
     if shortest is not None and longest is not None and shortest > longest:
-        refuse(("rollout", "min_duration_s"), "exceeds max_duration_s; no step could end.")
+        message = "exceeds max_duration_s; no step could end."
+        problems.append(SchemaProblem(("rollout", "min_duration_s"), message))
     strategy, requests, confidence = (
         sound("rollout", key) for key in ("strategy", "min_requests", "confidence")
     )
@@ -304,7 +355,7 @@ def _together(name: str, root: Path, sound: Sound) -> list[SchemaProblem]:
                 f"{requests} answers bound no p95 at confidence {confidence:g}. At least {needed}"
                 " are needed."
             )
-            refuse(("rollout", "min_requests"), message)
+            problems.append(SchemaProblem(("rollout", "min_requests"), message))
     return problems
 
 

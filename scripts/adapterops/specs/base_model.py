@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapterops.documents import sha256_file
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean
-from adapterops.shapes.base_models import BaseModels
+from adapterops.shapes.base_models import (
+    BaseModels,
+    DirectorySource,
+    HubSource,
+    Memory,
+    WheelsSource,
+)
+from adapterops.shapes.train_manifest import KeyBaseModel
 from adapterops.yamlfile import load_yaml
 
 ALLOW_LIST = Path("configs/base_models.yaml")
@@ -18,12 +24,10 @@ ALLOW_LIST = Path("configs/base_models.yaml")
 
 @dataclass(frozen=True, eq=False)  # one object an entry: usable as the key of a cache
 class BaseModel:
-    """One entry of the allow-list; see the head of `configs/base_models.yaml` for what each field
-    means.
-    """
+    """One entry of the allow-list; its fields are explained in `configs/base_models.yaml`."""
 
     name: str
-    source: dict[str, Any]
+    source: HubSource | DirectorySource | WheelsSource
     license: str
     chat_template_path: Path
     chat_template_sha256: str
@@ -33,19 +37,21 @@ class BaseModel:
     languages: tuple[str, ...]
     parameters: int
     context_length: int
-    memory: dict[str, float]
+    memory: Memory
 
     @property
     def source_id(self) -> str:
-        """What an adapter records as its base: the hub id where there is one, else the name in the
-        allow-list.
-        """
-        return str(self.source["id"]) if self.source["type"] == "hub" else self.name
+        """What an adapter records as its base: the hub id if it has one, else the name here."""
+        return self.source["id"] if self.source["type"] == "hub" else self.name
 
     @property
     def revision(self) -> str:
         """What pins the weights: hub commit, SHA-256 of the GGUF file, or the directory's path."""
-        return str(self.source.get("revision") or self.source.get("sha256") or self.source["path"])
+        if self.source["type"] == "hub":
+            return self.source["revision"]
+        if self.source["type"] == "wheels":
+            return self.source["sha256"]
+        return self.source["path"]
 
     def chat_template(self) -> str:
         """The template's text.
@@ -68,7 +74,7 @@ class BaseModel:
             )
         return path.read_text(encoding="utf-8")
 
-    def key_inputs(self) -> dict[str, Any]:
+    def key_inputs(self) -> KeyBaseModel:
         """What of this entry determines an adapter's weights; part of the training key."""
         return {
             "name": self.name,

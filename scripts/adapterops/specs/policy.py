@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterops.schemas import ROOT, SchemaProblem
-from adapterops.shapes.data_policy import DataPolicy
+from adapterops.shapes.data_policy import DataPolicy, Dataset, Range
+from adapterops.shapes.data_policy import Limits as LimitsDocument
 from adapterops.yamlfile import Sound, load_yaml
 
 POLICY = ROOT / "configs" / "data_policy.yaml"
@@ -66,23 +67,42 @@ def load_policy(path: Path = POLICY) -> Policy:
         UsageError: schema violations, or a range whose minimum exceeds its maximum.
     """
     values = load_yaml(path, DataPolicy, _inverted)
-    limits = Limits(**_limits(values["limits"]))
-    overrides = []
-    for entry in values["datasets"]:
-        changed = {key: value for key, value in entry.items() if key not in {"files", "reason"}}
-        overrides.append((entry["files"], replace(limits, **_limits(changed))))
-    return Policy(path, limits, tuple(overrides))
+    limits = _limits(values["limits"])
+    overrides = tuple((entry["files"], _overridden(limits, entry)) for entry in values["datasets"])
+    return Policy(path, limits, overrides)
 
 
-def _limits(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: (value["min"], value["max"])
-        if isinstance(value, dict)
-        else tuple(value)
-        if isinstance(value, list)
-        else value
-        for key, value in values.items()
-    }
+def _limits(values: LimitsDocument) -> Limits:
+    return Limits(
+        instruction_tokens=_range(values["instruction_tokens"]),
+        output_tokens=_range(values["output_tokens"]),
+        duplicate_rate=values["duplicate_rate"],
+        near_duplicate=values["near_duplicate"],
+        contamination_hint=values["contamination_hint"],
+        language=values["language"],
+        language_share=values["language_share"],
+        licenses=tuple(values["licenses"]),
+        personal_data=tuple(values["personal_data"]),
+    )
+
+
+def _overridden(limits: Limits, entry: Dataset) -> Limits:
+    instruction, output = entry.get("instruction_tokens"), entry.get("output_tokens")
+    return Limits(
+        instruction_tokens=_range(instruction) if instruction else limits.instruction_tokens,
+        output_tokens=_range(output) if output else limits.output_tokens,
+        duplicate_rate=entry.get("duplicate_rate", limits.duplicate_rate),
+        near_duplicate=entry.get("near_duplicate", limits.near_duplicate),
+        contamination_hint=entry.get("contamination_hint", limits.contamination_hint),
+        language=entry.get("language", limits.language),
+        language_share=entry.get("language_share", limits.language_share),
+        licenses=tuple(entry.get("licenses", limits.licenses)),
+        personal_data=tuple(entry.get("personal_data", limits.personal_data)),
+    )
+
+
+def _range(values: Range) -> tuple[int, int]:
+    return values["min"], values["max"]
 
 
 def _inverted(sound: Sound) -> list[SchemaProblem]:

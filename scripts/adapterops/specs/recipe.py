@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapterops.documents import sha256_file, sha256_json
 from adapterops.schemas import ROOT, SchemaProblem, repository_path
+from adapterops.shapes.recipe import Lora, Quantization, Training
 from adapterops.shapes.recipe import Recipe as RecipeDocument
 from adapterops.shapes.serving import Serving
+from adapterops.shapes.train_manifest import KeyInputs, ResolvedRecipe
 from adapterops.specs.base_model import BaseModel, find_base_model, load_base_models, not_allowed
 from adapterops.yamlfile import Sound, load_yaml
 
-# Carried into the training key. Raise it with every change of the training code that changes the
-# weights it makes.
+# Part of the training key. Raise it with every change of the code that changes the weights.
 RECIPE_VERSION = 3
 
 
@@ -25,14 +25,12 @@ class Recipe:
     path: Path
     base_model: BaseModel
     seed: int
-    quantization: dict[str, Any]
-    lora: dict[str, Any]
-    training: dict[str, Any]
+    quantization: Quantization
+    lora: Lora
+    training: Training
 
-    def resolved(self) -> dict[str, Any]:
-        """Everything in the recipe that determines weights, with spellings made equal (`2` and
-        `2.0`, order of modules).
-        """
+    def resolved(self) -> ResolvedRecipe:
+        """Everything that determines weights; equal settings are written alike (`2` and `2.0`)."""
         training = {
             key: (
                 float(value)
@@ -42,7 +40,7 @@ class Recipe:
             for key, value in self.training.items()
             if key not in {"keep_dequantized", "logging_steps", "on_truncation", "report_to"}
         }
-        lora = {
+        lora: dict[str, object] = {
             **self.lora,
             "alpha": float(self.lora["alpha"]),
             "dropout": float(self.lora["dropout"]),
@@ -117,8 +115,7 @@ def _together(sound: Sound) -> list[SchemaProblem]:
 def _servable(rank: int, base_model: BaseModel, directory: Path = ROOT / "configs") -> str | None:
     """Why no configured server would take an adapter of that rank; None if one would.
 
-    A base model that none serves is held to the highest limit there is: its server would be set up
-    like those.
+    A base model that none serves is held to the highest limit: its server would be set up alike.
     """
     configs = {
         repository_path(path): load_yaml(path, Serving)
@@ -139,8 +136,7 @@ def _servable(rank: int, base_model: BaseModel, directory: Path = ROOT / "config
 
 
 def hints(recipe: Recipe, rows: int) -> list[str]:
-    """Advice on settings outside the ranges in which QLoRA usually does well; nothing here is
-    refused.
+    """Advice on settings outside the ranges in which QLoRA usually does well; none is refused.
 
     Ranges: QLoRA (arXiv:2305.14314 §4), "LoRA Learns Less and Forgets Less" (arXiv:2405.09673), and
     experience.
@@ -179,10 +175,8 @@ def hints(recipe: Recipe, rows: int) -> list[str]:
     return found
 
 
-def training_key_inputs(recipe: Recipe, data: list[Path]) -> dict[str, Any]:
-    """What determines an adapter's weights: resolved recipe, data digests, base model, seed, recipe
-    version.
-    """
+def training_key_inputs(recipe: Recipe, data: list[Path]) -> KeyInputs:
+    """What determines an adapter's weights: recipe and its version, data, base model, seed."""
     return {
         "recipe_version": RECIPE_VERSION,
         "base_model": recipe.base_model.key_inputs(),

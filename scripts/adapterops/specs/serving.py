@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterops.schemas import ROOT, SchemaProblem
-from adapterops.shapes.serving import Serving
+from adapterops.shapes.serving import Gateway, Identity, PublicKey, Serving
 from adapterops.signing import Trust
 from adapterops.specs.base_model import BaseModel, find_base_model, load_base_models, not_allowed
 from adapterops.specs.limits import Limits
@@ -75,6 +75,7 @@ class ConnectionSettings:
     max_per_address: int | None
     head_timeout_s: float
     idle_timeout_s: float
+    refusals_per_second: float
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,7 @@ def load_serving_config(path: Path) -> ServingConfig:
             once.
     """
     values = load_yaml(path, Serving, _together)
-    base_model, keys = (
-        find_base_model(values["base_model"], f"{path}: base_model"),
-        values["gateway"]["api_keys"],
-    )
+    base_model = find_base_model(values["base_model"], f"{path}: base_model")
     return ServingConfig(
         path=path,
         base_model=base_model,
@@ -118,17 +116,31 @@ def load_serving_config(path: Path) -> ServingConfig:
         bucket=values["store"]["bucket"],
         trust=_trust(values["store"]["signed_by"]),
         engine=EngineConfig(**values["engine"]),
-        gateway=GatewaySettings(
-            **{
-                **values["gateway"],
-                "api_keys": ROOT / keys if keys else None,
-                "limits": Limits(**values["gateway"]["limits"]),
-            }
-        ),
+        gateway=_gateway(values["gateway"]),
         connections=ConnectionSettings(**values["connections"]),
         interval_s=values["reconciler"]["interval_s"],
         keep_warm_s=values["reconciler"]["keep_warm_s"],
         state_directory=ROOT / values["state_directory"],
+    )
+
+
+def _gateway(said: Gateway) -> GatewaySettings:
+    keys = said["api_keys"]
+    return GatewaySettings(
+        host=said["host"],
+        port=said["port"],
+        max_body_bytes=said["max_body_bytes"],
+        max_in_flight=said["max_in_flight"],
+        read_timeout_s=said["read_timeout_s"],
+        request_timeout_s=said["request_timeout_s"],
+        write_timeout_s=said["write_timeout_s"],
+        drain_delay_s=said["drain_delay_s"],
+        drain_s=said["drain_s"],
+        api_keys=ROOT / keys if keys else None,
+        access_log=said["access_log"],
+        log_prompts=said["log_prompts"],
+        engine_metrics=said["engine_metrics"],
+        limits=Limits(**said["limits"]),
     )
 
 
@@ -221,8 +233,9 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _trust(signed_by: dict[str, str] | None) -> Trust | None:
+def _trust(signed_by: PublicKey | Identity | None) -> Trust | None:
     if signed_by is None:
         return None
-    key = signed_by.get("public_key")
-    return Trust(ROOT / key if key else None, signed_by.get("identity"), signed_by.get("issuer"))
+    said = {name: str(value) for name, value in signed_by.items()}
+    key = said.get("public_key")
+    return Trust(ROOT / key if key else None, said.get("identity"), said.get("issuer"))

@@ -1,15 +1,13 @@
-"""What is released and served, since when, by whom, from which pull request; and what of it nobody
-needs any more.
-"""
+"""What is released and served, since when and by whom; and what of it nobody needs any more."""
 
 from __future__ import annotations
 
 import datetime
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from adapterops.store.channels import history, last_generations, read_channel
+from adapterops.shapes.release_manifest import Source
+from adapterops.store.channels import Channel, history, last_generations, read_channel
 from adapterops.store.objects import ObjectStore
 from adapterops.store.releases import MANIFEST, find_release
 
@@ -41,24 +39,34 @@ def adapter_names(store: ObjectStore) -> list[str]:
     return sorted(names)
 
 
-def served(store: ObjectStore, name: str) -> dict[str, Any]:
-    """One adapter's present state: its channel, since when its stable version is stable, and where
-    that came from.
+@dataclass(frozen=True)
+class Served:
+    """One adapter's present state.
+
+    Args:
+        adapter: its name.
+        channel: what is served, None if nothing ever was.
+        since: the generation since which the stable version is stable.
+        source: where the stable version came from.
     """
+
+    adapter: str
+    channel: Channel | None = None
+    since: Channel | None = None
+    source: Source | None = None
+
+
+def served(store: ObjectStore, name: str) -> Served:
+    """What an adapter's channel names, since when, and where that came from."""
     found = read_channel(store, name)
     if found is None:
-        return {"adapter": name, "channel": None, "since": None, "source": None}
+        return Served(name)
     channel = found[0]
     since = None
     for entry in history(store, name):
         since = since if since and since.stable == entry.stable else entry
     manifest = find_release(store, name, channel.stable) if channel.stable else None
-    return {
-        "adapter": name,
-        "channel": channel,
-        "since": since or channel,
-        "source": manifest and manifest["source"],
-    }
+    return Served(name, channel, since or channel, manifest["source"] if manifest else None)
 
 
 def garbage(

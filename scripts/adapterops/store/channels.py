@@ -1,22 +1,19 @@
-"""Channels: one small document an adapter says what should be served; it changes by
-compare-and-swap alone.
-"""
+"""Channels: one small document an adapter says what is served; it changes by compare-and-swap."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import getpass
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
-from adapterops.store.objects import ConflictError, ObjectStore, parse
+from adapterops.shapes.channel import Channel as ChannelDocument
+from adapterops.store.objects import ConflictError, ObjectStore
+from adapterops.store.signed import parse, text_of
 
 _ATTEMPTS = 20
 _CHANNEL_BYTES = 64 * 1024
@@ -185,24 +182,46 @@ def read_channel(store: ObjectStore, name: str) -> tuple[Channel, str] | None:
 
 def _parse_channel(content: bytes, name: str) -> tuple[Channel | None, str]:
     """The channel in a document, or None and why there is none."""
-    document, problems = parse(content, "channel")
-    if not problems and document["adapter"] != name:
-        problems = ["it is of another adapter"]
-    return (None, problems[0]) if problems else (channel_from(document), "")
+    document, problem = parse(content, ChannelDocument)
+    if document is None:
+        return None, problem
+    if document["adapter"] != name:
+        return None, "it is of another adapter"
+    return channel_from(document), ""
 
 
-def channel_from(document: dict[str, Any]) -> Channel:
+def channel_from(document: ChannelDocument) -> Channel:
     """A channel from its (valid) document."""
-    values = {field.name: document[field.name] for field in dataclasses.fields(Channel)}
-    # JSON has no whole numbers: to a schema 1.0 is one.
     return Channel(
-        **{**values, "generation": int(values["generation"]), "weight": int(values["weight"])}
+        adapter=document["adapter"],
+        # JSON has no whole numbers: to a schema 1.0 is one.
+        generation=int(document["generation"]),
+        stable=document["stable"],
+        canary=document["canary"],
+        weight=int(document["weight"]),
+        previous=document["previous"],
+        rolled_back=document["rolled_back"],
+        updated_at=document["updated_at"],
+        updated_by=document["updated_by"],
+        reason=document["reason"],
     )
 
 
-def channel_document(channel: Channel) -> dict[str, Any]:
-    """`configs/schemas/channel.json`."""
-    return {"schema": "channel/v1", **dataclasses.asdict(channel)}
+def channel_document(channel: Channel) -> ChannelDocument:
+    """The channel as its document."""
+    return {
+        "schema": "channel/v1",
+        "adapter": channel.adapter,
+        "generation": channel.generation,
+        "stable": channel.stable,
+        "canary": channel.canary,
+        "weight": channel.weight,
+        "previous": channel.previous,
+        "rolled_back": channel.rolled_back,
+        "updated_at": channel.updated_at,
+        "updated_by": channel.updated_by,
+        "reason": channel.reason,
+    }
 
 
 def who() -> str:
@@ -241,11 +260,7 @@ def change_channel(
     """
     for _ in range(_ATTEMPTS):
         found = read_channel(store, name)
-        present, etag = (
-            found
-            if found
-            else (Channel(name, generation=max(_audit_keys(store, name), default=0)), None)
-        )
+        present, etag = found if found else (_empty(store, name), None)
         wanted = change(present)
         if wanted == present and present.generation > above:
             return present
@@ -258,20 +273,34 @@ def change_channel(
             updated_by=actor or who(),
             reason=reason,
         )
-        problems = schema_problems(channel_document(new), "channel")
-        if problems:
-            raise UsageError(f"channel {name}: {problems[0]} Nothing is written.")
-        try:
-            store.swap(f"channels/{name}.json", _content(new), etag)
-        except ConflictError:
-            if not _happened(store, new):
-                continue
-        _audit(store, new)
-        return new
+        if _write(store, new, etag):
+            _audit(store, new)
+            return new
     raise InfrastructureError(
         f"channel {name}: lost the race for the write {_ATTEMPTS} times. Is another deployment"
         " running?"
     )
+
+
+def _empty(store: ObjectStore, name: str) -> Channel:
+    """The channel before its first change, or after somebody deleted it."""
+    return Channel(name, generation=max(_audit_keys(store, name), default=0))
+
+
+def _write(store: ObjectStore, channel: Channel, etag: str | None) -> bool:
+    """Whether the channel is written; not if somebody else wrote since `etag`.
+
+    Raises:
+        UsageError: it breaks its schema.
+    """
+    problems = schema_problems(channel_document(channel), "channel")
+    if problems:
+        raise UsageError(f"channel {channel.adapter}: {problems[0]} Nothing is written.")
+    try:
+        store.swap(f"channels/{channel.adapter}.json", _content(channel), etag)
+    except ConflictError:
+        return _happened(store, channel)
+    return True
 
 
 def history(
@@ -342,4 +371,4 @@ def _happened(store: ObjectStore, channel: Channel) -> bool:
 
 
 def _content(channel: Channel) -> bytes:
-    return (json.dumps(channel_document(channel), indent=2, ensure_ascii=False) + "\n").encode()
+    return text_of(channel_document(channel))

@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import functools
 import hashlib
-import json
 import os
 import random
 import re
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -34,8 +33,10 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
-from adapterops.schemas import schema_problems
 from adapterops.store.incoming import incoming, writing
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
 
 _Result = TypeVar("_Result")
 # Answers of the conditional-write protocol, not failures.
@@ -54,6 +55,15 @@ _SLOWEST_BYTES_PER_S = 256 * 1024
 # Documents are kilobytes. What is larger is none, and must not fill the memory of who asks for one.
 _DOCUMENT_BYTES = 4 * 2**20
 _LISTED = 200_000
+
+
+class _Answer(TypedDict):
+    """What S3 says of an object that is read (boto3 ships no types)."""
+
+    Body: StreamingBody
+    ContentLength: int
+    ETag: str
+    ChecksumSHA256: NotRequired[str]
 
 
 class ConflictError(Exception):
@@ -151,9 +161,8 @@ class ObjectStore:
         if etag and self._holds(key, body):
             return False
         if etag:
-            with contextlib.suppress(
-                ConflictError
-            ):  # somebody else wrote since, hopefully the same bytes
+            # Or somebody else wrote since, hopefully the same bytes.
+            with contextlib.suppress(ConflictError):
                 self._put(key, body, "application/octet-stream", IfMatch=etag)
                 return True
         self.put_new(key, body)
@@ -241,11 +250,10 @@ class ObjectStore:
     def _etag(self, key: str) -> str | None:
         """An object's entity tag, or None if there is none; nothing of it is read."""
         try:
-            return str(
-                self._call(lambda: self._s3.head_object(Bucket=self.bucket, Key=key))["ETag"]
-            )
+            head = self._call(lambda: self._s3.head_object(Bucket=self.bucket, Key=key))
         except ConflictError:
             return None
+        return str(head["ETag"])
 
     def _holds(self, key: str, body: bytes) -> bool:
         """Whether an object with just these bytes is there."""
@@ -314,7 +322,7 @@ class ObjectStore:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _chunks(self, answer: dict[str, Any]) -> Iterator[bytes]:
+    def _chunks(self, answer: _Answer) -> Iterator[bytes]:
         """An object's bytes, as the store has them; what comes slower than the slowest network that
         is worth waiting for is given up.
         """
@@ -350,7 +358,8 @@ class ObjectStore:
                 if code in _LOST:
                     raise ConflictError(code) from None
                 if code == _TRY_AGAIN and attempt + 1 < _ATTEMPTS:
-                    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # jitter, not a secret  # noqa: S311
+                    jitter = random.uniform(0, 0.1 * 2**attempt)  # no secret  # noqa: S311
+                    time.sleep(jitter)
                     continue
                 raise InfrastructureError(self._explain(code, error)) from None
             except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
@@ -393,20 +402,6 @@ class ObjectStore:
 
     def _where(self) -> str:
         return f"S3 bucket {self.bucket} at {self._s3.meta.endpoint_url}"
-
-
-def parse(content: bytes, schema: str) -> tuple[Any, list[str]]:
-    """A document, and what is wrong with it: that it is not JSON, or each way in which it is not
-    what its schema says.
-    """
-    try:
-        document = json.loads(content)
-        json.dumps(
-            document, ensure_ascii=False
-        ).encode()  # half of a surrogate pair can be read, and neither shown nor written again
-        return document, [str(problem) for problem in schema_problems(document, schema)]
-    except (ValueError, RecursionError) as error:  # the latter: brackets nested a thousand deep
-        return None, [f"it is not JSON ({error})"]
 
 
 def _write_all(file: IO[bytes], chunk: bytes) -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
-import json
 import math
-import os
 import re
-import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from adapterops.documents import new_directory, sha256_file, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
+from adapterops.shapes.gate_report import Comparison, Gate, GateReport
+from adapterops.shapes.release_manifest import Loss, ReleaseManifest, Source
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.signing import Signer, Trust
 from adapterops.specs.metric_catalogue import GENERAL
-from adapterops.store.objects import ObjectStore, parse
+from adapterops.store.objects import ObjectStore
+from adapterops.store.signed import SignedDocument, add_signature, parse, text_of, write_once
 from adapterops.store.withdrawn import refuse_withdrawn
 
-adapter_files = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+ReleasedFile = Literal["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+adapter_files: tuple[ReleasedFile, ...] = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+)
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -45,7 +50,7 @@ class Release:
 
     name: str
     digest: str
-    manifest: dict[str, Any]
+    manifest: ReleaseManifest
     new: bool
     mended: tuple[str, ...] = ()
 
@@ -85,10 +90,10 @@ def publish(
     store: ObjectStore,
     name: str,
     directory: Path,
-    gate_report: dict[str, Any],
-    train_manifest: dict[str, Any],
+    gate_report: GateReport,
+    train_manifest: TrainManifest,
     *,
-    source: dict[str, Any],
+    source: Source,
     signer: Signer | None = None,
 ) -> Release:
     """Publish an adapter that passed its gates; the manifest is written last, and a release exists
@@ -120,15 +125,36 @@ def publish(
         InfrastructureError: the store, or a damaged manifest in it.
     """
     prefix = _prefix(name, digest := adapter_digest(directory))
-    if gate_report["verdict"] != "PASS":
-        raise RejectedError(
-            f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']}"
-            " Nothing is published."
-        )
     _check_verdict(name, gate_report)
     _check_provenance(name, digest, directory, gate_report, train_manifest)
     check_weights(directory)
-    manifest = {
+    manifest = _manifest(name, digest, directory, gate_report, train_manifest, source)
+    refuse_withdrawn(store, name, digest)
+    existing = _find_release_to_complete(store, name, digest)
+    files = [directory / file for file in adapter_files]
+    mended = [file.name for file in files if store.put_known(f"{prefix}/{file.name}", file)]
+    if existing:
+        return _complete(store, existing, manifest, directory, signer, mended)
+    try:
+        write_once(store, _signed(manifest, directory), signer)
+    except RejectedError:
+        # Somebody published the same adapter since we looked: as if we had come later.
+        if existing := _find_release_to_complete(store, name, digest):
+            return _complete(store, existing, manifest, directory, signer, [])
+        raise
+    return Release(name, digest, manifest, new=True)
+
+
+def _manifest(
+    name: str,
+    digest: str,
+    directory: Path,
+    gate_report: GateReport,
+    train_manifest: TrainManifest,
+    source: Source,
+) -> ReleaseManifest:
+    base_model = train_manifest["base_model"]
+    manifest: ReleaseManifest = {
         "schema": "release_manifest/v1",
         "adapter": name,
         "digest": digest,
@@ -141,12 +167,14 @@ def publish(
             for file in adapter_files
         ],
         "base_model": {
-            key: train_manifest["base_model"][key] for key in ("name", "source_id", "revision")
+            "name": base_model["name"],
+            "source_id": base_model["source_id"],
+            "revision": base_model["revision"],
         },
         "rank": train_manifest["adapter"]["rank"],
         "training_key": train_manifest["training_key"],
         "gate_key": gate_report["gate_key"],
-        "verdict": gate_report["verdict"],
+        "verdict": "PASS",
         "metrics": {
             gate["metric"]: gate["value"] for gate in gate_report["gates"] if not gate.get("slice")
         },
@@ -159,31 +187,10 @@ def publish(
     problems = schema_problems(manifest, "release_manifest")
     if problems:
         raise RuntimeError(f"the release manifest would break its schema: {problems[0]}")
-    content = _manifest_content(manifest)
-    refuse_withdrawn(store, name, digest)
-    existing = _find_release_to_complete(store, name, digest)
-    mended = [
-        file for file in adapter_files if store.put_known(f"{prefix}/{file}", directory / file)
-    ]
-    if existing:
-        return _complete(store, existing, manifest, directory, signer, mended)
-    if signer:
-        store.put_new(
-            f"{prefix}/{_signature_key(content)}",
-            _sign(signer, directory, content),
-            "application/json",
-        )
-    try:
-        store.put_new(f"{prefix}/{MANIFEST}", content, "application/json")
-    except RejectedError:
-        # Somebody published the same adapter since we looked: as if we had come later.
-        if existing := _find_release_to_complete(store, name, digest):
-            return _complete(store, existing, manifest, directory, signer, [])
-        raise
-    return Release(name, digest, manifest, new=True)
+    return manifest
 
 
-def _find_release_to_complete(store: ObjectStore, name: str, digest: str) -> dict[str, Any] | None:
+def _find_release_to_complete(store: ObjectStore, name: str, digest: str) -> ReleaseManifest | None:
     manifest, problem = _read_manifest(store, name, digest)
     if problem:
         raise InfrastructureError(
@@ -196,8 +203,8 @@ def _find_release_to_complete(store: ObjectStore, name: str, digest: str) -> dic
 
 def _complete(
     store: ObjectStore,
-    existing: dict[str, Any],
-    manifest: dict[str, Any],
+    existing: ReleaseManifest,
+    manifest: ReleaseManifest,
     directory: Path,
     signer: Signer | None,
     mended: list[str],
@@ -207,47 +214,38 @@ def _complete(
     Its manifest is what anybody with write access to the store made of it: signed is only what this
     run itself would publish. When and from where it was published first is taken from the store.
     """
-    name, digest, content = existing["adapter"], existing["digest"], _manifest_content(existing)
-    key = f"{_prefix(name, digest)}/{_signature_key(content)}"
-    if signer and store.get(key) is None:
-        differs = [
-            field
-            for field in manifest
-            if field not in ("published_at", "source") and existing[field] != manifest[field]
-        ]
+    name, digest, release = existing["adapter"], existing["digest"], _signed(existing, directory)
+    if signer and store.get(release.signature_key) is None:
+        differs = _differences(existing, manifest)
         if differs:
             raise RejectedError(
                 f"{name} {digest[:12]} is published unsigned, with another {', '.join(differs)}"
                 " than this run has. It is not signed. Publish from the run with gate key"
                 f" {existing['gate_key'][:12]}; if there is none, somebody changed the manifest"
-                f" (s3://{store.bucket}/{_prefix(name, digest)}/{MANIFEST})."
+                f" (s3://{store.bucket}/{release.key})."
             )
-        with contextlib.suppress(RejectedError):  # somebody signed it in this moment
-            store.put_new(key, _sign(signer, directory, content), "application/json")
+        if add_signature(store, release, signer):
             mended = [*mended, "signature"]
     return Release(name, digest, existing, new=False, mended=tuple(mended))
 
 
-def _manifest_content(manifest: dict[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+def _differences(existing: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """Fields of a manifest that another run would publish otherwise."""
+    kept = ("published_at", "source")
+    return [field for field in wanted if field not in kept and existing.get(field) != wanted[field]]
 
 
-def _signature_key(content: bytes) -> str:
-    """Named by the manifest that it signs: an upload that was killed leaves a signature of no
-    manifest, and hinders nobody.
+def _signed(manifest: ReleaseManifest, directory: Path) -> SignedDocument:
+    """The manifest with the adapter's files: what a reader will have is what is signed.
+
+    The signature is named by the manifest that it signs: an upload that was killed leaves a
+    signature of no manifest, and hinders nobody.
     """
-    return f"signature-{hashlib.sha256(content).hexdigest()[:32]}.json"
-
-
-def _sign(signer: Signer, directory: Path, content: bytes) -> bytes:
-    """Sign what a reader will have: the adapter's files and the manifest, without whatever else
-    lies in the directory.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        for file in adapter_files:
-            shutil.copyfile(directory / file, Path(scratch) / file)
-        (Path(scratch) / MANIFEST).write_bytes(content)
-        return signer.sign(Path(scratch))
+    content = text_of(manifest)
+    prefix = _prefix(manifest["adapter"], manifest["digest"])
+    signature = f"{prefix}/signature-{hashlib.sha256(content).hexdigest()[:32]}.json"
+    files = tuple(directory / file for file in adapter_files)
+    return SignedDocument(f"{prefix}/{MANIFEST}", content, signature, files)
 
 
 def check_weights(directory: Path) -> None:
@@ -278,34 +276,40 @@ def check_weights(directory: Path) -> None:
         raise RejectedError(f"{path.name} holds no tensors.")
 
 
-def _lost(gate_report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the adapter lost of what the base model could: the general metrics of both, with
-    intervals.
-    """
-    rows = (
-        row
-        for row in gate_report["comparisons"]
-        if row["metric"] in GENERAL and row["against"] == "base" and row["n"]
-    )
-    return [
-        {
-            "metric": row["metric"],
-            "slice": row.get("slice"),
-            "base": row["reference"],
-            "adapter": row["candidate"],
-            "n": row["n"],
-            "difference": row["effect"],
-            "interval": row["interval"],
-            "confidence": row["confidence"],
-        }
-        for row in rows
-    ]
+def _lost(gate_report: GateReport) -> list[Loss]:
+    """What the adapter lost of the base model's abilities: general metrics, with intervals."""
+    lost: list[Loss] = []
+    for row in gate_report["comparisons"]:
+        base, adapter, difference = row["reference"], row["candidate"], row["effect"]
+        if row["metric"] not in GENERAL or row["against"] != "base" or not row["n"]:
+            continue
+        if base is None or adapter is None or difference is None:
+            continue
+        lost.append(
+            {
+                "metric": row["metric"],
+                "slice": row.get("slice"),
+                "base": base,
+                "adapter": adapter,
+                "n": row["n"],
+                "difference": difference,
+                "interval": row["interval"],
+                "confidence": row["confidence"],
+            }
+        )
+    return lost
 
 
-def _check_verdict(name: str, gate_report: dict[str, Any]) -> None:
-    """A PASS rests on gates that were measured, and that do not contradict it."""
+def _check_verdict(name: str, gate_report: GateReport) -> None:
+    """Only a PASS is published, and it rests on measured gates that do not contradict it."""
+    if gate_report["verdict"] != "PASS":
+        raise RejectedError(
+            f"{name}: the gate's verdict is {gate_report['verdict']}: {gate_report['reason']}"
+            " Nothing is published."
+        )
     gates = gate_report["gates"]
-    judged = [*gates, *(row for row in gate_report["comparisons"] if row["verdict"])]
+    compared = [row for row in gate_report["comparisons"] if row["verdict"]]
+    judged: list[Gate | Comparison] = [*gates, *compared]
     stops = [
         row
         for row in judged
@@ -331,8 +335,8 @@ def _check_provenance(
     name: str,
     digest: str,
     directory: Path,
-    gate_report: dict[str, Any],
-    train_manifest: dict[str, Any],
+    gate_report: GateReport,
+    train_manifest: TrainManifest,
 ) -> None:
     """Directory, verdict and train manifest must be of one adapter, as far as each of them says."""
     judged = gate_report["adapter"]
@@ -365,7 +369,7 @@ def _check_provenance(
             )
 
 
-def find_release(store: ObjectStore, name: str, digest: str) -> dict[str, Any] | None:
+def find_release(store: ObjectStore, name: str, digest: str) -> ReleaseManifest | None:
     """The manifest of a release, or None if it is not published.
 
     Raises:
@@ -377,29 +381,28 @@ def find_release(store: ObjectStore, name: str, digest: str) -> dict[str, Any] |
     return manifest
 
 
-def _read_manifest(store: ObjectStore, name: str, digest: str) -> tuple[dict[str, Any] | None, str]:
-    """A release's manifest, None if there is none; and what is wrong with it, empty if nothing
-    is.
-    """
+def _read_manifest(
+    store: ObjectStore, name: str, digest: str
+) -> tuple[ReleaseManifest | None, str]:
+    """A release's manifest, None without a good one; and what is wrong with it, or nothing."""
     key = f"{_prefix(name, digest)}/{MANIFEST}"
     fetched = store.get(key)
     if fetched is None:
         return None, ""
     manifest, problem = _parse_manifest(fetched.content, name, digest)
-    return (
-        manifest,
-        f"s3://{store.bucket}/{key} is not a valid release manifest: {problem}" if problem else "",
-    )
+    if problem:
+        return None, f"s3://{store.bucket}/{key} is not a valid release manifest: {problem}"
+    return manifest, ""
 
 
-def _parse_manifest(content: bytes, name: str, digest: str) -> tuple[dict[str, Any], str]:
-    manifest, problems = parse(content, "release_manifest")
-    if problems:
-        return {}, problems[0]
+def _parse_manifest(content: bytes, name: str, digest: str) -> tuple[ReleaseManifest | None, str]:
+    manifest, problem = parse(content, ReleaseManifest)
+    if manifest is None:
+        return None, problem
     if (manifest["adapter"], manifest["digest"]) != (name, digest):
-        return {}, f"it is the manifest of {manifest['adapter']} {manifest['digest'][:12]}"
+        return None, f"it is the manifest of {manifest['adapter']} {manifest['digest'][:12]}"
     if sha256_json({file["name"]: file["sha256"] for file in manifest["files"]}) != digest:
-        return {}, "its files do not have the digest that it is named by"
+        return None, "its files do not have the digest that it is named by"
     return manifest, ""
 
 
@@ -411,7 +414,7 @@ def fetch_release(
     *,
     base_model: str,
     trust: Trust | None = None,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, ReleaseManifest]:
     """Bring a release to `<root>/<name>/sha256-<digest>`, whole and verified, or not at all.
 
     Args:
@@ -437,8 +440,8 @@ def fetch_release(
         try:
             trust.verify(target, target / SIGNATURE)
         except RejectedError:
-            # damaged here, or signed with a key that is trusted no more: the store may have a
-            # better one
+            # Damaged here, or signed with a key that is trusted no more: the store may have a
+            # better one.
             manifest = None
     if manifest is None:
         manifest = find_release(store, name, digest)
@@ -449,33 +452,7 @@ def fetch_release(
         check_base_model(manifest, base_model)
         try:
             with new_directory(target) as staging:
-                for file in manifest["files"]:
-                    key = f"{_prefix(name, digest)}/{file['name']}"
-                    store.download(
-                        key, staging, file["name"], sha256=file["sha256"], size=file["size"]
-                    )
-                content = _manifest_content(manifest)
-                (staging / MANIFEST).write_bytes(content)
-                if trust:
-                    signature = store.get(f"{_prefix(name, digest)}/{_signature_key(content)}")
-                    if signature is None:
-                        raise RejectedError(
-                            f"{name} {digest[:12]} is not signed, or its manifest was changed"
-                            " since. Publish it again, from the run that made it, with"
-                            " --signing-key; a changed manifest is not signed, and the reason is"
-                            " said."
-                        )
-                    (staging / SIGNATURE).write_bytes(signature.content)
-                    try:
-                        trust.verify(staging, staging / SIGNATURE)
-                    except RejectedError as error:
-                        raise RejectedError(
-                            f"{error}. Nothing is loaded. If you know why (another key, a damaged"
-                            f" object), remove s3://{store.bucket}/{_prefix(name, digest)}/"
-                            f"{_signature_key(content)} and publish the release again with"
-                            " --signing-key."
-                        ) from None
-                check_weights(staging)
+                _download(store, manifest, staging, trust)
         except OSError as error:
             raise InfrastructureError(
                 f"{target} cannot be written: {error.strerror or error}. Check free space and"
@@ -485,9 +462,50 @@ def fetch_release(
     return target, manifest
 
 
+def _download(
+    store: ObjectStore, manifest: ReleaseManifest, staging: Path, trust: Trust | None
+) -> None:
+    """Bring a release's files, manifest and signature into a directory, all verified."""
+    prefix = _prefix(manifest["adapter"], manifest["digest"])
+    for file in manifest["files"]:
+        key = f"{prefix}/{file['name']}"
+        store.download(key, staging, file["name"], sha256=file["sha256"], size=file["size"])
+    release = _signed(manifest, staging)
+    (staging / MANIFEST).write_bytes(release.content)
+    if trust:
+        _check_signature(store, manifest, release, staging, trust)
+    check_weights(staging)
+
+
+def _check_signature(
+    store: ObjectStore,
+    manifest: ReleaseManifest,
+    release: SignedDocument,
+    staging: Path,
+    trust: Trust,
+) -> None:
+    """Bring the signature beside what it signs: a host verifies it there at each start."""
+    signature = store.get(release.signature_key)
+    if signature is None:
+        raise RejectedError(
+            f"{manifest['adapter']} {manifest['digest'][:12]} is not signed, or its manifest was"
+            " changed since. Publish it again, from the run that made it, with --signing-key; a"
+            " changed manifest is not signed, and the reason is said."
+        )
+    (staging / SIGNATURE).write_bytes(signature.content)
+    try:
+        trust.verify(staging, staging / SIGNATURE)
+    except RejectedError as error:
+        raise RejectedError(
+            f"{error}. Nothing is loaded. If you know why (another key, a damaged object), remove"
+            f" s3://{store.bucket}/{release.signature_key} and publish the release again with"
+            " --signing-key."
+        ) from None
+
+
 def local_manifest(
     directory: Path, name: str, digest: str, *, signed: bool = False
-) -> dict[str, Any] | None:
+) -> ReleaseManifest | None:
     """The manifest of an intact local copy of this release, every file's SHA-256 verified; None if
     it is missing, damaged or another.
 
@@ -495,23 +513,20 @@ def local_manifest(
     another question.
     """
     try:
-        manifest, problem = _parse_manifest((directory / MANIFEST).read_bytes(), name, digest)
-        intact = (
-            not problem
-            and set(os.listdir(directory)) - {SIGNATURE}  # noqa: PTH208
-            == {MANIFEST, *(file["name"] for file in manifest["files"])}
-            and (not signed or (directory / SIGNATURE).is_file())
-            and all(
-                sha256_file(directory / file["name"]) == file["sha256"]
-                for file in manifest["files"]
-            )
+        manifest, _ = _parse_manifest((directory / MANIFEST).read_bytes(), name, digest)
+        if manifest is None or (signed and not (directory / SIGNATURE).is_file()):
+            return None
+        files = manifest["files"]
+        found = {path.name for path in directory.iterdir()} - {SIGNATURE}
+        intact = found == {MANIFEST, *(file["name"] for file in files)} and all(
+            sha256_file(directory / file["name"]) == file["sha256"] for file in files
         )
-        return manifest if intact else None
     except OSError:
         return None
+    return manifest if intact else None
 
 
-def check_base_model(manifest: dict[str, Any], base_model: str) -> None:
+def check_base_model(manifest: ReleaseManifest, base_model: str) -> None:
     """Refuse an adapter that was trained on another base model than the one served.
 
     Raises:
@@ -525,7 +540,7 @@ def check_base_model(manifest: dict[str, Any], base_model: str) -> None:
         )
 
 
-def list_releases(store: ObjectStore, name: str) -> list[dict[str, Any]]:
+def list_releases(store: ObjectStore, name: str) -> list[ReleaseManifest]:
     """Manifests of every release of an adapter, the oldest first.
 
     Raises:
@@ -537,7 +552,7 @@ def list_releases(store: ObjectStore, name: str) -> list[dict[str, Any]]:
     return manifests
 
 
-def _read_manifests(store: ObjectStore, name: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _read_manifests(store: ObjectStore, name: str) -> tuple[list[ReleaseManifest], dict[str, str]]:
     """Good manifests, the oldest first, and what is wrong with each of the others, by digest."""
     pattern = re.compile(
         rf"adapters/{re.escape(_checked(name))}/sha256-([0-9a-f]{{64}})/{re.escape(MANIFEST)}"
@@ -550,7 +565,7 @@ def _read_manifests(store: ObjectStore, name: str) -> tuple[list[dict[str, Any]]
                 damaged[match.group(1)] = problem
             elif manifest:
                 manifests.append(manifest)
-    return sorted(manifests, key=lambda manifest: str(manifest["published_at"])), damaged
+    return sorted(manifests, key=lambda manifest: manifest["published_at"]), damaged
 
 
 def find_version(store: ObjectStore, name: str, version: str) -> str:
@@ -562,7 +577,7 @@ def find_version(store: ObjectStore, name: str, version: str) -> str:
         InfrastructureError: the store.
     """
     manifests, damaged = _read_manifests(store, name)
-    digests = [str(manifest["digest"]) for manifest in manifests]
+    digests = [manifest["digest"] for manifest in manifests]
     if not digests and not damaged:
         raise UsageError(f"{name} has no releases in bucket {store.bucket}. Publish one first.")
     known = (

@@ -10,20 +10,20 @@ brings no version back: hosts keep what they have seen.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
 import re
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from adapterops.documents import canonical_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.schemas import schema_problems
+from adapterops.shapes.withdrawn import Release as Entry
+from adapterops.shapes.withdrawn import Withdrawn as WithdrawnDocument
 from adapterops.signing import Signer, Trust
 from adapterops.store.channels import Channel, change_channel, read_channel, who, without
-from adapterops.store.objects import ConflictError, Fetched, ObjectStore, parse
+from adapterops.store.objects import ConflictError, Fetched, ObjectStore
+from adapterops.store.signed import parse, sign, text_of, verify
 
 _LIST_BYTES = 256 * 1024
 _SIGNED = "withdrawn.json"
@@ -41,16 +41,20 @@ class Withdrawn:
     """
 
     number: int = 0
-    releases: dict[str, dict[str, str]] = field(default_factory=dict)
+    releases: dict[str, Entry] = field(default_factory=dict)
 
     def joined(self, other: Withdrawn) -> Withdrawn:
         """What is on either list."""
         return Withdrawn(max(self.number, other.number), {**other.releases, **self.releases})
 
-    def document(self, name: str, signature: str | None = None) -> dict[str, Any]:
-        """`configs/schemas/withdrawn.json`."""
-        entries = {"adapter": name, "number": self.number, "releases": list(self.releases.values())}
-        return {"schema": "withdrawn/v1", "list": entries, "signature": signature}
+    def document(self, name: str) -> WithdrawnDocument:
+        """The list as its document, unsigned."""
+        releases = list(self.releases.values())
+        return {
+            "schema": "withdrawn/v1",
+            "list": {"adapter": name, "number": self.number, "releases": releases},
+            "signature": None,
+        }
 
 
 def refuse_withdrawn(store: ObjectStore, name: str, digest: str) -> None:
@@ -91,36 +95,29 @@ def read_list(store: ObjectStore, name: str) -> Fetched | None:
 
 def from_document(content: bytes, bucket: str, name: str, trust: Trust | None) -> Withdrawn:
     """The list in a document; errors as `read_withdrawn`, and where it lies is `bucket`."""
-    document, problems = parse(content, "withdrawn")
-    if not problems and document["list"]["adapter"] != name:
-        problems = ["it is of another adapter"]
-    if problems:
+    document, problem = parse(content, WithdrawnDocument)
+    if document and document["list"]["adapter"] != name:
+        problem = "it is of another adapter"
+    if document is None or problem:
         raise RejectedError(
-            f"s3://{bucket}/{_key(name)} is not a valid list of withdrawn releases: {problems[0]}"
+            f"s3://{bucket}/{_key(name)} is not a valid list of withdrawn releases: {problem}"
         )
     if trust:
-        _verify(document, bucket, name, trust)
+        _check_signature(document, f"s3://{bucket}/{_key(name)}", trust)
+    signed = document["list"]
     return Withdrawn(
-        int(document["list"]["number"]),
-        {entry["digest"]: entry for entry in document["list"]["releases"]},
+        int(signed["number"]), {entry["digest"]: entry for entry in signed["releases"]}
     )
 
 
-def _verify(document: dict[str, Any], bucket: str, name: str, trust: Trust) -> None:
-    if document["signature"] is None:
-        raise RejectedError(
-            f"s3://{bucket}/{_key(name)} is not signed, so that nothing is withdrawn by it."
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        signature = Path(scratch) / "signature.json"
-        (Path(scratch) / _SIGNED).write_bytes(canonical_json(document["list"]))
-        signature.write_text(document["signature"], encoding="utf-8")
-        try:
-            trust.verify(Path(scratch), signature)
-        except RejectedError as error:
-            raise RejectedError(
-                f"s3://{bucket}/{_key(name)}: {error}. Nothing is withdrawn by it."
-            ) from None
+def _check_signature(document: WithdrawnDocument, place: str, trust: Trust) -> None:
+    signature = document["signature"]
+    if signature is None:
+        raise RejectedError(f"{place} is not signed, so that nothing is withdrawn by it.")
+    try:
+        verify(trust, _SIGNED, canonical_json(document["list"]), signature.encode())
+    except RejectedError as error:
+        raise RejectedError(f"{place}: {error}. Nothing is withdrawn by it.") from None
 
 
 def withdraw(
@@ -156,7 +153,7 @@ def withdraw(
     """
     if not _DIGEST.fullmatch(digest):
         raise UsageError(f"adapter version {digest!r}: expected 64 hex digits.")
-    entry = {
+    entry: Entry = {
         "digest": digest,
         "reason": reason,
         "by": actor or who(),
@@ -175,7 +172,7 @@ def withdraw(
 
 
 def _append(
-    store: ObjectStore, name: str, entry: dict[str, str], signer: Signer | None, trust: Trust | None
+    store: ObjectStore, name: str, entry: Entry, signer: Signer | None, trust: Trust | None
 ) -> None:
     for _ in range(_ATTEMPTS):
         found = read_list(store, name)
@@ -185,41 +182,38 @@ def _append(
         # At least the second of the clock: of a list that was removed since, hosts know the number
         # still.
         number = max(present.number + 1, int(datetime.datetime.now(datetime.UTC).timestamp()))
-        new = Withdrawn(number, {**present.releases, entry["digest"]: entry})
-        if problems := schema_problems(new.document(name), "withdrawn"):
-            raise UsageError(f"withdrawn releases of {name}: {problems[0]} Nothing is written.")
-        content = (
-            json.dumps(
-                new.document(name, _sign(new.document(name)["list"], signer)),
-                indent=2,
-                ensure_ascii=False,
-            )
-            + "\n"
-        ).encode()
-        if len(content) > _LIST_BYTES:
-            raise UsageError(
-                f"withdrawn releases of {name}: the list would exceed {_LIST_BYTES} bytes. Use the"
-                " adapter under a new name."
-            )
-        try:
+        content = _content(
+            Withdrawn(number, {**present.releases, entry["digest"]: entry}), name, signer
+        )
+        # A lost swap: somebody else wrote, or the answer of this very write got lost; then it is
+        # there at the next look.
+        with contextlib.suppress(ConflictError):
             store.swap(_key(name), content, found.etag if found else None)
-        except ConflictError:
-            # somebody else wrote, or the answer of this very write got lost: then it is there at
-            # the next look
-            continue
-        return
+            return
     raise InfrastructureError(
         f"withdrawn releases of {name}: lost the race for the write {_ATTEMPTS} times. Run it"
         " again."
     )
 
 
-def _sign(new: dict[str, Any], signer: Signer | None) -> str | None:
-    if signer is None:
-        return None
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / _SIGNED).write_bytes(canonical_json(new))
-        return signer.sign(Path(scratch)).decode()
+def _content(new: Withdrawn, name: str, signer: Signer | None) -> bytes:
+    """The bytes of a list with its signature.
+
+    Raises:
+        UsageError: it breaks its schema, or is too large.
+    """
+    document = new.document(name)
+    if problems := schema_problems(document, "withdrawn"):
+        raise UsageError(f"withdrawn releases of {name}: {problems[0]} Nothing is written.")
+    if signer:
+        document["signature"] = sign(signer, _SIGNED, canonical_json(document["list"])).decode()
+    content = text_of(document)
+    if len(content) > _LIST_BYTES:
+        raise UsageError(
+            f"withdrawn releases of {name}: the list would exceed {_LIST_BYTES} bytes. Use the"
+            " adapter under a new name."
+        )
+    return content
 
 
 def _key(name: str) -> str:

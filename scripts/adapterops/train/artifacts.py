@@ -8,9 +8,10 @@ import math
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterops.errors import RejectedError
+from adapterops.shapes.train_manifest import Quantisation, Training, TrainManifest
 from adapterops.specs.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,9 +36,8 @@ def save_adapter(
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
         for name, tensor in sorted(trained.items())
     }
-    if others := [
-        name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))
-    ]:
+    others = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if others:
         raise ValueError(
             f"the adapter would hold {', '.join(others[:3])}, which vLLM does not serve. Only"
             " LoRA's matrices belong in it."
@@ -51,15 +51,18 @@ def save_adapter(
     path = directory / "adapter_model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
     _check_written(path, weights)
-    config: dict[str, Any] = lora.to_dict()
-    config["inference_mode"] = True
+    source = recipe.base_model.source
     # peft records a path of this machine and sets in arbitrary order; both would change the digest.
-    config["base_model_name_or_path"] = recipe.base_model.source_id
-    config["revision"] = recipe.base_model.source.get("revision")
     config = {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+        **{
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in lora.to_dict().items()
+        },
+        "inference_mode": True,
+        "base_model_name_or_path": recipe.base_model.source_id,
+        "revision": source["revision"] if source["type"] == "hub" else None,
+        "target_modules": sorted(lora.target_modules),
     }
-    config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     (directory / "adapter_config.json").write_text(text, encoding="utf-8")
 
@@ -79,9 +82,7 @@ def _check_written(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def lora_digest(model: PeftModel) -> str:
-    """SHA-256 over the initial LoRA A matrices: equal for equal seeds, so that a lost seed is
-    seen.
-    """
+    """SHA-256 over the initial LoRA A matrices: it shows whether the seed had an effect."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if "lora_A" in name:
@@ -101,10 +102,8 @@ def peak_memory_gib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
 
 
-def loss_curve(manifest: dict[str, Any]) -> str:
-    """The training loss, and that of held-back rows if there are any, as an SVG that stands
-    alone.
-    """
+def loss_curve(manifest: TrainManifest) -> str:
+    """The training loss, and that of held-back rows if there are any, as an SVG of its own."""
     width, height, left, bottom = 640, 320, 52, 36
     points = [(entry["step"], entry["loss"]) for entry in manifest["training"]["loss_history"]]
     held = [(entry["step"], entry["loss"]) for entry in manifest["run"]["held_back"]]
@@ -135,20 +134,24 @@ def loss_curve(manifest: dict[str, Any]) -> str:
             f'<text x="{place(step, 0).split(",")[0]}" y="{height - bottom + 18}"'
             f' text-anchor="middle">{step:.0f}</text>'
         )
-    legend = "loss (nats per supervised token) over steps" + (
-        "; red: held-back rows" if held else ""
-    )
-    return (
+    legend = "loss (nats per supervised token) over steps"
+    if held:
+        legend += "; red: held-back rows"
+    lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
-        ' font-family="sans-serif" font-size="11" fill="#888">\n<title>Training loss from'
-        f" {points[0][1]:.3f} to {points[-1][1]:.3f} in {last} steps</title>\n"
-        + "\n".join(ticks)
-        + f"\n{line(points, '#2f6fdf')}\n{line(held, '#d33') if held else ''}\n"
-        + f'<text x="{left}" y="{height - 4}">{legend}</text>\n</svg>\n'
-    )
+        ' font-family="sans-serif" font-size="11" fill="#888">',
+        f"<title>Training loss from {points[0][1]:.3f} to {points[-1][1]:.3f} in {last} steps"
+        "</title>",
+        *ticks,
+        line(points, "#2f6fdf"),
+        line(held, "#d33") if held else "",
+        f'<text x="{left}" y="{height - 4}">{legend}</text>',
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _carried_over(found: dict[str, Any] | None) -> str:
+def _carried_over(found: Quantisation | None) -> str:
     if not found:
         return "not measured: the weights were in pieces on several GPUs"
     of = "held-back" if found["from"] == "held_back" else "training"
@@ -159,11 +162,11 @@ def _carried_over(found: dict[str, Any] | None) -> str:
     )
 
 
-def _final_loss(training: dict[str, Any]) -> str:
+def _final_loss(training: Training) -> str:
     return f"{training['final_loss']:.4f} nats per supervised token after {training['steps']} steps"
 
 
-def _hardware(manifest: dict[str, Any]) -> str:
+def _hardware(manifest: TrainManifest) -> str:
     training = manifest["training"]
     speed, memory = training["tokens_per_second"], training["peak_memory_gib"]
     return f"{manifest['environment']['device']}, {speed:,.0f} tokens/s, peak {memory} GiB"
@@ -173,14 +176,9 @@ def _listed(licences: dict[str, int]) -> str:
     return ", ".join(f"{licence} ({rows:,})" for licence, rows in licences.items())
 
 
-def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
+def model_card(manifest: TrainManifest, recipe: Recipe) -> str:
     """What this adapter is, for whoever finds it (Hugging Face model card)."""
-    base, tokens, training, lora = (
-        manifest["base_model"],
-        manifest["tokens"],
-        manifest["training"],
-        recipe.lora,
-    )
+    base, tokens, lora = manifest["base_model"], manifest["tokens"], recipe.lora
     layers = f" of the last {lora['last_layers']} layers" if "last_layers" in lora else ""
     files = "\n".join(f"| `{file['path']}` | `{file['sha256']}` |" for file in manifest["data"])
     packages = ", ".join(
@@ -207,7 +205,7 @@ rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, on
 
 | | |
 |---|---|
-| final training loss | {_final_loss(training)} |
+| final training loss | {_final_loss(manifest["training"])} |
 | on the bf16 weights, which are served | {_carried_over(manifest["run"].get("quantisation"))} |
 | base revision | `{base["revision"]}` |
 | recipe | `{manifest["recipe"]}`, seed {recipe.seed} |

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -16,18 +15,14 @@ from adapterops.store.releases import adapter_digest
 from adapterops.train.judgement import judge_again
 
 
-def find_trained(output: Path, key: str) -> dict[str, Any] | None:
+def find_trained(output: Path, key: str) -> TrainManifest | None:
     """The manifest of the intact adapter in `output` if it has this training key, else None."""
     try:
         manifest = read_json(output / "train_manifest.json", TrainManifest)
-        if (
-            manifest["training_key"] == key
-            and adapter_digest(output) == manifest["adapter"]["digest"]
-        ):
-            return manifest
+        intact = adapter_digest(output) == manifest["adapter"]["digest"]
     except (UsageError, OSError):
-        pass
-    return None
+        return None
+    return manifest if intact and manifest["training_key"] == key else None
 
 
 def train_once(
@@ -38,11 +33,11 @@ def train_once(
     *,
     force: bool = False,
     remote: Remote | None = None,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[TrainManifest | None, bool]:
     """Train into `output` unless it holds the adapter of this very key.
 
     Returns:
-        The train manifest, and whether it was there already.
+        The train manifest (None in processes of rank above 0), and whether it was there already.
 
     Raises:
         RejectedError: it holds that adapter, and today's recipe does not allow it
@@ -50,11 +45,8 @@ def train_once(
         UsageError: `output` exists and is not an adapter directory, which would be lost; see also
             `train`.
     """
-    if (
-        output.exists()
-        and not (output / "train_manifest.json").is_file()
-        and (output.is_file() or any(output.iterdir()))
-    ):
+    empty = output.is_dir() and not any(output.iterdir())
+    if output.exists() and not empty and not (output / "train_manifest.json").is_file():
         raise UsageError(
             f"--output {output} exists and is not an adapter directory. Choose another path or"
             " remove it."

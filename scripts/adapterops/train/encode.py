@@ -1,13 +1,11 @@
-"""Rows to token ids and labels: only the assistant's answers are trained, each with its end-of-turn
-token.
-"""
+"""Rows to token ids and labels: trained are the assistant's answers, each with its end of turn."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterops.data.reader import load_rows
 from adapterops.data.rows import training_messages
@@ -102,9 +100,9 @@ def encode_files(
     if not input_ids:
         raise RejectedError(f"{', '.join(map(str, files))}: no rows to train on.")
     if too_long and on_truncation == "error":
-        shown = "\n".join(too_long[:20]) + (
-            f"\n… and {len(too_long) - 20} more" if len(too_long) > 20 else ""
-        )
+        shown = "\n".join(too_long[:20])
+        if len(too_long) > 20:
+            shown += f"\n… and {len(too_long) - 20} more"
         raise RejectedError(
             f"{shown}\n{len(too_long)} rows would lose {lost} tokens, {lost_supervised} of them of"
             " answers. Shorten them, raise training.max_length, or accept the loss with"
@@ -165,7 +163,7 @@ def encode_messages(
 
 
 def _render(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **options: Any
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **options: bool
 ) -> list[int]:
     text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     # The template writes BOS itself; a second one from the tokenizer would differ from what the
@@ -175,9 +173,7 @@ def _render(
 
 
 def mask_sample(encoded: EncodedData, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The shortest row as text, what is trained between ⟦ and ⟧: for a person to see that it is the
-    answer and its end.
-    """
+    """The shortest row as text, what is trained between ⟦ and ⟧, for a person to look at."""
     number = min(range(len(encoded.input_ids)), key=lambda row: (len(encoded.input_ids[row]), row))
     parts: list[str] = []
     trained, tokens = False, list[int]()

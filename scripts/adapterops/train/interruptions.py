@@ -1,5 +1,7 @@
-"""Signals that end a training: SIGTERM and SIGINT (a spot instance that goes, a cancelled job),
-SIGUSR1 (Slurm, before time runs out).
+"""Signals that end a training.
+
+SIGTERM and SIGINT come when a spot instance goes or a job is cancelled, SIGUSR1 from Slurm before
+time runs out.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ _AGAIN_S = 3.0
 
 
 class Interruptions:
-    """While the context lasts, a signal raises `InfrastructureError` at once, or is only noted
-    while `stepping`.
+    """A signal raises `InfrastructureError` at once, or is only noted while `stepping`.
 
     Attributes:
         heard: name of the signal that came, or None.

@@ -1,17 +1,25 @@
-"""Whether an adapter that is trained may be written, or used again: what the recipe allows and no
-training key holds.
-"""
+"""Whether a trained adapter may be written or used again: recipe settings outside of its key."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from adapterops.errors import RejectedError
+from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.recipe import Recipe
 
 
-def judge(losses: dict[str, Any], limit: float, where: Path) -> None:
+class Losses(TypedDict):
+    """Mean losses in nats a supervised token, of adapter and base model on two kinds of weights."""
+
+    adapter_nf4: float
+    adapter_bf16: float
+    base_nf4: float
+    base_bf16: float
+
+
+def judge(losses: Losses, limit: float, where: Path) -> None:
     """Refuse an adapter that loses too much on the weights it is served on.
 
     Args:
@@ -35,7 +43,7 @@ def judge(losses: dict[str, Any], limit: float, where: Path) -> None:
         )
 
 
-def judge_again(manifest: dict[str, Any], recipe: Recipe) -> None:
+def judge_again(manifest: TrainManifest, recipe: Recipe) -> None:
     """Hold an adapter that was trained before to the recipe of today.
 
     Args:

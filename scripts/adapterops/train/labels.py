@@ -1,6 +1,4 @@
-"""What a training row is, for those who make rows and those who batch them; imports nothing, since
-torch takes seconds.
-"""
+"""What a training row is; it imports nothing, for who makes rows need not wait for torch."""
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 

@@ -6,8 +6,11 @@ forward pass kept is still there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from adapterops.shapes.recipe import Lora, Quantization, Training
 
 _BF16, _FP32 = 2, 4
 # NF4: half a byte a weight. Its constants: one float32 for 64 weights, or, quantised again, one
@@ -43,7 +46,7 @@ class Shape:
     tie_word_embeddings: bool
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Shape:
+    def of(cls, config: Mapping[str, Any]) -> Shape:
         """From the content of a `config.json`."""
         return cls(
             hidden_size=config["hidden_size"],
@@ -60,10 +63,8 @@ class Shape:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """Input and output width of each projection of a layer."""
-        query, key = (
-            self.num_attention_heads * self.head_dim,
-            self.num_key_value_heads * self.head_dim,
-        )
+        query = self.num_attention_heads * self.head_dim
+        key = self.num_key_value_heads * self.head_dim
         return {
             "q_proj": (self.hidden_size, query),
             "k_proj": (self.hidden_size, key),
@@ -83,9 +84,7 @@ class Shape:
 
     @property
     def passed_parameters(self) -> int:
-        """Weights that a token is multiplied with: the projections and the LM head, tied or not;
-        embeddings are only looked up.
-        """
+        """Weights that a token is multiplied with: projections and LM head, not embeddings."""
         return self.linear_parameters + self.vocab_size * self.hidden_size
 
     @property
@@ -93,14 +92,14 @@ class Shape:
         """Weights of embeddings and LM head, which stay in bf16."""
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
-    def lora_parameters(self, lora: dict[str, Any]) -> int:
+    def lora_parameters(self, lora: Lora) -> int:
         """Trained parameters: r × (in + out) for each projection of the recipe's `lora`."""
         wide = sum(sum(self.projections[name]) for name in lora["target_modules"])
-        return self.trained_layers(lora) * int(lora["r"]) * wide
+        return self.trained_layers(lora) * lora["r"] * wide
 
-    def trained_layers(self, lora: dict[str, Any]) -> int:
+    def trained_layers(self, lora: Lora) -> int:
         """How many layers get LoRA: all, or the recipe's `last_layers`."""
-        return int(lora.get("last_layers", self.num_hidden_layers))
+        return lora.get("last_layers", self.num_hidden_layers)
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,7 @@ class Estimate:
 
     @property
     def training(self) -> float:
-        """Peak of a training step. Activations of the last layer and the logits are not there at
-        once: the larger counts.
-        """
+        """Peak of a training step; of the last layer's activations and the logits one is there."""
         held = (
             self.weights
             + self.quantisation_constants
@@ -150,9 +147,7 @@ class Estimate:
 
     @property
     def evaluation(self) -> float:
-        """Peak of a forward pass without gradients, during a training or after it: the optimiser's
-        state is still there.
-        """
+        """Peak of a forward pass during a training, whose optimiser's state is still there."""
         held = (
             self.weights
             + self.quantisation_constants
@@ -165,12 +160,14 @@ class Estimate:
 
 def estimate(
     shape: Shape,
-    quantization: dict[str, Any],
-    lora: dict[str, Any],
-    training: dict[str, Any],
+    quantization: Quantization,
+    lora: Lora,
+    training: Training,
     tokens: int,
     supervised: int | None = None,
     pieces: int = 1,
+    *,
+    float32_copies: bool = False,
 ) -> Estimate:
     """Memory of training with the recipe's settings.
 
@@ -178,80 +175,100 @@ def estimate(
         shape: of the base model.
         quantization: the recipe's section.
         lora: the recipe's section.
-        training: the recipe's section. `float32_copies` is of benchmarks and in no recipe: what
-            peft's `prepare_model_for_kbit_training` and a loss over all logits at once cost.
+        training: the recipe's section.
         tokens: of the largest micro-batch, padding counted.
         supervised: of these, those with a loss; None counts all.
         pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network. Each gathers the layer it
             is at, and the next one meanwhile.
+        float32_copies: of benchmarks and in no recipe: what peft's
+            `prepare_model_for_kbit_training` and a loss over all logits at once cost.
     """
+    stored = _FP32 if float32_copies else _BF16  # bytes a weight that is not quantised
+    constants = shape.linear_parameters * _CONSTANTS[quantization["double_quant"]]
+    dequantised = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
     parameters = shape.lora_parameters(lora)
-    layer = layer_activations(shape, lora, training)
-    copies = bool(training.get("float32_copies"))
-    trained = _FP32 if copies else _BF16
-    hidden = shape.hidden_size * trained  # embeddings in float32 make the residual stream float32
-    # Below the first trained layer nothing is kept: no gradient goes there.
-    kept = (
-        shape.trained_layers(lora)
-        * (hidden if training["gradient_checkpointing"] is True else layer)
-        + 3 * hidden
-    )
-    widest = shape.hidden_size * shape.intermediate_size * _BF16  # a projection, dequantised
-    # The backward pass of an MLP. Fused, the gradients of product, gate and up are there at once;
-    # layer by layer, when those of gate and up are made, what the down projection kept is gone: the
-    # peak is at its own, with the product's gradient through weight and LoRA.
-    inner = 3 if training["fused_lora"] else 2
-    working: float = (
-        inner * shape.intermediate_size + 4 * shape.hidden_size
-    ) * _BF16 * tokens + 2 * widest
-    if training["gradient_checkpointing"] is True:
-        working += layer * tokens
-    elif training["gradient_checkpointing"] == "selective":
-        working += 2 * shape.intermediate_size * _BF16 * tokens
-    # A forward pass keeps nothing: residual stream and norm, gate, up and product of one layer, and
-    # a projection in bf16, be it dequantised or, in the comparison with the weights that are
-    # served, read from the files.
-    forward: float = (3 * shape.intermediate_size + 4 * shape.hidden_size) * _BF16 * tokens + widest
-    if training["attn_implementation"] in {"sdpa", "eager"} and training["packing"]:
-        working += tokens**2 * _BF16  # the mask
-        forward += tokens**2 * _BF16
+    working = _backward_bytes(shape, lora, training, tokens)
+    forward = _forward_bytes(shape, training, tokens)
     if pieces > 1:
-        gathered = (
-            2
-            * shape.linear_parameters
-            / shape.num_hidden_layers
-            * (_NF4 + _CONSTANTS[quantization["double_quant"]])
-        )
-        # In TRL's loss the LM head is whole, and so are the embeddings at the other end.
-        gathered = max(gathered, shape.vocab_size * shape.hidden_size * trained)
+        gathered = _gathered_bytes(shape, quantization, stored)
         working, forward = working + gathered, forward + gathered
-    kept_weights = shape.linear_parameters * _BF16 if training.get("keep_dequantized") else 0
+    supervised = tokens if supervised is None else supervised
     return Estimate(
-        weights=(shape.linear_parameters * _NF4 + kept_weights) / pieces,
-        quantisation_constants=shape.linear_parameters
-        * _CONSTANTS[quantization["double_quant"]]
-        / pieces,
-        embeddings=shape.embedding_parameters * trained / pieces,
-        lora=parameters * trained / pieces,
-        gradients=parameters * trained / pieces,
+        weights=(shape.linear_parameters * _NF4 + dequantised) / pieces,
+        quantisation_constants=constants / pieces,
+        embeddings=shape.embedding_parameters * stored / pieces,
+        lora=parameters * stored / pieces,
+        gradients=parameters * stored / pieces,
         optimiser=parameters * _OPTIMISER[training["optim"]] / pieces,
-        activations=kept * tokens,
+        activations=_kept_bytes(shape, lora, training, stored) * tokens,
         working=working,
-        logits=_logits(shape, training, tokens if supervised is None else supervised),
+        logits=_logits(shape, training, supervised, float32_copies=float32_copies),
         # The widest projection in bf16, and its constants before they are quantised themselves.
-        staging=widest + shape.hidden_size * shape.intermediate_size * _CONSTANTS[False],
+        staging=_widest_bytes(shape)
+        + shape.hidden_size * shape.intermediate_size * _CONSTANTS[False],
         forward=forward,
         pieces=pieces,
     )
 
 
-def layer_activations(shape: Shape, lora: dict[str, Any], training: dict[str, Any]) -> float:
+def _widest_bytes(shape: Shape) -> int:
+    """The widest projection, dequantised to bf16."""
+    return shape.hidden_size * shape.intermediate_size * _BF16
+
+
+def _kept_bytes(shape: Shape, lora: Lora, training: Training, stored: int) -> float:
+    """What all layers keep of a token for the backward pass; below the trained ones, nothing."""
+    hidden = shape.hidden_size * stored  # embeddings in float32 make the residual stream float32
+    checkpointed = training["gradient_checkpointing"] is True
+    layer = hidden if checkpointed else layer_activations(shape, lora, training)
+    return shape.trained_layers(lora) * layer + 3 * hidden
+
+
+def _backward_bytes(shape: Shape, lora: Lora, training: Training, tokens: int) -> float:
+    """What is there for a moment in the backward pass, whose peak is in an MLP.
+
+    Fused, the gradients of product, gate and up are there at once. Layer by layer, when those of
+    gate and up are made, what the down projection kept is gone: the peak is at its own, with the
+    product's gradient through weight and LoRA.
+    """
+    inner = 3 if training["fused_lora"] else 2
+    wide = inner * shape.intermediate_size + 4 * shape.hidden_size
+    working: float = wide * _BF16 * tokens + 2 * _widest_bytes(shape)
+    if training["gradient_checkpointing"] is True:
+        working += layer_activations(shape, lora, training) * tokens
+    elif training["gradient_checkpointing"] == "selective":
+        working += 2 * shape.intermediate_size * _BF16 * tokens
+    return working + _mask_bytes(training, tokens)
+
+
+def _forward_bytes(shape: Shape, training: Training, tokens: int) -> float:
+    """What is there at once in a pass that keeps nothing.
+
+    Residual stream and norm; gate, up and product of one layer; and a projection in bf16, be it
+    dequantised or, in the comparison with the weights that are served, read from the files.
+    """
+    wide = 3 * shape.intermediate_size + 4 * shape.hidden_size
+    return wide * _BF16 * tokens + _widest_bytes(shape) + _mask_bytes(training, tokens)
+
+
+def _mask_bytes(training: Training, tokens: int) -> int:
+    """The mask of packed rows, where the attention needs one."""
+    masked = training["packing"] and training["attn_implementation"] in {"sdpa", "eager"}
+    return tokens**2 * _BF16 if masked else 0
+
+
+def _gathered_bytes(shape: Shape, quantization: Quantization, stored: int) -> float:
+    """What a GPU gathers of a network in pieces: two layers, or in TRL's loss the whole LM head."""
+    weight = _NF4 + _CONSTANTS[quantization["double_quant"]]
+    layers = 2 * shape.linear_parameters / shape.num_hidden_layers * weight
+    return max(layers, shape.vocab_size * shape.hidden_size * stored)
+
+
+def layer_activations(shape: Shape, lora: Lora, training: Training) -> float:
     """Bytes a token that one layer keeps for its backward pass."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    query, key = (
-        shape.num_attention_heads * shape.head_dim,
-        shape.num_key_value_heads * shape.head_dim,
-    )
+    query = shape.num_attention_heads * shape.head_dim
+    key = shape.num_key_value_heads * shape.head_dim
     # Inputs of both norms; query, key, value and the output of the attention, with its float32
     # normaliser a head.
     kept: float = (2 * hidden + 2 * query + 2 * key) * _BF16 + shape.num_attention_heads * _FP32
@@ -261,33 +278,27 @@ def layer_activations(shape: Shape, lora: dict[str, Any], training: dict[str, An
         # Inputs of the attention's and of the MLP's projections, once each; the output projection's
         # is the attention's output.
         kept += (2 * hidden + (query if lora["dropout"] else 0)) * _BF16 + 7 * lora["r"] * _BF16
-        return (
-            kept if training["gradient_checkpointing"] == "selective" else kept + 2 * inner * _BF16
-        )
-    kept += 2 * inner * _BF16 + (
-        0 if training["liger"] else 2 * inner * _BF16
-    )  # gate and up, without Liger SiLU(gate) and the product too
+        recomputed = training["gradient_checkpointing"] == "selective"
+        return kept if recomputed else kept + 2 * inner * _BF16
+    kept += 2 * inner * _BF16  # gate and up
+    if not training["liger"]:
+        kept += 2 * inner * _BF16  # SiLU(gate) and the product
     for name in lora["target_modules"]:
         width = shape.projections[name][0]
         # peft keeps a dropped-out copy of each projection's input and its mask; without dropout
-        # they share the input.
-        kept += (
-            width * (_BF16 + 1)
-            if lora["dropout"]
-            else width * _BF16 // (3 if name in {"q_proj", "k_proj", "v_proj"} else 1)
-        )
+        # those of the attention share one input.
+        if lora["dropout"]:
+            kept += width * (_BF16 + 1)
+        else:
+            kept += width * _BF16 // (3 if name in {"q_proj", "k_proj", "v_proj"} else 1)
         kept += lora["r"] * _BF16
     return kept
 
 
-def _logits(shape: Shape, training: dict[str, Any], supervised: int) -> float:
-    """Bytes of the loss: logits of a chunk in bf16 and float32 and their gradient
-    (`loss.answer_loss`).
-    """
-    if training.get("float32_copies"):
-        return (
-            3 * supervised * shape.vocab_size * _FP32
-        )  # log-probabilities, their gradient, and that of the logits
+def _logits(shape: Shape, training: Training, supervised: int, *, float32_copies: bool) -> float:
+    """Bytes of `loss.answer_loss`: logits of a chunk in bf16 and float32, and their gradient."""
+    if float32_copies:  # log-probabilities, their gradient, and that of the logits
+        return 3 * supervised * shape.vocab_size * _FP32
     gradient = supervised * shape.hidden_size * _BF16
     if training["liger"]:
         # Liger's chunks hold hidden size × tokens / vocabulary rows, rounded up to a power of two.

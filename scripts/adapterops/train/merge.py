@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.documents import new_directory, read_json
@@ -12,6 +12,9 @@ from adapterops.errors import RejectedError, UsageError
 from adapterops.shapes.train_manifest import TrainManifest
 from adapterops.specs.base_model import find_base_model
 from adapterops.store.releases import adapter_digest
+
+if TYPE_CHECKING:
+    import torch
 
 _PROBES = (
     "Hello! How can I help you today?",
@@ -23,8 +26,7 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """How the merged model differs from adapter on base, in nats of log-probability over the whole
-    vocabulary.
+    """How the merged model differs from adapter on base, in nats of log-probability.
 
     Args:
         mean: over all tokens and words of the vocabulary, weighted by probability.
@@ -57,11 +59,8 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
             f"{adapter}: the files are not those that its train_manifest.json names. Train it"
             " again."
         )
-    if (
-        output.exists()
-        and not (output / "config.json").is_file()
-        and (output.is_file() or any(output.iterdir()))
-    ):
+    empty = output.is_dir() and not any(output.iterdir())
+    if output.exists() and not empty and not (output / "config.json").is_file():
         raise UsageError(
             f"--output {output} exists and is not a model directory. Choose another path or"
             " remove it."
@@ -75,8 +74,7 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
             " then."
         )
     tokenizer = load_tokenizer(base_model)
-    # In float32: bf16 arithmetic alone moves log-probabilities four times as much as rounding the
-    # merged weights does.
+    # In float32: bf16 arithmetic moves log-probabilities four times as far as merging does.
     base = AutoModelForCausalLM.from_pretrained(
         base_model_directory(base_model), dtype=torch.float32, trust_remote_code=False
     )
@@ -97,7 +95,7 @@ def merge(adapter: Path, output: Path, tolerance: float) -> Difference:
     return difference
 
 
-def _log_probabilities(model: Any, tokenizer: Any) -> list[Any]:
+def _log_probabilities(model: Any, tokenizer: Any) -> list[torch.Tensor]:
     import torch
 
     found = []
@@ -108,7 +106,7 @@ def _log_probabilities(model: Any, tokenizer: Any) -> list[Any]:
     return found
 
 
-def _compare(first: list[Any], second: list[Any]) -> Difference:
+def _compare(first: list[torch.Tensor], second: list[torch.Tensor]) -> Difference:
     import torch
 
     one, two = torch.cat(first), torch.cat(second)

@@ -1,6 +1,4 @@
-"""The network that is trained: an NF4 base model, LoRA on its projections, and the kernels that a
-recipe asks for.
-"""
+"""The network that is trained: an NF4 base model, LoRA on its projections, a recipe's kernels."""
 
 from __future__ import annotations
 
@@ -12,22 +10,26 @@ import torch
 
 from adapterops.cpu_number_format import cpu_dtype
 from adapterops.errors import UsageError
+from adapterops.shapes.recipe import Lora, Quantization
 from adapterops.train.kernels import attention
 from adapterops.train.kernels.loss import score_answers_only
-from adapterops.train.labels import IGNORED
-from adapterops.train.packing import Collator
+from adapterops.train.labels import IGNORED, Row
+from adapterops.train.packing import Collator, model_inputs
+from adapterops.train.patches.bitsandbytes import keep_weights_unpacked
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# Tokens of the pack that attention is tried on. Flex attention has no kernel for heads of 64 and
-# packs of 64 (torch 2.11 on a GPU).
+# Attention is tried on a small network, and on rows of so many tokens. Flex attention has no kernel
+# for heads of 64 and packs of 64 (torch 2.11 on a GPU).
 _SMALL_PACK = 256
+_SMALL_VOCABULARY = 128
+_ROW = 24
 
 
 def nf4(
-    quantization: dict[str, Any],
+    quantization: Quantization,
     compute_dtype: torch.dtype = torch.bfloat16,
     *,
     sharded: bool = False,
@@ -55,7 +57,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def load_base(
     directory: Path,
-    quantization: dict[str, Any],
+    quantization: Quantization,
     attn_implementation: str,
     device: torch.device,
     *,
@@ -79,12 +81,11 @@ def load_base(
     )
 
 
-def lora_config(lora: dict[str, Any], layers: int) -> LoraConfig:
+def lora_config(lora: Lora, layers: int) -> LoraConfig:
     """The recipe's `lora` as peft wants it, for a network of that many layers."""
     from peft import LoraConfig
 
     last = lora.get("last_layers", layers)
-
     return LoraConfig(
         r=lora["r"],
         lora_alpha=lora["alpha"],
@@ -119,12 +120,7 @@ def apply_kernels(
         UsageError: Liger is asked for where it cannot run.
     """
     network = model.get_base_model()
-    for module in network.modules():
-        # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs NF4 weights anew in the first forward
-        # pass without gradients, as a look at the held-back rows is one: what reads the weights
-        # afterwards reads noise, and the packed product has no gradient.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    keep_weights_unpacked(network)
     if liger:
         _apply_liger(network)
     on_gpu = next(network.parameters()).is_cuda
@@ -137,29 +133,31 @@ def apply_kernels(
 
 def _apply_liger(network: Any) -> None:
     try:
-        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+        import liger_kernel.transformers  # noqa: F401
     except ImportError as error:
         raise UsageError(
             f"training.liger true: Liger cannot be used here ({error}). Install liger-kernel, or"
             " set it to false."
         ) from None
-    # SwiGLU is in the fused MLP or left to the model, the loss is ours.
-    _apply_liger_kernel_to_instance(
-        model=network,
-        rope=True,
-        rms_norm=True,
-        swiglu=True,
-        geglu=True,
-        cross_entropy=False,
-        fused_linear_cross_entropy=False,
+    from transformers.integrations.liger import apply_liger_kernel
+
+    apply_liger_kernel(
+        network,
+        {
+            "rope": True,
+            "rms_norm": True,
+            "swiglu": True,
+            "geglu": True,
+            "cross_entropy": False,  # the loss is ours
+            "fused_linear_cross_entropy": False,
+        },
     )
 
 
 def try_attention(
     directory: Path, attn_implementation: str, device: torch.device, collate: Collator, where: Path
 ) -> None:
-    """Have two small layers of the base model's kind go over a batch and back, before gigabytes are
-    loaded.
+    """Try attention on two small layers of the base model's kind, before gigabytes are loaded.
 
     Args:
         directory: the base model's; only its configuration is read.
@@ -196,28 +194,47 @@ def try_attention(
 def _losses_beside_two_neighbours(
     directory: Path, attn_implementation: str, device: torch.device, collate: Collator
 ) -> list[float]:
-    """Loss in nats a token of one row, behind one row and behind another; gradients are computed
-    too.
+    """Loss in nats a token of one row, behind one row and behind another, with gradients."""
+    network = _small_network(directory, attn_implementation, device)
+    small = dataclasses.replace(collate, pad_token_id=0, capacity=collate.capacity and _SMALL_PACK)
+    generator = torch.Generator().manual_seed(0)
+    first, other, row = torch.randint(_SMALL_VOCABULARY, (3, _ROW), generator=generator).tolist()
+    losses = []
+    for neighbour in (first, other):
+        rows = _packed_behind(neighbour, row) if collate.capacity else _beside(neighbour, row)
+        loss = network(**model_inputs(small(rows), device)) / (_ROW - 1)
+        loss.backward()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _packed_behind(neighbour: list[int], row: list[int]) -> list[Row]:
+    labels = [IGNORED] * _ROW + row
+    return [{"input_ids": neighbour + row, "labels": labels, "seq_lengths": [_ROW, _ROW]}]
+
+
+def _beside(neighbour: list[int], row: list[int]) -> list[Row]:
+    return [
+        {"input_ids": neighbour, "labels": [IGNORED] * _ROW},
+        {"input_ids": row, "labels": row},
+    ]
+
+
+def _small_network(directory: Path, attn_implementation: str, device: torch.device) -> Any:
+    """Two layers of the base model's kind with random weights, which draw no global number.
+
+    Heads stay as wide, and as many for a key head: kernels care for that. Weights are large, so
+    that what is seen shows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     attention.register()
     config = AutoConfig.from_pretrained(directory)
-    # Heads stay as wide, and as many for a key head, as kernels care for that; weights are large,
-    # so that what is seen shows.
-    config.head_dim = (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    config.num_attention_heads, config.num_key_value_heads = (
-        config.num_attention_heads // (config.num_key_value_heads or 1),
-        1,
-    )
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size = (
-        64,
-        64,
-        2,
-        128,
-    )
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads or 1
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    config.num_attention_heads, config.num_key_value_heads = heads // key_heads, 1
+    config.hidden_size = config.intermediate_size = 64
+    config.num_hidden_layers, config.vocab_size = 2, _SMALL_VOCABULARY
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     config.initializer_range = 0.5
     if getattr(config, "layer_types", None):
@@ -228,32 +245,4 @@ def _losses_beside_two_neighbours(
             config, dtype=compute_dtype(device), attn_implementation=attn_implementation
         ).to(device)
     score_answers_only(network, "plain")
-    generator = torch.Generator().manual_seed(0)
-    first, other, second = torch.randint(128, (3, 24), generator=generator).tolist()
-    losses = []
-    for neighbour in (first, other):
-        if collate.capacity:
-            rows: list[Any] = [
-                {
-                    "input_ids": neighbour + second,
-                    "labels": [IGNORED] * 24 + second,
-                    "seq_lengths": [24, 24],
-                }
-            ]
-        else:
-            rows = [
-                {"input_ids": neighbour, "labels": [IGNORED] * 24},
-                {"input_ids": second, "labels": second},
-            ]
-        small = dataclasses.replace(
-            collate, pad_token_id=0, capacity=collate.capacity and _SMALL_PACK
-        )
-        batch = {
-            name: value.to(device) if hasattr(value, "to") else value
-            for name, value in small(rows).items()
-            if name != "labels"
-        }
-        loss = network(**batch) / 23
-        loss.backward()
-        losses.append(float(loss.detach()))
-    return losses
+    return network

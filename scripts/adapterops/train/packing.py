@@ -1,11 +1,9 @@
-"""Rows to batches: padded to the longest row, or packed back to back without a row seeing its
-neighbours.
-"""
+"""Rows to batches: padded, or packed back to back without a row seeing its neighbours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import torch
 from trl import pack_dataset
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def packed_rows(rows: Dataset, capacity: int) -> Dataset:
-    """The rows joined into packs of at most `capacity` tokens, with the lengths of their rows in
-    `seq_lengths`.
+    """Packs of at most `capacity` tokens, with the lengths of their rows in `seq_lengths`.
 
     TRL's best-fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling",
     arXiv:2404.10830) wastes about 1 % on lengths as they occur. It cuts what is too long without a
@@ -44,6 +41,30 @@ def packed_rows(rows: Dataset, capacity: int) -> Dataset:
     return packs
 
 
+class Batch(TypedDict):
+    """What a step goes over; lengths and places are described at `Collator`."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    attention_mask: NotRequired[torch.Tensor]  # of padded rows
+    position_ids: NotRequired[torch.Tensor]  # of packed ones, like all that follows
+    cu_seq_lens_q: NotRequired[torch.Tensor]
+    cu_seq_lens_k: NotRequired[torch.Tensor]
+    max_length_q: NotRequired[int]
+    max_length_k: NotRequired[int]
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, object]:
+    """What the network takes of a batch, on the device; `labels` are for Trainer to count."""
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
+
+
 @dataclass(frozen=True)
 class Collator:
     """Batches of rows as the tensors that `AnswerTrainer` takes.
@@ -63,11 +84,11 @@ class Collator:
     capacity: int | None = None
     variable_length: bool = False
 
-    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+    def __call__(self, rows: list[Row]) -> Batch:
         """One batch: shape [rows, longest row], or [1, rows × capacity] if packed."""
         return self._padded(rows) if self.capacity is None else self._packed(rows, self.capacity)
 
-    def _padded(self, rows: list[Row]) -> dict[str, Any]:
+    def _padded(self, rows: list[Row]) -> Batch:
         width = max(len(row["input_ids"]) for row in rows)
 
         def filled(name: str, value: int) -> torch.Tensor:
@@ -77,15 +98,17 @@ class Collator:
         mask = torch.tensor(
             [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
         )
+        positions, targets = _predictions(labels)
         return {
             "input_ids": filled("input_ids", self.pad_token_id),
             "attention_mask": mask,
-            **_targets(labels),
+            "labels": labels,
+            "positions": positions,
+            "targets": targets,
         }
 
-    def _packed(self, packs: list[Row], capacity: int) -> dict[str, Any]:
-        # Always full: a constant shape keeps memory constant, and kernels that are compiled for a
-        # shape are compiled once.
+    def _packed(self, packs: list[Row], capacity: int) -> Batch:
+        # Always full: a constant shape keeps memory constant, and kernels are compiled once.
         size = capacity * len(packs)
         tokens = [token for row in packs for token in row["input_ids"]]
         labels = [label for row in packs for label in row["labels"]]
@@ -98,34 +121,31 @@ class Collator:
             lengths.append(rest)
         borders = [0]
         for length in lengths:
-            labels[borders[-1]] = (
-                IGNORED  # the first token of a row is not predicted from the row before it
-            )
+            # The first token of a row is not predicted from the row before it.
+            labels[borders[-1]] = IGNORED
             borders.append(borders[-1] + length)
-        batch: dict[str, Any] = {
+        supervised = torch.tensor([labels])
+        positions, targets = _predictions(supervised)
+        batch: Batch = {
             "input_ids": torch.tensor([tokens]),
-            # They start anew with each row: transformers masks by that, and rotary embeddings count
-            # from there.
+            # Anew with each row: transformers masks by that, and rotary embeddings count from it.
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            **_targets(torch.tensor([labels])),
+            "labels": supervised,
+            "positions": positions,
+            "targets": targets,
         }
         if self.variable_length:
-            cumulative = torch.tensor(borders, dtype=torch.int32)
-            batch.update(
-                cu_seq_lens_q=cumulative,
-                cu_seq_lens_k=cumulative,
-                max_length_q=max(lengths),
-                max_length_k=max(lengths),
-            )
+            cumulative, longest = torch.tensor(borders, dtype=torch.int32), max(lengths)
+            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = cumulative
+            batch["max_length_q"] = batch["max_length_k"] = longest
         return batch
 
 
-def _targets(labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Where supervised tokens are predicted (one before each, in the flattened batch), and which
-    they are.
+def _predictions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where supervised tokens are predicted (one before each, flattened), and which they are.
 
     Found here, on the host: to find them on a GPU, the host would have to wait for it.
     """
     shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     positions = (shifted != IGNORED).nonzero().flatten()
-    return {"labels": labels, "positions": positions, "targets": shifted[positions]}
+    return positions, shifted[positions]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from rich.table import Table
 
 from adapterops.basemodels.materialize import base_model_directory, load_tokenizer
 from adapterops.errors import UsageError
 from adapterops.schemas import ROOT, did_you_mean, repository_path
-from adapterops.shapes.pricing import Pricing
+from adapterops.shapes.preflight import GpuVerdict, MemoryGib, Preflight
+from adapterops.shapes.pricing import MeasuredItem, Pricing
+from adapterops.shapes.recipe import Training
+from adapterops.shapes.train_manifest import Prediction
+from adapterops.specs.price_list import gpu_type
 from adapterops.specs.recipe import Recipe, hints, training_key
 from adapterops.train.encode import EncodedData, encode_files
 from adapterops.train.ladder import next_rung
@@ -27,11 +30,9 @@ if TYPE_CHECKING:
 
 PRICING = Path("configs/pricing.yaml")
 _GIB = 2**30
-# Above this share of a GPU's memory the verdict is `tight`: fragmentation and a longer row can
-# still end it.
+# Above this share of memory the verdict is `tight`: fragmentation or a longer row can end it.
 _TIGHT = 0.9
-# What a throughput was measured with. The first decide by factors, the others by percents; where
-# one differs, nothing was measured.
+# What a speed was measured with: settings that change it by factors, and others by percents.
 _DECISIVE = (
     "packing",
     "train_sampling_strategy",
@@ -53,6 +54,20 @@ class Gpu:
     usd_per_hour: float
 
 
+class Course(TypedDict):
+    """Speed of all GPUs together, if none waits for another; minutes and cost of the steps."""
+
+    tokens_per_second: float
+    minutes: float
+    usd: float
+
+
+class Cost(TypedDict, total=False):
+    """What a training cost; empty where its device has no price."""
+
+    usd: float
+
+
 def shape_of(recipe: Recipe) -> Shape:
     """The dimensions in the base model's `config.json`; from a hub that file alone is fetched.
 
@@ -70,12 +85,8 @@ def shape_of(recipe: Recipe) -> Shape:
     return shape
 
 
-def memory(
-    recipe: Recipe, training: dict[str, Any], encoded: EncodedData, pieces: int = 1
-) -> Estimate:
-    """The estimate for the largest micro-batch of these rows: the longest row, as often as the
-    micro-batch has rows.
-    """
+def memory(recipe: Recipe, training: Training, encoded: EncodedData, pieces: int = 1) -> Estimate:
+    """The estimate for the largest micro-batch that these rows could make."""
     size = training["per_device_train_batch_size"]
     if training["packing"]:
         tokens = supervised = size * training["max_length"]
@@ -89,16 +100,15 @@ def memory(
 
 def predict(
     recipe: Recipe,
-    training: dict[str, Any],
+    training: Training,
     encoded: EncodedData,
     device: str,
-    prices: dict[str, Any],
+    prices: Pricing,
     *,
     processes: int = 1,
     sharded: bool = False,
-) -> dict[str, Any]:
-    """What the manifest holds against what was measured: peaks of one GPU in GiB; speed, minutes
-    and cost of all.
+) -> Prediction:
+    """What the manifest holds against what was measured.
 
     Args:
         recipe: what is trained.
@@ -110,45 +120,36 @@ def predict(
         sharded: the network lies in pieces on them.
     """
     needed = memory(recipe, training, encoded, processes if sharded else 1)
-    found: dict[str, Any] = {
+    peaks: Prediction = {
         "loading_gib": round(needed.loading / _GIB, 2),
         "training_gib": round(needed.training / _GIB, 2),
         "evaluation_gib": round(needed.evaluation / _GIB, 2),
     }
     gpu = gpu_named(device, prices)
     if gpu is None:
-        return found
+        return peaks
     speed, basis = throughput(recipe, training, shape_of(recipe), gpu, prices)
-    return found | {
+    return {
+        **peaks,
         "gpu": gpu.name,
         "speed_from": basis,
         **_course(work_tokens(training, encoded), speed, gpu, processes),
     }
 
 
-def cost(seconds: float, device: str, prices: dict[str, Any], processes: int) -> dict[str, float]:
-    """`usd` of what a training took, for the manifest; nothing on a device without a price.
-    Arguments as for `predict`.
-    """
+def cost(seconds: float, device: str, prices: Pricing, processes: int) -> Cost:
+    """What a training of so many seconds cost; arguments as for `predict`."""
     gpu = gpu_named(device, prices)
     return {"usd": round(seconds / 3600 * gpu.usd_per_hour * processes, 2)} if gpu else {}
 
 
-def gpu_named(device: str, prices: dict[str, Any]) -> Gpu | None:
-    """The priced GPU type that the driver means, by the words of its name and, of several sizes,
-    the memory in it; None for another.
-    """
-    words = re.findall(r"[a-z]+\d+|\d+", device.lower())
-    fits = [
-        name
-        for name in prices["gpus"]
-        if all(part in words for part in re.findall(r"[a-z]*\d+", name))
-    ]
-    return Gpu(fits[0], **prices["gpus"][fits[0]]) if len(fits) == 1 else None
+def gpu_named(device: str, prices: Pricing) -> Gpu | None:
+    """The priced GPU type that the driver means; None for another device."""
+    name = gpu_type(device, prices["gpus"])
+    return Gpu(name, **prices["gpus"][name]) if name else None
 
 
-def _course(tokens: float, speed: float, gpu: Gpu, processes: int) -> dict[str, float]:
-    """Speed of all GPUs together, if none waits for another; minutes and cost of so many tokens."""
+def _course(tokens: float, speed: float, gpu: Gpu, processes: int) -> Course:
     seconds = tokens / (speed * processes)
     return {
         "tokens_per_second": round(speed * processes, 1),
@@ -159,7 +160,7 @@ def _course(tokens: float, speed: float, gpu: Gpu, processes: int) -> dict[str, 
 
 def preflight(
     recipe: Recipe, data: list[Path], pricing: Path = ROOT / PRICING, *, pieces: int = 1
-) -> dict[str, Any]:
+) -> Preflight:
     """Memory, tokens, minutes and cost of a training, and a verdict for each GPU type.
 
     Args:
@@ -167,9 +168,6 @@ def preflight(
         data: on what.
         pricing: GPU types, prices and measured speeds.
         pieces: over how many GPUs FSDP or ZeRO stage 3 lays the network; memory is that of each.
-
-    Returns:
-        A document of `configs/schemas/preflight.json`.
 
     Raises:
         RejectedError: the data cannot be trained on.
@@ -183,22 +181,6 @@ def preflight(
         data, tokenizer, recipe.base_model, training["max_length"], training["on_truncation"]
     )
     needed = memory(recipe, training, encoded, pieces)
-    peak = max(needed.loading, needed.training, needed.evaluation) + CONTEXT_BYTES
-    total = work_tokens(training, encoded)
-    gpus = []
-    for name, entry in prices["gpus"].items():
-        gpu = Gpu(name, **entry)
-        speed, basis = throughput(recipe, training, shape_of(recipe), gpu, prices)
-        share = peak / (gpu.memory_gib * _GIB)
-        gpus.append(
-            {
-                "gpu": name,
-                "verdict": "fits" if share <= _TIGHT else "tight" if share <= 1 else "does not fit",
-                "memory_share": round(share, 3),
-                "speed_from": basis,
-                **_course(total, speed, gpu, pieces),
-            }
-        )
     return {
         "schema": "preflight/v1",
         "recipe": repository_path(recipe.path),
@@ -212,24 +194,66 @@ def preflight(
         "epochs": training["num_train_epochs"],
         "gpus_together": pieces,
         "milder": list(milder_settings(training)),
-        "memory_gib": {
-            **{
-                part: round(value / _GIB, 3)
-                for part, value in vars(needed).items()
-                if part != "pieces"
-            },
-            "context": round(CONTEXT_BYTES / _GIB, 3),
-            "peak_loading": round((needed.loading + CONTEXT_BYTES) / _GIB, 2),
-            "peak_training": round((needed.training + CONTEXT_BYTES) / _GIB, 2),
-            "peak_evaluation": round((needed.evaluation + CONTEXT_BYTES) / _GIB, 2),
-        },
-        "gpus": gpus,
+        "memory_gib": _memory_gib(needed),
+        "gpus": _verdicts(recipe, encoded, needed, prices, pieces),
         "hints": hints(recipe, len(encoded.input_ids)),
     }
 
 
+def _memory_gib(needed: Estimate) -> MemoryGib:
+    """The parts of an estimate in GiB, and its peaks with what CUDA itself takes."""
+
+    def gib(value: float) -> float:
+        return round(value / _GIB, 3)
+
+    def peak(value: float) -> float:
+        return round((value + CONTEXT_BYTES) / _GIB, 2)
+
+    return {
+        "weights": gib(needed.weights),
+        "quantisation_constants": gib(needed.quantisation_constants),
+        "embeddings": gib(needed.embeddings),
+        "lora": gib(needed.lora),
+        "gradients": gib(needed.gradients),
+        "optimiser": gib(needed.optimiser),
+        "activations": gib(needed.activations),
+        "working": gib(needed.working),
+        "logits": gib(needed.logits),
+        "staging": gib(needed.staging),
+        "forward": gib(needed.forward),
+        "context": gib(CONTEXT_BYTES),
+        "peak_loading": peak(needed.loading),
+        "peak_training": peak(needed.training),
+        "peak_evaluation": peak(needed.evaluation),
+    }
+
+
+def _verdicts(
+    recipe: Recipe, encoded: EncodedData, needed: Estimate, prices: Pricing, pieces: int
+) -> list[GpuVerdict]:
+    """Whether the training fits on each GPU type, and what it takes there."""
+    peak = max(needed.loading, needed.training, needed.evaluation) + CONTEXT_BYTES
+    tokens = work_tokens(recipe.training, encoded)
+    shape = shape_of(recipe)
+    verdicts: list[GpuVerdict] = []
+    for name, entry in prices["gpus"].items():
+        gpu = Gpu(name, **entry)
+        speed, basis = throughput(recipe, recipe.training, shape, gpu, prices)
+        share = peak / (gpu.memory_gib * _GIB)
+        verdicts.append(
+            {
+                "gpu": name,
+                "verdict": "fits" if share <= _TIGHT else "tight" if share <= 1 else "does not fit",
+                "memory_share": round(share, 3),
+                "speed_from": basis,
+                **_course(tokens, speed, gpu, pieces),
+            }
+        )
+    return verdicts
+
+
 def throughput(
-    recipe: Recipe, training: dict[str, Any], shape: Shape, gpu: Gpu, prices: dict[str, Any]
+    recipe: Recipe, training: Training, shape: Shape, gpu: Gpu, prices: Pricing
 ) -> tuple[float, str]:
     """Real tokens a second of one GPU, and what the figure rests on.
 
@@ -238,12 +262,12 @@ def throughput(
     bandwidth: they are called scaled. One with other settings on the same GPU and model is taken as
     it is, and called like.
     """
-    mine = {**training, "r": recipe.lora["r"]}
+    mine: Mapping[str, object] = {**training, "r": recipe.lora["r"]}
 
-    def alike(row: dict[str, Any], settings: tuple[str, ...]) -> int:
+    def alike(row: Mapping[str, object], settings: tuple[str, ...]) -> int:
         return sum(row[setting] == mine[setting] for setting in settings)
 
-    def likeness(row: dict[str, Any]) -> tuple[bool, int, int, bool]:
+    def likeness(row: MeasuredItem) -> tuple[bool, int, int, bool]:
         return (
             row["base_model"] == recipe.base_model.name,
             alike(row, _DECISIVE),
@@ -255,27 +279,21 @@ def throughput(
     what = f"{best['gpu']}, {best['base_model']}, {best['name']}"
     if best["gpu"] == gpu.name and best["base_model"] == recipe.base_model.name:
         every = _DECISIVE + _LESSER
-        return (
-            best["tokens_per_second"],
-            f"{'measured' if alike(best, every) == len(every) else 'like'} {what}",
-        )
-    factor = (
-        gpu.bf16_tflops
-        / prices["gpus"][best["gpu"]]["bf16_tflops"]
-        * best["parameters"]
-        / shape.passed_parameters
-    )
+        basis = "measured" if alike(best, every) == len(every) else "like"
+        return best["tokens_per_second"], f"{basis} {what}"
+    faster = gpu.bf16_tflops / prices["gpus"][best["gpu"]]["bf16_tflops"]
+    factor = faster * best["parameters"] / shape.passed_parameters
     return best["tokens_per_second"] * factor, f"scaled from {what}"
 
 
-def milder_settings(training: dict[str, Any]) -> Iterator[str]:
+def milder_settings(training: Training) -> Iterator[str]:
     """What would need less memory, in the order of the ladder."""
     while rung := next_rung(training):
         training, words = rung
         yield words
 
 
-def too_large(document: dict[str, Any], chosen: dict[str, Any]) -> str | None:
+def too_large(document: Preflight, chosen: GpuVerdict) -> str | None:
     """Why a training cannot run on a GPU type, and what to do; None if it can.
 
     Args:
@@ -284,11 +302,8 @@ def too_large(document: dict[str, Any], chosen: dict[str, Any]) -> str | None:
     """
     if chosen["verdict"] != "does not fit":
         return None
-    milder = (
-        f"as far as it takes: {'; then '.join(document['milder'])}. Or "
-        if document["milder"]
-        else ""
-    )
+    rungs = "; then ".join(document["milder"])
+    milder = f"as far as it takes: {rungs}. Or " if rungs else ""
     return (
         f"the training needs {chosen['memory_share']:.0%} of the memory of {chosen['gpu']}. In"
         f" {document['recipe']}, {milder}lower max_length or lora.r, or take another GPU:"
@@ -296,7 +311,7 @@ def too_large(document: dict[str, Any], chosen: dict[str, Any]) -> str | None:
     )
 
 
-def choose(document: dict[str, Any], gpu: str) -> dict[str, Any]:
+def choose(document: Preflight, gpu: str) -> GpuVerdict:
     """The verdict on one GPU type.
 
     Raises:
@@ -305,34 +320,32 @@ def choose(document: dict[str, Any], gpu: str) -> dict[str, Any]:
     known = [entry["gpu"] for entry in document["gpus"]]
     for entry in document["gpus"]:
         if entry["gpu"] == gpu:
-            return dict(entry)
+            return entry
     raise UsageError(
         f"--gpu {gpu} is not in {PRICING}.{did_you_mean(gpu, known)} Known: {', '.join(known)}."
     )
 
 
-def show(document: dict[str, Any], console: Console) -> None:
+def show(document: Preflight, console: Console) -> None:
     """Print the document for people."""
     parts = document["memory_gib"]
-    answers = f"{document['truncated_supervised_tokens']:,} of them of answers"
-    lost = (
-        f"{document['truncated_rows']} rows would be cut, losing {document['truncated_tokens']:,}"
-        f" tokens, {answers}"
-    )
-    supervised = f"{document['supervised_tokens']:,} supervised"
     console.print(
-        f"{document['rows']} rows, {document['tokens']:,} tokens ({supervised}),"
-        f" {document['epochs']} epochs; {lost}",
+        f"{document['rows']} rows, {document['tokens']:,} tokens"
+        f" ({document['supervised_tokens']:,} supervised), {document['epochs']} epochs;"
+        f" {document['truncated_rows']} rows would be cut, losing"
+        f" {document['truncated_tokens']:,} tokens,"
+        f" {document['truncated_supervised_tokens']:,} of them of answers",
         soft_wrap=True,
     )
     console.print(
         f"peak GiB: loading {parts['peak_loading']} · training {parts['peak_training']} ·"
-        f" evaluation {parts['peak_evaluation']}\n  of it: weights {parts['weights']}, quantisation"
-        f" constants {parts['quantisation_constants']}, embeddings {parts['embeddings']}, LoRA"
-        f" {parts['lora']}, gradients {parts['gradients']}, optimiser {parts['optimiser']},"
-        f" activations {parts['activations']}, working {parts['working']}, logits"
-        f" {parts['logits']}, context {parts['context']}; while loading, staging"
-        f" {parts['staging']}; while evaluating, forward {parts['forward']}",
+        f" evaluation {parts['peak_evaluation']}\n"
+        f"  of it: weights {parts['weights']},"
+        f" quantisation constants {parts['quantisation_constants']},"
+        f" embeddings {parts['embeddings']}, LoRA {parts['lora']}, gradients {parts['gradients']},"
+        f" optimiser {parts['optimiser']}, activations {parts['activations']},"
+        f" working {parts['working']}, logits {parts['logits']}, context {parts['context']};"
+        f" while loading, staging {parts['staging']}; while evaluating, forward {parts['forward']}",
         soft_wrap=True,
     )
     table = Table("GPU", "verdict", "memory", "tok/s", "minutes", "cost", "speed")

@@ -14,9 +14,7 @@ _Value = TypeVar("_Value")
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Each flag as it is in any of the processes. Every process has to call, and waits for the
-    others.
-    """
+    """Each flag as it is in any of the processes; every process has to call, and waits."""
     if not _several():
         return list(flags)
     found = torch.tensor(flags, dtype=torch.int32, device=PartialState().device)
@@ -34,8 +32,7 @@ def of_first(value: _Value) -> _Value:
 
 
 def divided(micro: int, accumulation: int, processes: int, where: object) -> tuple[int, int]:
-    """Micro-batch and accumulation of each process, so that the effective batch is the recipe's on
-    however many.
+    """Micro-batch and accumulation of each process; the effective batch stays the recipe's.
 
     Args:
         micro: `per_device_train_batch_size` of the recipe.

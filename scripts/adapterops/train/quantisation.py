@@ -18,6 +18,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import safe_open
 
 from adapterops.errors import UsageError
+from adapterops.train.judgement import Losses
 from adapterops.train.labels import Row
 
 # The losses are compared on the same tokens, so few rows tell. The small model on one core: 24 rows
@@ -26,16 +27,18 @@ ROWS = 12
 
 
 def sample(rows: list[Row], count: int = ROWS) -> list[Row]:
-    """`count` rows or fewer, by their content and not their place; the shortest first, so that
-    batches hold little padding.
+    """`count` rows or fewer, by their content and not their place.
+
+    The shortest come first, so that batches hold little padding.
     """
-    chosen = sorted(rows, key=lambda row: hashlib.sha256(repr(row["input_ids"]).encode()).digest())[
-        :count
-    ]
-    return sorted(chosen, key=lambda row: len(row["input_ids"]))
+
+    def drawn(row: Row) -> bytes:
+        return hashlib.sha256(repr(row["input_ids"]).encode()).digest()
+
+    return sorted(sorted(rows, key=drawn)[:count], key=lambda row: len(row["input_ids"]))
 
 
-def compare(model: Any, directory: Path, loss: Callable[[], float]) -> dict[str, float]:
+def compare(model: Any, directory: Path, loss: Callable[[], float]) -> Losses:
     """Losses on NF4 and on the weights that NF4 was made from.
 
     The latter are read from the files one projection at a time, while it is computed: a model that
@@ -46,51 +49,48 @@ def compare(model: Any, directory: Path, loss: Callable[[], float]) -> dict[str,
         directory: the base model's.
         loss: mean loss in nats of `model` over some rows.
 
-    Returns:
-        `adapter_nf4`, `adapter_bf16`, `base_nf4`, `base_bf16`, in nats a supervised token; the
-        exponential is the perplexity.
-
     Raises:
         UsageError: the directory lacks the weights of a projection.
     """
-    found = {"adapter_nf4": loss()}
+    adapter_nf4 = loss()
     with model.disable_adapter():
-        found["base_nf4"] = loss()
+        base_nf4 = loss()
     with _unquantised(model.get_base_model(), directory):
-        found["adapter_bf16"] = loss()
+        adapter_bf16 = loss()
         with model.disable_adapter():
-            found["base_bf16"] = loss()
-    return {name: round(value, 5) for name, value in found.items()}
+            base_bf16 = loss()
+    return {
+        "adapter_nf4": round(adapter_nf4, 5),
+        "base_nf4": round(base_nf4, 5),
+        "adapter_bf16": round(adapter_bf16, 5),
+        "base_bf16": round(base_bf16, 5),
+    }
 
 
 @contextlib.contextmanager
 def _unquantised(network: Any, directory: Path) -> Iterator[None]:
-    """Let the network's NF4 projections compute with the weights in `directory`."""
-    with contextlib.ExitStack() as files:
+    """Let the network's NF4 projections compute with the weights in `directory`.
+
+    Fused layers ask for `exact_weight`; of a layer that is called, a hook replaces the output.
+    """
+    with contextlib.ExitStack() as until:
         where = {}
         for path in sorted(directory.glob("*.safetensors")):
-            file = files.enter_context(safe_open(path, framework="pt"))
+            file = until.enter_context(safe_open(path, framework="pt"))
             where.update(dict.fromkeys(file.keys(), file))
-        projections = {
-            name: module
-            for name, module in network.named_modules()
-            if isinstance(module, Linear4bit)
-        }
-        try:
-            for name, module in projections.items():
-                key = f"{name.removesuffix('.base_layer')}.weight"
-                if key not in where:
-                    raise UsageError(
-                        f"{directory}: no file holds {key}, so the adapter cannot be judged on the"
-                        " weights it is served on."
-                    )
-                module.exact_weight = _reader(where[key], key, module)
-                module.forward = _linear(module)
-            yield
-        finally:
-            for module in projections.values():
-                module.__dict__.pop("exact_weight", None)
-                module.__dict__.pop("forward", None)
+        for name, module in network.named_modules():
+            if not isinstance(module, Linear4bit):
+                continue
+            key = f"{name.removesuffix('.base_layer')}.weight"
+            if key not in where:
+                raise UsageError(
+                    f"{directory}: no file holds {key}, so the adapter cannot be judged on the"
+                    " weights it is served on."
+                )
+            module.exact_weight = _reader(where[key], key, module)
+            until.callback(delattr, module, "exact_weight")
+            until.callback(module.register_forward_hook(_exact_output).remove)
+        yield
 
 
 def _reader(file: Any, key: str, module: Any) -> Callable[[], torch.Tensor]:
@@ -101,8 +101,5 @@ def _reader(file: Any, key: str, module: Any) -> Callable[[], torch.Tensor]:
     return read
 
 
-def _linear(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, module.exact_weight(), module.bias)
-
-    return forward
+def _exact_output(module: Any, inputs: tuple[torch.Tensor], _output: object) -> torch.Tensor:
+    return torch.nn.functional.linear(inputs[0], module.exact_weight(), module.bias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +10,22 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
+from adapterops.shapes.recipe import Training
+from adapterops.train.packing import Batch, model_inputs
+from adapterops.train.patches.peft import load_adapter, same_precision
+from adapterops.train.patches.transformers import RepeatableOrder, order_state
+from adapterops.train.patches.trl import QuietTrainer
 from adapterops.train.processes import any_process
-from adapterops.train.units import load_adapter
 
 if TYPE_CHECKING:
     from adapterops.candidates.checkpoints import Checkpoints
-    from adapterops.train.build import Kept
-
-_ORDER = "order_rng.json"
+    from adapterops.train.best_weights import BestWeights
 
 
 def training_arguments(
-    training: dict[str, Any], seed: int, directory: Path, **changes: Any
+    training: Training, seed: int, directory: Path, **changes: object
 ) -> SFTConfig:
     """The recipe's `training` as TRL wants it.
 
@@ -35,7 +36,7 @@ def training_arguments(
         changes: other arguments, which win.
     """
     on_gpu = torch.cuda.is_available()
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "output_dir": str(directory),
         "seed": seed,
         "num_train_epochs": training["num_train_epochs"],
@@ -50,8 +51,8 @@ def training_arguments(
         "gradient_checkpointing": training["gradient_checkpointing"] is True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "optim": training["optim"],
-        # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself,
-        # and is refused if told another type.
+        # Every weight is bf16 already; autocast would only add casts. DeepSpeed casts by itself and
+        # refuses another type.
         "bf16": _launched_with("DEEPSPEED"),
         "use_cpu": not on_gpu,
         "logging_steps": 1,  # every step is looked at; `Watch` shows one in training.logging_steps
@@ -60,8 +61,7 @@ def training_arguments(
         "report_to": training.get("report_to", "none"),
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
-        # Rows come rendered, masked, checked against max_length and packed: TRL would cut them
-        # without a word.
+        # Rows come rendered, masked, checked and packed: TRL would cut them without a word.
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "remove_unused_columns": False,  # the collator makes the batch
@@ -80,76 +80,38 @@ def _launched_with(kind: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
 
 
-class _RepeatableOrder(torch.utils.data.Sampler[int]):
-    """An order drawn from the global generator, whose state at the draw is kept: a resumed epoch
-    must draw the same order.
-
-    transformers does so for its random order alone (accelerate's seedable sampler).
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.drawn_from: torch.Tensor | None = None
-        self.draw_from: torch.Tensor | None = None
-
-    def __iter__(self) -> Any:
-        if self.draw_from is not None:
-            torch.set_rng_state(self.draw_from)
-            self.draw_from = None
-        self.drawn_from = torch.get_rng_state()
-        return iter(list(self.inner))
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-
-class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for it
+class AnswerTrainer(QuietTrainer):
     """SFTTrainer for batches of `packing.Collator` and models of `network.apply_kernels`.
 
     TRL seeds, adds the adapter and keeps it in bf16 (arXiv:2305.14314 §3) when it is made; kernels
     are applied after that.
+
+    Attributes:
+        sharded: each process holds only a piece of the network.
+        checkpoints: who is told of each; None where nobody is.
+        best: weights that go with each checkpoint; None where there are none.
     """
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`
     sharded = False
     checkpoints: Checkpoints | None = None
-    kept: Kept | None = None
-    _order: _RepeatableOrder | None = None
+    best: BestWeights | None = None
+    _order: RepeatableOrder | None = None
     _resumed_order: torch.Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        self._order = _RepeatableOrder(sampler)
-        self._order.draw_from = self._resumed_order
+        self._order = RepeatableOrder(sampler, self._resumed_order)
         return self._order
 
-    def _send_telemetry(self) -> None:
-        """A training tells nobody about itself."""
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Written once, when the training is done: `artifacts.model_card`. TRL writes its own with
-        every checkpoint.
-        """
-
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         reason = ""
         try:
             super()._save_checkpoint(*arguments, **options)
             if self.is_world_process_zero():
-                # Between two epochs there is no order to go on with: the next is drawn from the
-                # state that Trainer itself restores.
-                if (
-                    self._order is not None
-                    and self._order.drawn_from is not None
-                    and self.state.epoch % 1
-                ):
-                    state = json.dumps(bytes(self._order.drawn_from.tolist()).hex())
-                    (directory / _ORDER).write_text(state, encoding="utf-8")
-                if self.kept:
-                    self.kept.write(directory)
+                self._save_beside(Path(self.args.output_dir))
         except (OSError, RuntimeError, SafetensorError) as error:
             if not self.checkpoints:
                 raise
@@ -165,26 +127,25 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
         elif self.is_world_process_zero():
             self.checkpoints.seal(self.state.global_step)
 
+    def _save_beside(self, directory: Path) -> None:
+        """What a resumption needs and Trainer does not write."""
+        checkpoint = directory / f"checkpoint-{self.state.global_step}"
+        # Between two epochs there is no order to go on with: the next is drawn from the state that
+        # Trainer itself restores.
+        if self._order is not None and self.state.epoch % 1:
+            self._order.write(checkpoint)
+        if self.best is not None:
+            self.best.write(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             load_adapter(model, Path(resume_from_checkpoint))
             return
-        types = {
-            name: parameter.dtype
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # peft's load_adapter makes the adapter float32: a resumed training would go on in another
-        # precision than it began.
-        for name, parameter in self.model.named_parameters():
-            if name in types:
-                parameter.data = parameter.data.to(types[name])
+        with same_precision(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def adapter_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name; in pieces, every process has to ask, and the first one gets
-        them.
-        """
+        """The trained weights by name, in the first process; all processes have to ask."""
         state = self.accelerator.get_state_dict(self.model_wrapped) if self.sharded else None
         if not self.is_world_process_zero():
             return {}
@@ -193,32 +154,34 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types for
 
     def resume_order(self, checkpoint: Path) -> None:
         """Have the epoch that `checkpoint` interrupted drawn in the order that it had."""
-        if (checkpoint / _ORDER).is_file():
-            state = bytes.fromhex(json.loads((checkpoint / _ORDER).read_text(encoding="utf-8")))
-            self._resumed_order = torch.tensor(list(state), dtype=torch.uint8)
+        self._resumed_order = order_state(checkpoint)
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
-        """Mean negative log-likelihood in nats over supervised tokens; `num_items_in_batch` counts
-        those of all micro-batches.
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, object]]:
+        """Mean negative log-likelihood in nats over supervised tokens.
 
         TRL's own loss waits for the GPU several times a micro-batch, to count and to log entropy
-        and accuracy. It is taken where the LM head lies in pieces, which it knows to gather.
+        and accuracy (https://github.com/huggingface/trl/pull/6678). It is taken where the LM head
+        lies in pieces, which it knows to gather.
+
+        Args:
+            model: what is trained.
+            inputs: a batch of `packing.Collator`.
+            return_outputs: whether outputs are wanted beside the loss; there are none.
+            num_items_in_batch: supervised tokens of all micro-batches of the step.
         """
         if self.sharded:
-            inputs = {
-                name: value
-                for name, value in inputs.items()
-                if name not in {"positions", "targets"}
-            }
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        total = model(**inputs)
+            plain = {k: v for k, v in inputs.items() if k not in {"positions", "targets"}}
+            theirs: torch.Tensor | tuple[torch.Tensor, dict[str, object]] = super().compute_loss(
+                model, plain, return_outputs, num_items_in_batch
+            )
+            return theirs
+        total = model(**model_inputs(inputs, inputs["input_ids"].device))
         if num_items_in_batch is None:
             loss = total / max(1, len(inputs["targets"]))
         else:

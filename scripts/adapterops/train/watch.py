@@ -1,12 +1,10 @@
-"""Looks on while a network trains: shows progress, stops what goes wrong, and checkpoints when the
-machine is about to go.
-"""
+"""Looks on while a network trains: shows progress, stops what goes wrong, asks for checkpoints."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from adapterops.errors import RejectedError
+from adapterops.shapes.train_manifest import HeldBackItem, LossHistoryItem
 from adapterops.train.interruptions import Interruptions
 from adapterops.train.processes import any_process, of_first
 
-# A loss that stays this far above its smoothed minimum, in nats and as a factor, for this many
-# steps has diverged.
+# A loss has diverged that stays for so many steps so far above its smoothed minimum: in nats, and
+# as a factor.
 _DIVERGED_NATS, _DIVERGED_FACTOR, _DIVERGED_STEPS = 1.0, 1.5, 8
-_SMOOTHING = (
-    0.8  # over about five steps: rows of like length come together, and their losses are alike
-)
+# Over about five steps: rows of like length come together, and their losses are alike.
+_SMOOTHING = 0.8
 
 
 @dataclass
@@ -54,14 +52,12 @@ class LossGuard:
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
             raise RejectedError(f"training diverged: {what} at step {step}. {fix}")
-        self._smooth = (
-            loss if self._smooth is None else _SMOOTHING * self._smooth + (1 - _SMOOTHING) * loss
-        )
+        if self._smooth is None:
+            self._smooth = loss
+        else:
+            self._smooth = _SMOOTHING * self._smooth + (1 - _SMOOTHING) * loss
         self._lowest = min(self._lowest, self._smooth)
-        far = (
-            self._smooth > self._lowest + _DIVERGED_NATS
-            and self._smooth > _DIVERGED_FACTOR * self._lowest
-        )
+        far = self._smooth > max(self._lowest + _DIVERGED_NATS, _DIVERGED_FACTOR * self._lowest)
         self._bad = self._bad + 1 if far else 0
         if self._bad >= _DIVERGED_STEPS:
             raise RejectedError(
@@ -122,8 +118,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
     early_stopping: EarlyStopping | None = None
     keep: Callable[[], None] | None = None
     main: bool = True
-    history: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    history: list[LossHistoryItem] = field(default_factory=list)
+    evaluations: list[HeldBackItem] = field(default_factory=list)
     stopped: str | None = None
     interrupted: bool = False
 
@@ -150,9 +146,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         self._bar.stop()
 
     def resume(self, state: Any) -> None:
-        """Be as if the steps that a checkpoint's state tells of had been seen here: losses, guard,
-        and looks at the held-back rows.
-        """
+        """Be as if all that a checkpoint's state tells of had been seen here."""
         for entry in state.log_history:
             if "loss" in entry:
                 self.guard.see(entry["step"], float(entry["loss"]))
@@ -169,8 +163,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
             self._evaluate(state, control)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a checkpoint when it is time, a signal came or this was the last step; look at
-        the held-back rows.
+        """Look at the held-back rows, and ask for a checkpoint when there is a reason to.
+
+        Reasons are the clock, a signal, an early stop, and the last step.
         """
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
         # Clocks and signals differ between processes, and a checkpoint is written by all of them.
@@ -195,9 +190,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
     def _evaluate(self, state: Any, control: Any) -> None:
         assert self.evaluate is not None
         loss = of_first(self.evaluate())
+        # The history goes with the checkpoint.
         state.log_history.append(
             {"step": state.global_step, "epoch": state.epoch, "held_back_loss": loss}
-        )  # goes with the checkpoint
+        )
         if self.main and not self.console.is_terminal:
             self.console.print(
                 f"step {state.global_step}/{state.max_steps} | held-back loss {loss:.4f}"
@@ -225,7 +221,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         """Start the clock of the next checkpoint."""
         self._saved = time.monotonic()
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(
+        self, _args: Any, state: Any, _control: Any, logs: Mapping[str, float], **_: Any
+    ) -> None:
         """Let the guard see the loss of a step, record it, and show it when a line is full."""
         if "loss" not in logs:
             return
@@ -237,8 +235,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
             return
         loss = self.history[-1]["loss"]
         elapsed = time.monotonic() - self._started
-        # Epochs are what Trainer counts in fractions; steps before a resumption took none of this
-        # time.
+        # Trainer counts epochs in fractions; steps before a resumption took none of this time.
         share = (state.global_step - self._first_step) / max(1, state.global_step)
         speed = self.tokens * state.epoch * share / elapsed
         if self.console.is_terminal:
@@ -249,7 +246,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
                 f" {logs['learning_rate']:.2e} | {speed:.0f} tok/s | {elapsed:.0f} s"
             )
 
-    def _record(self, step: int, last: int, epoch: float, logs: dict[str, Any]) -> bool:
+    def _record(self, step: int, last: int, epoch: float, logs: Mapping[str, float]) -> bool:
         """Take the loss of a step; True if a line of the history ends with it."""
         self._losses.append(float(logs["loss"]))
         if step != 1 and step % self.logging_steps and step != last and not self.stopped:

@@ -1,11 +1,10 @@
-"""The variable-length flash attention that PyTorch carries, for packed rows: no mask, nothing to
-install, nothing to compile.
-"""
+"""PyTorch's variable-length flash attention for packed rows: no mask, nothing to install."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,28 +13,21 @@ NAME = "varlen"
 
 
 def register() -> None:
-    """Make `attn_implementation: varlen` known to transformers; it builds no mask for a name
-    without a mask function.
-    """
+    """Make `attn_implementation: varlen` known to transformers, which builds no mask for it."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, varlen_attention)
 
 
 @functools.cache
-def _options() -> tuple[Any, dict[str, Any]]:
-    """The kernel, and how this PyTorch wants to hear "causal" and "fewer key heads than query
-    heads".
-    """
+def _kernel() -> Callable[..., Any]:
+    """The kernel: causal, and with fewer key heads than query heads, as this PyTorch is told so."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = (
-        {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    )
-    if "enable_gqa" in known:
-        options["enable_gqa"] = True
-    return varlen_attn, options
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+    options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    return functools.partial(varlen_attn, **options)
 
 
 def varlen_attention(
@@ -84,15 +76,6 @@ def varlen_attention(
             "attn_implementation varlen has neither dropout nor sliding windows nor soft caps. Use"
             " flex_attention."
         )
-    kernel, options = _options()
     by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    output = kernel(
-        *by_token,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
-        scale=scaling,
-        **options,
-    )
-    return output[None], None
+    borders = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    return _kernel()(*by_token, *borders, scale=scaling)[None], None

@@ -25,15 +25,12 @@ def silu_mul_backward(
         from adapterops.train.kernels import triton_kernels
 
         return triton_kernels.silu_mul_backward(gate, up, gradient)
-    return torch.ops.aten.silu_backward(gradient * up, gate), gradient * torch.nn.functional.silu(
-        gate
-    )
+    gate_gradient = torch.ops.aten.silu_backward(gradient * up, gate)
+    return gate_gradient, gradient * torch.nn.functional.silu(gate)
 
 
 def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """`values` with a share of them zeroed and the rest scaled by 1 / (1 - share); `values` itself
-    for a share of 0.
-    """
+    """`values` with a share of them zeroed and the rest scaled by 1 / (1 - share)."""
     if share == 0:
         return values
     if values.is_cuda:
@@ -55,7 +52,6 @@ def add_dropped_(
 
 
 def _mask(like: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    chance = torch.rand(
-        like.shape, generator=torch.Generator(like.device).manual_seed(seed), device=like.device
-    )
+    generator = torch.Generator(like.device).manual_seed(seed)
+    chance = torch.rand(like.shape, generator=generator, device=like.device)
     return (chance >= share).to(like.dtype) / (1 - share)

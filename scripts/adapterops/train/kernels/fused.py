@@ -1,5 +1,4 @@
-"""LoRA layers as few large matrix products, with only what the backward pass cannot cheaply make
-again kept in memory.
+"""LoRA layers as few large matrix products, which keep little for the backward pass.
 
 peft runs a projection as seven element-wise passes over its output and keeps a dropped-out copy of
 its input with a mask; here the update is added by the matrix product itself, projections that read
@@ -43,8 +42,7 @@ class _Pass:
 
 
 def fuse(model: Any, *, recompute_mlp: bool = False, keep_dequantized: bool = False) -> int:
-    """Replace the forward passes of all LoRA projections of a peft model, grouped where they read
-    the same input.
+    """Replace the forward passes of a peft model's LoRA projections, grouped by their input.
 
     Args:
         model: a peft model with one adapter.
@@ -107,9 +105,7 @@ def _fusable(layer: Any) -> bool:
 
 
 def _weight_source(layer: Any, keep: bool) -> Callable[[], torch.Tensor]:
-    """How to get the layer's frozen weight in the compute type; NF4 is dequantised on every call
-    unless it is kept.
-    """
+    """How to get the layer's frozen weight in the compute type; NF4 is dequantised or kept."""
     base = layer.get_base_layer()
     if not isinstance(base, bitsandbytes.nn.Linear4bit):
         return lambda: base.weight
@@ -148,8 +144,9 @@ def _plain(layers: Sequence[Any]) -> bool:
 
 
 def _patch_siblings(layers: Sequence[Any], sources: tuple[Callable[[], torch.Tensor], ...]) -> None:
-    """The first projection computes all of the group; the others, which are called with the same
-    tensor, find theirs done.
+    """The first projection computes all of the group; the others find theirs done.
+
+    They are called with the same tensor, by which they know.
     """
     pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -160,7 +157,7 @@ def _patch_siblings(layers: Sequence[Any], sources: tuple[Callable[[], torch.Ten
             found = pending.pop(number, None)
             if found is None or found[0] is not x:
                 settings, matrices = _pass(layers, sources)
-                outputs = _Projections.apply(settings, x, *matrices)  # type: ignore[no-untyped-call]
+                outputs = _projections(settings, x, *matrices)
                 pending.update({place: (x, output) for place, output in enumerate(outputs)})
                 found = pending.pop(number)
             return found[1]
@@ -184,7 +181,7 @@ def _mlp_forward(
             return original(x)
         inner, inner_matrices = _pass(layers[:2], sources[:2])
         outer, outer_matrices = _pass(layers[2:], sources[2:])
-        return _Mlp.apply(inner, outer, recompute, x, *inner_matrices, *outer_matrices)  # type: ignore[no-untyped-call]
+        return _mlp(inner, outer, recompute, x, *inner_matrices, *outer_matrices)
 
     return forward
 
@@ -193,18 +190,14 @@ def _split(
     matrices: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The A matrices one below the other, [projections × r, in], and the list of B matrices."""
-    half = len(matrices) // 2
-    return torch.cat([matrix.to(dtype) for matrix in matrices[:half]]), [
-        matrix.to(dtype) for matrix in matrices[half:]
-    ]
+    typed, half = [matrix.to(dtype) for matrix in matrices], len(matrices) // 2
+    return torch.cat(typed[:half]), typed[half:]
 
 
 def _project(
     settings: _Pass, x: torch.Tensor, dropped: torch.Tensor, matrices: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Outputs [tokens, out] of each projection, and the input times all A matrices, [tokens,
-    projections × r].
-    """
+    """Outputs [tokens, out], and the input times all A matrices, [tokens, projections × r]."""
     down, ups = _split(matrices, x.dtype)
     low = dropped @ down.T
     outputs = []
@@ -224,9 +217,7 @@ def _project_backward(
     *,
     needs_input: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """Gradient of the input (None if not needed), and those of the matrices in their order and
-    types.
-    """
+    """Gradient of the input (None if not needed), and those of the matrices in their types."""
     down, ups = _split(matrices, dropped.dtype)
     parts = low.chunk(len(ups), dim=1)
     low_gradient = torch.cat(
@@ -258,9 +249,7 @@ def _project_backward(
 
 
 class _Projections(torch.autograd.Function):
-    """Projections of one input. Keeps that input once, dropped out, which is all that the A
-    matrices' gradients need.
-    """
+    """Projections of one input, which is kept once, dropped out, for the A matrices' gradients."""
 
     @staticmethod
     def forward(ctx: Any, settings: _Pass, x: torch.Tensor, *matrices: torch.Tensor) -> Any:
@@ -341,3 +330,8 @@ class _Mlp(torch.autograd.Function):
             *inner_trained,
             *outer_trained,
         )
+
+
+# PyTorch gives `apply` no types (torch 2.13).
+_projections: Any = _Projections.apply
+_mlp: Any = _Mlp.apply

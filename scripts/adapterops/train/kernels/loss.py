@@ -1,6 +1,4 @@
-"""Cross-entropy of the supervised tokens alone, without ever holding the logits of a whole
-batch.
-"""
+"""Cross-entropy of the supervised tokens alone, without the logits of a whole batch."""
 
 from __future__ import annotations
 
@@ -28,21 +26,19 @@ def answer_loss(
         A scalar in nats.
     """
     if kernel == "chunked":
-        return torch.as_tensor(_ChunkedLoss.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]
+        total: torch.Tensor = _chunked_loss(hidden, weight, targets)
+        return total
     if kernel == "liger":
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        return torch.as_tensor(
-            LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets)
-        )
+        liger_loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        return torch.as_tensor(liger_loss(weight, hidden, targets))
     logits = torch.nn.functional.linear(hidden, weight).float()
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Takes the gradient of the hidden states along in the forward pass, so that no logits are kept
-    or computed twice.
-    """
+    """Computes the gradient in the forward pass: no logits are kept or computed twice."""
 
     @staticmethod
     def forward(
@@ -72,9 +68,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return gradient, None, None
 
 
+# PyTorch gives `apply` no types (torch 2.13).
+_chunked_loss: Any = _ChunkedLoss.apply
+
+
 def score_answers_only(network: Any, kernel: str) -> None:
-    """Make a causal language model return the summed loss when it is given `positions` and
-    `targets` (see `packing.Collator`).
+    """Make a causal language model return the summed loss of a batch of `packing.Collator`.
 
     It has to happen inside `forward`: DistributedDataParallel, FSDP and DeepSpeed see only what
     passes through it.

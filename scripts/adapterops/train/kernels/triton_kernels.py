@@ -1,5 +1,8 @@
 """The Triton half of `elementwise`; imported only where a tensor is on a GPU."""
 
+# mypy: disable-error-code=no-untyped-def
+# Arguments of a Triton kernel have no types of Python: pointers and numbers of the GPU.
+
 from __future__ import annotations
 
 import torch
@@ -10,7 +13,7 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _silu_mul(gate, up, out, count, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_mul(gate, up, out, count, block: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
     g = tl.load(gate + at, mask=inside).to(tl.float32)
@@ -19,7 +22,7 @@ def _silu_mul(gate, up, out, count, block: tl.constexpr):  # type: ignore[no-unt
 
 
 @triton.jit
-def _silu_mul_backward(gate, up, gradient, gate_gradient, up_gradient, count, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_mul_backward(gate, up, gradient, gate_gradient, up_gradient, count, block: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
     g = tl.load(gate + at, mask=inside).to(tl.float32)
@@ -31,7 +34,7 @@ def _silu_mul_backward(gate, up, gradient, gate_gradient, up_gradient, count, bl
 
 
 @triton.jit
-def _drop_quarter(source, target, at, count, chance, share, scale, add: tl.constexpr):  # type: ignore[no-untyped-def]
+def _drop_quarter(source, target, at, count, chance, share, scale, add: tl.constexpr):
     inside = at < count
     value = tl.where(chance >= share, tl.load(source + at, mask=inside).to(tl.float32) * scale, 0.0)
     if add:
@@ -40,7 +43,7 @@ def _drop_quarter(source, target, at, count, chance, share, scale, add: tl.const
 
 
 @triton.jit(do_not_specialize=["seed"])
-def _drop(source, target, count, share, scale, seed, add: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _drop(source, target, count, share, scale, seed, add: tl.constexpr, block: tl.constexpr):
     # One Philox call makes four numbers; seven rounds pass BigCrush (Salmon et al., SC'11,
     # "Parallel random numbers: as easy as 1, 2, 3").
     program = tl.program_id(0).to(tl.int64)
@@ -54,7 +57,7 @@ def _drop(source, target, count, share, scale, seed, add: tl.constexpr, block: t
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """See `kernels.silu_mul`."""
+    """See `elementwise.silu_mul`."""
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     _silu_mul[(triton.cdiv(gate.numel(), _BLOCK),)](gate, up, out, gate.numel(), block=_BLOCK)
@@ -64,7 +67,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def silu_mul_backward(
     gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `kernels.silu_mul_backward`."""
+    """See `elementwise.silu_mul_backward`."""
     gate, up, gradient = gate.contiguous(), up.contiguous(), gradient.contiguous()
     gradients = torch.empty_like(gate), torch.empty_like(up)
     _silu_mul_backward[(triton.cdiv(gate.numel(), _BLOCK),)](
@@ -74,7 +77,7 @@ def silu_mul_backward(
 
 
 def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """See `kernels.dropout`."""
+    """See `elementwise.dropout`."""
     values = values.contiguous()
     out = torch.empty_like(values)
     _launch(values, out, share, seed, add=False)
@@ -84,7 +87,7 @@ def dropout(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
 def add_dropped_(
     total: torch.Tensor, values: torch.Tensor, share: float, seed: int
 ) -> torch.Tensor:
-    """See `kernels.add_dropped_`; `total` must be contiguous."""
+    """See `elementwise.add_dropped_`; `total` must be contiguous."""
     if not total.is_contiguous():
         raise ValueError("a copy of `total` would be written to")
     _launch(values.contiguous(), total, share, seed, add=True)

@@ -1,13 +1,15 @@
-"""What FSDP's units, in which the network lies in pieces, hide from others.
+"""peft 0.21: what FSDP's units hide from it, and the precision of an adapter that it loads.
 
 FSDP lays each decoder layer into a unit, and `_fsdp_wrapped_module.` into the names of all that is
-in it. Seen with peft 0.21.2, accelerate 1.15 and transformers 5.19; `test_train_units.py` fails
-when a version no longer needs this.
+in it. peft takes that away from the beginning of a name alone, as for the modules of
+https://github.com/huggingface/peft/pull/2681; for units within a network no issue is known.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ _UNIT = "_fsdp_wrapped_module."
 def let_peft_see_units() -> None:
     """Have peft find an adapter's tensors in units.
 
-    It compares names of modules with those of a whole state, and takes the units' prefix from their
-    beginning alone: it would write adapters and checkpoints without a tensor.
+    It compares names of modules with those of a whole state, from which FSDP removed the units: it
+    would write adapters and checkpoints without a tensor.
     """
     prefixes = tuners_utils._get_tuner_state_dict_key_prefixes
     if hasattr(prefixes, "__wrapped__"):
@@ -33,16 +35,6 @@ def let_peft_see_units() -> None:
         return {prefix.replace(_UNIT, "") for prefix in prefixes(*arguments, **options)}
 
     tuners_utils._get_tuner_state_dict_key_prefixes = without_units
-
-
-def keep_buffers_exact(plugin: Any) -> None:
-    """Have FSDP leave buffers in float32: transformers tells it bf16 for all, and rotary
-    frequencies in bf16 turn by wrong angles.
-
-    Args:
-        plugin: accelerate's `fsdp_plugin`, before the network is prepared.
-    """
-    plugin.set_mixed_precision = functools.partial(plugin.set_mixed_precision, buffer_autocast=True)
 
 
 def load_adapter(network: Any, checkpoint: Path) -> None:
@@ -77,3 +69,22 @@ def load_adapter(network: Any, checkpoint: Path) -> None:
             f"{checkpoint}: the adapter does not fit the network:"
             f" {(missing + result.unexpected_keys)[:3]}"
         )
+
+
+@contextlib.contextmanager
+def same_precision(model: Any) -> Iterator[None]:
+    """Give the trained parameters back the types that they have now.
+
+    `PeftModel.load_adapter` makes an adapter float32 unless it is told otherwise
+    (https://github.com/huggingface/peft/pull/1706), and transformers, which calls it to resume,
+    does not tell it: a training would go on in another precision than it began.
+    """
+    types = {
+        name: parameter.dtype
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    yield
+    for name, parameter in model.named_parameters():
+        if name in types:
+            parameter.data = parameter.data.to(types[name])
