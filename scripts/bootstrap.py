@@ -270,7 +270,9 @@ def pinned(lock_file: Path) -> str:
 
 
 def install_flash_attention(uv: str) -> None:
-    """Build flash-attn against the installed torch; without it everything works, slower."""
+    """Build flash-attn against the installed torch; only attn_implementation: flash_attention_2
+    needs it.
+    """
     command = [
         uv,
         "pip",
@@ -293,8 +295,8 @@ def install_flash_attention(uv: str) -> None:
     if result.returncode != 0:
         print(
             f"{pinned(FLASH_ATTENTION)} could not be built (it needs nvcc and minutes). Lost:"
-            " attn_implementation: flash_attention_2, and with it packed training; recipes with"
-            " sdpa work, slower on short rows.",
+            " attn_implementation: flash_attention_2. No recipe here asks for it: packed rows train"
+            " with varlen, which PyTorch carries.",
             flush=True,
         )
 

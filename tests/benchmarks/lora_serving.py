@@ -25,10 +25,11 @@ from peers import alone  # noqa: E402
 from random_adapter import make_adapter  # noqa: E402
 
 from adapterops.engine.client import load_adapter  # noqa: E402
+from adapterops.engine.generate import generate  # noqa: E402
+from adapterops.engine.installed import engine_version  # noqa: E402
 from adapterops.engine.server import start_engine  # noqa: E402
-from adapterops.evaluate.generate import generate  # noqa: E402
-from adapterops.evaluate.run import device_name, engine_version  # noqa: E402
-from adapterops.serving.config import load_serving_config  # noqa: E402
+from adapterops.evaluate.evaluation import device_name  # noqa: E402
+from adapterops.specs.serving import load_serving_config  # noqa: E402
 from processes import free_port  # noqa: E402
 
 

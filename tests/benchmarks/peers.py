@@ -233,9 +233,9 @@ def ours(model: Path, setting: dict[str, Any], steps: int, scratch: Path) -> Job
 
     from transformers import AutoTokenizer
 
+    from adapterops.specs.recipe import load_recipe
     from adapterops.train.artifacts import save_adapter
     from adapterops.train.build import build_trainer
-    from adapterops.train.recipe import load_recipe
 
     recipe = load_recipe(ROOT / "configs/qlora/llama3-8b-fast.yaml")
     source = {"type": "directory", "path": str(model)}
@@ -278,7 +278,8 @@ def sft_arguments(setting: dict[str, Any], steps: int, scratch: Path) -> dict[st
         "max_length": setting["pack"], "per_device_train_batch_size": setting["micro_batch"],
         "gradient_accumulation_steps": PACKS_A_STEP // setting["micro_batch"],
         "learning_rate": 2e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
-        "max_grad_norm": 0.3, "bf16": on_gpu(), "use_cpu": not on_gpu(), "logging_steps": 1, "save_strategy": "no",
+        "max_grad_norm": 0.3, "bf16": on_gpu(), "use_cpu": not on_gpu(),
+        "logging_steps": 1, "save_strategy": "no",
         "report_to": "none", "seed": 42, "dataset_text_field": "text",
     }  # fmt: skip
 
@@ -317,7 +318,9 @@ def trl(model: Path, setting: dict[str, Any], steps: int, scratch: Path) -> Job:
     trainer = SFTTrainer(
         model=str(model),
         args=arguments,
-        train_dataset=datasets.Dataset.from_dict({"text": texts(tokenizer, 100 * steps, setting["pack"])}),
+        train_dataset=datasets.Dataset.from_dict(
+            {"text": texts(tokenizer, 100 * steps, setting["pack"])}
+        ),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=RANK, lora_alpha=128, lora_dropout=0.0, bias="none", target_modules=PROJECTIONS,
@@ -469,6 +472,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     if on_gpu():
         result |= {
             "device": torch.cuda.get_device_name(),
+            # Axolotl resets it in every step to log it: of it, only what is reserved counts.
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
             "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
         }

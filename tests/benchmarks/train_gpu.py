@@ -4,7 +4,7 @@ process a configuration.
 Weights are random (speed does not depend on them) and made in NF4 on the GPU; rows have lognormal
 lengths (mean ≈ 480, max 4,096).
 
-    python tests/benchmarks/train_gpu.py                        # the table of docs/performance.md
+    python tests/benchmarks/train_gpu.py    # the table of docs/measurements/training.md
     python tests/benchmarks/train_gpu.py --only fused-2 guide   # some of it
     # a smoke test on the CPU, in a minute
     python tests/benchmarks/train_gpu.py --tiny

@@ -13,8 +13,8 @@ from adapterops.errors import RejectedError
 from adapterops.train.encode import EncodedData
 from adapterops.train.labels import Row
 
-# Padded rows were measured on batches of which half was padding (docs/performance.md): so much is
-# in the speed already.
+# Padded rows were measured on batches of which half was padding
+# (docs/measurements/training.md): so much is in the speed already.
 _MEASURED_PADDING = 2.0
 _LEAST = 256  # tokens that a batch takes the time of at least: all weights are read for it
 # Of a training step: a look at held-back rows has no backward pass, which costs twice the forward.
