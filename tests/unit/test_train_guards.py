@@ -368,7 +368,7 @@ class TestCheckpoints:
 
 
 class TestMemory:
-    """Against the peaks of docs/measurements/training.md: the shape of Llama-3.1-8B, r 64, dropout 0.05,
+    """Against the peaks of docs/measurements/training.md: Llama-3.1-8B, rank 64, dropout 0.05,
     Liger, packs of 4,096 tokens."""
 
     GUIDE: ClassVar = {
