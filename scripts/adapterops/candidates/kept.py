@@ -383,8 +383,7 @@ def keep_judgement(
     signer: Signer | None = None,
     trust: Trust | None = None,
 ) -> Judgement | None:
-    """Keep a run's documents and verdict under its judgement key; the first one stays, signed or
-    not.
+    """Keep a run's documents and verdict under its judgement key; the first one stays.
 
     Args:
         store: where to.
@@ -395,8 +394,7 @@ def keep_judgement(
         trust: whose signature a former one must carry to be the verdict.
 
     Returns:
-        The judgement that is kept; None for an ERROR, and for the verdict of first rows whose
-        extension was to be drawn: they are not, so that the next try goes on.
+        The judgement that is kept; None for an ERROR or where an extension is yet to be drawn.
 
     Raises:
         RejectedError: the verdict is on another adapter than the one in `model/`, or a former one
