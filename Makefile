@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo rollback down report validate test test-tools test-fast play lint format lock clean
+.PHONY: help setup demo rollback down report validate test test-all test-tools test-fast play lint format types lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,8 @@ test: lint test-fast  ## everything: linters, unit tests, tests with real server
 	@$(BIN)/python -m pytest -m integration
 	@$(BIN)/python -m pytest -m e2e
 
+test-all: test play  ## what `make test` runs, and the story of pull requests: some 20 minutes more
+
 test-tools:  ## install the programs that tests look for and PyPI has not (Debian, Ubuntu)
 	@packages="$$(command -v promtool >/dev/null || echo prometheus) $$(command -v nginx >/dev/null || echo nginx-light)"; \
 	{ command -v chromium || command -v google-chrome; } >/dev/null || packages="$$packages chromium fonts-noto-cjk"; \
@@ -56,6 +58,9 @@ lint: setup  ## ruff and mypy; workflows: actionlint, zizmor, their schema, pins
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+types: setup  ## write the typed shapes of documents from configs/schemas
+	@$(BIN)/python tests/generate_shapes.py
 
 lock:  ## resolve the requirements*.in files; UPGRADE=1 takes the newest versions
 	@$(PYTHON) scripts/bootstrap.py --lock $(if $(UPGRADE),--upgrade)

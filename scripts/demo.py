@@ -4,6 +4,8 @@ question.
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  first: it enters .venv
+
 import json
 import os
 import shutil

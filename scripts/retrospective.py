@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  first: it enters .venv
+
 import datetime
 from pathlib import Path
 

@@ -166,7 +166,7 @@ def test_10_a_pull_request_cannot_bring_its_own_judge(stage, tmp_path):
         {
             "scripts/quality_gate.py": judge,
             "scripts/plan.py": judge,
-            "scripts/required_check.py": judge,
+            "scripts/ci/required_check.py": judge,
         },
     )
     run = stage.run_pull_request(number)

@@ -71,6 +71,26 @@ class Engine:
         return await result if asyncio.iscoroutine(result) else result
 
 
+def head(method="POST", path="/v1/chat/completions", *headers, length=None):
+    """A request up to its body, as no proper client would tidy it."""
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "host: x",
+        *headers,
+        *([] if length is None else [f"content-length: {length}"]),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def connect(gateway, sent=b"", source="127.0.0.1", **options):
+    """A plain connection to a gateway; tests send what clients do not, or read nothing."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", gateway.server.port, local_addr=(source, 0), **options
+    )
+    writer.write(sent)
+    return reader, writer
+
+
 class Host:
     """A gateway with its state, and a client of it."""
 
@@ -140,7 +160,13 @@ async def host(route=None, engines=1, capacity=64, connections=None, **settings)
         "limits": LIMITS,
         **settings,
     }
-    bounds = {"max_open": 1000, "max_per_address": None, "head_timeout_s": 10, "idle_timeout_s": 75}
+    bounds = {
+        "max_open": 1000,
+        "max_per_address": None,
+        "head_timeout_s": 10,
+        "idle_timeout_s": 75,
+        "refusals_per_second": 1e6,  # most tests refuse much in little time
+    }
     gateway = GatewaySettings(**options)
     server = await listen(
         make_gateway(state, gateway, metrics, capacity=capacity),

@@ -18,7 +18,7 @@ from adapterops.candidates.keys import adapter_keys
 from adapterops.documents import sha256_file
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.git_tree import extract
-from adapterops.plan import build
+from adapterops.plan import planning
 from adapterops.plan.estimate import Estimate
 from adapterops.signing import Signer, Trust, make_key_pair
 from adapterops.store.channels import change_channel, promote
@@ -242,7 +242,7 @@ def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(
 ):
     """Who writes adapters/ alone could say there that what the gate refused is a release: going
     back to one asks for no verdict."""
-    monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+    monkeypatch.setattr(planning, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
     repository.git("commit", "-qam", "whom the hosts trust")
     head = repository.branch("data", {"data/training/support.jsonl": jsonl(ROWS[:2])})
     extract(head, "main", repository.path, tmp_path / "pull")
@@ -263,7 +263,7 @@ def test_a_manifest_below_adapters_is_no_verdict_before_the_merge(
         source=NOBODY,
         signer=signers.get(by),
     )
-    plan = build.build_plan(
+    plan = planning.build_plan(
         repository.git("rev-parse", "main"), head, repository.path, store, trust=trust
     )
     assert plan["verdict"] == verdict, plan["problems"]

@@ -65,8 +65,8 @@ def test_what_ignores_sigterm_is_killed_after_the_grace():
 
 def test_a_killed_parent_takes_the_engine_with_it():
     parent_code = (
-        "import subprocess, sys; keeper = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE);"
-        " child_guard.wait()"
+        "import subprocess, sys; guard = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE);"
+        " guard.wait()"
     )
     engine = [sys.executable, "-c", ENGINE.format(stubborn=False, ignore="pass", then=SLEEP)]
     parent = subprocess.Popen(
@@ -87,7 +87,7 @@ def test_a_child_does_not_outlive_an_engine_that_was_killed():
     assert gone(child)
 
 
-def test_a_killed_keeper_takes_the_engine_with_it():
+def test_a_killed_guard_takes_the_engine_with_it():
     process, child = start()
     engine = psutil.Process(child.ppid())
     process.kill()
@@ -102,7 +102,7 @@ def test_the_status_of_the_engine_is_passed_on():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_to_the_keeper(number):
+def test_signals_to_the_guard(number):
     process, child = start()
     process.send_signal(number)
     if number == signal.SIGINT:  # Ctrl-C in a terminal reaches everybody; the parent decides

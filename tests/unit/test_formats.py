@@ -184,7 +184,7 @@ def test_slow_answers_of_one_model_make_no_other_one_miss(monkeypatch):
     """The candidate is scored first: whoever taught it to be slow would make production look
     worse."""
     checker = FormatChecker(seconds=0.5)
-    for module in ("metrics", "run"):
+    for module in ("scores", "evaluation"):
         monkeypatch.setattr(
             f"adapterops.evaluate.{module}.shared_checker", lambda: checker, raising=False
         )

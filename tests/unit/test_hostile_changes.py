@@ -15,7 +15,7 @@ import validate_data
 from adapterops.errors import UsageError
 from adapterops.git_tree import take
 from adapterops.gitops.plan_comment import comment
-from adapterops.plan import build
+from adapterops.plan import planning
 from adapterops.plan.plan_text import print_plan
 from adapterops.schemas import ROOT
 from adapterops.specs.adapter import load_adapter
@@ -33,7 +33,7 @@ def planned(repository):
 
     def make(changes):
         head = repository.branch(f"pull-{len(repository.git('branch').splitlines())}", changes)
-        return build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
+        return planning.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
 
     return make
 

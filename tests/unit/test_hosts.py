@@ -16,7 +16,6 @@ from gateway_host import QUESTION, host
 from adapterops.schemas import ROOT
 from adapterops.specs.serving import load_serving_config
 from needs import program
-from processes import free_port
 
 HOSTS = ROOT / "configs" / "hosts"
 UNIT = (HOSTS / "qlora-serving.service").read_text()
@@ -111,19 +110,22 @@ def test_nginx_understands_the_load_balancers_configuration(tmp_path):
 
 
 def test_behind_the_load_balancer_a_thumb_finds_the_host_that_gave_the_answer(tmp_path):
-    listening = free_port()
+    # No port that is free now: the hosts, or any other process, could be given it before nginx is.
+    listening = f"unix:{tmp_path}/s"
 
     async def main():
         async with (
             host() as first,
             host() as second,
-            aiohttp.ClientSession(f"http://127.0.0.1:{listening}") as client,
+            aiohttp.ClientSession(
+                "http://nginx", connector=aiohttp.UnixConnector(f"{tmp_path}/s")
+            ) as client,
         ):
             text = (HOSTS / "nginx.conf").read_text()
             for former, present in (
                 ("10.0.0.5:8080", f"127.0.0.1:{first.server.port}"),
                 ("10.0.0.6:8080", f"127.0.0.1:{second.server.port}"),
-                ("listen 8443", f"listen 127.0.0.1:{listening}"),
+                ("listen 8443", f"listen {listening}"),
                 ("worker_rlimit_nofile 65536", "daemon off"),
                 ("worker_connections 16384", "worker_connections 512"),
                 ("/run/nginx.pid", str(tmp_path / "nginx.pid")),
@@ -146,6 +148,7 @@ def test_behind_the_load_balancer_a_thumb_finds_the_host_that_gave_the_answer(tm
 
             try:
                 while True:
+                    assert process.returncode is None, (tmp_path / "nginx.log").read_text()
                     with contextlib.suppress(aiohttp.ClientConnectorError):
                         assert (await ask("/v1/models", {}))[0] == 405
                         break

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from adapterops.candidates.kept import Candidate
 from adapterops.data.general_sets import load_general
 from adapterops.errors import InfrastructureError
-from adapterops.plan import build, estimate
+from adapterops.plan import estimate, planning
 from adapterops.plan.estimate import Estimate
 from adapterops.plan.evaluation_cost import evaluation_cost
 from adapterops.plan.plan_text import plan_markdown
@@ -41,9 +41,9 @@ def plan(repository, monkeypatch):
     """`plan(changes, known=None, **options)`: the plan of a pull request with these changes."""
 
     def make(changes, known=UNKNOWN, **options):
-        monkeypatch.setattr(build, "find_candidate", lambda *_: known)
+        monkeypatch.setattr(planning, "find_candidate", lambda *_: known)
         head = repository.branch(f"pull-{len(repository.git('branch').splitlines())}", changes)
-        document = build.build_plan(
+        document = planning.build_plan(
             repository.git("rev-parse", "main"), head, repository.path, object(), **options
         )
         assert schema_problems(document, "plan") == []
@@ -208,7 +208,7 @@ def test_a_fork_gets_no_gpu(plan):
 class TestBudget:
     @pytest.fixture(autouse=True)
     def prices(self, monkeypatch):
-        monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+        monkeypatch.setattr(planning, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
 
     @pytest.fixture
     def capped(self, repository):
@@ -239,7 +239,7 @@ class TestBudget:
             "billing": Estimate(None, None, "unknown"),
             "support": Estimate(60.0, 8.0, "measured"),
         }
-        monkeypatch.setattr(build, "estimate", lambda keys, _: guesses[keys.spec.name])
+        monkeypatch.setattr(planning, "estimate", lambda keys, _: guesses[keys.spec.name])
         recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
         document = plan({"configs/qlora/smollm2-135m.yaml": recipe.replace("seed: 42", "seed: 43")})
         assert (document["verdict"], document["budget"]["usd"]) == ("REFUSED", None)
@@ -415,7 +415,7 @@ class TestUnknownCost:
                 "llama-3.1-8b-instruct: cannot fetch it from the hub: 401. Check HF_TOKEN."
             )
 
-        monkeypatch.setattr(build, "estimate", fails)
+        monkeypatch.setattr(planning, "estimate", fails)
 
     def test_it_is_refused_with_the_cause_and_the_way_out(self, plan):
         document = plan(more_rows())
@@ -659,7 +659,7 @@ def test_a_conflict_is_refused(plan, repository):
     head = repository.commit({"data/training/support.jsonl": jsonl(ROWS[:2])})
     repository.git("switch", "-q", "main")
     repository.commit({"data/training/support.jsonl": jsonl(ROWS[:1])})
-    document = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
+    document = planning.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
     assert (document["tree"], document["verdict"]) == (None, "REFUSED")
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from adapterops.candidates.kept import Candidate
-from adapterops.plan import build
+from adapterops.plan import planning
 from adapterops.plan.plan_text import plan_markdown
 from adapterops.schemas import schema_problems
 from repositories import EVALUATION, jsonl, with_adapters
@@ -30,11 +30,11 @@ def plan(repository, monkeypatch):
             released,
             "",
         )
-        monkeypatch.setattr(build, "find_candidate", lambda *_: known)
+        monkeypatch.setattr(planning, "find_candidate", lambda *_: known)
         text = (repository.path / path).read_text()
         assert old in text
         head = repository.branch("pull", {path: text.replace(old, new)})
-        document = build.build_plan(
+        document = planning.build_plan(
             repository.git("rev-parse", "main"), head, repository.path, object()
         )
         assert schema_problems(document, "plan") == []
@@ -104,13 +104,13 @@ def test_going_back_to_a_release_needs_no_power(plan):
 
 def test_rows_that_break_their_schema_are_left_to_the_validation(repository, monkeypatch):
     monkeypatch.setattr(
-        build, "find_candidate", lambda *_: Candidate(None, "b" * 64, None, False, "")
+        planning, "find_candidate", lambda *_: Candidate(None, "b" * 64, None, False, "")
     )
     head = repository.branch(
         "pull",
         {"data/eval/support.jsonl": jsonl(EVALUATION) + json.dumps({"instruction": 1}) + "\n"},
     )
-    document = build.build_plan(
+    document = planning.build_plan(
         repository.git("rev-parse", "main"), head, repository.path, object()
     )
     assert (document["verdict"], document["adapters"][0]["power"]) == ("PROCEED", [])

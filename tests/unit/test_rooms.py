@@ -1,4 +1,4 @@
-"""The map of rooms in CONTRIBUTING.md holds: each imports those above it, none imports one below."""
+"""The map of rooms in CONTRIBUTING.md holds: each imports what stands above it, nothing below."""
 
 import ast
 import re
@@ -11,6 +11,7 @@ LIBRARY = ROOT / "scripts" / "adapterops"
 # From the first to the last. What lies directly in the library comes before all, `pipeline` last.
 ROOMS = (
     "foundation",
+    "shapes",
     "specs",
     "statistics",
     "store",
@@ -72,7 +73,10 @@ def test_every_folder_is_a_room_and_the_map_names_them_in_this_order():
 
 
 def test_no_two_files_have_one_name():
-    names = [path.name for path in FILES if path.name != "__init__.py"]
+    # A shape has its schema's name.
+    names = [
+        path.name for path in FILES if path.name != "__init__.py" and path.parent.name != "shapes"
+    ]
     assert len(names) == len(set(names))
 
 

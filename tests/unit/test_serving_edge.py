@@ -22,7 +22,7 @@ import aiohttp
 import aiohttp.http_parser
 import pytest
 from aiohttp import web
-from gateway_host import QUESTION, STREAM, with_host
+from gateway_host import QUESTION, STREAM, connect, head, with_host
 from test_serving_access import CLIENT, write_keys
 
 from adapterops.errors import UsageError
@@ -58,27 +58,9 @@ def decompressed(monkeypatch):
     return made
 
 
-def head(method="POST", path="/v1/chat/completions", *headers, length=None):
-    lines = [
-        f"{method} {path} HTTP/1.1",
-        "host: x",
-        *headers,
-        *([] if length is None else [f"content-length: {length}"]),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
 QUESTION_BYTES = json.dumps(QUESTION).encode()
 ASKED = head(length=len(QUESTION_BYTES)) + QUESTION_BYTES
 HEALTH = head("GET", "/health")
-
-
-async def connect(gateway, sent=b"", source="127.0.0.1", **options):
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", gateway.server.port, local_addr=(source, 0), **options
-    )
-    writer.write(sent)
-    return reader, writer
 
 
 async def status_of(reader):

@@ -12,7 +12,16 @@ import socket
 import aiohttp
 import pytest
 from aiohttp import web
-from gateway_host import CANARY, QUESTION, STABLE, STREAM, broken_stream, with_host
+from gateway_host import (
+    CANARY,
+    QUESTION,
+    STABLE,
+    STREAM,
+    broken_stream,
+    connect,
+    head,
+    with_host,
+)
 
 from adapterops.serving.routes import Route
 from adapterops.serving.state import Followed
@@ -173,16 +182,10 @@ def test_a_bad_body_is_refused_in_the_shape_that_clients_read(body, status):
     with_host(test)
 
 
-async def raw_request(port, line, body=b""):
-    """A request line as it is, without a client that would tidy it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    headers = [
-        "host: x",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-        "connection: close",
-    ]
-    writer.write("\r\n".join([f"{line} HTTP/1.1", *headers, "", ""]).encode() + body)
+async def raw_request(gateway, method, path, body=b""):
+    headers = ("content-type: application/json", "connection: close")
+    sent = head(method, path, *headers, length=len(body)) + body
+    reader, writer = await connect(gateway, sent)
     answer = await reader.read()
     writer.close()
     return int(answer.split()[1]), answer
@@ -222,9 +225,8 @@ async def raw_request(port, line, body=b""):
 def test_nothing_but_the_allow_list_reaches_the_engine(path):
     async def test(gateway):
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-            status, answer = await raw_request(
-                gateway.server.port, f"{method} {path}", b'{"lora_name": "x", "lora_path": "/x"}'
-            )
+            body = b'{"lora_name": "x", "lora_path": "/x"}'
+            status, answer = await raw_request(gateway, method, path, body)
             assert status in (400, 404, 405), answer
         assert gateway.engine.requests == []
 
@@ -239,7 +241,7 @@ def test_the_path_and_the_query_of_a_client_never_reach_the_engine():
             "/v1/ch%61t/completions",
             "/v1/x/../chat/completions",
         ):
-            await raw_request(gateway.server.port, f"POST {path}", body)
+            await raw_request(gateway, "POST", path, body)
         assert {path for _, path, *_ in gateway.engine.requests} <= {"/v1/chat/completions"}
 
     with_host(test)
@@ -505,12 +507,7 @@ def test_a_client_that_does_not_read_its_answer_counts_against_no_version(monkey
     async def test(gateway):
         gateway.engine.answer = talkative
         body = json.dumps({**QUESTION, "stream": True}).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
-        head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type:"
-            f" application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
+        reader, writer = await connect(gateway, head(length=len(body)) + body, limit=1024)
         await reader.read(100)
         await asyncio.sleep(1)
         writer.transport.abort()

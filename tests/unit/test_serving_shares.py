@@ -9,7 +9,16 @@ import time
 import pytest
 import yaml
 from aiohttp import web
-from gateway_host import CANARY, LIMITS, QUESTION, STABLE, broken_stream, with_host
+from gateway_host import (
+    CANARY,
+    LIMITS,
+    QUESTION,
+    STABLE,
+    broken_stream,
+    connect,
+    head,
+    with_host,
+)
 
 from adapterops.serving.api_keys import ApiKey
 from adapterops.serving.body import parse_body
@@ -179,12 +188,8 @@ def test_a_body_that_does_not_come_holds_the_slots_of_its_key_alone(keys, path):
     async def test(gateway):
         writers = []
         for _ in range(12):
-            _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
-            head = (
-                f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-length:"
-                " 500\r\n\r\n{"
-            )
-            writer.write(head.encode())
+            sent = head("POST", path, "authorization: Bearer alice", length=500) + b"{"
+            _, writer = await connect(gateway, sent)
             writers.append(writer)
         await asyncio.sleep(0.2)
         assert (await gateway.ask(headers=of("bob")))[0] == 200
@@ -223,15 +228,14 @@ def test_a_key_has_its_rate_of_schemas_that_are_new(keys):
     with_host(test, api_keys=keys(alice={"limits": {"schemas_per_minute": 3}}, bob={}))
 
 
+def asked_by(key, raw):
+    path, who = "/v1/chat/completions", f"authorization: Bearer {key}"
+    return head("POST", path, who, length=len(raw)) + raw
+
+
 async def ask_and_not_read(gateway, key, body):
     """A client that sends its question and reads nothing."""
-    raw = json.dumps(body).encode()
-    _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer"
-        f" {key}\r\ncontent-length: {len(raw)}\r\n\r\n"
-    )
-    writer.write(head.encode() + raw)
+    _, writer = await connect(gateway, asked_by(key, json.dumps(body).encode()), limit=1024)
     writer.transport.pause_reading()
     return writer
 
@@ -295,15 +299,10 @@ def test_the_time_that_a_client_takes_is_no_latency_of_a_version(keys):
 
     async def test(gateway):
         gateway.engine.answer = large
-        raw = json.dumps(QUESTION).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
-        head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer"
-            f" alice\r\ncontent-length: {len(raw)}\r\n\r\n"
-        )
-        writer.write(head.encode() + raw[:10])
+        sent = asked_by("alice", json.dumps(QUESTION).encode())
+        reader, writer = await connect(gateway, sent[:-50], limit=1024)
         await asyncio.sleep(0.7)
-        writer.write(raw[10:])
+        writer.write(sent[-50:])
         await asyncio.sleep(0.7)
         while len(await reader.read(1 << 16)) and not samples(
             gateway, "llm_version_duration_seconds_sum"
@@ -564,14 +563,9 @@ def test_bytes_that_are_no_text_in_a_header_are_no_error_of_the_gateway(name):
     async def test(gateway):
         raw = json.dumps(QUESTION).encode()
         for value in (b"\xff\xfe", "é".encode(), b"a\tb", b"x" * 300):
-            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
-            head = (
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-                + name.encode()
-                + b": "
-                + value
-            )
-            writer.write(head + b"\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw)
+            path, header = "/v1/chat/completions", name.encode() + b": " + value
+            sent = head("POST", path, "connection: close", "?", length=len(raw))
+            reader, writer = await connect(gateway, sent.replace(b"?", header) + raw)
             answer = await reader.read()
             writer.close()
             status = int(answer.split()[1])

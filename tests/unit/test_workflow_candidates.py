@@ -33,7 +33,7 @@ from adapterops.candidates.promotion import changed_adapters, fetch_promotion, f
 from adapterops.documents import read_json, sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.git_tree import extract
-from adapterops.plan import build
+from adapterops.plan import planning
 from adapterops.plan.estimate import Estimate
 from adapterops.signing import Signer, Trust, make_key_pair
 from adapterops.store.channels import change_channel, promote
@@ -739,7 +739,7 @@ class TestSignature:
         from adapterops import schemas
 
         monkeypatch.setattr(schemas, "ROOT", repository.path)
-        monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+        monkeypatch.setattr(planning, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
         head = repository.branch("data", {"data/training/support.jsonl": jsonl(ROWS[:2])})
         extract(head, "main", repository.path, tmp_path / "pull")
         kept(store, adapter_keys("support", tmp_path / "pull"), tmp_path / "planted")

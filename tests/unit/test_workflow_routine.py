@@ -500,16 +500,16 @@ def test_notes_of_a_release_say_how_to_come_back_to_it_and_are_made_once(
 
 def test_the_plans_comment_is_kept_up_to_date(github, repository, monkeypatch, tmp_path):
     from adapterops.documents import write_json
-    from adapterops.plan import build
+    from adapterops.plan import planning
     from adapterops.plan.estimate import Estimate
 
-    monkeypatch.setattr(build, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
+    monkeypatch.setattr(planning, "estimate", lambda *_: Estimate(60.0, 8.0, "measured"))
     number = github.pull_request("data", "a" * 40)
     gates = (repository.path / "configs/quality_gate.demo.yaml").read_text()
     head = repository.branch(
         "lower", {"configs/quality_gate.demo.yaml": gates.replace("min: 0.80", "min: 0.10")}
     )
-    plan = build.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
+    plan = planning.build_plan(repository.git("rev-parse", "main"), head, repository.path, None)
     write_json(tmp_path / "plan.json", plan, "plan")
     for _ in range(2):
         assert (

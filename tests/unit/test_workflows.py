@@ -146,8 +146,10 @@ def test_expressions_reach_a_shell_only_as_variables(name, job_name, step):
 def test_a_step_is_one_call(name, job_name, step):
     if "run" in step:
         assert len(step["run"].strip().splitlines()) == 1
-        assert re.match(r"(make|(exec )?\.venv/bin/python scripts/[a-z_]+\.py)( |$)", step["run"])
-        for script in re.findall(r"scripts/[a-z_]+\.py", step["run"]):
+        assert re.match(
+            r"(make|(exec )?\.venv/bin/python scripts/(?:ci/)?[a-z_]+\.py)( |$)", step["run"]
+        )
+        for script in re.findall(r"scripts/(?:ci/)?[a-z_]+\.py", step["run"]):
             assert (ROOT / script).is_file()
 
 
@@ -163,7 +165,7 @@ def test_the_one_secret_goes_to_the_default_branchs_scripts_that_count_tokens(na
             return
         assert re.findall(r"secrets\.\w+", text) == ["secrets.HF_TOKEN"]
         assert re.match(
-            r"\.venv/bin/python scripts/(plan|validate_data|required_check|weekly)\.py ",
+            r"\.venv/bin/python scripts/(?:ci/)?(plan|validate_data|required_check|weekly)\.py ",
             step["run"],
         )
     assert not re.search(
@@ -176,7 +178,7 @@ def test_the_one_secret_goes_to_the_default_branchs_scripts_that_count_tokens(na
 def test_whoever_reads_candidates_asks_for_their_signature(name, job_name, step):
     """What the plan takes for done and the release refuses would be found out after the merge."""
     if re.search(
-        r"scripts/(plan|required_check|post_reports|candidate|promote)\.py|weekly\.py"
+        r"scripts/(?:ci/)?(plan|required_check|post_reports|candidate|promote)\.py|weekly\.py"
         r" (plan|review)",
         step.get("run", ""),
     ):

@@ -1,6 +1,7 @@
 """The connections of the public port.
 
-How many there are, how long one keeps its place without a request, and what a broken one logs.
+How many there are, how long one keeps its place without a request, how soon a refusal is answered,
+and what a broken one logs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
+from adapterops.serving.refusals import FIND, LONGEST_S, Refusals
 from adapterops.specs.serving import ConnectionSettings, GatewaySettings
 
 log = logging.getLogger("connections")
@@ -27,6 +30,11 @@ _HEAD_BYTES = 1 << 16  # of a request's line and headers together
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 22
 _COMPLAINT_EVERY_S = 10.0
+_HEAD_END = b"\r\n\r\n"
+_FLOOD = (
+    b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nRetry-After: 5\r\n"
+    b"Content-Length: 0\r\n\r\n"
+)
 _FULL = b"HTTP/1.1 503 Full\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -34,18 +42,28 @@ class Connection(web.RequestHandler):
     """One client's connection.
 
     It may be ended at any time while no handler is at work: there is no request yet, or an answer
-    that only its client holds up.
+    that only its client holds up, or a refusal that is kept back.
     """
 
-    __slots__ = ("_at_work", "_door", "_draining", "_head_timer", "_received", "address")
+    __slots__ = (
+        "_at_work",
+        "_door",
+        "_draining",
+        "_head_timer",
+        "_received",
+        "_set_aside",
+        "_unparsed",
+        "address",
+    )
 
     def __init__(self, door: Door, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self.address = ""
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None
-        self._at_work = self._draining = False
+        self._at_work = self._draining = self._set_aside = False
         self._received = 0
+        self._unparsed = b""
 
     @property
     def busy(self) -> bool:
@@ -69,9 +87,13 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bound what comes while nothing is worked on: half a head, or the rest of a body."""
-        if self.transport is None:  # turned away
+        if self.transport is None or self._set_aside:  # turned away
             return
-        super().data_received(data)
+        parsed = self._sift(data)
+        if self._set_aside:
+            return
+        if parsed:
+            super().data_received(parsed)
         if self._messages:
             self._at_work = True
         if self._at_work:
@@ -92,9 +114,55 @@ class Connection(web.RequestHandler):
         self._draining, self._received = not request.content.is_eof(), 0
         self._door.wait(self)
         try:
+            await self._keep_back(request, resp)
             return await super().finish_response(request, resp, start_time)
         finally:
             self._at_work = bool(self._messages)
+
+    async def _keep_back(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Wait for a refusal's turn; the connection's place is anybody's meanwhile."""
+        if response.prepared:  # a stream: most of it is sent
+            return
+        key = request.headers.get("authorization")
+        if wait := self._door.refusals.wait(self.address, key, response.status):
+            self._door.count("late")
+            self._door.hold(self)
+            try:
+                await asyncio.sleep(wait)
+            finally:
+                self._door.let_go(self)
+
+    def _sift(self, data: bytes) -> bytes:
+        """What may be parsed of what came, b"" for nothing yet: of an address that floods, only
+        heads with a valid key.
+        """
+        begun = self._at_work or self._draining or self._head_timer is not None
+        if not self._unparsed and (begun or not self._door.refusals.flooded(self.address)):
+            return data
+        before = len(self._unparsed)
+        self._unparsed += data
+        end = self._unparsed.find(_HEAD_END, max(0, before - len(_HEAD_END)))
+        if end < 0:
+            return b""
+        data, self._unparsed = self._unparsed, b""
+        if self._door.refusals.may_pass(data[: end + len(_HEAD_END)]):
+            return data
+        self._put_aside()
+        return b""
+
+    def _put_aside(self) -> None:
+        """Read no more; answer and close it late."""
+        self._set_aside = True
+        self._door.count("flood")
+        self._door.hold(self)
+        self._stop_timer()
+        cast(asyncio.Transport, self.transport).pause_reading()
+        self._head_timer = self._loop.call_later(LONGEST_S, self._turn_away)
+
+    def _turn_away(self) -> None:
+        transport = cast(asyncio.Transport, self.transport)
+        transport.write(_FLOOD)
+        transport.close()
 
     def handle_error(
         self,
@@ -136,21 +204,26 @@ class Connection(web.RequestHandler):
 class Door:
     """Which connections there are, and which of them wait for their client, longest first.
 
-    When no place is left, a newcomer takes that of the longest waiting connection: of its own
-    address if that has one, else of any. So one address cannot take the places of others, and
-    connections that nobody uses keep nobody out.
+    When no place is left, a newcomer takes that of the connection whose refusal is kept back
+    longest. If there is none, it takes that of the longest waiting connection: of its own address
+    if that has one, else of any. So one address cannot take the places of others, and connections
+    that nobody uses keep nobody out.
 
     Args:
         settings: the bounds.
+        refusals: how long each is kept back.
         count: called with the reason of each connection that is turned away or ended.
     """
 
-    def __init__(self, settings: ConnectionSettings, count: Callable[[str], None]) -> None:
-        self.settings, self.count = settings, count
+    def __init__(
+        self, settings: ConnectionSettings, refusals: Refusals, count: Callable[[str], None]
+    ) -> None:
+        self.settings, self.refusals, self.count = settings, refusals, count
         self._open: dict[Connection, None] = {}
         self._open_of: Counter[str] = Counter()
         self._waiting: dict[Connection, None] = {}
         self._waiting_of: dict[str, dict[Connection, None]] = {}
+        self._held: dict[Connection, None] = {}
         self._complaints, self._next_complaint = 0, 0.0
 
     def admits(self, connection: Connection) -> bool:
@@ -158,7 +231,9 @@ class Door:
         most = self.settings.max_per_address
         victim, crowded = None, most is not None and self._open_of[connection.address] >= most
         if crowded or len(self._open) >= self.settings.max_open:
-            victim = self._longest_waiting(self._waiting_of.get(connection.address, {}))
+            victim = None if crowded else next(iter(self._held), None)
+            if victim is None:
+                victim = self._longest_waiting(self._waiting_of.get(connection.address, {}))
             if victim is None and not crowded:
                 victim = self._longest_waiting(self._waiting)
             if victim is None:
@@ -192,8 +267,18 @@ class Door:
             if not same:
                 del self._waiting_of[connection.address]
 
+    def hold(self, connection: Connection) -> None:
+        """Note that its refusal is kept back from now on."""
+        if connection in self._open:
+            self._held[connection] = None
+
+    def let_go(self, connection: Connection) -> None:
+        """Note that it is kept back no more."""
+        self._held.pop(connection, None)
+
     def leave(self, connection: Connection) -> None:
         """Forget it."""
+        self.let_go(connection)
         self._wait_no_more(connection)
         if connection in self._open:
             del self._open[connection]
@@ -238,7 +323,7 @@ async def listen(
     """Serve an application; bodies reach it as they were sent, never decompressed.
 
     Args:
-        application: what answers.
+        application: what answers; it has `FIND`.
         gateway: where to listen (port 0 is one that the system chooses), how long an answer may be
             left unread, and how long running answers have when the port closes.
         settings: bounds of the connections.
@@ -250,7 +335,8 @@ async def listen(
     loop = asyncio.get_running_loop()
     runner = web.AppRunner(application, shutdown_timeout=gateway.drain_s, handler_cancellation=True)
     await runner.setup()
-    manager, door = runner.server, Door(settings, count)
+    refusals = Refusals(settings.refusals_per_second, application[FIND])
+    manager, door = runner.server, Door(settings, refusals, count)
     assert manager is not None
     manager.request_handler = _sound(manager.request_handler, door)
     options = {
@@ -258,6 +344,7 @@ async def listen(
         "access_log": None,
         "auto_decompress": False,
         "keepalive_timeout": settings.idle_timeout_s,
+        "tcp_keepalive": False,  # the listener's, which costs no call for each connection
         "lingering_time": _LINGER_S,
     }
     try:
@@ -272,6 +359,7 @@ async def listen(
         raise
     unread_ms = int(gateway.write_timeout_s * 1000)
     for listener in server.sockets:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it (tcp(7))
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     return Listening(server, runner, server.sockets[0].getsockname()[1])
@@ -304,9 +392,12 @@ def client_of(peername: object) -> str:
 
     Of IPv6 the first 64 bits: one machine can have all addresses that begin with them (RFC 6177).
     """
-    if not isinstance(peername, tuple):
-        return "-"
-    address = ipaddress.ip_address(str(peername[0]).partition("%")[0])
+    return _network(str(peername[0])) if isinstance(peername, tuple) else "-"
+
+
+@lru_cache(maxsize=4096)  # to parse one takes longer than to accept a connection
+def _network(host: str) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped:

@@ -25,6 +25,7 @@ from adapterops.serving.feedback import Feedback, TooManyThumbsError
 from adapterops.serving.fields import check_body, compiled, sequences
 from adapterops.serving.forward import EngineLostError, Question, VersionFailedError, forward
 from adapterops.serving.gateway_metrics import Metrics
+from adapterops.serving.refusals import FIND
 from adapterops.serving.request_record import Exchange, write_line
 from adapterops.serving.routes import Route, Version, choose, session_of
 from adapterops.serving.slots import Slots, SlotsFullError
@@ -67,6 +68,7 @@ def make_gateway(
     application.router.add_get("/metrics", gateway.metrics)
     if settings.engine_metrics:
         application.router.add_get("/engine/metrics", gateway.engine_metrics)
+    application[FIND] = gateway.find
     application.cleanup_ctx.append(gateway.session)
     return application
 
@@ -80,6 +82,7 @@ class _Gateway:
         self._metrics = metrics
         self._capacity = capacity
         self._keys = ApiKeys(settings.api_keys, settings.limits)
+        self.find = self._keys.find
         self._answers = Feedback()
         self._slots = Slots(settings.max_in_flight, settings.max_body_bytes)
         self._engine_metrics = EngineMetrics(state.engines[0].url)
@@ -264,6 +267,7 @@ class _Gateway:
 
     def _admit(self, request: web.Request) -> ApiKey:
         """Who asks, if that one may ask now."""
+        key = self._key(request)  # a stranger's refusal is a stranger's, however busy the host is
         if self._in_flight > self._settings.max_in_flight:
             raise self._refuse(
                 "overload",
@@ -271,7 +275,6 @@ class _Gateway:
                 f"{self._settings.max_in_flight} requests are under way already.",
                 {"Retry-After": "1"},
             )
-        key = self._key(request)
         if wait := key.wait(time.monotonic()):
             message = f"Key {key.name} may ask {key.requests_per_minute} times a minute."
             raise self._refuse(

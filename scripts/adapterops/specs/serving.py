@@ -74,6 +74,7 @@ class ConnectionSettings:
     max_per_address: int | None
     head_timeout_s: float
     idle_timeout_s: float
+    refusals_per_second: float
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import os
 
 import click
@@ -21,7 +23,7 @@ def main(adapter: str, name: str | None) -> None:
 
     \b
     Example:
-      python scripts/open_revert.py --adapter support-demo --repository your-org/qlora-gitops
+      python scripts/ci/open_revert.py --adapter support-demo --repository your-org/qlora-gitops
     """
     from adapterops.gitops.github import repository
     from adapterops.gitops.revert import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import os
 import sys
 
@@ -23,7 +25,7 @@ def main(adapter: str, version: str, roll_back: bool, name: str | None) -> int:
     \b
     Example:
       GATEWAYS="http://10.0.0.7:8080 http://10.0.0.8:8080" python \\
-          scripts/deploy_from_actions.py --adapter support-demo --version latest
+          scripts/ci/deploy_from_actions.py --adapter support-demo --version latest
     """
     from adapterops.errors import AdapterOpsError
     from adapterops.git_tree import resolve

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import json
 import os
 
@@ -42,7 +44,7 @@ def main(
     \b
     Example:
       NEEDS='{"plan": {"result": "success", "outputs": {…}}, …}' python \\
-          scripts/required_check.py --head SHA
+          scripts/ci/required_check.py --head SHA
     """
     from adapterops.candidates.kept import trust_from
     from adapterops.escape import inline

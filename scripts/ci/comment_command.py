@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import os
 
 from adapterops.command import command, console
@@ -17,7 +19,7 @@ def main() -> None:
 
     \b
     Example (in a workflow on `issue_comment`):
-      python scripts/comment_command.py
+      python scripts/ci/comment_command.py
     """
     from adapterops.candidates.keys import adapter_names
     from adapterops.errors import UsageError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import os
 
 import click
@@ -20,7 +22,8 @@ def main(name: str | None, bucket: str | None) -> None:
 
     \b
     Example:
-      GATEWAYS=http://10.0.0.7:8080 python scripts/reconcile.py --repository your-org/qlora-gitops
+      GATEWAYS=http://10.0.0.7:8080 python scripts/ci/reconcile.py \\
+          --repository your-org/qlora-gitops
     """
     from adapterops.gitops.channel_drift import find_drift
     from adapterops.gitops.github import is_by, repository

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import json
 import os
 from pathlib import Path
@@ -28,7 +30,7 @@ def main(plan_path: Path, data_reports: Path | None, pull_request: int, name: st
 
     \b
     Example:
-      python scripts/comment_plan.py --plan plan.json --pull-request 12 \\
+      python scripts/ci/comment_plan.py --plan plan.json --pull-request 12 \\
           --repository your-org/qlora-gitops
     """
     from adapterops.documents import read_json

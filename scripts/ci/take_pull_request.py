@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 from pathlib import Path
 
 import click
@@ -37,7 +39,7 @@ def main(head: str, base: str, main_copy: Path | None) -> None:
 
     \b
     Example:
-      python scripts/take_pull_request.py --head $(git rev-parse origin/my-branch)
+      python scripts/ci/take_pull_request.py --head $(git rev-parse origin/my-branch)
     """
     from adapterops.git_tree import extract, fetch, resolve, take
     from adapterops.schemas import ROOT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 from pathlib import Path
 
 import click
@@ -50,9 +52,9 @@ def main(
 
     \b
     Example:
-      python scripts/candidate.py fetch --adapter support-demo --bucket qlora-adapters
+      python scripts/ci/candidate.py fetch --adapter support-demo --bucket qlora-adapters
       python scripts/pipeline.py --adapter support-demo --until gate
-      python scripts/candidate.py keep --adapter support-demo --bucket qlora-adapters
+      python scripts/ci/candidate.py keep --adapter support-demo --bucket qlora-adapters
     """
     from adapterops.candidates.kept import (
         fetch_adapter,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import json
 import tempfile
 from pathlib import Path
@@ -45,8 +47,8 @@ def main(
 
     \b
     Example:
-      python scripts/promote.py --before HEAD~1
-      python scripts/promote.py --adapter support-demo --into runs/promoted
+      python scripts/ci/promote.py --before HEAD~1
+      python scripts/ci/promote.py --adapter support-demo --into runs/promoted
     """
     from adapterops.candidates.kept import trust_from
     from adapterops.candidates.promotion import changed_adapters, fetch_promotion, find_promotion

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import os
 from pathlib import Path
 
@@ -30,7 +32,7 @@ def main(role: str, region: str) -> None:
 
     \b
     Example:
-      python scripts/assume_role.py --role arn:aws:iam::123456789012:role/qlora-candidates \\
+      python scripts/ci/assume_role.py --role arn:aws:iam::123456789012:role/qlora-candidates \\
           --region eu-west-1
     """
     from adapterops.gitops.identity import write_token

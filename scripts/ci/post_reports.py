@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import os
 import shutil
 import subprocess
@@ -49,7 +51,7 @@ def main(
 
     \b
     Example:
-      python scripts/post_reports.py --plan plan.json --pull-request 12 \\
+      python scripts/ci/post_reports.py --plan plan.json --pull-request 12 \\
           --repository your-org/qlora-gitops
     """
     from adapterops.candidates.kept import trust_from

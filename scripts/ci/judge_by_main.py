@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +51,8 @@ def main(adapter: str, main_copy: Path, runs: Path, server_url: str | None) -> i
 
     \b
     Example:
-      python scripts/take_pull_request.py --head SHA --main-copy .main
-      python scripts/judge_by_main.py --adapter support-demo --main .main
+      python scripts/ci/take_pull_request.py --head SHA --main-copy .main
+      python scripts/ci/judge_by_main.py --adapter support-demo --main .main
     """
     from adapterops.candidates.keys import adapter_keys
     from adapterops.data.validate import validate, write_report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import click
 
 from adapterops.command import command, console
@@ -18,7 +20,7 @@ def main(adapter: str, version: str, name: str | None, bucket: str | None) -> No
 
     \b
     Example:
-      python scripts/release_notes.py --adapter support-demo --version 1a2b3c… \\
+      python scripts/ci/release_notes.py --adapter support-demo --version 1a2b3c… \\
           --repository your-org/qlora-gitops
     """
     from github import UnknownObjectException

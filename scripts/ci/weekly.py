@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import start  # noqa: F401  first: it enters .venv
+
 import datetime
 import json
 import subprocess
@@ -33,7 +35,7 @@ def main(
 
     \b
     Example:
-      python scripts/weekly.py data --output reports
+      python scripts/ci/weekly.py data --output reports
     """
     if what == "data":
         return _data(output)
