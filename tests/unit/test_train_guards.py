@@ -144,7 +144,7 @@ def test_unusual_settings_are_advised_against_and_not_refused(recipe):
     assert hints(recipe(), 560) == []
     text = "\n".join(
         hints(
-            recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.5 ", "num_train_epochs: 9 ")),
+            recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.59 ", "num_train_epochs: 9 ")),
             560,
         )
     )
