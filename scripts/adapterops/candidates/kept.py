@@ -248,9 +248,7 @@ def fetch_measurements(
 
 
 def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | None:
-    """Digest of what an evaluation would compare the candidate with
-    (`adapterops.evaluate.production`), None for nothing.
-    """
+    """Digest of what `evaluate.production` would compare the candidate with, None for nothing."""
     found = read_channel(store, keys.spec.name)
     stable = found[0].stable if found else None
     if stable is None or stable == candidate:
@@ -333,8 +331,7 @@ def keep_adapter(
     signer: Signer | None = None,
     trust: Trust | None = None,
 ) -> str:
-    """Keep a trained adapter under its key; where another one is kept already, that one replaces
-    the local directory.
+    """Keep a trained adapter under its key; one that is kept already replaces the local one.
 
     Args:
         store: where to.
