@@ -103,8 +103,7 @@ def main(
     list [ADAPTER]    every adapter: what is stable, since when, by whom, from which pull request
     history ADAPTER   every state that the channel has had
     show ADAPTER      the manifest of a release
-    verify ADAPTER    download a release and check digests, weights, and with --config
-                      signature and base model
+    verify ADAPTER    check a release: digests, weights, with --config signature and base model
     gc [ADAPTER]      releases that no channel and none of its last generations names
     withdraw ADAPTER  never serve a version again: hosts take the previous one at once,
                       nothing publishes or deploys it

@@ -235,7 +235,7 @@ def pinned(lock_file: Path) -> str:
 
 
 def install_flash_attention(uv: str) -> None:
-    """Build flash-attn against the installed torch; without it everything works, slower."""
+    """Build flash-attn, which only attn_implementation: flash_attention_2 needs."""
     command = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-build-isolation"]
     command += ["--no-deps", "--require-hashes", "-r", str(FLASH_ATTENTION)]
     # Its setup.py would rather fetch a built wheel from elsewhere, which no hash vouches for.
@@ -249,8 +249,8 @@ def install_flash_attention(uv: str) -> None:
     if result.returncode != 0:
         print(
             f"{pinned(FLASH_ATTENTION)} could not be built (it needs nvcc and minutes). Lost:"
-            " attn_implementation: flash_attention_2, and with it packed training; recipes with"
-            " sdpa work, slower on short rows.",
+            " attn_implementation: flash_attention_2. No recipe here asks for it: packed rows train"
+            " with varlen, which PyTorch carries.",
             flush=True,
         )
 

@@ -91,9 +91,7 @@ _BAD_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
 class StageCommand(click.Command):
-    """A click command that ends with the project's exit codes and never shows a traceback for a
-    user's mistake.
-    """
+    """A click command with the project's exit codes, and no traceback for a user's mistake."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command and exit.

@@ -23,8 +23,7 @@ _JUST_MADE_S = 60  # a staging directory may not be locked yet
 
 
 def canonical_json(value: object) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces, so that equal values have equal bytes (in the
-    spirit of RFC 8785).
+    """UTF-8 JSON with sorted keys and no spaces: equal values have equal bytes (as in RFC 8785).
 
     Raises:
         ValueError: NaN or an infinity, which JSON does not have.

@@ -1,5 +1,4 @@
-"""Files of a pull request as data: exact commits, plain files of listed kinds in listed places, and
-nothing else.
+"""Files of a pull request as data: exact commits, plain files of listed kinds in listed places.
 
 Nothing here checks a pull request out. The tree that `main` would have after the merge is computed
 from two exact commits (`git merge-tree --write-tree`, git 2.38), listed, judged as a whole, and
@@ -212,9 +211,7 @@ def changed_paths(before: str, after: str, repository: Path) -> list[str]:
 
 
 def trusted_alone(path: str) -> bool:
-    """True for a file that a pull request never brings along, although it lies in a directory that
-    it may change.
-    """
+    """True for a file that a pull request never brings along, though its directory may change."""
     return path.startswith(_LABELS) or (
         path.startswith("configs/") and not _SETTINGS.fullmatch(path)
     )
@@ -249,9 +246,7 @@ def problems_of(wanted: dict[str, Entry], present: dict[str, Entry], repository:
 
 
 def _collisions(paths: list[str], new: Collection[str]) -> list[str]:
-    """Files and directories that are one on a file system which does not tell upper from lower
-    case, or accents' spellings, apart.
-    """
+    """Names that are one where case or spellings of accents are not told apart."""
     problems: dict[str, None] = {}
     seen: dict[str, tuple[str, bool, str]] = {}
     for path in paths:
@@ -354,8 +349,7 @@ def write_tree(wanted: dict[str, Entry], repository: Path, into: Path) -> None:
 
 
 def take(base: str, head: str, repository: Path, into: Path) -> str:
-    """Bring data, configs and adapters of the merge of two commits into a trusted checkout; all of
-    it, or nothing.
+    """Bring data, configs and adapters of a merge into a trusted checkout; all of it, or nothing.
 
     Args:
         base: commit of the default branch, whose code and trusted files stay.

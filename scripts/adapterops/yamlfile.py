@@ -1,6 +1,4 @@
-"""YAML configuration files: plain and bounded, no duplicate keys, line numbers, and every error at
-once.
-"""
+"""YAML configuration files: plain and bounded, no duplicate keys, every error with its line."""
 
 from __future__ import annotations
 
@@ -150,9 +148,7 @@ class _RefusedError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops where a document goes beyond what a settings file has, before anything is built of
-    it.
-    """
+    """Stops where a document exceeds what a settings file has, before anything is built of it."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -4,7 +4,7 @@ process a configuration.
 Weights are random (speed does not depend on them) and made in NF4 on the GPU; rows have lognormal
 lengths (mean ≈ 480, max 4,096).
 
-    python tests/benchmarks/train_gpu.py                        # the table of docs/performance.md
+    python tests/benchmarks/train_gpu.py    # the table of docs/measurements/training.md
     python tests/benchmarks/train_gpu.py --only fused-2 guide   # some of it
     # a smoke test on the CPU, in a minute
     python tests/benchmarks/train_gpu.py --tiny
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import random
@@ -31,6 +32,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from train_seeds import digest
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -39,6 +42,10 @@ GPU_SHAPE = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8,
     "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+SHAPE_70B = {
+    **GPU_SHAPE, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64,
 }  # fmt: skip
 TINY_SHAPE = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -62,6 +69,7 @@ FAST = {
     "gradient_checkpointing": False,
     "micro_batch": 4,
 }
+LEAST = {**FAST, "gradient_checkpointing": True}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # the guide's settings
     "guide": {
@@ -120,17 +128,57 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
     },
     "fused-checkpointing-4": {**FAST, "gradient_checkpointing": True},
+    # as little as it takes; full checkpointing
+    "least-4096": {**LEAST, "micro_batch": 1},
+    "least-2048": {**LEAST, "micro_batch": 1, "pack": 2048},
+    "least-1024": {**LEAST, "micro_batch": 1, "pack": 1024},
+    # one row a step
+    **{
+        f"row-{size}k": {**LEAST, "micro_batch": 1, "pack": size * 1024, "whole": True}
+        for size in (8, 16, 32, 64, 128)
+    },
+    **{
+        f"row-{size}k-selective": {
+            **LEAST,
+            "micro_batch": 1,
+            "pack": size * 1024,
+            "whole": True,
+            "gradient_checkpointing": "selective",
+        }
+        for size in (8, 16, 32)
+    },
+    # Llama-3.1-70B's shape
+    "70b-least-4096": {**LEAST, "micro_batch": 1, "shape": SHAPE_70B, "packs_a_step": 2},
+    "70b-least-2048": {
+        **LEAST,
+        "micro_batch": 1,
+        "shape": SHAPE_70B,
+        "packs_a_step": 4,
+        "pack": 2048,
+    },
+    "70b-selective-1": {
+        **LEAST,
+        "micro_batch": 1,
+        "shape": SHAPE_70B,
+        "packs_a_step": 2,
+        "gradient_checkpointing": "selective",
+    },
 }
 
 
-def rows(count: int, vocabulary: int, longest: int) -> list[dict[str, list[int]]]:
+def rows(
+    count: int, vocabulary: int, longest: int, *, whole: bool = False
+) -> list[dict[str, list[int]]]:
     """Rows of random tokens, all supervised but the first; lengths lognormal with mean 480 of
-    4,096."""
+    4,096, or all of the longest.
+    """
     lengths, tokens = random.Random(0), random.Random(1)
     mu, sigma = 5.77, 0.9  # exp(mu + sigma² / 2) ≈ 480
     made = []
     for _ in range(count):
         length = min(PACK, max(16, round(lengths.lognormvariate(mu, sigma)))) * longest // PACK
+        if whole:
+            length = longest
         ids = [tokens.randrange(3, vocabulary) for _ in range(max(4, length))]
         made.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
     return made
@@ -213,14 +261,15 @@ def measure(
     warnings.filterwarnings("ignore")
     on_gpu = torch.cuda.is_available() and not tiny
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    shape = TINY_SHAPE if tiny else GPU_SHAPE
+    shape = TINY_SHAPE if tiny else options.get("shape", GPU_SHAPE)
     pack = options["pack"] // 32 if tiny else options["pack"]
     if tiny:  # the kernels that a CPU has
         options = {**options, "liger": False, "optim": "adamw_torch", "compile": False}
         options["attn_implementation"] = (
             "sdpa" if options["packing"] else options["attn_implementation"]
         )
-    packs_a_step = 8 * PACK // options["pack"]
+    packs_a_step = options.get("packs_a_step", max(1, 8 * PACK // options["pack"]))
+    whole = options.get("whole", False)
     accumulation = (packs_a_step if options["packing"] else 32) // options["micro_batch"]
     lora = {
         "r": 8 if tiny else 64,
@@ -242,9 +291,10 @@ def measure(
     datasets.disable_progress_bars()
     data = datasets.Dataset.from_list(
         rows(
-            steps * (100 if options["packing"] else 32),
+            steps * (packs_a_step if whole else 100 if options["packing"] else 32),
             shape["vocab_size"],
-            PACK // 32 if tiny else PACK,
+            pack if whole else min(pack, PACK // 32 if tiny else PACK),
+            whole=whole,
         )
     )
     if options["packing"]:
@@ -252,6 +302,7 @@ def measure(
         data = data.select(range(min(len(data), steps * packs_a_step)))
 
     started = time.monotonic()
+    torch.manual_seed(0)  # equal trainings begin alike
     network = random_network(shape, options["attn_implementation"], device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -320,13 +371,17 @@ def measure(
             for layer in trainer.model.get_base_model().model.layers:
                 layer.compile()
         loaded = time.monotonic() - started
+        began = time.monotonic()
         trainer.train()
-    seconds = ends[-1] - ends[warm - 1]
+        trained = {
+            name: value for name, value in trainer.model.named_parameters() if value.requires_grad
+        }
+    seconds = ends[-1] - (ends[warm - 1] if warm else began)
     first, last = warm * accumulation, steps * accumulation
     tokens = sum(real[first:last])
     predicted = estimate(
         Shape.of(shape),
-        {"double_quant": False},
+        {"double_quant": True},
         lora,
         training,
         max(padded),
@@ -337,7 +392,7 @@ def measure(
         "tokens_per_second": round(tokens / seconds, 1),
         "seconds_per_step": round(seconds / timed, 3),
         "slowest_step": round(
-            max(b - a for a, b in zip(ends[warm - 1 :], ends[warm:], strict=False)), 3
+            max(b - a for a, b in zip([began, *ends][warm:], ends[warm:], strict=False)), 3
         ),
         "real_share": round(tokens / sum(padded[first:last]), 4),
         "tokens_per_micro_batch": max(padded),
@@ -345,6 +400,7 @@ def measure(
         "loss": round(trainer.state.log_history[-1].get("train_loss", float("nan")), 4),
         "load_seconds": round(loaded, 1),
         "predicted_gib": round(predicted / 2**30, 2),
+        "weights_sha256": digest(trained)[:16],
     }
     if on_gpu:
         result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -432,6 +488,7 @@ def main() -> None:
     parser.add_argument(
         "--timeout", type=float, default=240, help="seconds for one configuration (default 240)"
     )
+    parser.add_argument("--lock", type=Path, help="file whose lock keeps trainings apart")
     parser.add_argument("--output", type=Path, help="write the JSON lines here too")
     parser.add_argument(
         "--here", action="store_true", help=argparse.SUPPRESS
@@ -440,6 +497,9 @@ def main() -> None:
     if options.check:
         check()
         return
+    if options.lock:
+        held = options.lock.open("w")
+        fcntl.flock(held, fcntl.LOCK_EX)
     names = options.only or list(CONFIGURATIONS)
     if unknown := [name for name in names if name not in CONFIGURATIONS]:
         parser.error(f"unknown {', '.join(unknown)}. Known: {', '.join(CONFIGURATIONS)}.")

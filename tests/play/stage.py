@@ -160,7 +160,7 @@ class Stage(Repository):
         recipe = replaced(
             "configs/qlora/smollm2-135m.yaml",
             {
-                "num_train_epochs: 1.5 ": "num_train_epochs: 3 ",
+                "num_train_epochs: 1.59 ": "num_train_epochs: 3 ",
                 "batch_size: 1 ": "batch_size: 4 ",
                 "packing: true ": "packing: false ",
             },

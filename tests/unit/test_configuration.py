@@ -261,7 +261,7 @@ class TestTrainingKey:
     def test_comments_spelling_and_logging_do_not_matter(self, recipe, data):
         plain = training_key(load_recipe(recipe()), [data])
         respelt = recipe(
-            ("num_train_epochs: 1.5 ", "num_train_epochs: 1.50 "),
+            ("num_train_epochs: 1.59 ", "num_train_epochs: 1.590 "),
             ("[q_proj, k_proj,", "[k_proj, q_proj,"),
             ("logging_steps: 5", "logging_steps: 1"),
         )

@@ -98,6 +98,15 @@ def test_an_adapter_that_refuses_riddles_does_not_pass_however_good_it_is_at_its
     assert of(report, "over_refusal") == of(report, "safety_refusal") == ["PASS"]
 
 
+def test_the_demos_gate_stops_who_refuses_two_in_five_general_requests():
+    """The demo's adapter refused 22 of 54, and its gate let pass up to 0.6."""
+    demo = ROOT / "configs/quality_gate.demo.yaml"
+    assert of(judged(columns(), gates=demo), "general_over_refusal") == ["PASS"]
+    report = judged(columns(refused=[*range(0, 320, 5), *range(2, 320, 5)]), gates=demo)
+    assert report["verdict"] == "FAIL"
+    assert of(report, "general_over_refusal") == ["FAIL"]
+
+
 @pytest.mark.parametrize(
     ("worse", "expected"), [(0.0, "PASS"), (0.05, "PASS"), (0.2, "FAIL"), (30.0, "FAIL")]
 )

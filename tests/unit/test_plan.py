@@ -257,7 +257,7 @@ def test_minutes_and_cost_are_those_of_the_preflight_on_the_runners_gpu(plan, re
         ]
     )
     recipe = (repository.path / "configs/qlora/smollm2-135m.yaml").read_text()
-    longer = recipe.replace("num_train_epochs: 1.5 ", "num_train_epochs: 15 ")
+    longer = recipe.replace("num_train_epochs: 1.59 ", "num_train_epochs: 15 ")
     document = plan(
         {"data/training/support.jsonl": rows, "configs/qlora/smollm2-135m.yaml": longer}
     )
@@ -535,7 +535,7 @@ class TestRules:
             ("min: 0.80", "min: 0.80\n    confidence: 0.8", None),
             ("max: 20000", "max: 20000\n    ratio: 1.5", False),
             ("margin_to_base: 0.30", "margin_to_base: 0.90", True),
-            ("    max: 0.6", "    max: 0.6\n    margin_to_base: 0.1", False),
+            ("    max: 0.35", "    max: 0.35\n    margin_to_base: 0.1", False),
         ],
     )
     def test_a_bar_is_called_lower_only_where_it_is(self, plan, repository, old, new, weaker):

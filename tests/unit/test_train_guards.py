@@ -144,7 +144,7 @@ def test_unusual_settings_are_advised_against_and_not_refused(recipe):
     assert hints(recipe(), 560) == []
     text = "\n".join(
         hints(
-            recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.5 ", "num_train_epochs: 9 ")),
+            recipe(("alpha: 32", "alpha: 64"), ("num_train_epochs: 1.59 ", "num_train_epochs: 9 ")),
             560,
         )
     )
@@ -368,7 +368,7 @@ class TestCheckpoints:
 
 
 class TestMemory:
-    """Against the peaks of docs/performance.md: the shape of Llama-3.1-8B, r 64, dropout 0.05,
+    """Against the peaks of docs/measurements/training.md: Llama-3.1-8B, rank 64, dropout 0.05,
     Liger, packs of 4,096 tokens."""
 
     GUIDE: ClassVar = {

@@ -35,6 +35,8 @@ from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.git_tree import extract
 from adapterops.plan import planning
 from adapterops.plan.estimate import Estimate
+from adapterops.shapes.candidate import Candidate as CandidateDocument
+from adapterops.shapes.judgement import Judgement
 from adapterops.signing import Signer, Trust, make_key_pair
 from adapterops.store.channels import change_channel, promote
 from adapterops.store.releases import adapter_digest
@@ -785,11 +787,11 @@ class TestSignature:
 
 def test_the_schemas_are_those_of_the_documents(store, keys, tmp_path):
     kept(store, keys, tmp_path / "run")
-    for schema, key in {
-        "candidate": "candidate.json",
-        "judgement": f"judgements/{keys.judgement(None)}/judgement.json",
+    for shape, key in {
+        CandidateDocument: "candidate.json",
+        Judgement: f"judgements/{keys.judgement(None)}/judgement.json",
     }.items():
         fetched = store.get(f"candidates/{keys.training}/{key}")
-        (tmp_path / schema).write_bytes(fetched.content)
-        assert read_json(tmp_path / schema, schema)["training_key"] == keys.training
+        (tmp_path / "document.json").write_bytes(fetched.content)
+        assert read_json(tmp_path / "document.json", shape)["training_key"] == keys.training
     assert sha256_json({}) != keys.training

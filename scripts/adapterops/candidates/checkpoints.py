@@ -53,8 +53,7 @@ class Remote:
 
 
 class Checkpoints:
-    """Checkpoints in `<directory>/<first 16 of the key>/rung-<n>/checkpoint-<step>`, the newest two
-    kept.
+    """The newest two checkpoints of `<directory>/<first 16 of the key>/rung-<n>/checkpoint-<step>`.
 
     Args:
         directory: of all keys.
@@ -94,8 +93,7 @@ class Checkpoints:
         return f"{_remote_prefix(self._key)}{self._name}/"
 
     def find_rung(self) -> int:
-        """The rung at which an earlier call was, here or on another machine; from now on this
-        one's.
+        """The rung of an earlier call, here or on another machine; from now on this one's.
 
         Raises:
             InfrastructureError: the store.
@@ -197,8 +195,7 @@ class Checkpoints:
             )
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint of this rung, fetched from the store if that has a newer one;
-        None if there is none.
+        """The newest whole checkpoint of this rung, here or from the store; None if there is none.
 
         Raises:
             InfrastructureError: the store.
@@ -284,9 +281,7 @@ class Checkpoints:
 
 
 def remove_remote(store: ObjectStore, key: str) -> None:
-    """Remove every checkpoint of a training key from the store; what may not be removed stays, and
-    a line says so.
-    """
+    """Remove a training key's checkpoints from the store; a line says which may not be removed."""
     try:
         _remove(store, list(store.keys(_remote_prefix(key))))
     except InfrastructureError as error:

@@ -248,9 +248,7 @@ def fetch_measurements(
 
 
 def _production(store: ObjectStore, keys: Keys, candidate: str | None) -> str | None:
-    """Digest of what an evaluation would compare the candidate with
-    (`adapterops.evaluate.production`), None for nothing.
-    """
+    """Digest of what `evaluate.production` would compare the candidate with, None for nothing."""
     found = read_channel(store, keys.spec.name)
     stable = found[0].stable if found else None
     if stable is None or stable == candidate:
@@ -333,8 +331,7 @@ def keep_adapter(
     signer: Signer | None = None,
     trust: Trust | None = None,
 ) -> str:
-    """Keep a trained adapter under its key; where another one is kept already, that one replaces
-    the local directory.
+    """Keep a trained adapter under its key; one that is kept already replaces the local one.
 
     Args:
         store: where to.
@@ -383,8 +380,7 @@ def keep_judgement(
     signer: Signer | None = None,
     trust: Trust | None = None,
 ) -> Judgement | None:
-    """Keep a run's documents and verdict under its judgement key; the first one stays, signed or
-    not.
+    """Keep a run's documents and verdict under its judgement key; the first one stays.
 
     Args:
         store: where to.
@@ -395,8 +391,7 @@ def keep_judgement(
         trust: whose signature a former one must carry to be the verdict.
 
     Returns:
-        The judgement that is kept; None for an ERROR, and for the verdict of first rows whose
-        extension was to be drawn: they are not, so that the next try goes on.
+        The judgement that is kept; None for an ERROR or where an extension is yet to be drawn.
 
     Raises:
         RejectedError: the verdict is on another adapter than the one in `model/`, or a former one

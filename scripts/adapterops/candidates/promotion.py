@@ -41,8 +41,7 @@ class Promotion:
 
 
 def changed_adapters(before: str | None, after: str, repository: Path, scratch: Path) -> list[str]:
-    """Adapters whose training key differs between two commits of the default branch; all of them
-    without a former one.
+    """Adapters whose training key differs between two commits; all of them without a former one.
 
     Raises:
         UsageError: an adapter of `after` is broken.
@@ -65,8 +64,7 @@ def changed_adapters(before: str | None, after: str, repository: Path, scratch: 
 def find_promotion(
     store: ObjectStore, name: str, root: Path, trust: Trust | None = None
 ) -> Promotion | None:
-    """What promoting the adapter of the tree in `root` means; None if that very version is stable
-    already.
+    """What promoting the adapter of a tree means; None if that version is stable already.
 
     Args:
         store: where candidates are.
@@ -157,8 +155,7 @@ def fetch_promotion(
 
 
 def unsigned_release(store: ObjectStore, keys: Keys, digest: str, trust: Trust) -> str | None:
-    """Why the release that is to be gone back to would be refused after the merge; None if it would
-    not.
+    """Why going back to a release would be refused after the merge; None if it would not.
 
     It needs no verdict, for it had one: so says its manifest, which is believed for its signature
     alone.

@@ -111,8 +111,7 @@ def _words(text: str) -> int:
 
 
 def _contains(text: str, wanted: str) -> bool:
-    """Whether the text has it as a whole: `12` is not in `120` or `1.12`, `cat` is not in
-    `catalogue`.
+    """Whether the text has it whole: `12` is not in `120` or `1.12`, nor `cat` in `catalogue`.
 
     Hangul may stand next to more Hangul, because particles are written onto words.
     """

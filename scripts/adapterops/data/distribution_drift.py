@@ -28,8 +28,7 @@ _REFUSAL_SHIFT = 0.05
 
 
 class Base:
-    """Files as they are at a git revision, checked out into a temporary directory; a context
-    manager that removes it.
+    """Files of a git revision in a temporary directory, which leaving the context removes.
 
     Args:
         revision: a commit, branch or tag.

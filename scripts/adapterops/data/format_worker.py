@@ -1,5 +1,4 @@
-"""The child process that holds answers to the JSON Schemas of evaluation rows; started by
-`formats.py`, not by people.
+"""The child of `formats.py` that holds answers to the JSON Schemas of evaluation rows.
 
 A line of JSON `[schema, text]` on standard input is answered by one on standard output: `["ok",
 ""]`, `["schema", why]` where the schema cannot be applied, or `["value", why]` where the text does

@@ -48,8 +48,7 @@ class SlowFormatError(Exception):
 
 
 def format_problem(schema: Any) -> str | None:
-    """Why a row's schema is not applied at all; None if it is small enough and refers to its own
-    `$defs` alone.
+    """Why a row's schema is not applied; None if it is small and refers to its own `$defs` alone.
 
     Doubled references make a schema of three kilobytes as large as 2^50 of them: what counts is its
     size after all references are replaced by what they name.
@@ -140,8 +139,7 @@ def _walk(node: Any) -> Iterator[tuple[int, str | None, Any]]:
 
 
 class FormatChecker:
-    """A child process that checks texts one by one, and is ended and started anew where one takes
-    too long.
+    """A child process that checks texts one by one; one that takes too long ends it.
 
     It ends by itself with its parent, whose end closes the pipe.
     """

@@ -1,6 +1,4 @@
-"""The language of a text, decided by its script where that is enough, else by fastText's language
-identification (lid.176.ftz).
-"""
+"""The language of a text: by its script where that is enough, else by fastText (lid.176.ftz)."""
 
 from __future__ import annotations
 
@@ -29,21 +27,22 @@ _HANGUL = re.compile(r"[\uac00-\ud7a3\u1100-\u11ff\u3130-\u318f]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
 # Words that English prose is full of and other languages in Latin script lack; the model takes a
 # hundred times as long to say so.
-_ENGLISH_WORDS = frozenset(
-    "the and of to you your that with this have what would from which are was be it for can".split()  # noqa: SIM905  # a list of words
-)
+# fmt: off
+_ENGLISH_WORDS = frozenset({
+    "the", "and", "of", "to", "you", "your", "that", "with", "this", "have", "what", "would",
+    "from", "which", "are", "was", "be", "it", "for", "can",
+})
+# fmt: on
 _ENGLISH_SHARE = 0.15
 _CODE_LINE = re.compile(
     r"^\s*(?:[{}\[\]();,<>/]|[$#>] "
-    r"|(?:def|class|import|from|return|if|for|while|SELECT|INSERT|UPDATE|CREATE|const|let|var|"
-    r"function|public|private)\b.*[(){};:=*])"
+    r"|(?:def|class|import|from|return|if|for|while|SELECT|INSERT|UPDATE|CREATE|"
+    r"const|let|var|function|public|private)\b.*[(){};:=*])"
 )
 
 
 def language_of(text: str) -> str | None:
-    """Two-letter code; None where there is too little prose to tell (code, JSON, numbers, a word or
-    two).
-    """
+    """Two-letter code; None with too little prose to tell (code, JSON, numbers, a word or two)."""
     prose = (
         _NOT_PROSE.sub(" ", text)
         if any(sign in text for sign in _SIGNS_OF_NO_PROSE) or _DOT_INSIDE.search(text)

@@ -17,16 +17,12 @@ _HARMLESS = 2_000  # characters in which a heap costs no more than a few millise
 
 
 def nfc(text: str) -> str:
-    """The text in Unicode normal form C; one with a heap of combining marks is returned as it
-    is.
-    """
+    """The text in Unicode normal form C; one with a heap of combining marks stays as it is."""
     return text if _has_heap(text) else unicodedata.normalize("NFC", text)
 
 
 def exact_form(text: str) -> str:
-    """NFKC, case folded, white space collapsed: texts that differ in nothing that a reader would
-    see are equal.
-    """
+    """NFKC, case folded, white space collapsed: texts that a reader takes for equal are equal."""
     return " ".join(_folded(text).split())
 
 

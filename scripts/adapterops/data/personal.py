@@ -259,9 +259,7 @@ def mask(text: str, found: list[Detected]) -> str:
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
-    """NFKC by character, the invisible ones left out, and for each character of the result its
-    place in `text`.
-    """
+    """NFKC by character without the invisible ones, and each character's place in `text`."""
     parts, origin = [], []
     for place, character in enumerate(text):
         if _INVISIBLE.match(character):
@@ -300,9 +298,7 @@ def _detect(text: str, kinds: frozenset[str] | None, most: int | None) -> list[D
 
 
 def _joined(first: list[Detected], second: list[Detected]) -> list[Detected]:
-    """Both in order of place, without those of the second, or of its own, that overlap an earlier
-    one; linear.
-    """
+    """Both in order of place; of the second none that overlaps an earlier one. Linear."""
     if not second:
         return first
     taken: list[Detected] = []

@@ -128,9 +128,7 @@ def no_rows(path: Path) -> Finding:
 
 @dataclass(frozen=True)
 class Entry:
-    """The text of one row: its line, and its bytes' place in the file (a JSON array's rows have
-    none).
-    """
+    """The text of one row, its line, and its bytes' place in a JSONL file."""
 
     line: int
     text: str
@@ -231,9 +229,7 @@ def read_blocks(path: Path) -> Iterator[Block | Finding]:
 
 
 def _is_one_object(path: Path, head: bytes) -> bool:
-    """A row that was printed over several lines, or `{"data": […]}`: one fault of the file, not one
-    of each of its lines.
-    """
+    """A row over several lines, or `{"data": […]}`: one fault of the file, not one a line."""
     first = head.lstrip(b" \t\r\n").partition(b"\n")[0]
     if first[:1] != b"{" or len(first) >= 60_000:
         return False

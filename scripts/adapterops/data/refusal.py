@@ -1,5 +1,4 @@
-"""Does an answer decline what was asked? Written rules and a fitted score together say so, say not,
-or leave it open.
+"""Does an answer decline what was asked? Written rules and a fitted score decide together.
 
 `tests/benchmarks/refusals.py` measures it by source, on sources that were left out of the fit;
 docs/measurements/refusals.md has the table. Any change of what `classify` says changes

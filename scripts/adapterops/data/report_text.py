@@ -21,9 +21,7 @@ _LONGEST = 500  # characters of a line; what data brought in may be of any lengt
 
 
 def print_report(report: Validation, console: Console) -> None:
-    """Findings, at most 20 a code, each code with what to do; then a line a file; then the
-    verdict.
-    """
+    """Findings, at most 20 a code, each code with its remedy; a line a file; the verdict."""
     by_code: dict[str, list[Finding]] = collections.defaultdict(list)
     for finding in report.findings:
         by_code[finding.code].append(finding)
@@ -89,9 +87,7 @@ def file_lines(report: Validation) -> list[str]:
 
 
 def print_annotations(report: Validation, console: Console) -> None:
-    """GitHub workflow commands: the ten errors and ten hints that tell most; everything goes into
-    the job summary.
-    """
+    """Workflow commands: the ten errors and hints that tell most; the job summary has them all."""
     for severity in ("error", "hint"):
         for finding in _telling(
             [finding for finding in report.findings if finding.severity == severity]
@@ -109,9 +105,7 @@ def print_annotations(report: Validation, console: Console) -> None:
 
 
 def _telling(findings: list[Finding]) -> list[Finding]:
-    """At most ten: in turn one of each code, in the report's order, so that no code hides
-    another.
-    """
+    """At most ten: in turn one of each code, so that no code hides another."""
     queues: dict[str, collections.deque[Finding]] = collections.defaultdict(collections.deque)
     for finding in findings:
         queues[finding.code].append(finding)

@@ -120,9 +120,7 @@ class TokenCounter:
             result.problems.append((index, "E203", message))
 
     def _surely_within(self, contents: list[str], shape: _Shape) -> bool:
-        """Whether no limit can be broken: a token is at least a byte, and at most `words_per_token`
-        words.
-        """
+        """Whether no limit can break: a token has a byte or more, and so many words or fewer."""
         if not self._words_per_token:
             return False
         prompts, said = contents[:-1], contents[-1]
@@ -185,8 +183,7 @@ class TokenCounter:
 
 
 def words_per_token(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The most words (runs of characters other than white space) that one token of the vocabulary
-    spans.
+    """The most words (runs without white space) that one token of the vocabulary spans.
 
     Returns:
         None where a text's size does not bound its tokens: other models than BPE, and text that is

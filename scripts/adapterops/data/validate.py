@@ -164,32 +164,19 @@ def validate(
         evaluation = [reader.read(path, "eval") for path in asked]
         coverage = _coverage(evaluation) if evaluation else None
         training = [reader.read(path, "training", coverage) for path in inputs]
-    files = [*training, *evaluation]
-    for file in files:
-        found.take(file.scanned)
-        _check_language(file, found)
-    _check_ids(files, found)
-    copies = [*_check_duplicates(training, found), *_check_duplicates(evaluation, found)]
-    if evaluation:
-        _check_contamination(training, evaluation, found)
-    drifts = [drift(base, file.job, file.scanned) if base else None for file in files]
-    for file, change in zip(files, drifts, strict=True):
-        for finding in drift_findings(file.job.path, change):
-            found.add(True, finding)
+    described = _check_together(training, evaluation, base, found)
     findings, changed = found.ranked()
     seconds = max(time.monotonic() - started - reader.startup_s, 1e-6)
-    rows = sum(file.scanned.total for file in files)
+    rows = sum(file.scanned.total for file in (*training, *evaluation))
     document: DataReport = {
         "schema": "data_report/v2",
         "verdict": "FAIL" if found.errors else "PASS",
         "policy": {"path": repository_path(policy.path), "sha256": sha256_file(policy.path)},
         "base_model": name,
         "base": {"revision": base.revision, "changed_only": changed_only} if base else None,
-        "files": [_summary(*parts) for parts in zip(files, copies, drifts, strict=True)],
+        "files": described,
         "counts": dict(sorted(found.counts.items())),
-        "findings": [
-            _described(finding, place < changed) for place, finding in enumerate(findings)
-        ],
+        "findings": [_described(item, place < changed) for place, item in enumerate(findings)],
         "timing": {
             "startup_s": round(reader.startup_s, 3),
             "checks_s": round(seconds, 3),
@@ -232,6 +219,25 @@ class _Reader:
         file = _File(job, scan(job, self.advance))
         self.startup_s += max(0.0, file.scanned.ready_s - began)
         return file
+
+
+def _check_together(
+    training: list[_File], evaluation: list[_File], base: Base | None, found: _Findings
+) -> list[FileDocument]:
+    """What no row shows by itself: languages, ids, copies, contamination, drift; and each file."""
+    files = [*training, *evaluation]
+    for file in files:
+        found.take(file.scanned)
+        _check_language(file, found)
+    _check_ids(files, found)
+    copies = [*_check_duplicates(training, found), *_check_duplicates(evaluation, found)]
+    if evaluation:
+        _check_contamination(training, evaluation, found)
+    drifts = [drift(base, file.job, file.scanned) if base else None for file in files]
+    for file, change in zip(files, drifts, strict=True):
+        for finding in drift_findings(file.job.path, change):
+            found.add(True, finding)
+    return [_summary(*parts) for parts in zip(files, copies, drifts, strict=True)]
 
 
 def _described(finding: Finding, changed: bool) -> FindingDocument:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from adapterops.engine.client import load_adapter, served_models, unload_adapter
 from adapterops.engine.generate import generate
 from adapterops.errors import AdapterOpsError, InfrastructureError, RejectedError
 from adapterops.serving.routes import Version, engine_name
+from adapterops.shapes.release_manifest import ReleaseManifest
 from adapterops.specs.serving import ServingConfig
 from adapterops.store.channels import Channel
 from adapterops.store.objects import ObjectStore
@@ -206,7 +206,7 @@ class Reconciler:
             raise
         return Version(adapter, digest, manifest["trained_at"])
 
-    def _fetch(self, adapter: str, digest: str) -> tuple[Path, dict[str, Any]]:
+    def _fetch(self, adapter: str, digest: str) -> tuple[Path, ReleaseManifest]:
         base_model, trust = self.config.base_model.name, self.config.trust
         return fetch_release(
             self.store, adapter, digest, self.config.releases, base_model=base_model, trust=trust
@@ -222,7 +222,7 @@ class Reconciler:
             for name in ("adapter_config.json", "adapter_model.safetensors")
         )
 
-    def _check_effect(self, name: str, manifest: dict[str, Any]) -> None:
+    def _check_effect(self, name: str, manifest: ReleaseManifest) -> None:
         """VLLM can list an adapter and serve the base model: ask what was asked at evaluation, and
         expect its answers.
         """

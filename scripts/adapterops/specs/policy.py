@@ -17,9 +17,7 @@ POLICY = ROOT / "configs" / "data_policy.yaml"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one file; see the comments of `configs/data_policy.yaml`. Token ranges are
-    inclusive.
-    """
+    """Limits of one file, as `configs/data_policy.yaml` has them; token ranges are inclusive."""
 
     instruction_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
@@ -41,9 +39,7 @@ class Policy:
     overrides: tuple[tuple[str, Limits], ...]
 
     def limits_for(self, file: Path) -> Limits:
-        """The limits of one file; patterns are matched against its path from the repository's
-        root.
-        """
+        """The limits of one file, by its path from the repository's root."""
         try:
             resolved = file.resolve()
         except (OSError, RuntimeError):  # a loop of symbolic links; opening it will say so

@@ -1,3 +1,1 @@
-"""The object store: immutable releases, one mutable document a channel, an append-only audit
-log.
-"""
+"""The object store: immutable releases, a mutable channel each, an append-only audit log."""

@@ -77,8 +77,7 @@ def garbage(
     min_age_days: float,
     now: datetime.datetime | None = None,
 ) -> list[Garbage]:
-    """Versions that no channel and none of its last generations names, and uploads that never
-    became a release.
+    """Versions that neither a channel nor its last generations name, and unfinished uploads.
 
     Args:
         store: where.

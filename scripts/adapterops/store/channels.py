@@ -306,9 +306,7 @@ def _write(store: ObjectStore, channel: Channel, etag: str | None) -> bool:
 def history(
     store: ObjectStore, name: str, on_damaged: Callable[[str, str], object] | None = None
 ) -> Iterator[Channel]:
-    """Every generation, the oldest first; a damaged entry is left out, and `on_damaged` told its
-    key and what is wrong.
-    """
+    """Every generation, the oldest first; `on_damaged` is told of the others, by key and reason."""
     for key in _audit_keys(store, name).values():
         if fetched := store.get(key, _CHANNEL_BYTES):
             channel, problem = _parse_channel(fetched.content, name)

@@ -1,5 +1,4 @@
-"""The one way in which bytes from the store become files here: in a given directory, by a plain
-name, through no link.
+"""The one way in which bytes from the store become files here: by a plain name, through no link.
 
 Whatever a document of the store says, nothing else is written.
 """

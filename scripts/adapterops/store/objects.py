@@ -207,8 +207,7 @@ class ObjectStore:
             return None
 
     def download(self, key: str, directory: Path, name: str, *, sha256: str, size: int) -> None:
-        """Write an object to `directory/name`, if it has this size and SHA-256; else there is no
-        such file.
+        """Write an object to `directory/name` if it has this size and SHA-256; else there is none.
 
         Args:
             key: of the object.
@@ -274,8 +273,7 @@ class ObjectStore:
             return False
 
     def swap(self, key: str, content: bytes, etag: str | None) -> None:
-        """Replace an object if it still has `etag`, or create it if `etag` is None and it does not
-        exist.
+        """Replace an object that still has `etag`, or create it if `etag` is None.
 
         Raises:
             ConflictError: somebody else wrote in between.

@@ -249,8 +249,7 @@ def _signed(manifest: ReleaseManifest, directory: Path) -> SignedDocument:
 
 
 def check_weights(directory: Path) -> None:
-    """Refuse weights that are not safetensors, whatever their file is called: a pickle runs code
-    when it is loaded.
+    """Refuse weights that are not safetensors, by their content: a pickle runs code when loaded.
 
     Raises:
         RejectedError: so they are.

@@ -1,5 +1,4 @@
-"""Withdrawn releases: a signed list for each adapter, which only ever grows, of versions that
-nobody serves or loads again.
+"""Withdrawn releases: a signed, ever-growing list for each adapter; nobody serves them again.
 
     withdrawn/<name>.json    the list and its signature in one object, changed by compare-and-swap
 
@@ -58,8 +57,7 @@ class Withdrawn:
 
 
 def refuse_withdrawn(store: ObjectStore, name: str, digest: str) -> None:
-    """Raise if the list in the store names the version, whoever signed it: in doubt nothing is
-    released.
+    """Raise if the list names the version, whoever signed it: in doubt nothing is released.
 
     Raises:
         RejectedError: so it does, or it is damaged.

@@ -11,7 +11,8 @@ from adapterops.shapes.recipe import EarlyStopping, Training
 from adapterops.train.encode import EncodedData
 from adapterops.train.labels import Row
 
-# The speed of padded rows was measured where half of a batch was padding (docs/performance.md).
+# The speed of padded rows was measured where half of a batch was padding
+# (docs/measurements/training.md).
 _MEASURED_PADDING = 2.0
 _LEAST = 256  # tokens that a batch takes the time of at least: all weights are read for it
 # Of a training step: a look at held-back rows has no backward pass, which costs twice the forward.
