@@ -1,5 +1,4 @@
-"""vLLM's administrative paths (vLLM 0.32, `entrypoints/serve/lora` and
-`entrypoints/openai/models`).
+"""vLLM's administrative paths (0.32: `entrypoints/serve/lora`, `entrypoints/openai/models`).
 
 Adapters are loaded under a name that no other content ever gets, and never with `load_inplace`: it
 changes weights under requests that are being answered (vllm-project/vllm#31326).
@@ -40,8 +39,7 @@ def is_healthy(url: str, timeout: float = 5) -> bool:
 
 
 def await_engine(url: str, timeout_s: float) -> None:
-    """Return once the engine answers; one that is still starting takes from 15 s (GPU, warm) to
-    minutes.
+    """Return once the engine answers; starting takes from 15 s (GPU, warm) to minutes.
 
     Raises:
         InfrastructureError: it does not answer within `timeout_s` seconds.
@@ -57,8 +55,7 @@ def await_engine(url: str, timeout_s: float) -> None:
 
 
 def served_models(url: str, timeout: float = 30) -> dict[str, str]:
-    """Name and root (for an adapter: the directory it was loaded from) of everything that is
-    served.
+    """Name and root of all that is served; an adapter's root is the directory it came from.
 
     Raises:
         InfrastructureError: the engine does not answer.
@@ -86,8 +83,7 @@ def served_version(url: str) -> str | None:
 
 
 def load_adapter(url: str, name: str, path: Path) -> None:
-    """Load an adapter under a name; a name that is loaded from the very same directory already is
-    success.
+    """Load an adapter under a name; loaded already from the very same directory is success.
 
     Args:
         url: root of the engine, without `/v1`.
@@ -128,8 +124,7 @@ def load_adapter(url: str, name: str, path: Path) -> None:
 
 
 def unload_adapter(url: str, name: str) -> None:
-    """Forget an adapter; one that is not loaded is success. Requests under way are answered to
-    their end.
+    """Forget an adapter; not loaded is success. Requests under way are answered to their end.
 
     Raises:
         InfrastructureError: the engine does not answer, or fails.

@@ -111,8 +111,7 @@ class EngineProcess:
         return self._process.poll() is None
 
     def starting(self) -> bool:
-        """True while the engine does not answer yet; ask again after a moment. Healthy after 15 s
-        (GPU, warm) to minutes.
+        """True while the engine does not answer yet: for 15 s (GPU, warm) to minutes; ask again.
 
         Raises:
             InfrastructureError: it ended, or takes longer than `engine.start_timeout_s`; says why
@@ -159,8 +158,9 @@ class EngineProcess:
         )
 
     def stop(self) -> None:
-        """End the engine and every process it started; SIGKILL after `engine.stop_timeout_s`.
-        Stopping twice is fine.
+        """End the engine and every process it started; stopping twice is fine.
+
+        SIGKILL comes after `engine.stop_timeout_s`.
         """
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -171,8 +171,7 @@ class EngineProcess:
 def start_engine(
     config: ServingConfig, *, port: int | None = None, log: Path, replica: int = 0
 ) -> EngineProcess:
-    """Start vLLM for the configuration's base model, with adapters loadable at run time, on
-    loopback.
+    """Start vLLM on loopback for the configuration's base model; adapters load at run time.
 
     Args:
         config: the serving configuration.
@@ -224,11 +223,10 @@ def engine_command(config: ServingConfig, model: Path, port: int) -> list[str]:
 
 
 def write_engine_config(config: ServingConfig, path: Path) -> None:
-    """Write vLLM's options for an engine that somebody else starts: `vllm serve --config <path>`;
-    the chat template lies beside it.
+    """Write vLLM's options for an engine that somebody else starts: `vllm serve --config <path>`.
 
-    The base model is fetched first; what the file names lies below the cache directory or beside
-    it.
+    The chat template lies beside it. The base model is fetched first; what the file names lies
+    below the cache directory or beside it.
 
     Raises:
         InfrastructureError: the base model cannot be fetched, or the place cannot be written.
@@ -342,8 +340,7 @@ def _cpu_build() -> bool:
 
 
 def _generation_config(base_model: BaseModel, model: Path) -> Path:
-    """A directory whose generation_config.json makes generation stop at each of the entry's stop
-    tokens.
+    """A directory whose generation_config.json stops generation at each of the entry's tokens.
 
     vLLM adds its `eos_token_id` to every request's stop tokens
     (`SamplingParams.update_from_generation_config`). The models' own files are not used: some name

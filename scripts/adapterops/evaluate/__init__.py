@@ -1,3 +1,1 @@
-"""The evaluate stage: an adapter and evaluation rows in, `eval_results.json` and
-`eval_samples.jsonl` out.
-"""
+"""The evaluate stage: adapter and rows in, `eval_results.json` and `eval_samples.jsonl` out."""

@@ -25,9 +25,7 @@ _AGAINST = "uncertain answers count against whoever gave them"
 
 @dataclass(frozen=True)
 class Labelled:
-    """One answer labelled by hand; `held_back` rows were not looked at when the rules were
-    written.
-    """
+    """One answer labelled by hand; whoever wrote the rules did not look at `held_back` rows."""
 
     prompt: str
     answer: str
@@ -176,12 +174,12 @@ class Judge:
 
 
 def parse_judge(text: str, server_url: str, base_model: str) -> Judge | None:
-    """`base` is the base model on the evaluation's own server, `none` nobody, `URL#MODEL` any
-    OpenAI-compatible endpoint.
+    """The judge that `base`, `none` or `URL#MODEL` names.
 
-    `MODEL` alone is asked at `$JUDGE_URL`: an adapter's specification names a model and never an
-    address, or whoever writes one would get the key. The key of an endpoint comes from
-    `$OPENAI_API_KEY`.
+    `base` is the base model on the evaluation's own server, `none` is nobody, and a URL is that of
+    any OpenAI-compatible endpoint. `MODEL` alone is asked at `$JUDGE_URL`: an adapter's
+    specification names a model and never an address, or whoever writes one would get the key. The
+    key of an endpoint comes from `$OPENAI_API_KEY`.
 
     Raises:
         UsageError: none of these, or no address.

@@ -171,8 +171,7 @@ class Phases:
         return [answers[i] for i in range(len(keys))], tokens, seconds
 
     def _speed(self, names: dict[SideName, str]) -> dict[SideName, list[Answer]]:
-        """Each side asks the same prompts right after the other, in random order, so that a slow
-        spell meets both.
+        """Each side asks the same prompts right after the other, so that a slow spell meets both.
 
         The prompts are spread evenly over the rows, so that every task counts, and shuffled, so
         that none comes in a row.

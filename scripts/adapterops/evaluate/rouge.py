@@ -83,10 +83,10 @@ def shuffled_floor(pairs: list[tuple[str, str]], seed: int) -> float | None:
 
 
 def repetition(answer: str) -> float:
-    """Share of repeated 4-grams, 0 to 1 (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319); 0
-    below five tokens.
+    """Share of repeated 4-grams, 0 to 1; 0 below five tokens.
 
-    Punctuation and emoji are tokens where twenty or more of them follow each other.
+    It is seq-rep-4 of Welleck et al. 2020 (arXiv:1908.04319). Punctuation and emoji are tokens
+    where twenty or more of them follow each other.
     """
     tokens: list[str] = []
     end = 0

@@ -1,3 +1,1 @@
-"""Renderings of the stages' documents: console, pull-request comment, HTML. None of them judges
-anything.
-"""
+"""Renderings of the stages' documents: console, comment, HTML. None of them judges anything."""

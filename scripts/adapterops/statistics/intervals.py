@@ -42,9 +42,7 @@ def rate_interval(outcomes: Sequence[bool], groups: Sequence[int], confidence: f
 
 
 def binomial_bounds(hits: float, n: float, confidence: float) -> tuple[float, float]:
-    """Bounds of a rate of `hits` in n independent trials (Clopper & Pearson 1934); 0 and 1 for n =
-    0.
-    """
+    """Bounds of a rate of `hits` in n trials (Clopper & Pearson 1934); 0 and 1 for n = 0."""
     low = float(stats.beta.ppf(1 - confidence, hits, n - hits + 1)) if hits > 0 else 0.0
     high = float(stats.beta.ppf(confidence, hits + 1, n - hits)) if hits < n else 1.0
     return low, high
@@ -122,12 +120,11 @@ def mean_interval(
 
 
 def quantile_interval(values: Sequence[float], quantile: float, confidence: float) -> Interval:
-    """Bounds of a quantile by order statistics, which assume no distribution (David & Nagaraja
-    2003, section 7.1).
+    """Bounds of a quantile by order statistics, which assume no distribution.
 
-    Requests that follow each other are not independent: a slow spell makes many of them slow. So n
-    requests count as `independent_exceedances` many. An upper bound of the 95th percentile exists
-    from 59 of them at 95 % confidence.
+    David & Nagaraja 2003, section 7.1. Requests that follow each other are not independent: a slow
+    spell makes many of them slow. So n requests count as `independent_exceedances` many. An upper
+    bound of the 95th percentile exists from 59 of them at 95 % confidence.
 
     Args:
         values: in the order in which they were measured.
@@ -145,8 +142,7 @@ def quantile_interval(values: Sequence[float], quantile: float, confidence: floa
 
 
 def independent_exceedances(values: Sequence[float], quantile: float) -> float:
-    """How many independent values say as much as these, in their order, of how many lie above a
-    quantile.
+    """How many independent values say as much of how many lie above a quantile.
 
     The correlation of neighbours is taken on normal scores, which no long tail disturbs, and as
     that of an autoregressive process. Whether values lie above a high quantile is less correlated
@@ -170,17 +166,13 @@ def independent_exceedances(values: Sequence[float], quantile: float) -> float:
 
 
 def quantile_ranks(n: int, quantile: float, confidence: float) -> tuple[int, int]:
-    """Ranks, from 1, of the values of n ≥ 1 that bound a quantile from below (0: none does) and
-    from above (n + 1: none does).
+    """Ranks, from 1, of the values of n ≥ 1 that bound a quantile from below and from above.
 
-    B, the number of values below the quantile, is binomial.
+    Rank 0, or n + 1, is none. B, the number of values below the quantile, is binomial.
     """
-    below = int(
-        stats.binom.ppf(1 - confidence, n, quantile)
-    )  # the greatest rank with P(B < rank) ≤ 1 - confidence
-    above = (
-        int(stats.binom.ppf(confidence, n, quantile)) + 1
-    )  # the least rank with P(B < rank) ≥ confidence
+    # The greatest rank with P(B < rank) ≤ 1 - confidence, and the least with ≥ confidence.
+    below = int(stats.binom.ppf(1 - confidence, n, quantile))
+    above = int(stats.binom.ppf(confidence, n, quantile)) + 1
     return below, above
 
 
@@ -207,9 +199,7 @@ def ratio_interval(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Bounds of `statistic(candidate) / statistic(reference)` on the same requests, by the
-    percentile bootstrap of pairs.
-    """
+    """Bounds of a ratio of statistics on the same requests: percentile bootstrap of pairs."""
     data = (np.asarray(candidate, float), np.asarray(reference, float))
     if len(data[0]) < 2 or (np.ptp(data[0]) < _EQUAL and np.ptp(data[1]) < _EQUAL):
         return Interval(None, None)

@@ -97,9 +97,7 @@ class _Chances:
 
 
 def per_look(confidence: float, registered: bool) -> float:
-    """The confidence of each of two looks that share one error; of one look where no extension is
-    registered.
-    """
+    """The confidence of each of two looks that share one error; one look without an extension."""
     return 1 - (1 - confidence) / 2 if registered else confidence
 
 
