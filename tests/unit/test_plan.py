@@ -374,7 +374,7 @@ class TestEvaluationCost:
         known["judges"] = {
             "dear-model": {"usd_per_million_tokens": {"input": 5000, "output": 5000}}
         }
-        monkeypatch.setattr(estimate, "load_pricing", lambda: known)
+        monkeypatch.setattr(estimate, "load_pricing", lambda *_: known)
         assert (
             plan(settings(win_rate_judge="dear-model"), candidate("a" * 64))["budget"]["usd"] > 50
         )
