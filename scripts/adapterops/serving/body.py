@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, TypeAlias
 
 # `\ud83d`: half of a surrogate pair, or both halves of one.
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -27,7 +27,11 @@ class BodyError(ValueError):
         self.field = field
 
 
-def parse_body(raw: bytes) -> dict[str, Any]:
+# A client's request as it came: nothing of it is known before `fields.py` has looked.
+Body: TypeAlias = dict[str, Any]
+
+
+def parse_body(raw: bytes) -> Body:
     """The JSON object of a body.
 
     Two parsers may read these differently, so they are refused: a name given twice, NaN and
@@ -62,7 +66,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> Body:
     found = dict(pairs)
     if len(found) != len(pairs):
         # Not names.count(): a megabyte of names, the last one twice, would take minutes.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adapterops.schemas import did_you_mean
-from adapterops.serving.body import BodyError, shown
+from adapterops.serving.body import Body, BodyError, shown
 from adapterops.serving.schema_cost import SchemaCost
 from adapterops.specs.limits import Limits
 
@@ -38,7 +38,7 @@ _REGEX, _GRAMMAR = 256, 4096  # characters
 _CHOICES = 256
 
 
-def check_body(path: str, body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+def check_body(path: str, body: Mapping[str, Any], limits: Limits) -> Body:
     """What of a body goes to an engine.
 
     Args:
@@ -89,7 +89,7 @@ def _prompts(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
-def _bounded(body: dict[str, Any], limits: Limits, *, chat: bool) -> dict[str, Any]:
+def _bounded(body: Body, limits: Limits, *, chat: bool) -> Body:
     """The caps that join fields."""
     tokens = body.get("max_completion_tokens", body.get("max_tokens"))
     if tokens is None:

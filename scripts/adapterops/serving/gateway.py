@@ -18,7 +18,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from adapterops.serving.api_keys import ApiKey, ApiKeys
-from adapterops.serving.body import BodyError, parse_body, shown
+from adapterops.serving.body import Body, BodyError, parse_body, shown
 from adapterops.serving.codings import is_plain, only_plain
 from adapterops.serving.engine_metrics import EngineMetrics
 from adapterops.serving.feedback import Feedback, TooManyThumbsError
@@ -223,7 +223,7 @@ class _Gateway:
         self,
         request: web.Request,
         exchange: Exchange,
-        body: dict[str, Any],
+        body: Body,
         version: Version | None,
         twin: Version | None,
     ) -> web.StreamResponse:
@@ -245,7 +245,7 @@ class _Gateway:
         self,
         request: web.Request,
         exchange: Exchange,
-        body: dict[str, Any],
+        body: Body,
         version: Version | None,
         *,
         has_twin: bool,
@@ -291,7 +291,7 @@ class _Gateway:
             )
         return key
 
-    def _known(self, body: dict[str, Any], key: ApiKey) -> str:
+    def _known(self, body: Body, key: ApiKey) -> str:
         """The adapter's or the base model's name that a request asks for."""
         name = body.get("model")
         if isinstance(name, str) and name in self._names(key):
@@ -312,7 +312,7 @@ class _Gateway:
         ]
 
     def _versions(
-        self, request: web.Request, body: dict[str, Any], name: str, key: ApiKey
+        self, request: web.Request, body: Body, name: str, key: ApiKey
     ) -> tuple[Version | None, Version | None]:
         """The version that answers, None for the base model; and the other one on trial, which
         answers if that one fails.
@@ -421,13 +421,13 @@ class _Gateway:
         """
         ready = any(engine.settled for engine in self._state.up)
         status = "draining" if self._state.draining else "ok" if ready else "starting"
-        document: dict[str, Any] = {"status": status}
+        document: dict[str, object] = {"status": status}
         key = self._keys.find(request.headers.get("authorization"))
         if key and key.role == "operator":
             document |= self._details()
         return web.json_response(document, status=200 if status == "ok" else 503)
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, object]:
         return {
             "base_model": self._state.base_model,
             "engines": [

@@ -28,9 +28,22 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        registry.register(DeviceCollector())
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(DeviceCollector())
+        self._of_requests(self.registry)
+        self._of_channels(self.registry)
+        self._of_the_host(self.registry)
+        self._by_version: tuple[MetricWrapperBase, ...] = (
+            self.version_requests,
+            self.version_duration,
+            self.first_token,
+            self.tokens,
+            self.feedback,
+        )
+        self._seen: set[tuple[str, str]] = set()
+
+    def _of_requests(self, registry: CollectorRegistry) -> None:
         self.duration = Histogram(
             "llm_inference_duration_seconds",
             "From the last byte of a request to that of its answer, less what the client takes to"
@@ -86,6 +99,8 @@ class Metrics:
             ["adapter", "version", "key", "rating"],
             registry=registry,
         )
+
+    def _of_channels(self, registry: CollectorRegistry) -> None:
         self.weight = Gauge(
             "llm_canary_weight_percent",
             "Share of requests for the canary",
@@ -123,6 +138,8 @@ class Metrics:
             ["adapter"],
             registry=registry,
         )
+
+    def _of_the_host(self, registry: CollectorRegistry) -> None:
         self.unknown = Gauge(
             "llm_engine_unknown_adapters",
             "Adapters that no channel names",
@@ -154,14 +171,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self._by_version: tuple[MetricWrapperBase, ...] = (
-            self.version_requests,
-            self.version_duration,
-            self.first_token,
-            self.tokens,
-            self.feedback,
-        )
-        self._seen: set[tuple[str, str]] = set()
 
     def labels_of(self, version: Version) -> tuple[str, str]:
         """Labels `adapter` and `version`; the series that get them are forgotten with the version,

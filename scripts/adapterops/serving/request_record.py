@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -170,7 +171,7 @@ class Exchange:
         write_line(line)
 
 
-def write_line(line: dict[str, Any]) -> None:
+def write_line(line: Mapping[str, object]) -> None:
     """A line of JSON to standard output; one that cannot be written (a full disk) costs nobody the
     answer.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from adapterops.serving.body import BodyError, shown
@@ -159,7 +160,7 @@ class SchemaCost:
         raise BodyError(f"`{self._field}` {reason}.", self._field)
 
 
-def _circle(schema: dict[str, Any]) -> str | None:
+def _circle(schema: Mapping[str, Any]) -> str | None:
     """A definition that leads back to itself without an object or a list between, as `root ::=
     root` does; None if there is none.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,22 +147,30 @@ def _gateway(said: Gateway) -> GatewaySettings:
 
 def _together(sound: Sound) -> list[SchemaProblem]:
     """Settings that do not go together, or not with the base model."""
-    problems = []
+    problems: list[SchemaProblem] = []
 
     def refuse(section: str, setting: str, message: str) -> None:
         problems.append(SchemaProblem((section, setting), message))
 
+    problems += _names(sound)
+    _engine_together(sound, refuse)
+    _gateway_together(sound, refuse)
+    return problems
+
+
+def _names(sound: Sound) -> list[SchemaProblem]:
+    name, adapters = sound("base_model"), sound("adapters") or []
+    if name and name not in load_base_models():
+        return [SchemaProblem(("base_model",), not_allowed(name))]
+    if name in adapters:
+        said = f"{name} is the base model's name. Clients could not tell the two apart."
+        return [SchemaProblem(("adapters",), said)]
+    return []
+
+
+def _engine_together(sound: Sound, refuse: Callable[[str, str, str], None]) -> None:
     name, adapters = sound("base_model"), sound("adapters")
     base_model = load_base_models().get(name) if name else None
-    if name and not base_model:
-        problems.append(SchemaProblem(("base_model",), not_allowed(name)))
-    if name and adapters and name in adapters:
-        problems.append(
-            SchemaProblem(
-                ("adapters",),
-                f"{name} is the base model's name. Clients could not tell the two apart.",
-            )
-        )
     length, loras, held = (
         sound("engine", key) for key in ("max_model_len", "max_loras", "max_cpu_loras")
     )
@@ -194,7 +203,11 @@ def _together(sound: Sound) -> list[SchemaProblem]:
         refuse(
             "engine", "replicas", f"{replicas} engines from port {first} on go beyond port 65535."
         )
+
+
+def _gateway_together(sound: Sound, refuse: Callable[[str, str, str], None]) -> None:
     gateway, host = sound("gateway") or {}, sound("gateway", "host")
+    length, replicas = sound("engine", "max_model_len"), sound("engine", "replicas")
     if host and "api_keys" in gateway and gateway["api_keys"] is None and not _is_loopback(host):
         refuse(
             "gateway",
@@ -223,7 +236,6 @@ def _together(sound: Sound) -> list[SchemaProblem]:
             "engine_metrics",
             f"true with engine.replicas {replicas}. A scheduler takes a host for one engine.",
         )
-    return problems
 
 
 def _is_loopback(host: str) -> bool:
