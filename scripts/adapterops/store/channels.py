@@ -273,7 +273,7 @@ def change_channel(
             updated_by=actor or who(),
             reason=reason,
         )
-        if _write(store, new, etag):
+        if _write(store, name, new, etag):
             _audit(store, new)
             return new
     raise InfrastructureError(
@@ -287,7 +287,7 @@ def _empty(store: ObjectStore, name: str) -> Channel:
     return Channel(name, generation=max(_audit_keys(store, name), default=0))
 
 
-def _write(store: ObjectStore, channel: Channel, etag: str | None) -> bool:
+def _write(store: ObjectStore, name: str, channel: Channel, etag: str | None) -> bool:
     """Whether the channel is written; not if somebody else wrote since `etag`.
 
     Raises:
@@ -295,9 +295,9 @@ def _write(store: ObjectStore, channel: Channel, etag: str | None) -> bool:
     """
     problems = schema_problems(channel_document(channel), "channel")
     if problems:
-        raise UsageError(f"channel {channel.adapter}: {problems[0]} Nothing is written.")
+        raise UsageError(f"channel {name}: {problems[0]} Nothing is written.")
     try:
-        store.swap(f"channels/{channel.adapter}.json", _content(channel), etag)
+        store.swap(f"channels/{name}.json", _content(channel), etag)
     except ConflictError:
         return _happened(store, channel)
     return True
