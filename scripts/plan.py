@@ -66,9 +66,11 @@ def main(
     """
     from adapterops.documents import write_json
     from adapterops.gitops.pull_request_plan import Asked, plan_pull_request
+    from adapterops.schemas import ROOT
     from adapterops.shapes.plan import Plan
 
-    plan = plan_pull_request(Asked(head, base, pull_request, fork, no_store, bucket, signed_by))
+    asked = Asked(head, base, pull_request, fork, no_store, bucket, signed_by)
+    plan = plan_pull_request(asked, ROOT)
     if output:
         write_json(output, plan, Plan)
     _tell(plan)

@@ -51,6 +51,7 @@ def main(
     from adapterops.gitops.pull_request_plan import Asked, plan_pull_request
     from adapterops.gitops.required import decide
     from adapterops.plan.plan_text import plan_markdown
+    from adapterops.schemas import ROOT
 
     try:
         needs = json.loads(os.environ["NEEDS"])
@@ -59,7 +60,8 @@ def main(
             "NEEDS is not set to the `needs` context as JSON."
             " In a workflow: env: {NEEDS: ${{ toJSON(needs) }}}"
         ) from None
-    plan = plan_pull_request(Asked(head, base, pull_request, fork, no_store, bucket, signed_by))
+    asked = Asked(head, base, pull_request, fork, no_store, bucket, signed_by)
+    plan = plan_pull_request(asked, ROOT)
     problems = decide(needs, plan)
     verdict = f"This pull request may {'not be merged yet' if problems else 'be merged'}."
     listed = "".join(f"- {inline(problem)}\n" for problem in problems)

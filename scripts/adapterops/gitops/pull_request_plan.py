@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from adapterops.candidates.kept import trust_from
 from adapterops.git_tree import fetch, resolve
 from adapterops.gitops.github import approved_since_push
 from adapterops.plan.planning import BUDGET_LABEL, build_plan
-from adapterops.schemas import ROOT
 from adapterops.shapes.plan import Plan
 from adapterops.store.objects import open_store
 
@@ -36,19 +36,19 @@ class Asked:
     signed_by: str | None = None
 
 
-def plan_pull_request(asked: Asked) -> Plan:
-    """What has to be computed before it may be merged.
+def plan_pull_request(asked: Asked, root: Path) -> Plan:
+    """What has to be computed before it may be merged; `root` is the default branch's checkout.
 
     Raises:
         UsageError: the default branch's settings, or an option, are at fault.
         InfrastructureError: git, GitHub, the store, or Sigstore.
     """
-    fetch(asked.head, ROOT)
+    fetch(asked.head, root)
     store = None if asked.no_store else open_store(asked.bucket)
     return build_plan(
-        resolve(asked.base, ROOT),
+        resolve(asked.base, root),
         asked.head,
-        ROOT,
+        root,
         store,
         fork=asked.fork,
         approved=approved_since_push(asked.number, asked.head, BUDGET_LABEL),
