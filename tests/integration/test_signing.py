@@ -27,7 +27,15 @@ from adapterops.documents import sha256_json
 from adapterops.errors import InfrastructureError, RejectedError, UsageError
 from adapterops.signing import Signer, Trust, make_key_pair, signer_from
 from adapterops.store.objects import ObjectStore
-from adapterops.store.releases import MANIFEST, SIGNATURE, adapter_digest, fetch_release, publish
+from adapterops.store.releases import (
+    MANIFEST,
+    SIGNATURE,
+    adapter_digest,
+    fetch_release,
+    find_release,
+    publish,
+)
+from adapterops.store.signed import add_signature
 
 pytestmark = pytest.mark.integration
 
@@ -218,6 +226,24 @@ def test_a_manifest_that_was_changed_after_it_was_signed_is_refused(
     )
     with pytest.raises(RejectedError, match="not signed, or its manifest was changed"):
         fetch(store, release, tmp_path, pair[1])
+
+
+def test_a_signature_that_is_there_before_its_manifest_stops_the_publication(
+    store,  # noqa: F811
+    adapter,
+    pair,
+    monkeypatch,
+):
+    """Hosts would refuse what is then published, and say nothing of who put it there."""
+
+    def planted(into, document, signer):
+        into.put_new(document.signature_key, b"{}", "application/json")
+        return add_signature(into, document, signer)
+
+    monkeypatch.setattr("adapterops.store.releases.add_signature", planted)
+    with pytest.raises(RejectedError, match="exists before its manifest"):
+        published(store, adapter, pair[0])
+    assert find_release(store, NAME, adapter_digest(adapter)) is None
 
 
 def test_a_signature_of_another_release_does_not_hold(

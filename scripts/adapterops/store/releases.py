@@ -135,8 +135,15 @@ def publish(
     mended = [file.name for file in files if store.put_known(f"{prefix}/{file.name}", file)]
     if existing:
         return _complete(store, existing, manifest, directory, signer, mended)
+    document = _signed(manifest, directory)
+    if signer and not add_signature(store, document, signer):
+        # Its name is the digest of a manifest of this moment: nobody can have signed that before.
+        raise RejectedError(
+            f"s3://{store.bucket}/{document.signature_key} exists before its manifest. Somebody put"
+            " it there: nothing is published. Look who writes to the bucket, and remove it."
+        )
     try:
-        write_once(store, _signed(manifest, directory), signer)
+        write_once(store, document, None)
     except RejectedError:
         # Somebody published the same adapter since we looked: as if we had come later.
         if existing := _find_release_to_complete(store, name, digest):
